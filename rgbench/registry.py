@@ -1,0 +1,68 @@
+"""Names in recipes and on the command line → the code behind them.
+
+A closed table, plus entry points of installed plug-ins in the group ``rgbench.<table>``
+(a name of ours cannot be taken over). Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from rgbench.errors import RgbenchError, UsageError, suggest
+
+TABLES: dict[str, dict[str, str]] = {
+    "trainer": {
+        "lcd": "rgbench.trainers.lcd:LCD",
+        "rg_lcd": "rgbench.trainers.rg_lcd:RGLCD",
+        "lrm": "rgbench.trainers.lrm:LRM",
+    },
+    "reward": {
+        "hps": "rgbench.rewards.hps:HPSReward",
+    },
+    "metric": {
+        "fid": "rgbench.metrics.fid:FIDMetric",
+        "hps": "rgbench.metrics.hps:HPSMetric",
+        "oracle": "rgbench.metrics.oracle:OracleMetric",
+        "spectrum": "rgbench.metrics.spectrum:SpectrumMetric",
+    },
+    "data": {
+        "scenes": "rgbench.data.sources.scenes:ScenesSource",
+        "image_folder": "rgbench.data.sources.image_folder:ImageFolderSource",
+        "webdataset": "rgbench.data.sources.webdataset:WebDatasetSource",
+    },
+}
+
+
+def names(table: str) -> list[str]:
+    """Names in a table, plug-ins' included, sorted."""
+    return sorted({*TABLES[table], *_plugins(table)})
+
+
+def resolve(table: str, name: str) -> Any:
+    """The object behind a name.
+
+    Args:
+        table: ``trainer``, ``reward``, ``metric`` or ``data``.
+        name: as recipes and the command line write it.
+
+    Raises:
+        UsageError: no such name; says the nearest.
+        RgbenchError: a plug-in that cannot be imported.
+    """
+    if name in TABLES[table]:
+        module, _, attribute = TABLES[table][name].partition(":")
+        return getattr(import_module(module), attribute)
+    plugins = _plugins(table)
+    if name not in plugins:
+        raise UsageError(f"unknown {table} '{name[:80]}'; {suggest(name, names(table))}")
+    try:
+        return plugins[name].load()
+    except (ImportError, AttributeError) as error:
+        target = plugins[name].value
+        raise RgbenchError(f"{table} '{name}': the plug-in {target} cannot be imported: {error}") from error
+
+
+def _plugins(table: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"rgbench.{table}")}
