@@ -1,0 +1,156 @@
+"""Latents and teacher stages: a Stable Diffusion 2.1 layout at 1/8 scale, trained from scratch.
+
+Epsilon prediction on Stable Diffusion's noise schedule, 10 % empty prompts, min-SNR
+weighting (Hang et al. 2023, γ = 5), an average of the weights at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from rgbench.worlds.building.clip import CLIP_CONFIG, tokenize
+from rgbench.worlds.building.common import StageLog, autocast, linear_decay, set_lr, stage_seed, update_average
+from rgbench.worlds.building.text_encoder import to_transformers
+from rgbench.worlds.captions import captions
+from rgbench.worlds.scenes import sample_scenes, scene_batch
+
+SCHEDULER_CONFIG = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+UNET_CONFIG = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": (64, 128),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": CLIP_CONFIG["text_cfg"]["width"],
+    "attention_head_dim": (2, 4),  # heads, as diffusers names them for SD 2.x
+    "use_linear_projection": True,
+    "norm_num_groups": 16,
+}
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Hyper-parameters of the latents and teacher stages."""
+
+    seed: int = 0
+    num_latents: int = 49152
+    steps: int = 4500
+    batch_size: int = 64
+    lr: float = 1e-3
+    drop_prompt: float = 0.1
+    min_snr_gamma: float = 5.0
+    average_decay: float = 0.998
+    dtype: str = "bf16"
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, config: TeacherConfig, out: Path, device: torch.device) -> None:
+    """Cache posterior moments of training scenes 0 … num_latents − 1 in ``out/latents.safetensors``.
+
+    Writes ``mean`` and ``std``, each (N, 4, 8, 8) float16, unscaled.
+    """
+    vae = vae.eval().to(device)
+    means, stds = [], []
+    for start in range(0, config.num_latents, 128):
+        images, _ = scene_batch("train", range(start, min(start + 128, config.num_latents)))
+        with autocast(device, config.dtype):
+            posterior = vae.encode(2 * images.to(device) - 1).latent_dist
+        means.append(posterior.mean.half().cpu())
+        stds.append(posterior.std.half().cpu())
+    save_file({"mean": torch.cat(means).contiguous(), "std": torch.cat(stds).contiguous()}, out / "latents.safetensors")
+
+
+def text_encoder_of(clip: Path) -> CLIPTextModel:
+    """The pipeline's text encoder, from a CLIP in open_clip's local-dir layout."""
+    config = json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]
+    return to_transformers(load_file(clip / "open_clip_model.safetensors"), config["text_cfg"], config["embed_dim"])
+
+
+def train_teacher(vae: AutoencoderKL, config: TeacherConfig, out: Path, device: torch.device) -> UNet2DConditionModel:
+    """Train the UNet on the cached latents; returns the averaged network."""
+    tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
+    text_encoder = text_encoder_of(out / "clip").to(device).requires_grad_(False)
+    cache = load_file(out / "latents.safetensors")
+    torch.manual_seed(stage_seed(config.seed, "teacher", -1))
+    unet = UNet2DConditionModel(**UNET_CONFIG).to(device)
+    average = {k: v.detach().clone() for k, v in unet.state_dict().items()}
+    optimiser = torch.optim.AdamW(unet.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    alphas_cumprod = DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod.to(device)
+    log = StageLog(out / "teacher.jsonl")
+    for step in range(config.steps):
+        torch.manual_seed(stage_seed(config.seed, "teacher", step))
+        set_lr(optimiser, config.lr * linear_decay(step, config.steps))
+        latents, prompts = _batch(cache, vae.config.scaling_factor, step, config)
+        with torch.no_grad(), autocast(device, config.dtype):
+            embeds = text_encoder(tokenize(tokenizer, prompts).to(device)).last_hidden_state
+        loss = _loss(unet, latents.to(device), embeds, alphas_cumprod, config)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimiser.step()
+        update_average(average, unet, min(config.average_decay, (1 + step) / (10 + step)))
+        log(step, loss=loss, grad_norm=norm)
+    unet.load_state_dict(average)
+    return unet.eval()
+
+
+def _batch(cache: dict[str, Tensor], scaling_factor: float, step: int, config: TeacherConfig) -> tuple[Tensor, list[str]]:
+    n = len(cache["mean"])
+    rng = np.random.default_rng(stage_seed(config.seed, "teacher_batch", step))
+    index = rng.integers(n, size=config.batch_size)
+    moments = [cache[k][torch.from_numpy(index)].float() for k in ("mean", "std")]
+    latents = (moments[0] + moments[1] * torch.randn(moments[0].shape)) * scaling_factor
+    # The wording is drawn afresh at each visit of a scene.
+    prompts = captions(sample_scenes("train", index), "train", index + n * (1 + step))
+    dropped = rng.random(config.batch_size) < config.drop_prompt
+    return latents, ["" if d else p for p, d in zip(prompts, dropped, strict=True)]
+
+
+def _loss(
+    unet: UNet2DConditionModel, latents: Tensor, embeds: Tensor, alphas_cumprod: Tensor, config: TeacherConfig
+) -> Tensor:
+    timesteps = torch.randint(len(alphas_cumprod), (len(latents),), device=latents.device)
+    noise = torch.randn_like(latents)
+    signal = alphas_cumprod[timesteps]
+    noisy = signal.sqrt()[:, None, None, None] * latents + (1 - signal).sqrt()[:, None, None, None] * noise
+    with autocast(latents.device, config.dtype):
+        predicted = unet(noisy, timesteps, encoder_hidden_states=embeds).sample
+    snr = signal / (1 - signal)
+    weight = snr.clamp(max=config.min_snr_gamma) / snr
+    return (weight * (predicted.float() - noise).pow(2).mean((1, 2, 3))).mean()
+
+
+def assemble_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel, out: Path) -> StableDiffusionPipeline:
+    """Write ``out/teacher`` as a diffusers pipeline folder."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae.cpu(),
+        text_encoder=text_encoder_of(out / "clip"),
+        tokenizer=CLIPTokenizer.from_pretrained(out / "clip"),
+        unet=unet.cpu(),
+        scheduler=DDIMScheduler(**SCHEDULER_CONFIG),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out / "teacher", safe_serialization=True)
+    return pipeline
