@@ -150,7 +150,9 @@ def _explain(fault: Mapping[str, Any], known: set[str]) -> str:
     if kind == "union_tag_not_found":
         return f"lacks the key {context['discriminator']}"
     given = fault.get("input")
-    message = f"{fault['msg'].removeprefix('Value error, ')}; got {json.dumps(given, default=str)[:80]}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not isinstance(given, dict):
+        message += f"; got {json.dumps(given, default=str)[:80]}"
     if kind == "literal_error" and isinstance(given, str):
         message += f"; {suggest(given, _quoted(context))}"
     if kind.startswith("bool") and str(given).lower() in _YAML_11_BOOLEANS:
