@@ -1,0 +1,1 @@
+"""Diffusion mathematics in pure torch: schedule, DDIM, consistency functions, samplers."""

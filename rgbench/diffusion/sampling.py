@@ -1,0 +1,174 @@
+"""Samplers that give diffusers' images: LCM multistep (arXiv 2310.04378, algorithm 3) and DDIM (arXiv 2010.02502).
+
+Noise comes from one CPU generator per image and is drawn in the order diffusers draws it, so a diffusers pipeline with
+the same list of generators gives the same images, and an image does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rgbench.diffusion.consistency import consistency_function, guidance_embedding
+from rgbench.diffusion.ddim import ddim_grid, ddim_jump
+from rgbench.diffusion.schedule import alphas_sigmas, check_timesteps, predicted_eps, predicted_x0
+
+UNet = Callable[..., tuple[Tensor, ...]]
+
+
+def draw_noise(generators: Sequence[torch.Generator], shape: Sequence[int], like: Tensor) -> Tensor:
+    """Standard normal noise (B, *shape), row i from ``generators[i]``, on the device and in the dtype of ``like``."""
+    rows = [torch.randn((1, *shape), generator=g, dtype=like.dtype) for g in generators]
+    return torch.cat(rows).to(like.device)
+
+
+def lcm_timesteps(num_steps: int, original_steps: int, num_train_timesteps: int) -> Tensor:
+    """``num_steps`` points of the training grid, evenly spaced from the top, descending (``LCMScheduler``'s).
+
+    Args:
+        num_steps: sampling steps, in [1, ``original_steps``].
+        original_steps: N of the training grid.
+        num_train_timesteps: T.
+
+    Raises:
+        ValueError: ``num_steps`` is out of range.
+    """
+    if not 1 <= num_steps <= original_steps:
+        raise ValueError(f"{num_steps} sampling steps of a student trained on {original_steps}: use 1 to that number")
+    descending = ddim_grid(num_train_timesteps, original_steps).flip(0).tolist()
+    chosen = [descending[math.floor(i * (original_steps / num_steps))] for i in range(num_steps)]
+    return check_timesteps(chosen, num_train_timesteps)
+
+
+@torch.no_grad()
+def lcm_sample(
+    unet: UNet,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+    prompt_embeds: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    num_steps: int,
+    w: float,
+    latent_shape: Sequence[int],
+    original_steps: int,
+    timestep_scaling: float,
+) -> Tensor:
+    """Multistep consistency sampling: predict z_0, add fresh noise down to the next timestep, repeat.
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel`` with ``time_cond_proj_dim``.
+        alphas_cumprod: ᾱ, (T,).
+        prediction_type: what ``unet`` predicts.
+        prompt_embeds: (B, L, D).
+        generators: B CPU generators; each is advanced.
+        num_steps: in [1, ``original_steps``].
+        w: guidance in LCM form; a pipeline's ``guidance_scale`` g is w = g − 1.
+        latent_shape: (C, h, w) of one image.
+        original_steps: N of the training grid.
+        timestep_scaling: s.
+
+    Returns:
+        Latents × ``scaling_factor``, (B, C, h, w).
+    """
+    timesteps = lcm_timesteps(num_steps, original_steps, len(alphas_cumprod)).to(prompt_embeds.device)
+    latents = draw_noise(generators, latent_shape, prompt_embeds)
+    scales = torch.full((len(latents),), w, dtype=latents.dtype, device=latents.device)
+    w_embedding = guidance_embedding(scales, unet.config.time_cond_proj_dim)  # type: ignore[attr-defined]
+    for i, t in enumerate(timesteps):
+        t_B = t.expand(len(latents))
+        output = unet(latents, t, timestep_cond=w_embedding, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+        latents = consistency_function(output, latents, t_B, alphas_cumprod, prediction_type, timestep_scaling)
+        if i + 1 < num_steps:
+            alphas, sigmas = alphas_sigmas(alphas_cumprod, timesteps[i + 1].expand(len(latents)), latents)
+            latents = alphas * latents + sigmas * draw_noise(generators, latent_shape, latents)
+    return latents
+
+
+def ddim_timesteps(num_steps: int, num_train_timesteps: int, spacing: str, steps_offset: int) -> Tensor:
+    """Descending timesteps of diffusers' ``DDIMScheduler``.
+
+    Args:
+        num_steps: sampling steps, in [1, T].
+        num_train_timesteps: T.
+        spacing: ``leading`` or ``trailing``.
+        steps_offset: added to every timestep of ``leading``; 1 in Stable Diffusion's configuration.
+
+    Raises:
+        ValueError: another ``spacing``, or timesteps outside [0, T).
+    """
+    if not 1 <= num_steps <= num_train_timesteps:
+        raise ValueError(f"{num_steps} DDIM steps: use 1 to {num_train_timesteps}")
+    if spacing == "leading":
+        ratio = num_train_timesteps // num_steps
+        return check_timesteps([i * ratio + steps_offset for i in reversed(range(num_steps))], num_train_timesteps)
+    if spacing == "trailing":
+        step = num_train_timesteps / num_steps
+        chosen = [round(num_train_timesteps - i * step) - 1 for i in range(num_steps)]
+        return check_timesteps(chosen, num_train_timesteps)
+    raise ValueError(f"timestep_spacing {spacing!r}: use leading or trailing")
+
+
+@torch.no_grad()
+def ddim_sample(
+    unet: UNet,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+    prompt_embeds: Tensor,
+    uncond_embeds: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    latent_shape: Sequence[int],
+    timestep_spacing: str = "leading",
+    steps_offset: int = 1,
+    set_alpha_to_one: bool = False,
+) -> Tensor:
+    """Deterministic DDIM (η = 0) with classifier-free guidance in the pipelines' form, u + g(c − u).
+
+    Args:
+        unet: diffusers' ``UNet2DConditionModel``.
+        alphas_cumprod: ᾱ, (T,).
+        prediction_type: what ``unet`` predicts.
+        prompt_embeds: (B, L, D).
+        uncond_embeds: of the empty prompt, (B, L, D).
+        generators: B CPU generators.
+        num_steps: sampling steps.
+        guidance_scale: g; at 1 or below the prompt's prediction is used alone, as in diffusers.
+        latent_shape: (C, h, w) of one image.
+        timestep_spacing: ``leading`` or ``trailing``.
+        steps_offset: of ``leading``. The three defaults are Stable Diffusion's scheduler configuration.
+        set_alpha_to_one: whether ᾱ below t = 0 is 1, instead of ᾱ_0.
+
+    Returns:
+        Latents × ``scaling_factor``, (B, C, h, w).
+    """
+    num_train = len(alphas_cumprod)
+    timesteps = ddim_timesteps(num_steps, num_train, timestep_spacing, steps_offset).to(prompt_embeds.device)
+    # The boundary ᾱ is appended at index T, so that a jump below t = 0 is an ordinary jump to T.
+    boundary = torch.ones_like(alphas_cumprod[:1]) if set_alpha_to_one else alphas_cumprod[:1]
+    extended = torch.cat([alphas_cumprod, boundary])
+    latents = draw_noise(generators, latent_shape, prompt_embeds)
+    for t in timesteps:
+        output = _guided_output(unet, latents, t, prompt_embeds, uncond_embeds, guidance_scale)
+        t_B = t.expand(len(latents))
+        below = t_B - num_train // num_steps
+        x0 = predicted_x0(output, latents, t_B, alphas_cumprod, prediction_type)
+        eps = predicted_eps(output, latents, t_B, alphas_cumprod, prediction_type)
+        latents = ddim_jump(x0, eps, torch.where(below >= 0, below, num_train), extended)
+    return latents
+
+
+def _guided_output(
+    unet: UNet, latents: Tensor, t: Tensor, prompt_embeds: Tensor, uncond_embeds: Tensor, guidance_scale: float
+) -> Tensor:
+    """u + g(c − u) of one batched call, or c alone where g ≤ 1."""
+    if guidance_scale <= 1:
+        return unet(latents, t, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+    embeds = torch.cat([uncond_embeds, prompt_embeds])
+    uncond, cond = unet(torch.cat([latents] * 2), t, encoder_hidden_states=embeds, return_dict=False)[0].chunk(2)
+    return uncond + guidance_scale * (cond - uncond)

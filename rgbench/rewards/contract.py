@@ -1,0 +1,74 @@
+"""The reward contract: ``(images, prompts) → scores (B,)``, and what identifies a reward.
+
+A reward owns its preprocessing, takes images in [0, 1] of any size, and says in its fingerprint everything that
+changes its scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Reward(Protocol):
+    """A frozen model of what an image is worth for a prompt.
+
+    Attributes:
+        name: short name for logs and tables.
+        differentiable: whether scores carry gradient to the images.
+    """
+
+    name: str
+    differentiable: bool
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes the scores: weights sha256, resize kernel, antialias, padding, dtype, token limit,
+        normalisation. JSON-able."""
+        ...
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1]; no gradient reaches the reward's own weights."""
+        ...
+
+
+class ScaledReward(Reward, Protocol):
+    """A reward whose scores become logits over images: what a latent proxy can learn from.
+
+    Attributes:
+        logit_scale: factor from score to logit (HPS: 100).
+    """
+
+    logit_scale: float
+
+
+class LatentReward(Protocol):
+    """A reward that reads latents, already divided by the scaling factor, and learns.
+
+    An implementation is a ``torch.nn.Module``.
+    """
+
+    def __call__(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Raw cosines (B,) of unscaled latents (B, C, h, w)."""
+        ...
+
+    def logit_scale(self) -> Tensor:
+        """The learnable factor from cosine to logit; a scalar with gradient."""
+        ...
+
+    def clamp_logit_scale(self) -> None:
+        """Hold the logit scale at 100 or below, in place; called after each update."""
+        ...
+
+    def unfreeze(self, image_layers: int | str, text_layers: int | str) -> list[nn.Parameter]:
+        """Make the last layers of each tower trainable and freeze all else; returns what is trainable."""
+        ...
+
+
+def fingerprint_id(fingerprint: dict[str, Any]) -> str:
+    """8 hex digits of the sha256 of a fingerprint's canonical JSON."""
+    canonical = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]

@@ -1,0 +1,164 @@
+"""The latent proxy reward R^L: a CLIP that reads VAE latents instead of pixels (RG-LCD, arXiv 2403.11027, 4.2).
+
+An open_clip ``CLIP`` whose patch embedding takes the latent's channels and whose ``image_size`` and ``patch_size``
+count latent pixels. At full size: ViT on 4×64×64, patch 4, 12 layers of width 512, projected to 1024; text tower of
+ViT-H-14.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rgbench.errors import UsageError
+from rgbench.files import load_safetensors, read_json, save_safetensors_atomic, write_json_atomic
+
+CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
+MAX_LOG_SCALE = math.log(100)  # CLIP, arXiv 2103.00020, section 2.5
+
+
+class LatentCLIP(nn.Module):
+    """Cosine of latents and prompt.
+
+    Args:
+        config: ``embed_dim``, ``vision_cfg`` and ``text_cfg`` as open_clip has them, ``latent_channels``, and
+            ``latent_scale``, the VAE's scaling factor.
+        tokenizer_folder: an open_clip folder or one saved by :meth:`save`, for its tokenizer.
+    """
+
+    def __init__(self, config: dict[str, Any], tokenizer_folder: Path) -> None:
+        super().__init__()
+        self.config, self.tokenizer_folder = config, Path(tokenizer_folder)
+        self.clip = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
+        pixels = self.clip.visual.conv1
+        self.clip.visual.conv1 = nn.Conv2d(
+            config["latent_channels"], pixels.out_channels, pixels.kernel_size, pixels.stride, bias=False
+        )
+        self.tokenizer = open_clip.get_tokenizer(f"local-dir:{tokenizer_folder}")
+
+    @classmethod
+    def from_clip(
+        cls, clip_folder: str | Path, vision_cfg: dict[str, Any], *, latent_channels: int, latent_scale: float
+    ) -> LatentCLIP:
+        """A proxy with the text tower and logit scale of a CLIP and a fresh image tower.
+
+        Args:
+            clip_folder: an open_clip folder.
+            vision_cfg: open_clip's, in latent pixels: ``image_size``, ``patch_size``, ``layers``, ``width``,
+                ``head_width``.
+            latent_channels: C.
+            latent_scale: the VAE's scaling factor.
+
+        The fresh weights come from torch's global generator: seed it first.
+        """
+        folder = Path(clip_folder)
+        model_cfg = read_json(folder / CLIP_CONFIG)["model_cfg"]
+        config = {
+            "embed_dim": model_cfg["embed_dim"],
+            "vision_cfg": vision_cfg,
+            "text_cfg": model_cfg["text_cfg"],
+            "latent_channels": latent_channels,
+            "latent_scale": latent_scale,
+        }
+        proxy = cls(config, folder)
+        weights = load_safetensors(folder / "open_clip_model.safetensors")
+        kept = {name: value for name, value in weights.items() if not name.startswith("visual.")}
+        proxy.clip.load_state_dict(proxy.clip.state_dict() | kept)
+        return proxy
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device, dtype: torch.dtype = torch.float32) -> LatentCLIP:
+        """Load a folder written by :meth:`save`, frozen.
+
+        Raises:
+            UsageError: a file is missing or does not fit its configuration.
+        """
+        folder = Path(folder)
+        for file in (CONFIG, WEIGHTS, CLIP_CONFIG):
+            if not (folder / file).is_file():
+                raise UsageError(f"{folder / file}: missing; a latent CLIP folder is needed")
+        proxy = cls(read_json(folder / CONFIG), folder)
+        weights = load_safetensors(folder / WEIGHTS)
+        expected = proxy.clip.state_dict()
+        wrong = [name for name in expected | weights if _shape(expected, name) != _shape(weights, name)]
+        if wrong:
+            raise UsageError(f"{folder / WEIGHTS}: {len(wrong)} tensors do not fit {CONFIG}, first {wrong[0]!r}")
+        proxy.clip.load_state_dict(weights)
+        return proxy.requires_grad_(False).eval().to(device, dtype)
+
+    def save(self, folder: str | Path) -> None:
+        """Write configuration, weights and tokenizer files into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(folder / CONFIG, self.config)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
+        save_safetensors_atomic(state, folder / WEIGHTS)
+        for file in self.tokenizer_folder.iterdir():
+            if file.suffix in (".json", ".txt") and file.name != CONFIG and folder != self.tokenizer_folder:
+                shutil.copyfile(file, folder / file.name)
+
+    def encode_latents(self, latents: Tensor) -> Tensor:
+        """Normalised features (B, D) of unscaled latents (B, C, h, w); scaled to unit variance first."""
+        return F.normalize(self.clip.encode_image(latents * self.config["latent_scale"]), dim=-1)
+
+    def encode_texts(self, prompts: Sequence[str]) -> Tensor:
+        """Normalised features (B, D) of prompts; each distinct prompt is encoded once."""
+        unique = list(dict.fromkeys(prompts))
+        tokens = self.tokenizer(unique).to(self.clip.logit_scale.device)
+        features = F.normalize(self.clip.encode_text(tokens), dim=-1)
+        rows = {prompt: i for i, prompt in enumerate(unique)}
+        return features[[rows[prompt] for prompt in prompts]]
+
+    def forward(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Raw cosines (B,) of unscaled latents (B, C, h, w) and prompts."""
+        return (self.encode_latents(latents) * self.encode_texts(prompts)).sum(-1)
+
+    def logit_scale(self) -> Tensor:
+        """Factor from cosine to logit; a scalar with gradient."""
+        return self.clip.logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Hold the logit scale at 100 or below, in place; to be called after each update."""
+        self.clip.logit_scale.clamp_(max=MAX_LOG_SCALE)
+
+    def unfreeze(self, image_layers: int | str, text_layers: int | str) -> list[nn.Parameter]:
+        """Make part of the proxy trainable, freeze the rest.
+
+        Args:
+            image_layers: the last n image blocks with the final norm and the projection; 0 for none of the tower,
+                ``all`` for the whole tower with its embeddings.
+            text_layers: the same of the text tower.
+
+        Returns:
+            The trainable parameters, the logit scale among them.
+        """
+        image = _prefixes(image_layers, "visual.", len(self.clip.visual.transformer.resblocks))
+        text = _prefixes(text_layers, "", len(self.clip.transformer.resblocks))
+        chosen = []
+        for name, parameter in self.clip.named_parameters():
+            prefixes = image if name.startswith("visual.") else text
+            parameter.requires_grad_(name == "logit_scale" or name.startswith(prefixes))
+            chosen += [parameter] if parameter.requires_grad else []
+        return chosen
+
+
+def _prefixes(count: int | str, tower: str, depth: int) -> tuple[str, ...]:
+    """Names under which the trainable parameters of a tower stand; an empty tuple matches none."""
+    if count == "all":
+        return (tower,)
+    blocks = range(max(depth - int(count), 0), depth)
+    head = ("visual.ln_post.", "visual.proj") if tower else ("ln_final.", "text_projection")
+    return (*(f"{tower}transformer.resblocks.{i}." for i in blocks), *(head if blocks else ()))
+
+
+def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None

@@ -1,0 +1,63 @@
+"""What a trainer is to the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from rgbench.data.contract import Batch
+from rgbench.models import DiffusionModels
+from rgbench.trainers.draws import StepDraws
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step hands to the loop, which alone reduces, checks, clips and updates.
+
+    Attributes:
+        losses: optimiser → term → per-sample losses (B,), weights already applied; an optimiser minimises the sum of
+            its terms' means.
+        stats: name → detached per-sample values (B,) for the log.
+        reward_calls: images the expert scored.
+    """
+
+    losses: dict[str, dict[str, Tensor]]
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    reward_calls: int = 0
+
+
+class Trainer(Protocol):
+    """A method: its networks and its step.
+
+    Attributes:
+        models: the teacher's parts, frozen.
+        student: f_θ.
+        target: f_θ⁻, the EMA of the student.
+    """
+
+    models: DiffusionModels
+    student: UNet2DConditionModel
+    target: UNet2DConditionModel
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """What each optimiser updates; computed once, so that nothing is unfrozen by accident."""
+        ...
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by file stem."""
+        ...
+
+    def reward_fingerprints(self) -> list[dict[str, Any]]:
+        """The rewards trained on, as run.json lists them."""
+        ...
+
+    def step(self, batch: Batch, rng: StepDraws) -> StepResult:
+        """Per-sample losses of one batch; no parameter and no global random state changes."""
+        ...
+
+    def after_update(self) -> None:
+        """What follows the optimisers' steps: the EMA of the target, and bounds on parameters."""
+        ...

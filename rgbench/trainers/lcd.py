@@ -1,0 +1,188 @@
+"""Latent consistency distillation (LCD): LCM, arXiv 2310.04378, algorithm 1; PAPER.md, "LCD, one step".
+
+| symbol | name | meaning, shape |
+|---|---|---|
+| z | ``latents`` | VAE latents × ``scaling_factor``, (B, C, h, w) |
+| t_{n+k}, t_n | ``start_timesteps``, ``timesteps`` | the DDIM grid point drawn and the one k below it, (B,) int64 |
+| w | ``guidance_scale`` | LCM-form guidance, (B,) |
+| f_θ, f_θ⁻, ψ | ``student``, ``target``, ``teacher`` | online network, its EMA, frozen teacher |
+| c, ∅ | ``prompt_embeds``, ``uncond_embeds`` | text-encoder states of the prompt, of the empty prompt, (B, L, D) |
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from rgbench.data.contract import Batch
+from rgbench.diffusion.consistency import consistency_function, guidance_embedding, pseudo_huber, squared_error
+from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
+from rgbench.diffusion.schedule import add_noise
+from rgbench.models import DiffusionModels, make_student
+from rgbench.trainers.contract import StepResult
+from rgbench.trainers.draws import StepDraws
+from rgbench.trainers.recipe import LCDRecipe, LCDSection
+
+
+@dataclass(frozen=True)
+class Networks:
+    """ψ, f_θ and f_θ⁻ with the noise schedule they share."""
+
+    teacher: UNet2DConditionModel
+    student: UNet2DConditionModel
+    target: UNet2DConditionModel
+    alphas_cumprod: Tensor
+    prediction_type: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What lines 2–8 start from: one batch with its draws.
+
+    Attributes:
+        latents, noise: (B, C, h, w).
+        prompt_embeds, uncond_embeds: (B, L, D).
+        index: into the ascending DDIM grid, (B,) int64.
+        guidance_scale: w, (B,).
+    """
+
+    latents: Tensor
+    noise: Tensor
+    prompt_embeds: Tensor
+    uncond_embeds: Tensor
+    index: Tensor
+    guidance_scale: Tensor
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What lines 2–8 produce; only ``prediction`` and ``losses`` carry gradient.
+
+    Attributes:
+        start_timesteps, timesteps: (B,) int64.
+        noisy: z_{n+k}.
+        w_embedding: (B, d).
+        prediction: f_θ(z_{n+k}), scaled latents.
+        previous: z_n of the solver.
+        target: f_θ⁻(z_n).
+        losses: (B,).
+    """
+
+    start_timesteps: Tensor
+    timesteps: Tensor
+    noisy: Tensor
+    w_embedding: Tensor
+    prediction: Tensor
+    previous: Tensor
+    target: Tensor
+    losses: Tensor
+
+
+def distil(networks: Networks, settings: LCDSection, inputs: Inputs) -> Distillation:
+    """Lines 2–8 of the LCD step."""
+    cumprod, kind = networks.alphas_cumprod, networks.prediction_type
+    latents, w = inputs.latents, inputs.guidance_scale
+
+    # 2. t_{n+k} from the N-point DDIM grid, and t_n = max(t_{n+k} − k, 0)
+    start_timesteps, timesteps = grid_timesteps(inputs.index, len(cumprod), settings.num_ddim_timesteps)
+
+    # 3. z_{n+k} = α z + σ ε
+    noisy = add_noise(latents, inputs.noise, start_timesteps, cumprod)
+
+    # 4. embedding of w
+    w_embedding = guidance_embedding(w, networks.student.config.time_cond_proj_dim)
+
+    # 5. f_θ(z_{n+k}, w, c, t_{n+k}) = c_skip z_{n+k} + c_out x̂0
+    output = _call(networks.student, noisy, start_timesteps, inputs.prompt_embeds, w_embedding)
+    scaling = settings.timestep_scaling
+    prediction = consistency_function(output, noisy, start_timesteps, cumprod, kind, scaling)
+
+    with torch.no_grad():
+        # 6. one guided DDIM jump of the teacher; prompt and empty prompt in one call
+        embeds = torch.cat([inputs.prompt_embeds, inputs.uncond_embeds])
+        outputs = _call(networks.teacher, torch.cat([noisy] * 2), torch.cat([start_timesteps] * 2), embeds)
+        cond, uncond = outputs.chunk(2)
+        previous = guided_ddim_step(cond, uncond, noisy, start_timesteps, timesteps, w, cumprod, kind)
+
+        # 7. f_θ⁻(z_n, w, c, t_n) with its own boundary scalings
+        output = _call(networks.target, previous, timesteps, inputs.prompt_embeds, w_embedding)
+        target = consistency_function(output, previous, timesteps, cumprod, kind, scaling)
+
+    # 8. pseudo-Huber or squared distance, the mean of each sample
+    if settings.loss == "huber":
+        losses = pseudo_huber(prediction, target, settings.huber_c)
+    else:
+        losses = squared_error(prediction, target)
+    return Distillation(start_timesteps, timesteps, noisy, w_embedding, prediction, previous, target, losses)
+
+
+def _call(
+    unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, embeds: Tensor, w_embedding: Tensor | None = None
+) -> Tensor:
+    """Model output (B, C, h, w)."""
+    return unet(latents, timesteps, encoder_hidden_states=embeds, timestep_cond=w_embedding, return_dict=False)[0]
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, student: nn.Module, decay: float) -> None:
+    """θ⁻ ← μ θ⁻ + (1 − μ) θ over all parameters, in place, μ = ``decay``."""
+    torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - decay)
+
+
+class LCD:
+    """The LCD trainer, and what RG-LCD and LRM share with it.
+
+    Args:
+        recipe: validated.
+        models: the teacher's parts, frozen.
+    """
+
+    def __init__(self, recipe: LCDRecipe, models: DiffusionModels) -> None:
+        self.recipe, self.models = recipe, models
+        self.student = make_student(models.unet, recipe.lcd.time_cond_proj_dim)
+        self.target = copy.deepcopy(self.student).requires_grad_(False)
+        self.networks = Networks(models.unet, self.student, self.target, models.alphas_cumprod, models.prediction_type)
+        self.uncond_embeds = models.encode_prompts([""])
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """All of the student's."""
+        return {"student": list(self.student.parameters())}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Student and target."""
+        return {"student": self.student, "target": self.target}
+
+    def reward_fingerprints(self) -> list[dict[str, Any]]:
+        """No reward."""
+        return []
+
+    def prepare(self, batch: Batch, rng: StepDraws) -> Inputs:
+        """Line 1 and the draws of lines 2–4, the same for every method at one seed."""
+        models, settings = self.models, self.recipe.lcd
+        device, shape = models.device, models.latent_shape
+        # 1. latents = vae.encode(image).sample() · scaling_factor
+        mean, std = models.encode_images(batch.images_BCHW)
+        latents = (mean + std * rng.normal("vae", shape).to(device)) * models.scaling_factor
+        prompt_embeds = models.encode_prompts(batch.prompts)
+        return Inputs(
+            latents=latents,
+            noise=rng.normal("noise", shape).to(device),
+            prompt_embeds=prompt_embeds,
+            uncond_embeds=self.uncond_embeds.expand_as(prompt_embeds),
+            index=rng.integers("index", settings.num_ddim_timesteps).to(device),
+            guidance_scale=rng.uniform("w", settings.w_min, settings.w_max).to(device),
+        )
+
+    def step(self, batch: Batch, rng: StepDraws) -> StepResult:
+        """Lines 1–8."""
+        distilled = distil(self.networks, self.recipe.lcd, self.prepare(batch, rng))
+        return StepResult({"student": {"lcd": distilled.losses}})
+
+    def after_update(self) -> None:
+        """Line 9, whose AdamW and clipping are the loop's: θ⁻ ← μ θ⁻ + (1 − μ) θ."""
+        ema_update(self.target, self.student, self.recipe.train.ema_decay)
