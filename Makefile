@@ -1,0 +1,45 @@
+# make demo       train three students on the benchtop, evaluate them beside their teacher, report
+# make test       lint, types, tests (minutes)
+# make test-long  the tests that take long
+# make test-gpu   the tests that need a CUDA GPU
+# All of them make .venv first. PYTHON=python3.12 picks another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_METRICS := fid,hps,oracle,spectrum
+
+.PHONY: demo test test-long test-gpu install clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo "rgbench needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/rgbench train recipes/lcd.yaml
+	$(BIN)/rgbench train recipes/rg_lcd.yaml
+	$(BIN)/rgbench train recipes/lrm.yaml
+	$(BIN)/rgbench eval --metric $(DEMO_METRICS)
+	$(BIN)/rgbench report
+
+test: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not long and not gpu"
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -q -m "long and not gpu" --timeout 3600
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -q -m gpu --timeout 1800
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
