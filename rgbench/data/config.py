@@ -1,0 +1,57 @@
+"""The ``data:`` section of a recipe, one model per kind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rgbench.config import Section
+
+Resolution = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
+
+
+class ScenesData(Section):
+    """Benchtop scenes, rendered as they are asked for.
+
+    Attributes:
+        split: ``train`` holds no held-out combination; the others exist for evaluation and for the judges.
+        num: read the first ``num`` scenes in shuffled epochs; null for scenes without end, each seen once.
+    """
+
+    kind: Literal["scenes"] = "scenes"
+    split: Literal["train", "test", "heldout", "all"] = "train"
+    num: Annotated[int, Field(ge=1)] | None = None
+
+
+class ImageFolderData(Section):
+    """A folder of images with captions.
+
+    Attributes:
+        path: the folder; searched with its subfolders.
+        resolution: side in pixels after the resize of the short side and the centre crop.
+        captions: ``txt``: beside each image, a file of the same name ending in .txt;
+            ``metadata.jsonl``: rows with ``file_name`` and ``text``;
+            ``captions.csv``: a header with ``file_name`` and ``text``.
+    """
+
+    kind: Literal["image_folder"] = "image_folder"
+    path: str
+    resolution: Resolution
+    captions: Literal["txt", "metadata.jsonl", "captions.csv"] = "txt"
+
+
+class WebDatasetData(Section):
+    """Uncompressed tars whose samples are one image (.jpg, .jpeg, .png, .webp) and one .txt of the same key.
+
+    Attributes:
+        path: a folder of tars, one tar, or a list of tars; read in sorted order.
+        resolution: as for image folders.
+    """
+
+    kind: Literal["webdataset"] = "webdataset"
+    path: str | list[str]
+    resolution: Resolution
+
+
+DataConfig = Annotated[ScenesData | ImageFolderData | WebDatasetData, Field(discriminator="kind")]

@@ -1,0 +1,201 @@
+"""Prompt sets: the benchtop's own, and lists from files, each known by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rgbench.errors import UsageError
+
+# Caption lists that papers share, by the md5 of the file.
+KNOWN_LISTS = {
+    "20ed79e6a73d7b8fdbfb6ebc8c5c7e99": "coco14-30k",  # DMD2, SiD-LSG, GigaGAN: 30,000 of val2014, in file order
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+        id: unique in its set; with the seed it names the image.
+        text: what the model reads.
+        group: figures are reported per group too ("test", "heldout", a style); "" for none.
+        scene: the true attributes of a benchtop scene, by name.
+    """
+
+    id: str
+    text: str
+    group: str = ""
+    scene: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """An ordered list of prompts with distinct ids.
+
+    Attributes:
+        name: for tables and protocol ids; a known list goes by its own name.
+        prompts: the prompts, in order.
+        file_md5: of the file it was read from, the hash by which papers name lists; None for the benchtop's.
+        file_sha256: of the same file.
+    """
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    file_md5: str | None = None
+    file_sha256: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def sha256(self) -> str:
+        """Hash over ids and texts in order."""
+        rows = [[prompt.id, prompt.text] for prompt in self.prompts]
+        return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
+
+    def first(self, num: int) -> PromptSet:
+        """The set of the first ``num`` prompts.
+
+        Raises:
+            UsageError: there are fewer, or ``num`` is not positive.
+        """
+        if not 1 <= num <= len(self):
+            raise UsageError(f"{self.name}: cannot take {num} of {len(self)} prompts; ask for 1 to {len(self)}")
+        return replace(self, prompts=self.prompts[:num])
+
+    def describe(self) -> str:
+        """One line for the terminal: name, count and hashes, and whether papers know the list."""
+        if self.file_md5 is None:
+            return f"{self.name}: {len(self)} prompts, sha256 {self.sha256[:16]}"
+        known = "a published list" if self.file_md5 in KNOWN_LISTS else "not a list that rgbench knows"
+        return f"{self.name}: {len(self)} prompts, {known}, file md5 {self.file_md5}, sha256 {self.file_sha256}"
+
+
+def benchtop_prompts(num: int = 2048) -> PromptSet:
+    """Captions of benchtop scenes that no student saw; every fourth holds a held-out combination.
+
+    Args:
+        num: how many; a smaller set is the beginning of a larger one.
+    """
+    from rgbench.worlds.captions import captions  # torch: not wanted by those who only read files
+    from rgbench.worlds.scenes import sample_scenes
+
+    prompts: dict[int, Prompt] = {}
+    for split, indices in (
+        ("test", [i for i in range(num) if i % 4 != 3]),
+        ("heldout", [i for i in range(num) if i % 4 == 3]),
+    ):
+        scenes = sample_scenes(split, indices)
+        for row, (index, text) in enumerate(zip(indices, captions(scenes, split, indices), strict=True)):
+            prompts[index] = Prompt(f"{split}/{index}", text, split, scenes.to_dict(row))
+    return PromptSet("benchtop", tuple(prompts[i] for i in range(num)))
+
+
+def load_prompts(path: str | Path) -> PromptSet:
+    """Read a prompt file, by its suffix.
+
+    ``.txt``: one prompt per line. ``.jsonl``: an object per line with ``text`` and,
+    if wished, ``id``, ``group`` and ``scene``. ``.json``: COCO captions
+    (``captions_val2014.json``), the caption of lowest id for each image, by image id.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UsageError: no such file, another suffix, not UTF-8, no prompt in it, a broken row, an id twice.
+    """
+    path = Path(path)
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".json": _read_coco}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(f"{path}: prompts are read from .txt, .jsonl and COCO captions .json, not {path.suffix!r}")
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the prompt file: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}:{line}: not UTF-8 at byte {error.start}; save the file as UTF-8 text") from error
+    prompts = tuple(reader(path, text))
+    if not prompts:
+        raise UsageError(f"{path}: holds no prompt; give at least one")
+    _check_distinct(path, prompts)
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return PromptSet(KNOWN_LISTS.get(md5, path.stem), prompts, md5, hashlib.sha256(data).hexdigest())
+
+
+def _read_txt(path: Path, text: str) -> Iterable[Prompt]:
+    for number, line in enumerate(text.split("\n")):
+        if line.strip():
+            yield Prompt(f"{path.stem}/{number}", line.strip())
+
+
+def _read_jsonl(path: Path, text: str) -> Iterable[Prompt]:
+    for number, line in enumerate(text.split("\n")):
+        if not line.strip():
+            continue
+        where = f"{path}:{number + 1}"
+        row = _parse_json(line, where)
+        unknown = set(row) - {"text", "id", "group", "scene"} if isinstance(row, dict) else {"(not an object)"}
+        if unknown:
+            raise UsageError(
+                f"{where}: expected an object with text, id, group, scene; got {', '.join(sorted(unknown))}"
+            )
+        if not isinstance(row.get("text"), str) or not row["text"].strip():
+            raise UsageError(f"{where}: 'text' is missing or empty; every row needs a prompt")
+        _check_scene(row.get("scene"), where)
+        identity = str(row.get("id", f"{path.stem}/{number}"))
+        yield Prompt(identity, row["text"].strip(), str(row.get("group", "")), row.get("scene"))
+
+
+def _check_scene(scene: Any, where: str) -> None:
+    """A scene that does not survive a round trip lacks an attribute or holds a wrong one."""
+    from rgbench.worlds.scenes import Scenes
+
+    if scene is None:
+        return
+    try:
+        whole = isinstance(scene, dict) and Scenes.from_dicts([scene]).to_dict(0) == scene
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from error
+    if not whole:
+        raise UsageError(f"{where}: 'scene' is not a whole scene: layout, and shape, colour, size of each object")
+
+
+def _read_coco(path: Path, text: str) -> Iterable[Prompt]:
+    document = _parse_json(text, str(path))
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(annotations, list):
+        raise UsageError(f"{path}: not COCO captions: expected an object with a list 'annotations'")
+    first: dict[int, tuple[int, str]] = {}
+    for number, row in enumerate(annotations):
+        try:
+            image, key, caption = int(row["image_id"]), int(row["id"]), str(row["caption"]).strip()
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path}: annotation {number} lacks image_id, id or caption ({error!r})") from error
+        if caption and (image not in first or key < first[image][0]):
+            first[image] = key, caption
+    for image, (_, caption) in sorted(first.items()):
+        yield Prompt(f"coco/{image}", caption)
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: not valid JSON: {error}") from error
+
+
+def _check_distinct(path: Path, prompts: tuple[Prompt, ...]) -> None:
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise UsageError(f"{path}: the id {prompt.id!r} occurs twice; images are named by it")
+        seen.add(prompt.id)

@@ -1,0 +1,165 @@
+"""Prompt sets: the benchtop's, files of each kind, hashes, and clear refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rgbench.data import prompts as module
+from rgbench.data.prompts import KNOWN_LISTS, Prompt, PromptSet, benchtop_prompts, load_prompts
+from rgbench.errors import UsageError
+from rgbench.worlds.captions import captions
+from rgbench.worlds.scenes import Scenes, sample_scenes
+
+GOLDEN_SHA256 = "e7796d94d225c9ea48127074a7c4b40ea37a5d20f390cd783d0ef90b33ff5ce3"
+
+
+def written(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_every_fourth_benchtop_prompt_is_held_out() -> None:
+    prompts = benchtop_prompts(64).prompts
+    assert [p.group for p in prompts] == ["test", "test", "test", "heldout"] * 16
+    assert [p.id for p in prompts[:5]] == ["test/0", "test/1", "test/2", "heldout/3", "test/4"]
+    for p in prompts:
+        scenes = Scenes.from_dicts([p.scene or {}])
+        assert bool(scenes.heldout()) == (p.group == "heldout")
+        split, index = p.id.split("/")
+        assert p.scene == sample_scenes(split, [int(index)]).to_dict(0)
+        assert p.text == captions(scenes, split, [int(index)])[0]
+
+
+def test_a_small_benchtop_set_is_the_beginning_of_a_large_one() -> None:
+    assert benchtop_prompts(10).prompts == benchtop_prompts(50).first(10).prompts
+    assert benchtop_prompts(10).sha256 == benchtop_prompts(50).first(10).sha256
+    assert len(benchtop_prompts()) == 2048
+    assert len(benchtop_prompts(1)) == 1
+
+
+def test_benchtop_prompts_never_change() -> None:
+    """Results made with them stay comparable."""
+    assert benchtop_prompts(2048).sha256 == GOLDEN_SHA256
+
+
+def test_the_hash_covers_ids_texts_and_order() -> None:
+    def digest(*rows: tuple[str, str]) -> str:
+        return PromptSet("x", tuple(Prompt(i, t) for i, t in rows)).sha256
+
+    base = digest(("a", "1"), ("b", "2"))
+    assert digest(("a", "1"), ("b", "2")) == base
+    others = [digest(("b", "2"), ("a", "1")), digest(("a", "1"), ("c", "2")), digest(("a", "1"), ("b", "3"))]
+    assert base not in others and digest(("a", "1b"), ("", "2")) != base
+
+
+def test_text_file(tmp_path: Path) -> None:
+    prompts = load_prompts(written(tmp_path / "mine.txt", "\ufeffa red ball\r\n\n  a blue ring  \u2028still it\n"))
+    assert [p.text for p in prompts.prompts] == ["a red ball", "a blue ring  \u2028still it"]
+    assert [p.id for p in prompts.prompts] == ["mine/0", "mine/2"]
+    assert prompts.name == "mine" and len(prompts) == 2
+
+
+def test_jsonl_file(tmp_path: Path) -> None:
+    scene = benchtop_prompts(1).prompts[0].scene
+    rows = [{"text": "one"}, {"text": " two ", "id": 7, "group": "photo"}, {"text": "three", "scene": scene}]
+    path = written(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)))
+    assert load_prompts(path).prompts == (
+        Prompt("p/0", "one"),
+        Prompt("7", "two", "photo"),
+        Prompt("p/2", "three", "", scene),
+    )
+
+
+def test_benchtop_prompts_round_trip_through_jsonl(tmp_path: Path) -> None:
+    original = benchtop_prompts(12)
+    rows = [json.dumps({"id": p.id, "text": p.text, "group": p.group, "scene": p.scene}) for p in original.prompts]
+    again = load_prompts(written(tmp_path / "b.jsonl", "\n".join(rows)))
+    assert again.prompts == original.prompts and again.sha256 == original.sha256
+
+
+def test_coco_captions_take_the_first_of_each_image(tmp_path: Path) -> None:
+    rows = [
+        {"image_id": 9, "id": 50, "caption": "second of nine"},
+        {"image_id": 4, "id": 30, "caption": " four "},
+        {"image_id": 9, "id": 20, "caption": "first of nine\n"},
+    ]
+    path = written(tmp_path / "captions_val2014.json", json.dumps({"images": [], "annotations": rows}))
+    loaded = load_prompts(path)
+    assert loaded.prompts == (Prompt("coco/4", "four"), Prompt("coco/9", "first of nine"))
+    assert loaded.name == "captions_val2014"
+
+
+def test_files_are_known_by_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"a cat\na dog\n"
+    md5 = hashlib.md5(content).hexdigest()
+    path = written(tmp_path / "captions.txt", content)
+    unknown = load_prompts(path)
+    assert unknown.file_md5 == md5 and unknown.file_sha256 == hashlib.sha256(content).hexdigest()
+    assert md5 in unknown.describe() and str(unknown.file_sha256) in unknown.describe()
+    assert "captions: 2 prompts, not a list that rgbench knows" in unknown.describe()
+    monkeypatch.setitem(module.KNOWN_LISTS, md5, "pets-2")
+    assert "pets-2: 2 prompts, a published list" in load_prompts(path).describe()
+    assert "benchtop: 4 prompts, sha256" in benchtop_prompts(4).describe()
+
+
+def test_the_coco_list_of_the_papers_is_known() -> None:
+    assert KNOWN_LISTS["20ed79e6a73d7b8fdbfb6ebc8c5c7e99"] == "coco14-30k"
+
+
+@pytest.mark.parametrize("num", [0, -1, 5])
+def test_first_refuses_more_than_there_is(num: int) -> None:
+    with pytest.raises(UsageError, match=rf"cannot take {num} of 4 prompts"):
+        benchtop_prompts(4).first(num)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.txt", b"", "holds no prompt"),
+        ("a.txt", b" \n\t\n", "holds no prompt"),
+        ("a.txt", b"good\nb\xe4d\n", r"a\.txt:2: not UTF-8 at byte 6"),
+        ("a.csv", b"x", r"read from \.txt, \.jsonl and COCO captions \.json, not '\.csv'"),
+        ("a.jsonl", b'{"text": "x"}\n{"text"', r"a\.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'["x"]', r"a\.jsonl:1: expected an object"),
+        ("a.jsonl", b'{"text": "x", "prompt": "y"}', r"a\.jsonl:1: .*got prompt"),
+        ("a.jsonl", b'{"id": "x"}', r"a\.jsonl:1: 'text' is missing"),
+        ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1: 'text' is missing"),
+        ("a.jsonl", b'{"text": "x", "id": "1"}\n{"text": "y", "id": 1}', "the id '1' occurs twice"),
+        ("a.jsonl", b'{"text": "x", "scene": []}', r"a\.jsonl:1: .*scene"),
+        ("a.jsonl", b'{"text": "x", "scene": {"layout": "moon"}}', r"a\.jsonl:1: .*scene"),
+        ("a.jsonl", b'{"text": "x", "scene": {"layout": "centre"}}', r"a\.jsonl:1: .*scene"),
+        ("a.json", b"[]", "not COCO captions"),
+        ("a.json", b'{"annotations": {}}', "not COCO captions"),
+        ("a.json", b'{"annotations": []}', "holds no prompt"),
+        ("a.json", b'{"annotations": [{"id": 1}]}', "annotation 0 lacks"),
+        ("a.json", b'{"annotations": [3]}', "annotation 0 lacks"),
+        ("a.json", b"[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_prompts(written(tmp_path / name, content))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    for name in ("absent.txt", "folder.txt"):
+        with pytest.raises(UsageError, match="cannot read the prompt file"):
+            load_prompts(tmp_path / name)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(suffix=st.sampled_from([".txt", ".jsonl", ".json"]), content=st.binary(max_size=80))
+def test_any_bytes_give_prompts_or_a_usage_error(tmp_path: Path, suffix: str, content: bytes) -> None:
+    try:
+        loaded = load_prompts(written(tmp_path / f"f{suffix}", content))
+    except UsageError as error:
+        assert f"f{suffix}" in str(error)
+    else:
+        assert len(loaded) >= 1 and all(p.text for p in loaded.prompts)
