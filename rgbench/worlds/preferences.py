@@ -150,9 +150,11 @@ def degrade(images: Tensor, strength: Tensor, kinds: tuple, generator: torch.Gen
     Args:
         images: (B, 3, H, W) in [0, 1].
         strength: (B,) in [0, 1]; 0 leaves the image as it is.
-        kinds: the functions to draw from.
+        kinds: the functions to draw from; with none, images stay as they are.
         generator: CPU generator.
     """
+    if not kinds:
+        return images
     kind = torch.randint(len(kinds), (len(images),), generator=generator)
     out = images.clone()
     for k, function in enumerate(kinds):

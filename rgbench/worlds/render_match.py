@@ -23,7 +23,7 @@ from rgbench.worlds.scenes import (
     RADII,
     SHAPES,
     SIZES,
-    _coverage,
+    coverage,
 )
 
 _ROTATIONS = (-0.75 * MAX_ROTATION, 0.0, 0.75 * MAX_ROTATION)
@@ -41,7 +41,7 @@ def _templates() -> tuple[Tensor, Tensor]:
     radius = torch.tensor([RADII[z] for _, z in labels])
     angle = torch.tensor(_ROTATIONS).repeat(len(SHAPES) * len(SIZES))
     n = len(labels)
-    masks = _coverage(shape, xx.expand(n, s, s), yy.expand(n, s, s), angle, radius)
+    masks = coverage(shape, xx.expand(n, s, s), yy.expand(n, s, s), angle, radius)
     return torch.fft.rfft2(torch.fft.ifftshift(masks, dim=(-2, -1))), torch.tensor(labels)
 
 

@@ -216,7 +216,8 @@ def render(scenes: Scenes, split: str, indices: np.ndarray | list[int] | range) 
         centre = centres[scenes.layout, slot] + (2 * u[:, c : c + 2] - 1) * jitter[:, None]
         angle = (2 * u[:, c + 2] - 1) * MAX_ROTATION
         radius = radii[scenes.size[:, slot].clamp(min=0)] * (0.94 + 0.12 * u[:, c + 3])
-        alpha = _coverage(scenes.shape[:, slot], xx - centre[:, 0, None, None], yy - centre[:, 1, None, None], angle, radius)
+        x, y = xx - centre[:, 0, None, None], yy - centre[:, 1, None, None]
+        alpha = coverage(scenes.shape[:, slot], x, y, angle, radius)
         alpha = alpha * present[:, None, None].float()
         colour = palette[scenes.colour[:, slot].clamp(min=0)] + 0.05 * (2 * u[:, c + 4 : c + 7] - 1)
         shade = 1 + 0.06 * texture[:, 0]
@@ -248,7 +249,7 @@ def _pink_noise(uniform: np.ndarray, exponent: Tensor) -> Tensor:
     return noise / noise.std(dim=(-2, -1), keepdim=True)
 
 
-def _coverage(shape: Tensor, x: Tensor, y: Tensor, angle: Tensor, radius: Tensor) -> Tensor:
+def coverage(shape: Tensor, x: Tensor, y: Tensor, angle: Tensor, radius: Tensor) -> Tensor:
     """(B, s, s) share of each pixel that the shape covers, from its signed distance."""
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     x, y = (cos * x + sin * y) / radius[:, None, None], (cos * y - sin * x) / radius[:, None, None]

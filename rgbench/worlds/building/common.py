@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from rgbench.run import stream_seed
 from rgbench.worlds.captions import captions
 from rgbench.worlds.scenes import Scenes, scene_batch
 
 
 def stage_seed(seed: int, stage: str, step: int) -> int:
     """Seed of one optimiser step (-1: the initial weights), pure in (world seed, stage, step)."""
-    entropy = [seed, zlib.crc32(stage.encode()), step + 1]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return stream_seed(seed, stage, step + 1)
 
 
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager:

@@ -119,7 +119,12 @@ def run_stage(name: str, recipe: WorldRecipe, out: Path, device: torch.device, f
     entry = {"config": dataclasses.asdict(config), "inputs": _hashes(out, stage.inputs)}
     manifest = _manifest(out)
     done = manifest["stages"].get(name)
-    if not force and done and all(done[k] == entry[k] for k in entry) and done["outputs"] == _hashes(out, stage.outputs):
+    if (
+        not force
+        and done
+        and all(done[k] == entry[k] for k in entry)
+        and done["outputs"] == _hashes(out, stage.outputs)
+    ):
         print(f"{name}: done already", flush=True)
         return
     print(f"{name}: running", flush=True)

@@ -114,7 +114,9 @@ def train_teacher(vae: AutoencoderKL, config: TeacherConfig, out: Path, device: 
     return unet.eval()
 
 
-def _batch(cache: dict[str, Tensor], scaling_factor: float, step: int, config: TeacherConfig) -> tuple[Tensor, list[str]]:
+def _batch(
+    cache: dict[str, Tensor], scaling_factor: float, step: int, config: TeacherConfig
+) -> tuple[Tensor, list[str]]:
     n = len(cache["mean"])
     rng = np.random.default_rng(stage_seed(config.seed, "teacher_batch", step))
     index = rng.integers(n, size=config.batch_size)

@@ -7,6 +7,7 @@ Stable Diffusion 2.1.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def bpe_merges(words: list[str]) -> list[tuple[str, str]]:
     """Byte-pair merges (Sennrich et al. 2016) until every word is one symbol."""
     symbols = {w: [*w[:-1], w[-1] + "</w>"] for w in words}
     merges: list[tuple[str, str]] = []
-    while counts := Counter(pair for s in symbols.values() for pair in zip(s, s[1:], strict=False)):
+    while counts := Counter(pair for s in symbols.values() for pair in itertools.pairwise(s)):
         best = max(counts, key=lambda pair: (counts[pair], pair))
         merges.append(best)
         symbols = {w: _merge(s, best) for w, s in symbols.items()}

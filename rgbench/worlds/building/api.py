@@ -1,0 +1,136 @@
+"""``rgbench world build|check|physics``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from rgbench.errors import UsageError
+from rgbench.files import read_json, write_json_atomic
+from rgbench.worlds.building.checking import check_world
+from rgbench.worlds.building.physics import run_physics
+from rgbench.worlds.building.stages import SHIPPED, WorldRecipe, run_stages
+from rgbench.worlds.presets import ASSETS
+
+WORLDS = ("benchtop",)
+
+
+def build(
+    world: str,
+    out: Path,
+    stages: list[str],
+    *,
+    device: str,
+    quick: bool = False,
+    force: bool = False,
+    install: bool = False,
+) -> Path:
+    """Build a world from its seeds, stage by stage; stages that are done are skipped.
+
+    Args:
+        world: only ``benchtop``.
+        out: the build folder, kept between calls.
+        stages: names of the stages to run, all if empty.
+        device: torch device.
+        quick: a few steps of each stage.
+        force: run the stages even if they are done.
+        install: copy the finished parts over the package's own.
+
+    Returns:
+        The build folder.
+
+    Raises:
+        UsageError: unknown world or stage, or a stage whose inputs are missing.
+    """
+    _known(world)
+    recipe = WorldRecipe.quick() if quick else WorldRecipe()
+    run_stages(recipe, out, stages, torch.device(device), force)
+    if install:
+        install_world(out, ASSETS / world)
+    return out
+
+
+def install_world(out: Path, target: Path) -> None:
+    """Copy the shipped parts and the manifest of a finished build.
+
+    Raises:
+        UsageError: a part has not been built.
+    """
+    missing = [name for name in SHIPPED if not (out / name).exists()]
+    if missing:
+        raise UsageError(f"{out}: not built yet: {', '.join(missing)}")
+    for name in SHIPPED:
+        shutil.rmtree(target / name, ignore_errors=True)
+        shutil.copytree(out / name, target / name)
+    write_json_atomic(target / "manifest.json", read_json(out / "manifest.json"))
+
+
+def _known(world: str) -> None:
+    if world not in WORLDS:
+        raise UsageError(f"unknown world {world!r}; known: {', '.join(WORLDS)}")
+
+
+def check(
+    world: str,
+    path: Path | None = None,
+    *,
+    device: str,
+    num: int = 512,
+    student: Path | None = None,
+    as_json: bool = False,
+    out: Path | None = None,
+) -> bool:
+    """Measure the quality table of a world.
+
+    Args:
+        world: only ``benchtop``.
+        path: folder of its parts; the package's own if None.
+        device: torch device.
+        num: scenes per split.
+        student: the ``pipeline`` folder of a finished LCD run; trained first if None.
+        as_json: print the rows as one JSON list instead of a table.
+        out: where to write the rows with their provenance; not written if None.
+
+    Returns:
+        Whether every bounded row holds.
+    """
+    _known(world)
+    rows = check_world(path or ASSETS / world, student, num, torch.device(device), out, quiet=as_json)
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows], indent=1))
+    return all(row.ok for row in rows)
+
+
+def physics(
+    world: str, out: Path, *, seeds: int = 3, num: int = 512, device: str, overrides: list[str] | None = None
+) -> bool:
+    """Train LCD, direct and LRM students at three reward scales and read them.
+
+    Args:
+        world: only ``benchtop``.
+        out: folder of the runs and of ``physics.json``.
+        seeds: training seeds per cell, at least 2.
+        num: test prompts per student.
+        device: torch device.
+        overrides: ``key=value`` settings for every recipe, such as ``train.steps=100``.
+
+    Returns:
+        Whether direct optimisation hacked the reward in every seed at some scale.
+
+    Raises:
+        UsageError: fewer than two seeds.
+    """
+    _known(world)
+    if seeds < 2:
+        raise UsageError(f"--seeds {seeds}: the spread between LCD seeds needs at least 2")
+    document = run_physics(ASSETS / world, out, seeds, num, torch.device(device), overrides or [])
+    print(f"{'method':8} {'scale':>6} {'hacked':>8} {'reward gain':>12} {'all right':>10} {'>0.22 dB':>9}")
+    for row in document["verdict"]:
+        print(
+            f"{row['method']:8} {row['scale']:6g} {row['hacked']:>4}/{row['seeds']:<3} {row['reward_gain']:+12.4f}"
+            f" {-100 * row['all_right_fall']:+9.1f}p {row['high_energy_rise_db']:+9.2f}"
+        )
+    return any(r["method"] == "rg_lcd" and r["hacked"] == r["seeds"] for r in document["verdict"])
