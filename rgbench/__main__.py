@@ -1,0 +1,5 @@
+"""``python -m rgbench``."""
+
+from rgbench.cli import main
+
+main()

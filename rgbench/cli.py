@@ -1,0 +1,214 @@
+"""The command line. Verbs import what they need when they run: ``--help`` imports no torch.
+
+Exit codes: 0; 1 failure; 2 wrong usage; 75 interrupted, resumable; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rgbench.cli_shared import (
+    SETTINGS,
+    Device,
+    DeviceOption,
+    ExplainingGroup,
+    GuidanceOption,
+    ResultsOption,
+    RunsOption,
+    StepsOption,
+    complain,
+    print_paths,
+    ready,
+    split_names,
+    tune,
+)
+from rgbench.cli_world import world_app
+from rgbench.errors import UsageError
+
+
+class Kind(StrEnum):
+    """What ``rgbench ls`` lists."""
+
+    recipes = "recipes"
+    metrics = "metrics"
+    rewards = "rewards"
+    runs = "runs"
+    results = "results"
+    protocols = "protocols"
+
+
+app = typer.Typer(cls=ExplainingGroup, help="Train, evaluate and compare reward-guided diffusion students.", **SETTINGS)
+app.add_typer(world_app, name="world")
+
+
+def main() -> None:
+    """Entry point of the ``rgbench`` command."""
+    app(prog_name="rgbench")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"rgbench {version('rgbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Like train.lr=1e-4.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/{recipe}-s{seed} by default.")] = None,
+    resume: Annotated[str, typer.Option(help="auto goes on where the run stopped; or a checkpoint.")] = "auto",
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Train a student."""
+    place = ready(device)
+    from rgbench.trainers.api import train as run
+
+    typer.echo(run(recipe, overrides or [], out=out, resume=resume, device=place))
+
+
+@app.command(name="eval")
+def evaluate(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TARGET]...", help="Runs, pipeline folders, or teacher; all finished runs by default."),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Like fid,hps; all by default.")] = None,
+    num: Annotated[int | None, typer.Option(min=1, help="Images; the protocol's own number by default.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A .txt, .jsonl or COCO captions .json; the world's own.")] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
+    results: ResultsOption = Path("results"),
+    runs: RunsOption = Path("runs"),
+    device: DeviceOption = Device.auto,
+    force: Annotated[bool, typer.Option(help="Measure again what is there already.")] = False,
+    keep_images: Annotated[int, typer.Option(min=0, help="Images kept for the report's grid.")] = 16,
+) -> None:
+    """Generate images with trained students and their teacher, and measure them."""
+    place = ready(device)
+    from rgbench.evaluation.api import evaluate as run
+    from rgbench.registry import names
+
+    print_paths(
+        run(
+            targets or [],
+            split_names(metric) or names("metric"),
+            num=num,
+            prompts=prompts,
+            runs=runs,
+            results=results,
+            steps=steps,
+            guidance=guidance,
+            batch_size=batch_size,
+            device=place,
+            force=force,
+            keep_images=keep_images,
+        )
+    )
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder of result files.")] = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Where it is written; RESULTS/report by default.")] = None,
+    format: Annotated[list[str] | None, typer.Option(help="md, csv, tex, html; all by default.")] = None,
+) -> None:
+    """Write comparison tables, plots and one page from result files."""
+    tune()
+    from rgbench.reporting.api import report as run
+
+    print_paths(run(results, out or results / "report", split_names(format)))
+
+
+@app.command()
+def sample(
+    target: Annotated[str, typer.Argument(help="A run, a pipeline folder, or teacher.")],
+    prompt: Annotated[list[str], typer.Option(help="May be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("samples"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Make images from prompts."""
+    place = ready(device)
+    from rgbench.evaluation.api import sample as run
+
+    print_paths(run(target, prompt, out=out, seed=seed, steps=steps, guidance=guidance, device=place))
+
+
+@app.command()
+def ls(kind: Kind, runs: RunsOption = Path("runs"), results: ResultsOption = Path("results")) -> None:
+    """List recipes, metrics, rewards, runs, results or protocols."""
+    from rgbench.listing import listing, print_table
+
+    print_table(*listing(kind.value, runs, results))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A recipe, a run or a result file.")], runs: RunsOption = Path("runs")
+) -> None:
+    """Show a recipe, a run or a result."""
+    from rgbench.listing import describe
+
+    typer.echo(describe(name, runs))
+
+
+@app.command()
+def cp(recipe: str, dest: Path) -> None:
+    """Copy a recipe, to change it."""
+    from rgbench.config import find_recipe
+    from rgbench.files import write_bytes_atomic
+
+    source = find_recipe(recipe)
+    target = dest / source.name if dest.is_dir() else dest
+    if target.exists():
+        raise UsageError(f"{target}: exists already; nothing was overwritten. Choose another name")
+    write_bytes_atomic(target, source.read_bytes())
+    typer.echo(target)
+
+
+@app.command()
+def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...")]) -> None:
+    """Check recipes without running them."""
+    from rgbench.trainers.recipe import load_recipe
+
+    faults = 0
+    for recipe in recipes:
+        try:
+            loaded = load_recipe(recipe)
+        except UsageError as error:
+            complain(str(error))
+            faults += 1
+        else:
+            typer.echo(f"{recipe}: ok ({loaded.kind})")
+    if faults:
+        raise typer.Exit(UsageError.exit_code)
+
+
+@app.command()
+def doctor(
+    golden: Annotated[list[str] | None, typer.Option(help="Replay a golden file instead: its path, no suffix.")] = None,
+) -> None:
+    """Check this environment, or replay golden numbers through the code that trains."""
+    from rgbench.listing import print_checks, print_golden
+
+    tune()
+    passed = print_golden(golden) if golden else print_checks()
+    if not passed:
+        raise typer.Exit(1)

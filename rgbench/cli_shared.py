@@ -1,0 +1,94 @@
+"""What all verbs share: options, the way errors are shown, the process made ready."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rgbench.errors import RgbenchError
+
+SETTINGS: dict[str, Any] = {"no_args_is_help": True, "pretty_exceptions_enable": False, "add_completion": False}
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class Device(StrEnum):
+    """Where models run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class ExplainingGroup(TyperGroup):
+    """Turns our errors into one message on stderr and their exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RgbenchError as error:
+            complain(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            complain("interrupted")
+            raise typer.Exit(130) from error
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            complain(f"{error.filename or 'disk'}: {error.strerror}; nothing finished was lost")
+            raise typer.Exit(1) from error
+
+
+def complain(message: str) -> None:
+    """One message on stderr, never broken into lines."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text("error: ", "bold red") + Text(message), soft_wrap=True)
+
+
+DeviceOption = Annotated[Device, typer.Option(help="auto takes a CUDA GPU where there is one.")]
+RunsOption = Annotated[Path, typer.Option(help="Folder of runs.")]
+ResultsOption = Annotated[Path, typer.Option(help="Folder of result files.")]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Network evaluations per image; the model's own by default.")
+]
+GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale, in the pipelines' form.")]
+
+
+def tune() -> None:
+    """Set threads and allocator, unless torch runs already (as in a notebook): then it is too late."""
+    from rgbench.process import tune_process
+
+    if "torch" not in sys.modules:
+        tune_process()
+
+
+def ready(device: Device) -> str:
+    """Tune the process before torch is imported; then ``cpu`` or ``cuda``.
+
+    Raises:
+        UsageError: ``cuda`` where there is none.
+    """
+    tune()
+    from rgbench.process import pick_device
+
+    return pick_device(device.value)
+
+
+def print_paths(paths: Iterable[Path]) -> None:
+    """One path per line on stdout."""
+    for path in paths:
+        typer.echo(path)
+
+
+def split_names(values: Iterable[str] | None) -> list[str]:
+    """Names from an option given several times, or with commas."""
+    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]

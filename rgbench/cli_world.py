@@ -1,0 +1,86 @@
+"""``rgbench world``: build, check, measure and export the small worlds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rgbench.cli_shared import SETTINGS, Device, DeviceOption, print_paths, ready, split_names, tune
+
+world_app = typer.Typer(help="Build, check, measure and export the small worlds.", **SETTINGS)
+
+WorldArgument = Annotated[str, typer.Argument(help="Like benchtop; see: rgbench world ls")]
+
+
+@world_app.command()
+def build(
+    world: WorldArgument,
+    out: Annotated[Path | None, typer.Option(help="Build folder; build/{world} by default.")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Only these stages, like vae,teacher.")] = None,
+    device: DeviceOption = Device.auto,
+    quick: Annotated[
+        bool, typer.Option(help="A few steps of each stage: exercises the build, trains nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Run stages that are done already.")] = False,
+    install: Annotated[bool, typer.Option(help="Then put the parts in place of the package's own.")] = False,
+) -> None:
+    """Make a world from its seeds, in stages that are skipped when done."""
+    place = ready(device)
+    from rgbench.worlds.building.api import build as run
+
+    folder = out or Path("build") / world
+    typer.echo(run(world, folder, split_names(stage), device=place, quick=quick, force=force, install=install))
+
+
+@world_app.command()
+def check(
+    world: WorldArgument,
+    path: Annotated[Path | None, typer.Argument(help="A build folder; the package's own world by default.")] = None,
+    device: DeviceOption = Device.auto,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure a world's quality; exit 1 where a row falls short."""
+    place = ready(device)
+    from rgbench.worlds.building.api import check as run
+
+    if not run(world, path, device=place, as_json=json):
+        raise typer.Exit(1)
+
+
+@world_app.command()
+def physics(
+    world: WorldArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the curve.")] = Path("build/physics"),
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds per method and scale.")] = 3,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Train LCD, direct and proxy students at three reward scales, and print the curve."""
+    place = ready(device)
+    from rgbench.worlds.building.api import physics as run
+
+    run(world, out, seeds=seeds, device=place)
+
+
+@world_app.command()
+def export_data(
+    out: Annotated[Path, typer.Argument(help="Folder for the tars.")],
+    num: Annotated[int, typer.Option(min=1, help="Scenes.")] = 10_000,
+    split: Annotated[str, typer.Option(help="train, test, heldout or all.")] = "train",
+    shard_size: Annotated[int, typer.Option(min=1, help="Scenes per tar.")] = 1000,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
+) -> None:
+    """Write scenes as webdataset tars of JPEG and caption."""
+    tune()
+    from rgbench.data.export import export_scenes
+
+    print_paths(export_scenes(out, num, split=split, shard_size=shard_size, quality=quality))
+
+
+@world_app.command()
+def ls() -> None:
+    """List the worlds."""
+    from rgbench.listing import print_table, worlds
+
+    print_table(*worlds())

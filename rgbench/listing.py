@@ -1,0 +1,145 @@
+"""What ``rgbench ls``, ``show`` and ``doctor`` print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rgbench.config import find_recipe, packaged_recipes
+from rgbench.errors import UsageError
+from rgbench.files import read_json
+from rgbench.registry import TABLES, names
+from rgbench.run import RunDirectory
+from rgbench.strict_yaml import load_yaml
+
+Table = tuple[Sequence[str], list[Sequence[str]]]
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on a terminal; tab-separated lines, without the header, into a pipe."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(row))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(*header, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def listing(kind: str, runs: Path, results: Path) -> Table:
+    """Header and rows of one kind of thing.
+
+    Args:
+        kind: recipes, metrics, rewards, runs, results or protocols.
+        runs: folder of runs.
+        results: folder of result files.
+
+    Raises:
+        UsageError: a damaged run or result file.
+    """
+    if kind in ("metrics", "rewards"):
+        table = kind.removesuffix("s")
+        return ("name", "code"), [(name, TABLES[table].get(name, "plug-in")) for name in names(table)]
+    if kind == "recipes":
+        return ("name", "kind", "about"), [_recipe_row(name, path) for name, path in packaged_recipes().items()]
+    if kind == "runs":
+        found = sorted(file.parent for file in runs.glob("*/run.json"))
+        return ("name", "method", "seed", "status", "steps"), [_run_row(folder) for folder in found]
+    return _results(results) if kind == "results" else _protocols(results)
+
+
+def _recipe_row(name: str, path: Path) -> Sequence[str]:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    kind = load_yaml(path)[0].get("kind", "")
+    return name, str(kind), first.lstrip("# ").rstrip() if first.startswith("#") else ""
+
+
+def _run_row(folder: Path) -> Sequence[str]:
+    run = RunDirectory.open(folder).read()
+    steps = f"{run['step']}/{run['steps']}"
+    return folder.name, str(run["method"]), str(run["seed"]), str(run["status"]), steps
+
+
+def _results(folder: Path) -> Table:
+    from rgbench.evaluation.results import load_results
+
+    header = ("world", "model", "generation", "metric", "value", "images")
+    rows: list[Sequence[str]] = []
+    for result in load_results(folder):
+        value = "—" if result.value is None else f"{result.value:.{result.metric.decimals}f}"
+        generation = result.generation.id
+        rows.append((result.world, result.model, generation, result.metric.name, value, str(result.num_samples)))
+    return header, rows
+
+
+def _protocols(folder: Path) -> Table:
+    from rgbench.evaluation.results import load_results
+
+    found: dict[str, list[str]] = {}
+    for result in load_results(folder):
+        found.setdefault(result.protocol.id, []).append(f"{result.model}/{result.generation.id}")
+    return ("protocol", "results"), [(protocol, str(len(models))) for protocol, models in sorted(found.items())]
+
+
+def worlds() -> Table:
+    """Header and rows of the worlds that presets name."""
+    from rgbench.worlds.presets import PRESETS
+
+    rows = [(p.name, "here" if (p.root / p.teacher).is_dir() else "not built", str(p.root)) for p in PRESETS.values()]
+    return ("world", "state", "folder"), list(rows)
+
+
+def describe(name: str, runs: Path) -> str:
+    """The text of a recipe, the ``run.json`` of a run, or a result file.
+
+    Raises:
+        UsageError: no such thing.
+    """
+    path = Path(name)
+    if path.suffix == ".json" and path.is_file():
+        return _pretty(read_json(path))
+    for folder in (path, runs / name):
+        if (folder / "run.json").is_file():
+            run = RunDirectory.open(folder)
+            return f"{_pretty(run.read())}\n\n{run.config_file.read_text(encoding='utf-8')}"
+    try:
+        return find_recipe(name).read_text(encoding="utf-8")
+    except UsageError as error:
+        raise UsageError(f"{error}; nor is it a run under {runs} or a result file") from error
+
+
+def _pretty(content: object) -> str:
+    import json
+
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def print_checks() -> bool:
+    """Print the environment checks; whether nothing is missing."""
+    from rgbench.doctor import checks
+
+    found = checks()
+    print_table(("check", "state", "found", "what to do"), [(c.name, c.status, c.detail, c.remedy) for c in found])
+    return all(check.status != "missing" for check in found)
+
+
+def print_golden(stems: Sequence[str]) -> bool:
+    """Replay golden files and print the largest relative error of each quantity; whether all are within tolerance."""
+    from rgbench.golden import replay
+
+    passed, rows = True, []
+    for stem in stems:
+        report = replay(stem)
+        passed = passed and report.passed
+        for quantity, error in report.errors.items():
+            verdict = "ok" if error <= report.tolerance else f"above {report.tolerance:g}"
+            rows.append((stem, quantity, f"{error:.3e}", verdict))
+    print_table(("file", "quantity", "largest relative error", "verdict"), rows)
+    return passed
