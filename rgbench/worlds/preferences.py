@@ -46,16 +46,24 @@ def corrupt(scenes: Scenes, num_wrong: Tensor, generator: torch.Generator) -> Sc
     layout = torch.where(two, pair_layout, single_layout)
     for slot in (0, 1):
         column = 1 + 3 * slot
-        shape[:, slot] = other(shape[:, slot], len(SHAPES), change[:, column])
-        new = other(colour[:, slot], len(COLOURS), change[:, column + 1])
-        fresh = is_heldout(shape[:, slot], new) & ~is_heldout(scenes.shape[:, slot], scenes.colour[:, slot])
-        again = (new + 1) % len(COLOURS)
-        again = torch.where(again == colour[:, slot], (again + 1) % len(COLOURS), again)
-        colour[:, slot] = torch.where(fresh, again, new)
+        was = (shape[:, slot].clone(), colour[:, slot].clone())
+        allowed = ~is_heldout(*was)
+        new = other(was[0], len(SHAPES), change[:, column])
+        clash = allowed & ~change[:, column + 1] & is_heldout(new, was[1])
+        shape[:, slot] = torch.where(clash, _next_but(new, was[0], len(SHAPES)), new)
+        new = other(was[1], len(COLOURS), change[:, column + 1])
+        clash = allowed & is_heldout(shape[:, slot], new)
+        colour[:, slot] = torch.where(clash, _next_but(new, was[1], len(COLOURS)), new)
         size[:, slot] = other(size[:, slot], len(SIZES), change[:, column + 2])
     for x in (shape, colour, size):
         x[~two, 1] = -1
     return Scenes(layout, shape, colour, size)
+
+
+def _next_but(values: Tensor, skipped: Tensor, n: int) -> Tensor:
+    """The next value modulo n that is not ``skipped``."""
+    following = (values + 1) % n
+    return torch.where(following == skipped, (following + 1) % n, following)
 
 
 def share_right(scenes: Scenes, wanted: Scenes) -> Tensor:

@@ -1,0 +1,52 @@
+"""The shipped world: whole, as its manifest says, small, and loadable with the public libraries alone."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from rgbench.files import read_json, sha256_tree
+from rgbench.worlds.building.stages import SHIPPED
+from rgbench.worlds.oracle import load_oracle
+from rgbench.worlds.presets import ASSETS
+from rgbench.worlds.scenes import scene_batch
+
+WORLD = ASSETS / "benchtop"
+LIMIT_BYTES = 30 * 10**6
+
+
+def test_files_are_those_of_the_manifest():
+    outputs = {}
+    for stage in read_json(WORLD / "manifest.json")["stages"].values():
+        outputs |= stage["outputs"]
+    assert {name: sha256_tree(WORLD / name) for name in SHIPPED} == {name: outputs[name] for name in SHIPPED}
+
+
+def test_weights_stay_under_the_limit():
+    assert sum(p.stat().st_size for p in WORLD.rglob("*") if p.is_file()) <= LIMIT_BYTES
+
+
+def test_teacher_loads_with_diffusers_alone():
+    pipeline = DiffusionPipeline.from_pretrained(WORLD / "teacher")
+    assert type(pipeline).__name__ == "StableDiffusionPipeline"
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a small red circle on the left", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("name", ["clip", "reward"])
+def test_clips_load_with_open_clip_alone(name):
+    source = f"local-dir:{WORLD / name}"
+    model, tokenizer = open_clip.create_model(source).eval(), open_clip.get_tokenizer(source)
+    with torch.no_grad():
+        text = model.encode_text(tokenizer(["a large blue star at the top"]), normalize=True)
+        image = model.encode_image(torch.zeros(1, 3, 28, 28), normalize=True)
+    assert text.shape == image.shape == (1, 128)
+
+
+def test_judges_read_clean_scenes():
+    oracle = load_oracle(WORLD / "judges")
+    images, scenes = scene_batch("test", range(64))
+    assert oracle.score(images, scenes)["mean"].mean() > 0.98
