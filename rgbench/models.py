@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from rgbench.diffusion.sampling import ddim_sample, lcm_sample
 from rgbench.errors import UsageError
@@ -85,6 +86,18 @@ class DiffusionModels:
         """Floating type of the weights."""
         return self.unet.dtype
 
+    def with_student(
+        self, student: UNet2DConditionModel, original_inference_steps: int, timestep_scaling: float
+    ) -> DiffusionModels:
+        """The same parts around a distilled network, sampled as an LCM; the teacher's weights hash stays."""
+        return replace(
+            self,
+            unet=student,
+            sampler="lcm",
+            original_inference_steps=original_inference_steps,
+            timestep_scaling=timestep_scaling,
+        )
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text-encoder states, (B, L, D); longer prompts are cut to L tokens, as in diffusers' pipelines."""
@@ -116,7 +129,6 @@ class DiffusionModels:
         *,
         num_steps: int,
         guidance_scale: float,
-        unet: Callable[..., tuple[Tensor, ...]] | None = None,
     ) -> Tensor:
         """Images of prompts with the folder's sampler, equal to diffusers' pipeline with the same generators.
 
@@ -125,14 +137,12 @@ class DiffusionModels:
             generators: B CPU generators, one per image.
             num_steps: sampling steps.
             guidance_scale: g in the pipelines' form: DDIM guides u + g(c − u), an LCM student is given w = g − 1.
-            unet: another network of the same kind to sample with, for a student in training.
 
         Returns:
             (B, 3, H, W) in [0, 1].
         """
         embeds = self.encode_prompts(prompts)
-        network = unet or self.unet
-        common = (network, self.alphas_cumprod, self.prediction_type, embeds)
+        common = (self.unet, self.alphas_cumprod, self.prediction_type, embeds)
         if self.sampler == "lcm":
             if self.original_inference_steps is None:
                 raise UsageError(f"{self.path}: an LCM sampler needs original_inference_steps in its scheduler config")
@@ -170,6 +180,7 @@ def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: t
     Raises:
         UsageError: no such folder or preset, a missing file, or a scheduler this project does not sample with.
     """
+    disable_progress_bar()  # transformers draws one per text encoder
     path = Path(path_or_preset)
     if not path.is_dir():
         path = find_preset(str(path_or_preset)).teacher_folder()
@@ -253,4 +264,5 @@ def make_student(teacher: UNet2DConditionModel, time_cond_proj_dim: int) -> UNet
     cond_proj = student.time_embedding.cond_proj.weight
     student.load_state_dict(weights | {"time_embedding.cond_proj.weight": torch.zeros_like(cond_proj)})
     # Evaluation mode: dropout, where a teacher has any, would draw outside the step's named streams.
-    return student.to(teacher.device, teacher.dtype).requires_grad_(True).eval()
+    torch.nn.Module.to(student, teacher.device, teacher.dtype)  # diffusers' own `to` warns about every change of dtype
+    return student.requires_grad_(True).eval()

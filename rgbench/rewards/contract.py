@@ -27,7 +27,8 @@ class Reward(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes the scores: weights sha256, resize kernel, antialias, padding, dtype, token limit,
-        normalisation. JSON-able."""
+        normalisation. JSON-able.
+        """
         ...
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -105,6 +105,24 @@ class LatentCLIP(nn.Module):
             if file.suffix in (".json", ".txt") and file.name != CONFIG and folder != self.tokenizer_folder:
                 shutil.copyfile(file, folder / file.name)
 
+    def check_fits(self, latent_shape: tuple[int, int, int], scaling_factor: float, source: str | Path) -> None:
+        """Whether the proxy reads the latents of a model.
+
+        Args:
+            latent_shape: (C, h, w).
+            scaling_factor: of the model's VAE.
+            source: where the proxy came from, for the message.
+
+        Raises:
+            UsageError: other channels, another size, or another scale.
+        """
+        own = (self.config["latent_channels"], *self.clip.visual.image_size)
+        if own != tuple(latent_shape):
+            raise UsageError(f"{source}: reads latents of shape {own}, the model's are {tuple(latent_shape)}")
+        if not math.isclose(self.config["latent_scale"], scaling_factor, rel_tol=1e-6):
+            scale = self.config["latent_scale"]
+            raise UsageError(f"{source}: made for latents × {scale}, the model's scaling factor is {scaling_factor}")
+
     def encode_latents(self, latents: Tensor) -> Tensor:
         """Normalised features (B, D) of unscaled latents (B, C, h, w); scaled to unit variance first."""
         return F.normalize(self.clip.encode_image(latents * self.config["latent_scale"]), dim=-1)

@@ -29,6 +29,19 @@ class StepResult:
     reward_calls: int = 0
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What one optimiser updates.
+
+    Attributes:
+        parameters: a list made once, so that nothing is unfrozen by accident.
+        lr: its learning rate, constant.
+    """
+
+    parameters: list[nn.Parameter]
+    lr: float
+
+
 class Trainer(Protocol):
     """A method: its networks and its step.
 
@@ -42,8 +55,8 @@ class Trainer(Protocol):
     student: UNet2DConditionModel
     target: UNet2DConditionModel
 
-    def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """What each optimiser updates; computed once, so that nothing is unfrozen by accident."""
+    def learners(self) -> dict[str, Learner]:
+        """What learns, by the name under which :class:`StepResult` groups its losses."""
         ...
 
     def modules(self) -> dict[str, nn.Module]:
@@ -51,7 +64,7 @@ class Trainer(Protocol):
         ...
 
     def reward_fingerprints(self) -> list[dict[str, Any]]:
-        """The rewards trained on, as run.json lists them."""
+        """Fingerprints of the rewards trained on."""
         ...
 
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:

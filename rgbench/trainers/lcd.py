@@ -24,7 +24,7 @@ from rgbench.diffusion.consistency import consistency_function, guidance_embeddi
 from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
 from rgbench.diffusion.schedule import add_noise
 from rgbench.models import DiffusionModels, make_student
-from rgbench.trainers.contract import StepResult
+from rgbench.trainers.contract import Learner, StepResult
 from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.recipe import LCDRecipe, LCDSection
 
@@ -149,9 +149,14 @@ class LCD:
         self.networks = Networks(models.unet, self.student, self.target, models.alphas_cumprod, models.prediction_type)
         self.uncond_embeds = models.encode_prompts([""])
 
-    def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """All of the student's."""
-        return {"student": list(self.student.parameters())}
+    @classmethod
+    def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> LCD:
+        """The trainer of a recipe; subclasses load what else they need."""
+        return cls(recipe, models)
+
+    def learners(self) -> dict[str, Learner]:
+        """All of the student."""
+        return {"student": Learner(list(self.student.parameters()), self.recipe.train.lr)}
 
     def modules(self) -> dict[str, nn.Module]:
         """Student and target."""

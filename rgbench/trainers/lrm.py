@@ -15,18 +15,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from rgbench.data.contract import Batch
 from rgbench.models import DiffusionModels, decode_images
 from rgbench.rewards.contract import LatentReward, ScaledReward
+from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.rewards.pairs import pair_losses
-from rgbench.trainers.contract import StepResult
+from rgbench.trainers.contract import Learner, StepResult
 from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.lcd import distil
-from rgbench.trainers.recipe import LRMRecipe
-from rgbench.trainers.rg_lcd import RGLCD
+from rgbench.trainers.recipe import LCDRecipe, LRMRecipe
+from rgbench.trainers.rg_lcd import RGLCD, load_expert
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,24 @@ class LRM(RGLCD):
         self.proxy = proxy
         self.proxy_parameters = proxy.unfreeze(trainable.image_layers, trainable.text_layers)
 
-    def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """All of the student's; of the proxy what the recipe lets learn."""
-        return {**super().parameters(), "proxy": self.proxy_parameters}
+    @classmethod
+    def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> LRM:
+        """The trainer of a recipe, with the recipe's reward and proxy or the preset's.
+
+        Raises:
+            UsageError: a part is missing, or the proxy reads latents of another shape or scale.
+        """
+        assert isinstance(recipe, LRMRecipe)
+        path = recipe.proxy.path
+        if path is None:
+            path = recipe.model.find("proxy.path").latent_proxy_folder()
+        proxy = LatentCLIP.load(path, models.device, models.dtype)
+        proxy.check_fits(models.latent_shape, models.scaling_factor, path)
+        return cls(recipe, models, load_expert(recipe, models), proxy)
+
+    def learners(self) -> dict[str, Learner]:
+        """All of the student; of the proxy what the recipe lets learn."""
+        return {**super().learners(), "proxy": Learner(self.proxy_parameters, self.recipe.proxy.lr)}
 
     def modules(self) -> dict[str, nn.Module]:
         """Student, target and proxy."""

@@ -6,13 +6,16 @@ recipe files.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rgbench.config import Section, apply_overrides, find_recipe, load_yaml, validate
 from rgbench.data.config import DataConfig
+from rgbench.errors import UsageError
 from rgbench.rewards.pairs import PairLoss
+from rgbench.worlds.presets import Preset, find_preset
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -32,6 +35,33 @@ class ModelSection(Section):
         if (self.preset is None) == (self.path is None):
             raise ValueError("give either model.preset or model.path")
         return self
+
+    def find(self, key: str) -> Preset:
+        """The preset, for a part whose own ``key`` is null.
+
+        Raises:
+            UsageError: the model is a folder, so ``key`` must be given.
+        """
+        if self.preset is None:
+            raise UsageError(f"{key}: give a path; only a model.preset brings one with it")
+        return find_preset(self.preset)
+
+    def teacher_folder(self) -> Path:
+        """The teacher's folder.
+
+        Raises:
+            UsageError: it is not there.
+        """
+        if self.path is None:
+            return self.find("model.path").teacher_folder()
+        if not Path(self.path).is_dir():
+            raise UsageError(f"model.path {self.path}: no such folder; give a diffusers pipeline folder")
+        return Path(self.path)
+
+    @property
+    def world(self) -> str:
+        """Name under which results are kept: the preset's or the folder's."""
+        return self.preset or Path(str(self.path)).resolve().name
 
 
 class TrainSection(Section):
@@ -145,10 +175,12 @@ class SamplingSection(Section):
     Attributes:
         steps: network evaluations per image.
         guidance_scale: in the pipelines' form; the student is given w = guidance_scale − 1.
+        network: ``target``, the EMA, or ``student``, the online network; what is sampled and exported.
     """
 
     steps: Count = 4
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.5
+    network: Literal["target", "student"] = "target"
 
 
 class LCDRecipe(Section):

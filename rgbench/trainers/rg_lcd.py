@@ -14,12 +14,29 @@ from __future__ import annotations
 from typing import Any
 
 from rgbench.data.contract import Batch
+from rgbench.errors import UsageError
 from rgbench.models import DiffusionModels, decode_images
+from rgbench.registry import resolve
 from rgbench.rewards.contract import Reward
 from rgbench.trainers.contract import StepResult
 from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.lcd import LCD, distil
-from rgbench.trainers.recipe import RGLCDRecipe
+from rgbench.trainers.recipe import LCDRecipe, RGLCDRecipe
+
+
+def load_expert(recipe: RGLCDRecipe, models: DiffusionModels) -> Any:
+    """The reward that a recipe names, on the models' device and of their dtype.
+
+    Raises:
+        UsageError: unknown, missing, or not differentiable; or no path beside a model that is no preset.
+    """
+    reward = resolve("reward", recipe.reward.kind)
+    if not reward.differentiable:
+        raise UsageError(f"reward.kind {recipe.reward.kind} is not differentiable and cannot guide a student")
+    path = recipe.reward.path
+    if path is None:
+        path = recipe.model.find("reward.path").reward_folder()
+    return reward.load(path, antialias=recipe.reward.antialias, device=models.device, dtype=models.dtype)
 
 
 class RGLCD(LCD):
@@ -36,6 +53,12 @@ class RGLCD(LCD):
     def __init__(self, recipe: RGLCDRecipe, models: DiffusionModels, expert: Reward) -> None:
         super().__init__(recipe, models)
         self.expert = expert
+
+    @classmethod
+    def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> RGLCD:
+        """The trainer of a recipe, with the recipe's reward or the preset's."""
+        assert isinstance(recipe, RGLCDRecipe)
+        return cls(recipe, models, load_expert(recipe, models))
 
     def reward_fingerprints(self) -> list[dict[str, Any]]:
         """The expert's."""

@@ -1,0 +1,88 @@
+"""What a run shows and records while it trains: progress bar, log.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from rgbench.run import RunDirectory
+
+LINES_WITHOUT_TERMINAL = 20  # progress lines of a whole run where no bar can be drawn
+
+
+class Monitor:
+    """Progress and logs of one run; a context manager.
+
+    Args:
+        run: where log.jsonl and tensorboard/ lie.
+        first: steps done already.
+        steps: steps of the whole run.
+        batch_size: images per step.
+        console: where the bar is drawn; standard error by default.
+    """
+
+    def __init__(
+        self, run: RunDirectory, first: int, steps: int, batch_size: int, console: Console | None = None
+    ) -> None:
+        self.run, self.first, self.steps, self.batch_size = run, first, steps, batch_size
+        self.num_steps, self.step_sec = 0, 0.0
+        self.console = console or Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task(run.path.name, total=steps, completed=first, values="")
+
+    def __enter__(self) -> Monitor:
+        self.run.rewind_log(self.first)
+        self.board = SummaryWriter(str(self.run.tensorboard), purge_step=self.first + 1)
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.board.close()
+
+    @property
+    def images_per_sec(self) -> float:
+        """Over the optimiser steps of this process, without sample grids and checkpoints."""
+        return self.num_steps * self.batch_size / max(self.step_sec, 1e-9)
+
+    def show(self, step: int, values: dict[str, float], step_sec: float) -> None:
+        """Move the bar; without a terminal, print a line now and then.
+
+        Args:
+            step: steps done.
+            values: losses and rewards; gradient norms go to the log alone.
+            step_sec: how long this step took.
+        """
+        self.num_steps, self.step_sec = self.num_steps + 1, self.step_sec + step_sec
+        text = "  ".join(f"{k.removeprefix('loss/')} {v:.4g}" for k, v in values.items() if "grad_norm" not in k)
+        text += f"  {self.images_per_sec:.1f} images/s"
+        self.progress.update(self.task, completed=step, values=text)
+        every = max(self.steps // LINES_WITHOUT_TERMINAL, 1)
+        if not self.console.is_terminal and (step % every == 0 or step == self.steps):
+            line = f"{self.run.path.name}  step {step}/{self.steps}  {text}"
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """One row of log.jsonl and one point per curve."""
+        row = {"step": step, **values, "images_per_sec": round(self.images_per_sec, 3)}
+        self.run.log(row)
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def log_grid(self, step: int, grid: Tensor) -> None:
+        """A sample grid (3, H, W) in [0, 1]."""
+        self.board.add_image("samples", grid, step)
