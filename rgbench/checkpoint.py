@@ -80,7 +80,7 @@ def commit(
 
 
 def _write(folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], meta: Mapping[str, Any]) -> None:
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     for stem, part in tensors.items():
         name = f"{stem}.safetensors"
         files[name] = {"sha256": write_synced(folder / name, safetensors_chunks(part))}
@@ -224,11 +224,14 @@ def flatten_optimiser(optimiser: Optimizer) -> tuple[dict[str, Tensor], dict[str
     import torch
 
     state = optimiser.state_dict()
-    tensors, rest = {}, {}
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, Any] = {}
     for index, values in state["state"].items():
         for name, value in values.items():
-            target = tensors if isinstance(value, torch.Tensor) else rest
-            target[f"{index}.{name}"] = value
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value
+            else:
+                rest[f"{index}.{name}"] = value
     groups = [dict(group) for group in state["param_groups"]]
     return tensors, {"state": rest, "param_groups": groups}
 

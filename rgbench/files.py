@@ -53,10 +53,14 @@ MAX_PIXELS = 64_000_000  # below the 89 million at which Pillow begins to warn
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 # What the decoders of torch and Pillow raise on damaged input.
-_TORCH_ERRORS = (pickle.UnpicklingError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError, EOFError)
-_TORCH_ERRORS += (AttributeError, struct.error, AssertionError)
-_PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, OverflowError, TypeError)
-_PIL_ERRORS += (struct.error, zlib.error, MemoryError)
+_TORCH_ERRORS: tuple[type[Exception], ...] = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError),
+    *(EOFError, AttributeError, AssertionError, struct.error),
+)
+_PIL_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, OverflowError, TypeError),
+    *(struct.error, zlib.error, MemoryError),
+)
 
 
 def sha256_file(path: Path) -> str:

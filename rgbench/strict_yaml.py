@@ -123,7 +123,7 @@ class _Reader:
             key = _join(prefix, event.value)
             if event.value in out:
                 raise self._error(f"occurs twice; first in line {self.lines[key]}", event, key)
-            self.lines[key] = event.start_mark.line + 1
+            self.lines[key] = _line(event)
             out[event.value] = self._value(self._next(), key, depth + 1)
         return out
 
@@ -131,7 +131,7 @@ class _Reader:
         out: list[Any] = []
         while not isinstance(event := self._next(), yaml.SequenceEndEvent):
             key = _join(prefix, str(len(out)))
-            self.lines[key] = event.start_mark.line + 1
+            self.lines[key] = _line(event)
             out.append(self._value(event, key, depth + 1))
         return out
 
@@ -151,7 +151,11 @@ class _Reader:
         return text
 
     def _error(self, message: str, event: Any, key: str) -> ConfigError:
-        return ConfigError(message, path=self.path, line=event.start_mark.line + 1, key=key or None)
+        return ConfigError(message, path=self.path, line=_line(event), key=key or None)
+
+
+def _line(event: Any) -> int:
+    return event.start_mark.line + 1
 
 
 def _join(prefix: str, key: str) -> str:
