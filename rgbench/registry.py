@@ -22,10 +22,11 @@ TABLES: dict[str, dict[str, str]] = {
         "hps": "rgbench.rewards.hps:HPSReward",
     },
     "metric": {
-        "fid": "rgbench.metrics.fid:FIDMetric",
-        "hps": "rgbench.metrics.hps:HPSMetric",
-        "oracle": "rgbench.metrics.oracle:OracleMetric",
-        "spectrum": "rgbench.metrics.spectrum:SpectrumMetric",
+        "fid": "rgbench.metrics.fid:FrechetEffLite0",
+        "hps": "rgbench.metrics.hps:HPSScore",
+        "kid": "rgbench.metrics.kid:KernelDistance",
+        "oracle": "rgbench.metrics.oracle:OracleAccuracy",
+        "spectrum": "rgbench.metrics.overopt.spectrum:SpectrumProbe",
     },
     "data": {
         "scenes": "rgbench.data.sources.scenes:ScenesSource",

@@ -1,0 +1,1 @@
+"""Evaluation of trained models: targets, generation, one pass through all metrics, results, statistics."""

@@ -1,0 +1,159 @@
+"""Images as a pure function of (prompt id, seed), streamed in batches.
+
+Each image has its own CPU generator, so neither the batch, nor the order, nor a resume
+can change its noise. At one batch size the bytes are the same too: a short last batch is
+filled up, because the kernels' rounding depends on the batch's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgbench.data.prompts import Prompt
+from rgbench.errors import RgbenchError, UsageError
+from rgbench.evaluation.results import Generation, identify
+from rgbench.evaluation.targets import Target
+from rgbench.metrics.reference import to_uint8
+from rgbench.models import DiffusionModels
+
+BATCH_SIZE = 64
+LCM_STEPS = 4  # of a student without a run (LCM, arXiv 2310.04378)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampler settings.
+
+    Attributes:
+        sampler: "ddim" or "lcm".
+        steps: sampling steps.
+        guidance_scale: in the pipelines' form; an LCM student is given w = guidance_scale − 1.
+    """
+
+    sampler: str
+    steps: int
+    guidance_scale: float
+
+    @property
+    def network_evaluations(self) -> int:
+        """Network evaluations per image; classifier-free guidance needs two a step."""
+        return self.steps * (2 if self.sampler == "ddim" and self.guidance_scale > 1 else 1)
+
+    def generation(self, models: DiffusionModels) -> Generation:
+        """The generation id and its fields."""
+        fields = {
+            **asdict(self),
+            "resolution": models.resolution,
+            "dtype": str(models.dtype).removeprefix("torch."),
+            "weights_sha256": models.weights_sha256,
+        }
+        return Generation(id=identify(f"{self.sampler}{self.steps}", fields), fields=fields)
+
+
+def settle_sampling(target: Target, models: DiffusionModels, steps: int | None, guidance: float | None) -> Sampling:
+    """Sampler settings of a target: what is asked for, else its run's, else its world's.
+
+    Args:
+        target: the model.
+        models: it, loaded.
+        steps: asked for, or None.
+        guidance: asked for, or None.
+
+    Raises:
+        UsageError: a student without a run and without ``guidance``, or steps that its sampler cannot take.
+    """
+    lcm = models.sampler == "lcm"
+    if lcm and guidance is None and not target.sampling:
+        raise UsageError(f"{target.folder}: a student without run.json does not say its guidance; give --guidance")
+    if steps is None:
+        steps = target.sampling.get("steps", LCM_STEPS) if lcm else target.preset.teacher_steps
+    if guidance is None:
+        guidance = target.sampling["guidance_scale"] if lcm else target.preset.teacher_guidance
+    chosen = Sampling(models.sampler, steps, float(guidance))
+    most = models.original_inference_steps if lcm else len(models.alphas_cumprod)
+    if most is not None and not 1 <= chosen.steps <= most:
+        raise UsageError(f"{target.name}: cannot sample in {chosen.steps} steps; use 1 to {most}")
+    if not np.isfinite(chosen.guidance_scale):
+        raise UsageError(f"{target.name}: guidance {chosen.guidance_scale} is not a finite number")
+    return chosen
+
+
+def noise_seed(prompt_id: str, seed: int) -> int:
+    """Seed of an image's generator, 63 bits: the same on every machine, whatever the batch or order."""
+    digest = hashlib.sha256(json.dumps([prompt_id, seed]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of some prompts.
+
+    Attributes:
+        images: (B, 3, H, W) uint8, on the model's device.
+        prompts: B prompts.
+        positions: (B,) int64, their positions in the list.
+    """
+
+    images: Tensor
+    prompts: Sequence[Prompt]
+    positions: np.ndarray
+
+
+class ImageStream:
+    """Images of prompts, batch by batch; counts them and the seconds spent on making them.
+
+    Args:
+        models: the model.
+        prompts: one image each.
+        sampling: sampler settings.
+        seed: of the noise.
+        batch_size: images at once.
+    """
+
+    def __init__(
+        self, models: DiffusionModels, prompts: Sequence[Prompt], sampling: Sampling, seed: int, batch_size: int
+    ) -> None:
+        self.models, self.prompts, self.sampling, self.seed = models, prompts, sampling, seed
+        self.batch_size = min(batch_size, len(prompts))
+        self.num_images, self.seconds = 0, 0.0
+
+    @property
+    def images_per_sec(self) -> float | None:
+        """Of generation alone; None before the first batch."""
+        return self.num_images / self.seconds if self.seconds else None
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        for start in range(0, len(self.prompts), self.batch_size):
+            batch = self.prompts[start : start + self.batch_size]
+            began = time.perf_counter()
+            images = self._make(batch)
+            self.seconds += time.perf_counter() - began
+            self.num_images += len(batch)
+            yield ImageBatch(images, batch, np.arange(start, start + len(batch)))
+
+    @torch.inference_mode()
+    def _make(self, batch: Sequence[Prompt]) -> Tensor:
+        filled = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
+        generators = [torch.Generator().manual_seed(noise_seed(prompt.id, self.seed)) for prompt in filled]
+        images = self.models.sample(
+            [prompt.text for prompt in filled],
+            generators,
+            num_steps=self.sampling.steps,
+            guidance_scale=self.sampling.guidance_scale,
+        )[: len(batch)]
+        finite = images.isfinite().flatten(1).all(1)
+        if not finite.all():
+            bad = [prompt.id for prompt, fine in zip(batch, finite.tolist(), strict=True) if not fine]
+            raise RgbenchError(
+                f"{self.models.path}: {len(bad)} of {len(batch)} images hold NaN (first: {bad[0]!r}); "
+                "the weights or the sampler settings are broken, nothing was measured"
+            )
+        return to_uint8(images)

@@ -1,0 +1,105 @@
+"""Images kept as PNG, with an index that says what each shows."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from rgbench.data.prompts import Prompt
+from rgbench.evaluation.generate import ImageBatch, noise_seed
+from rgbench.files import read_json, write_bytes_atomic, write_json_atomic
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(/[A-Za-z0-9.-]+)*")
+MAX_STEM = 80
+
+
+def file_stem(text: str) -> str:
+    """Text as part of a file name, distinct for distinct texts.
+
+    Plain text is kept, its slashes as underscores; other text is shortened, with its hash.
+    """
+    if len(text) <= MAX_STEM and _PLAIN.fullmatch(text):
+        return text.replace("/", "_")
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-")
+    return f"{slug or 'prompt'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """(3, H, W) uint8 as PNG."""
+    out = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(out, format="PNG")
+    return out.getvalue()
+
+
+class Index:
+    """``index.json`` of a folder of images: one entry per file, old ones kept.
+
+    Args:
+        folder: created with the first image.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._file = folder, folder / "index.json"
+        rows = read_json(self._file) if self._file.is_file() else []
+        self._entries: dict[str, dict[str, Any]] = {row["file"]: row for row in rows}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries and (self.folder / name).is_file()
+
+    def add(self, images: Iterable[tuple[str, Tensor, dict[str, Any]]]) -> list[Path]:
+        """Store images, then the index.
+
+        Args:
+            images: file name, (3, H, W) uint8, and what the entry says besides the name.
+
+        Returns:
+            Their files.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for name, image, about in images:
+            files.append(self.folder / name)
+            write_bytes_atomic(files[-1], png_bytes(image))
+            self._entries[name] = {"file": name, **about}
+        write_json_atomic(self._file, list(self._entries.values()))
+        return files
+
+
+class KeptImages:
+    """The first images of a prompt list, kept for the report's grid.
+
+    Args:
+        folder: of one generation.
+        prompts: those whose images are kept.
+        seed: of the noise.
+        again: keep them anew, though they are there.
+    """
+
+    def __init__(self, folder: Path, prompts: tuple[Prompt, ...], seed: int, again: bool) -> None:
+        self.index, self.seed = Index(folder), seed
+        self.missing = tuple(prompt for prompt in prompts if again or self._name(prompt) not in self.index)
+
+    def keep(self, batch: ImageBatch) -> None:
+        """Store the images of a batch that are missing."""
+        found = [
+            (self._name(prompt), image, about(prompt, self.seed))
+            for prompt, image in zip(batch.prompts, batch.images, strict=True)
+            if prompt in self.missing
+        ]
+        if found:
+            self.index.add(found)
+
+    def _name(self, prompt: Prompt) -> str:
+        return f"{file_stem(prompt.id)}-{self.seed}.png"
+
+
+def about(prompt: Prompt, seed: int) -> dict[str, Any]:
+    """What an index says of an image; its ``noise_seed`` gives the same image in a diffusers pipeline."""
+    return {"prompt_id": prompt.id, "prompt": prompt.text, "seed": seed, "noise_seed": noise_seed(prompt.id, seed)}

@@ -1,0 +1,183 @@
+"""Result files: one scalar each, versioned, written atomically, readable for ever.
+
+    results/{world}/{model}/{generation id}/{metric}@{protocol id}.json
+                                            {metric}@{protocol id}.parquet   (per image, where there is one)
+
+A generation id names how the images were made (a row of the report), a protocol id how
+they were measured (a column). Each is a readable name with the hash of its fields, so a
+figure is known to be done by its path alone.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+
+from rgbench.errors import UsageError
+from rgbench.files import read_json, write_bytes_atomic, write_json_atomic
+from rgbench.metrics.contract import Interval, Metric
+from rgbench.rewards.contract import fingerprint_id
+
+SCHEMA_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Generation(_Frozen):
+    """How the images were made: model weights, sampler, steps, guidance, resolution, dtype."""
+
+    id: str
+    fields: dict[str, Any]
+
+
+class Protocol(_Frozen):
+    """How they were measured: prompts, reference, preprocessing, networks, seed rule."""
+
+    id: str
+    fields: dict[str, Any]
+
+
+class Result(_Frozen):
+    """One scalar with all that is needed to judge it.
+
+    Attributes:
+        world: the models' world, such as "benchtop".
+        model: the evaluated model's name.
+        method: "teacher", a trainer's kind, or "external".
+        training_seed: None where nothing was trained here.
+        value: None where the figure is undefined; ``flags`` then say why.
+        num_samples: images that it was made from.
+        in_sample: the model was trained on this very reward.
+        trained_rewards: fingerprint ids of the rewards it was trained on.
+        extra: vectors and further figures.
+        cost: seconds of training, reward calls, images per second, network evaluations per image.
+        samples: name of the per-image file beside this one.
+        command: what made it.
+    """
+
+    schema_version: Literal[1] = 1
+    world: str
+    model: str
+    method: str
+    training_seed: int | None
+    generation: Generation
+    metric: Metric
+    protocol: Protocol
+    value: float | None
+    interval: Interval | None
+    num_samples: int
+    flags: tuple[str, ...] = ()
+    in_sample: bool = False
+    trained_rewards: tuple[str, ...] = ()
+    extra: dict[str, Any] = {}
+    cost: dict[str, float | None] = {}
+    samples: str | None = None
+    provenance: dict[str, Any] = {}
+    command: str = ""
+
+    _path: Path | None = PrivateAttr(None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file it was read from or written to."""
+        return self._path
+
+
+def identify(name: str, fields: dict[str, Any]) -> str:
+    """A readable name with 8 hex digits over the canonical JSON of the fields."""
+    return f"{name}-{fingerprint_id(fields)}"
+
+
+def generation_folder(root: Path, world: str, model: str, generation: Generation) -> Path:
+    """Where the results of one model under one sampler setting lie."""
+    return root / world / model / generation.id
+
+
+def result_file(folder: Path, metric: Metric, protocol: Protocol) -> Path:
+    """The file of one scalar in a generation's folder."""
+    return folder / f"{metric.name}@{protocol.id}.json"
+
+
+def write_result(root: Path, result: Result, rows: dict[str, list[Any]] | None = None) -> Path:
+    """Write a result, and before it its per-image rows, so that a result never names a missing file.
+
+    Args:
+        root: the results folder.
+        result: without ``samples``, which is filled in here.
+        rows: columns ``prompt_id``, ``seed``, ``group``, ``value``.
+
+    Returns:
+        The JSON file.
+
+    Raises:
+        ValueError: NaN or infinity anywhere in it.
+    """
+    folder = generation_folder(root, result.world, result.model, result.generation)
+    path = result_file(folder, result.metric, result.protocol)
+    folder.mkdir(parents=True, exist_ok=True)
+    samples = None
+    if rows is not None:
+        if not np.isfinite(rows["value"]).all():
+            raise ValueError(f"{path.stem}: per-image values that are not finite")
+        out = io.BytesIO()
+        pq.write_table(pa.table(rows), out)
+        samples = path.with_suffix(".parquet")
+        write_bytes_atomic(samples, out.getvalue())
+    stored = result.model_copy(update={"samples": samples.name if samples else None})
+    write_json_atomic(path, stored.model_dump(mode="json"))
+    return path
+
+
+def load_result(path: Path) -> Result:
+    """Read one result file.
+
+    Raises:
+        UsageError: not strict JSON, another schema version, or not a result.
+    """
+    content = read_json(path)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        found = "no schema version" if version is None else f"schema version {version}"
+        raise UsageError(f"{path}: {found}; this rgbench reads {SCHEMA_VERSION}: install the rgbench that wrote it")
+    try:
+        result = Result.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise UsageError(f"{path}: not a result: {key}: {fault['msg']}; make it again with rgbench eval") from error
+    result._path = path
+    return result
+
+
+def load_results(root: Path) -> list[Result]:
+    """All results under a folder, by path.
+
+    Raises:
+        UsageError: as :func:`load_result`; one bad file is never skipped.
+    """
+    return [load_result(path) for path in sorted(root.rglob("*@*.json"))]
+
+
+def load_samples(result: Result) -> dict[tuple[str, int], float] | None:
+    """Per-image values by (prompt id, seed); None where the result has none.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    if result.samples is None or result.path is None:
+        return None
+    path = result.path.with_name(Path(result.samples).name)
+    try:
+        table = pq.read_table(pa.BufferReader(path.read_bytes())).to_pydict()
+        keys = zip(table["prompt_id"], table["seed"], strict=True)
+        return dict(zip(keys, table["value"], strict=True))
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UsageError(f"{path}: per-image rows of {result.path.name} cannot be read ({error})") from error

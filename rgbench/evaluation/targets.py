@@ -1,0 +1,158 @@
+"""What can be evaluated: a run, a diffusers pipeline folder, or the teacher."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rgbench.errors import UsageError, suggest
+from rgbench.run import RunDirectory
+from rgbench.worlds.presets import PRESETS, Preset, find_preset
+
+TEACHER = "teacher"
+FINISHED = "finished"
+RUN_KEYS = ("method", "world", "seed", "status", "step", "steps", "teacher", "rewards", "sampling", "cost")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to evaluate.
+
+    Attributes:
+        name: its row in tables and its folder under ``results/``.
+        method: "teacher", a trainer's kind, or "external".
+        folder: the diffusers pipeline.
+        preset: the world it belongs to.
+        training_seed: None where nothing was trained here.
+        sampling: ``steps`` and ``guidance_scale`` of the run's recipe; empty where there is no run.
+        rewards: what it was trained on, as in run.json.
+        cost: of its training, as in run.json.
+    """
+
+    name: str
+    method: str
+    folder: Path
+    preset: Preset
+    training_seed: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    rewards: tuple[Mapping[str, Any], ...] = ()
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+
+def resolve_targets(names: Sequence[str], runs: Path) -> list[Target]:
+    """Targets by name, in the order given; without names, the teachers of all finished runs, then the runs.
+
+    Args:
+        names: run folders, run names under ``runs``, pipeline folders, or "teacher".
+        runs: the folder of runs.
+
+    Raises:
+        UsageError: an unknown name, a run that is not finished, or no finished run at all.
+    """
+    distinct: dict[str, Target] = {}
+    for target in [_named(name, runs) for name in names] if names else _all_finished(runs):
+        other = distinct.setdefault(target.name, target)
+        if other.folder.resolve() != target.folder.resolve():
+            raise UsageError(
+                f"{other.folder} and {target.folder} would both be {target.name!r}; evaluate one at a time"
+            )
+    return list(distinct.values())
+
+
+def _named(name: str, runs: Path) -> Target:
+    if name == TEACHER:
+        return _preset_teacher(PRESETS["benchtop"])
+    for path in (Path(name), runs / name):
+        if not path.is_dir():
+            continue
+        if (path / "run.json").is_file():
+            return _finished_run(path)
+        if (path / "model_index.json").is_file():
+            run = path.resolve().parent
+            return _finished_run(run) if (run / "run.json").is_file() else _pipeline(path)
+        raise UsageError(f"{path}: neither a run (no run.json) nor a diffusers pipeline (no model_index.json)")
+    known = [path.name for path in _run_folders(runs)]
+    raise UsageError(
+        f"{name!r} is no folder, no run under {runs} and not 'teacher'; {suggest(name, [*known, TEACHER])}"
+    )
+
+
+def _run_folders(runs: Path) -> list[Path]:
+    return sorted(file.parent for file in runs.glob("*/run.json"))
+
+
+def _all_finished(runs: Path) -> list[Target]:
+    finished = []
+    for folder in _run_folders(runs):
+        meta = _read(folder)
+        if meta["status"] == FINISHED:
+            finished.append((folder, meta))
+        else:
+            log.warning("%s: left out: %s", folder, _unfinished(folder, meta))
+    if not finished:
+        raise UsageError(
+            f"no finished run under {runs}; train one with: rgbench train lcd, "
+            "or name a target, such as: rgbench eval teacher"
+        )
+    teachers = [_teacher_of(meta) for _, meta in finished]
+    return [*(teacher for teacher in teachers if teacher), *(_run(folder, meta) for folder, meta in finished)]
+
+
+def _finished_run(folder: Path) -> Target:
+    meta = _read(folder)
+    if meta["status"] != FINISHED:
+        raise UsageError(f"{folder}: {_unfinished(folder, meta)}")
+    return _run(folder, meta)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    run = RunDirectory.open(folder)
+    meta = run.read()
+    missing = [key for key in RUN_KEYS if key not in meta]
+    if missing:
+        raise UsageError(f"{run.run_file}: lacks {', '.join(missing)}; not a whole run")
+    return meta
+
+
+def _run(folder: Path, meta: Mapping[str, Any]) -> Target:
+    return Target(
+        name=folder.resolve().name,
+        method=meta["method"],
+        folder=folder / "pipeline",
+        preset=find_preset(meta["world"]),
+        training_seed=meta["seed"],
+        sampling=meta["sampling"],
+        rewards=tuple(meta["rewards"]),
+        cost=meta["cost"],
+    )
+
+
+def _unfinished(folder: Path, meta: Mapping[str, Any]) -> str:
+    resume = shlex.join(["rgbench", "train", str(folder / "config.yaml"), "--out", str(folder)])
+    return f"{meta['status']} at step {meta['step']} of {meta['steps']}; finish it first with: {resume}"
+
+
+def _teacher_of(meta: Mapping[str, Any]) -> Target | None:
+    """The run's teacher; None, with a warning, where it is gone."""
+    preset = find_preset(meta["world"])
+    folder = Path(meta["teacher"]["path"])
+    if folder == preset.root / preset.teacher:
+        return _preset_teacher(preset)
+    if not folder.is_dir():
+        log.warning("%s: a teacher that runs were trained from is gone; left out", folder)
+        return None
+    return Target(f"{TEACHER}-{meta['teacher']['sha256'][:8]}", TEACHER, folder, preset)
+
+
+def _preset_teacher(preset: Preset) -> Target:
+    return Target(TEACHER, TEACHER, preset.teacher_folder(), preset)
+
+
+def _pipeline(folder: Path) -> Target:
+    return Target(folder.resolve().name, "external", folder, PRESETS["benchtop"])

@@ -1,0 +1,73 @@
+"""Reward of the HPS form, 100 · cosine, with antialiasing on and off side by side.
+
+The two are two protocols; their gap is itself a probe, because what only the aliased
+resize lets through cannot be seen at the size the reward model looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgbench.data.prompts import Prompt
+from rgbench.errors import RgbenchError
+from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
+from rgbench.metrics.intervals import bootstrap_interval
+from rgbench.rewards.hps import HPSReward
+
+SCALE = 100
+
+
+def _metric(antialias: bool) -> Metric:
+    name = f"aa{int(antialias)}"
+    return Metric(name=f"hps_{name}", label=f"HPS {name}", direction="higher", unit="", family="reward", decimals=2)
+
+
+class HPSScore:
+    """Mean score of the world's reward model, per image and per group.
+
+    Args:
+        context: any prompts.
+
+    Raises:
+        UsageError: the reward model's folder is incomplete.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        num = len(context.prompts)
+        self.rewards = [
+            HPSReward.load(context.reward_folder, antialias=aa, device=context.device) for aa in (True, False)
+        ]
+        self.scores = np.full((2, num), np.nan)
+        self.quantities = tuple(
+            Quantity(_metric(reward.antialias), context.protocol(reward=reward.fingerprint(), scale=SCALE))
+            for reward in self.rewards
+        )
+
+    @torch.inference_mode()
+    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
+        texts = [prompt.text for prompt in prompts]
+        for scores, reward in zip(self.scores, self.rewards, strict=True):
+            values = SCALE * reward(images, texts).double().cpu().numpy()
+            if not np.isfinite(values).all():
+                raise RgbenchError(f"the reward of {prompts[int(np.argmin(np.isfinite(values)))].id!r} is not finite")
+            scores[positions] = values
+
+    def finish(self) -> list[Measurement]:
+        known = [entry["fingerprint"].get("weights_sha256") for entry in self.context.trained_rewards]
+        return [
+            Measurement(
+                quantity=quantity,
+                value=float(rows.mean()),
+                interval=bootstrap_interval(rows),
+                num_samples=len(rows),
+                in_sample=reward.weights_sha256 in known,
+                extra={"groups": self.context.by_group(rows)},
+                rows=rows,
+            )
+            for quantity, reward, rows in zip(self.quantities, self.rewards, self.scores, strict=True)
+        ]

@@ -1,0 +1,118 @@
+"""Intervals of single figures: delete-a-group jackknife, Wilson, bootstrap of a mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from rgbench.metrics.contract import Interval
+
+LEVEL = 0.95
+NUM_GROUPS = 20
+NUM_RESAMPLES = 2000
+
+
+def jackknife_groups(num: int, groups: int = NUM_GROUPS) -> np.ndarray:
+    """(num,) int64: the jackknife group of each position, random and fixed, sizes within one."""
+    order = np.random.default_rng(0).permutation(num)
+    return order * min(groups, num) // num
+
+
+def jackknife_interval(value: float, replicates: Sequence[float], level: float = LEVEL) -> Interval | None:
+    """Delete-a-group jackknife interval around a figure (Kott, 2001).
+
+    Args:
+        value: the figure from all samples.
+        replicates: the figure with each of G groups left out.
+        level: coverage.
+
+    Returns:
+        value ± t(G − 1) · √((G − 1)/G · Σ(θ_g − θ̄)²); None for fewer than two groups.
+    """
+    num = len(replicates)
+    if num < 2:
+        return None
+    deviation = np.asarray(replicates, dtype=np.float64)
+    deviation = deviation - deviation.mean()
+    error = math.sqrt((num - 1) / num * float(deviation @ deviation))
+    half = student_t_quantile(0.5 + level / 2, num - 1) * error
+    return Interval(low=value - half, high=value + half, level=level, method=f"delete-a-group jackknife, {num} groups")
+
+
+def wilson_interval(successes: float, num: int, level: float = LEVEL) -> Interval:
+    """Wilson score interval of a proportion (Wilson, 1927).
+
+    Args:
+        successes: in [0, num].
+        num: trials, at least 1.
+        level: coverage.
+
+    Returns:
+        Bounds as shares in [0, 1].
+    """
+    if num < 1 or not 0 <= successes <= num:
+        raise ValueError(f"no proportion: {successes} of {num}")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share, spread = successes / num, z * z / num
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / num + spread / (4 * num))
+    return Interval(low=max(0.0, centre - half), high=min(1.0, centre + half), level=level, method="Wilson")
+
+
+def bootstrap_interval(rows: np.ndarray, level: float = LEVEL, seed: int = 0) -> Interval | None:
+    """Percentile bootstrap interval of the mean.
+
+    Args:
+        rows: (n,) one figure per image.
+        level: coverage.
+        seed: of the resampling.
+
+    Returns:
+        None for fewer than two rows.
+    """
+    if len(rows) < 2:
+        return None
+    low, high = np.quantile(bootstrap_means(rows, seed), [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(low=float(low), high=float(high), level=level, method=f"bootstrap over images, {NUM_RESAMPLES}")
+
+
+def bootstrap_means(rows: np.ndarray, seed: int) -> np.ndarray:
+    """(2000,) means of resamples with replacement, drawn one by one to keep memory small."""
+    rng = np.random.default_rng(seed)
+    num = len(rows)
+    return np.array([rows[rng.integers(0, num, num)].mean() for _ in range(NUM_RESAMPLES)])
+
+
+def student_t_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t, by bisection on the closed form of its distribution (A&S 26.7.3-4).
+
+    Args:
+        probability: in (½, 1).
+        degrees: degrees of freedom, at least 1.
+    """
+    if not 0.5 < probability < 1 or degrees < 1:
+        raise ValueError(f"no t quantile at {probability} with {degrees} degrees of freedom")
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_central(middle, degrees) < 2 * probability - 1 else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def student_t_p(statistic: float, degrees: int) -> float:
+    """Two-sided p of a t statistic, to about 1e-15."""
+    return max(0.0, 1 - _t_central(math.atan(abs(statistic) / math.sqrt(degrees)), degrees))
+
+
+def _t_central(angle: float, degrees: int) -> float:
+    """P(|T| < √degrees · tan(angle)): A&S 26.7.3 for odd degrees, 26.7.4 for even ones."""
+    cosine, total, term = math.cos(angle), 0.0, 1.0
+    odd = degrees % 2
+    for k in range(odd, degrees - 1, 2):
+        term = (cosine if odd else 1.0) if k == odd else term * cosine * cosine * (k - 1) / k
+        total += term
+    total *= math.sin(angle)
+    return (angle + total) * 2 / math.pi if odd else total

@@ -1,0 +1,78 @@
+"""Benchtop oracle: what share of the caption an image really shows, as three judges vote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from rgbench.data.prompts import Prompt
+from rgbench.errors import UsageError
+from rgbench.files import sha256_tree
+from rgbench.metrics.contract import Context, Interval, Measurement, Metric, Quantity
+from rgbench.metrics.intervals import bootstrap_interval, wilson_interval
+from rgbench.worlds.oracle import load_oracle
+from rgbench.worlds.scenes import IMAGE_SIZE
+
+LABELS = {
+    "all": "Oracle, all right",
+    "mean": "Oracle, mean",
+    "shape": "Oracle, shape",
+    "colour": "Oracle, colour",
+    "size": "Oracle, size",
+    "layout": "Oracle, layout",
+}
+PERCENT = 100
+
+
+class OracleAccuracy:
+    """Share of attributes right, in per cent: mean, each of the four, and the images with everything right.
+
+    Args:
+        context: needs prompts with scenes.
+
+    Raises:
+        UsageError: prompts without scenes, no judges, images of another size.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        context.require("oracle", 1, IMAGE_SIZE)
+        folder = context.judges_folder
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: the judges are missing; make them with: rgbench world build benchtop")
+        self.oracle = load_oracle(folder, context.device)
+        protocol = context.protocol(judges_sha256=sha256_tree(folder), vote="majority of the judges")
+        self.quantities = tuple(Quantity(_metric(name), protocol) for name in LABELS)
+        self.shares = {name: np.zeros(len(context.prompts)) for name in (*LABELS, "agreement")}
+
+    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
+        scores = self.oracle.score(images, [prompt.scene for prompt in prompts if prompt.scene])
+        for name, shares in self.shares.items():
+            shares[positions] = scores[name].double().cpu().numpy()
+
+    def finish(self) -> list[Measurement]:
+        agreement = self.shares["agreement"]
+        judges = {"mean": PERCENT * float(agreement.mean()), "groups": self.context.by_group(PERCENT * agreement)}
+        return [self._measure(quantity, name, judges) for quantity, name in zip(self.quantities, LABELS, strict=True)]
+
+    def _measure(self, quantity: Quantity, name: str, judges: dict) -> Measurement:
+        rows = PERCENT * self.shares[name]
+        return Measurement(
+            quantity=quantity,
+            value=float(rows.mean()),
+            interval=_wilson(self.shares[name]) if name == "all" else bootstrap_interval(rows),
+            num_samples=len(rows),
+            extra={"groups": self.context.by_group(rows), "judges_agree": judges},
+            rows=rows,
+        )
+
+
+def _metric(name: str) -> Metric:
+    return Metric(name=f"oracle_{name}", label=LABELS[name], direction="higher", unit="%", family="oracle", decimals=1)
+
+
+def _wilson(right: np.ndarray) -> Interval:
+    found = wilson_interval(float(right.sum()), len(right))
+    return found.model_copy(update={"low": PERCENT * found.low, "high": PERCENT * found.high})

@@ -1,0 +1,1 @@
+"""Probes for over-optimisation, one file each."""

@@ -1,0 +1,142 @@
+"""Spectrum: golden values, an independent NumPy transcription, odd sizes and Nyquist."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rgbench.metrics.overopt.spectrum import (
+    band_energy,
+    gaps,
+    half_plane,
+    high_frequency_ratio,
+    log_spectral_distance,
+    luma_chroma,
+    octave_gaps,
+    power_spectrum,
+    radial_profile,
+    slope,
+)
+
+
+def noise(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def mean_power(planes: torch.Tensor, window: bool) -> np.ndarray:
+    return power_spectrum(planes, window).mean(0).numpy()
+
+
+def coloured_noise(num: int, size: int, exponent: float) -> torch.Tensor:
+    """Periodic noise whose power falls as f^exponent."""
+    radius = torch.from_numpy(np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None]))
+    radius[0, 0] = math.inf
+    return torch.fft.ifft2(torch.fft.fft2(noise((num, size, size))) * radius ** (exponent / 2)).real
+
+
+def test_white_noise_ratio():
+    power = mean_power(noise((8, 256, 256)), window=False)
+    assert high_frequency_ratio(power, 256, 256) == pytest.approx(0.804, abs=0.01)
+    assert high_frequency_ratio(power, 256, 256) == pytest.approx(1 - math.pi / 16, abs=0.003)
+
+
+def test_checkerboard_is_all_at_nyquist():
+    y, x = np.indices((256, 256))
+    board = torch.from_numpy(((x + y) % 2).astype(np.float64))[None]
+    power = mean_power(board, window=False)
+    assert power[128, 128] / power.sum() == pytest.approx(1, abs=1e-12)
+    assert high_frequency_ratio(power, 256, 256) == pytest.approx(1, abs=1e-12)
+    assert power.sum() == pytest.approx(0.25, rel=1e-12), "the Nyquist cell counts once: its power is the variance"
+
+
+def test_columns_at_nyquist_count_once():
+    columns = torch.from_numpy((np.indices((64, 64))[1] % 2).astype(np.float64))[None]
+    assert band_energy(mean_power(columns, window=False), 64, 64, 0.25) == pytest.approx(0.25, rel=1e-12)
+
+
+@pytest.mark.parametrize("window", [False, True])
+def test_slope_of_inverse_square_power(window):
+    power = mean_power(coloured_noise(24, 256, -2.0), window)
+    assert slope(*radial_profile(power, 256, 256)) == pytest.approx(-2.0, abs=0.03)
+
+
+def numpy_reference(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Radial profile and HFER by the full transform, written out in NumPy alone."""
+    height, width = plane.shape
+    hann = np.outer(*(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n) for n in (height, width)))
+    power = np.abs(np.fft.fft2((plane - plane.mean()) * hann)) ** 2 / (height * width * (hann**2).sum())
+    radius = np.sqrt(np.fft.fftfreq(height)[:, None] ** 2 + np.fft.fftfreq(width)[None] ** 2)
+    index = np.rint(radius * min(height, width))
+    bins = range(1, min(height, width) // 2 + 1)
+    profile = np.array([power[index == k].mean() for k in bins])
+    radii = np.array([radius[index == k].mean() for k in bins])
+    return radii, profile, power[radius > 0.25].sum() / power[radius > 0].sum()
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (63, 65), (65, 64), (64, 63), (48, 80), (31, 17)])
+def test_equals_numpy_over_even_and_odd_sizes(height, width):
+    plane = noise((height, width), seed=height * width) + 3
+    power = power_spectrum(plane).numpy()
+    radii, profile, ratio = numpy_reference(plane.numpy())
+    ours = radial_profile(power, height, width)
+    np.testing.assert_allclose(ours[0], radii, rtol=1e-10)
+    np.testing.assert_allclose(ours[1], profile, rtol=1e-10)
+    assert high_frequency_ratio(power, height, width) == pytest.approx(ratio, rel=1e-10)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 40), (40, 33), (7, 7)])
+def test_total_power_is_the_variance(height, width):
+    planes = noise((4, height, width))
+    power = mean_power(planes, window=False)
+    variance = planes.var((-2, -1), unbiased=False).mean()
+    assert band_energy(power, height, width, 0) == pytest.approx(float(variance), rel=1e-10)
+    assert half_plane(height, width).weight.sum() == height * width
+
+
+def test_power_is_averaged_before_the_logarithm():
+    faint, strong = noise((1, 32, 32)), 10 * noise((1, 32, 32), seed=1)
+    both = mean_power(torch.cat([faint, strong]), window=True)
+    np.testing.assert_allclose(both, (mean_power(faint, True) + mean_power(strong, True)) / 2, rtol=1e-12)
+
+
+def test_luma_and_chroma():
+    grey = torch.rand(2, 1, 5, 5).expand(2, 3, 5, 5)
+    planes = luma_chroma(grey)
+    assert planes.dtype == torch.float64
+    torch.testing.assert_close(planes[:, 0], grey[:, 0].double())
+    assert planes[:, 1:].abs().max() < 1e-7
+    blue, red = torch.tensor([[0.0, 0, 1], [1, 0, 0]]).reshape(2, 3, 1, 1)
+    assert luma_chroma(blue[None])[0, :, 0, 0].tolist() == pytest.approx([0.114, 0.5, -0.114 / 1.402])
+    assert luma_chroma(red[None])[0, 2, 0, 0].item() == pytest.approx(0.5)
+
+
+def test_planted_gain_reads_as_its_decibels():
+    reference = mean_power(coloured_noise(4, 64, -2.0), window=True)
+    twice = gaps(2 * reference, reference, 64, 64)
+    assert twice["hfer_gap_db"] == pytest.approx(0, abs=1e-10), "HFER hides a gain in all bands"
+    assert twice["band_gap_db"] == pytest.approx(3.0103, abs=1e-4), "the absolute energy does not"
+    assert twice["log_spectral_distance_db"] == pytest.approx(3.0103, abs=1e-4)
+    assert list(octave_gaps(2 * reference, reference, 64, 64).values()) == pytest.approx([3.0103] * 5, abs=1e-4)
+
+
+def test_noise_and_blur_are_told_apart():
+    clean = coloured_noise(8, 64, -2.0)
+    clean = clean / clean.std()
+    reference = mean_power(clean, True)
+    noisy = mean_power(clean + 0.5 * noise((8, 64, 64), seed=1), True)
+    blurred = mean_power(torch.nn.functional.avg_pool2d(clean[:, None], 3, 1, 1)[:, 0], True)
+    assert gaps(noisy, reference, 64, 64)["hfer_gap_db"] > 1
+    assert gaps(blurred, reference, 64, 64)["hfer_gap_db"] < -3
+    octaves = list(octave_gaps(noisy, reference, 64, 64).values())
+    assert octaves[-1] > 1 > octaves[0]
+
+
+def test_images_without_contrast_have_no_figure():
+    flat = mean_power(torch.full((2, 16, 16), 0.5, dtype=torch.float64), True)
+    reference = mean_power(noise((2, 16, 16)), True)
+    found = gaps(flat, reference, 16, 16)
+    assert math.isnan(found["hfer_gap_db"]) and math.isnan(found["slope_gap"])
+    assert math.isnan(log_spectral_distance(*(radial_profile(p, 16, 16)[1] for p in (flat, reference))))
