@@ -94,8 +94,8 @@ def validate(
     if fault["type"] == "union_tag_invalid":
         keys = (*keys, fault["ctx"]["discriminator"].strip("'"))
     key = ".".join(keys)
-    given = [override.partition("=")[0] for override in overrides]
-    if any(key == own or key.startswith(f"{own}.") for own in given):
+    given = [f"{override.partition('=')[0]}." for override in overrides]
+    if any(f"{key}.".startswith(own) or (key not in lines and own.startswith(f"{key}.")) for own in given):
         raise ConfigError(_explain(fault, known), path="command line", key=key)
     line = lines.get(key) or lines.get(key.rpartition(".")[0])
     raise ConfigError(_explain(fault, known), path=path, line=line, key=key or None)

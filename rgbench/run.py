@@ -19,11 +19,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from rgbench.config import load_yaml
 from rgbench.errors import UsageError
 from rgbench.files import parse_json, read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
+from rgbench.strict_yaml import dump_yaml, load_yaml
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +162,7 @@ class RunDirectory:
         for folder in (self.tensorboard, self.samples, self.checkpoints):
             folder.mkdir(exist_ok=True)
         write_json_atomic(self.path / "environment.json", provenance())
-        write_text_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text_atomic(self.config_file, dump_yaml(dict(config)))
         write_json_atomic(self.run_file, {"schema_version": SCHEMA_VERSION, **meta})  # last: now it is a run
         return self
 

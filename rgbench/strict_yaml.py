@@ -19,9 +19,8 @@ from rgbench.errors import ConfigError
 MAX_BYTES = 32_768  # the longest recipe here has 4 KB; a megabyte would take PyYAML seconds
 MAX_DEPTH = 24
 
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,40})")
+_FLOAT = re.compile(r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)")
 _WORDS = {"": None, "~": None, "null": None, "true": True, "True": True, "false": False, "False": False}
 
 
@@ -55,6 +54,11 @@ def load_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     if not isinstance(data, dict):
         raise ConfigError("expected a mapping of keys to values", path=path, line=1)
     return data, reader.lines
+
+
+def dump_yaml(data: dict[str, Any]) -> str:
+    """Plain data as YAML that :func:`load_yaml` reads back; keys stay in order."""
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=False)  # unescaped, U+0085 would not come back
 
 
 def parse_value(text: str, where: str) -> Any:
@@ -141,7 +145,7 @@ class _Reader:
             return _WORDS[text]
         if _INT.fullmatch(text):
             return int(text)
-        if _FLOAT.fullmatch(text) and not _LEADING_ZERO.fullmatch(text):
+        if _FLOAT.fullmatch(text):
             value = float(text)
             if not math.isfinite(value):
                 raise self._error(f"{text} is too large for a float", event, key)
