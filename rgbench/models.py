@@ -216,16 +216,16 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
     name = config.get("_class_name")
     if name != "LCMScheduler" and name not in DDIM_FAMILY:
         raise UsageError(f"{file}: scheduler {name!r}; use one of {', '.join((*DDIM_FAMILY, 'LCMScheduler'))}")
-    for option in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
-        if config.get(option, option == "clip_sample" and name in ("DDIMScheduler", "DDPMScheduler")):
-            raise UsageError(f"{file}: {option} is on, which latents do not take; set it to false")
+    for option in ("thresholding", "rescale_betas_zero_snr"):
+        if config.get(option):
+            raise UsageError(f"{file}: {option} is on, which is not sampled with here; set it to false")
     return {
         "alphas_cumprod": DDIMScheduler.from_config(config).alphas_cumprod.to(device),
         "prediction_type": config.get("prediction_type", "epsilon"),
         "sampler": "lcm" if name == "LCMScheduler" else "ddim",
         "ddim": {
             "timestep_spacing": config.get("timestep_spacing", "leading"),
-            "steps_offset": config.get("steps_offset", 0),
+            "steps_offset": 1,  # StableDiffusionPipeline sets this, and clip_sample off, whatever the file says
             "set_alpha_to_one": config.get("set_alpha_to_one", name == "DDIMScheduler"),
         },
         "original_inference_steps": config.get("original_inference_steps"),

@@ -106,8 +106,9 @@ def ddim_timesteps(num_steps: int, num_train_timesteps: int, spacing: str, steps
         ratio = num_train_timesteps // num_steps
         return check_timesteps([i * ratio + steps_offset for i in reversed(range(num_steps))], num_train_timesteps)
     if spacing == "trailing":
-        step = num_train_timesteps / num_steps
-        chosen = [round(num_train_timesteps - i * step) - 1 for i in range(num_steps)]
+        # diffusers rounds numpy's arange, whose increment is this difference: it settles ties such as 937.5
+        increment = (num_train_timesteps - num_train_timesteps / num_steps) - num_train_timesteps
+        chosen = [round(num_train_timesteps + i * increment) - 1 for i in range(num_steps)]
         return check_timesteps(chosen, num_train_timesteps)
     raise ValueError(f"timestep_spacing {spacing!r}: use leading or trailing")
 

@@ -68,7 +68,7 @@ class Monitor:
             step_sec: how long this step took.
         """
         self.num_steps, self.step_sec = self.num_steps + 1, self.step_sec + step_sec
-        text = "  ".join(f"{k.removeprefix('loss/')} {v:.4g}" for k, v in values.items() if "grad_norm" not in k)
+        text = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if "grad_norm" not in k)
         text += f"  {self.images_per_sec:.1f} images/s"
         self.progress.update(self.task, completed=step, values=text)
         every = max(self.steps // LINES_WITHOUT_TERMINAL, 1)

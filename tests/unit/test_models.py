@@ -1,0 +1,109 @@
+"""Loading diffusers folders, and the student made from a teacher."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from rgbench.errors import UsageError
+from rgbench.models import load_models, make_student, weights_sha256
+from rgbench.worlds.presets import PRESETS, find_preset
+from tests.parity import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_pipeline(tmp_path_factory.mktemp("models") / "teacher")
+
+
+def test_a_folder_is_described_by_its_own_files(folder):
+    models = tiny.models(folder)
+    assert (models.resolution, models.latent_shape, models.sampler) == (16, (4, 8, 8), "ddim")
+    assert (models.prediction_type, models.scaling_factor) == ("epsilon", tiny.SCALING_FACTOR)
+    assert models.ddim == {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
+    assert models.alphas_cumprod.shape == (1000,) and models.alphas_cumprod.dtype == torch.float32
+    assert not any(p.requires_grad for net in (models.unet, models.vae, models.text_encoder) for p in net.parameters())
+
+
+def test_prompts_are_encoded_as_the_pipeline_does(folder):
+    models = tiny.models(folder)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    prompts = [*tiny.PROMPTS[:2], "word " * 100]
+    theirs, _ = pipeline.encode_prompt(prompts, "cpu", 1, False)
+    assert torch.equal(models.encode_prompts(prompts), theirs)
+
+
+def test_images_survive_in_range(folder):
+    models = tiny.models(folder)
+    mean, std = models.encode_images(torch.rand(2, 3, 16, 16))
+    assert mean.shape == std.shape == (2, 4, 8, 8) and (std > 0).all()
+    images = models.decode(torch.randn(2, 4, 8, 8) * 50)
+    assert images.shape == (2, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
+
+
+def test_the_student_begins_as_the_teacher(folder):
+    teacher = tiny.models(folder).unet
+    student = make_student(teacher, 16)
+    z, embeds = torch.randn(2, 4, 8, 8), torch.randn(2, 32, 16)
+    t, w = torch.tensor([19, 999]), torch.randn(2, 16)
+    theirs = teacher(z, t, encoder_hidden_states=embeds).sample
+    assert torch.equal(student(z, t, encoder_hidden_states=embeds, timestep_cond=w).sample, theirs)
+    assert all(p.requires_grad for p in student.parameters())
+    with pytest.raises(UsageError, match="distilled student"):
+        make_student(student, 16)
+
+
+def test_a_guidance_embedding_that_starts_at_zero_learns(folder):
+    student = make_student(tiny.models(folder).unet, 16)
+    z, embeds, w = torch.randn(1, 4, 8, 8), torch.randn(1, 32, 16), torch.randn(1, 16)
+    student(z, torch.tensor([19]), encoder_hidden_states=embeds, timestep_cond=w).sample.sum().backward()
+    assert student.time_embedding.cond_proj.weight.grad.abs().max() > 0
+
+
+def test_the_weights_hash_names_weights_alone(folder, tmp_path):
+    before = weights_sha256(folder)
+    (folder / "README.md").write_text("changed")
+    assert weights_sha256(folder) == before
+    other = tiny.save_pipeline(tmp_path / "other")
+    assert weights_sha256(other) == before
+    file = other / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert weights_sha256(other) != before
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    with pytest.raises(UsageError, match="did you mean 'benchtop'"):
+        load_models("benchtob", "cpu", torch.float32)
+    other = tiny.save_pipeline(tmp_path / "other")
+    (other / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UsageError, match="vae/diffusion_pytorch_model.safetensors"):
+        load_models(other, "cpu", torch.float32)
+
+
+def test_pickled_weights_are_not_opened(tmp_path):
+    folder = tiny.save_pipeline(tmp_path / "teacher")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(UsageError, match="safetensors"):
+        load_models(folder, "cpu", torch.float32)
+
+
+def test_an_unknown_scheduler_is_refused(tmp_path):
+    folder = tiny.save_pipeline(tmp_path / "teacher")
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text()) | {"_class_name": "EulerDiscreteScheduler"}
+    file.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="EulerDiscreteScheduler"):
+        load_models(folder, "cpu", torch.float32)
+
+
+def test_presets():
+    assert find_preset("benchtop") is PRESETS["benchtop"]
+    assert PRESETS["benchtop"].teacher_folder().is_dir()
+    with pytest.raises(UsageError, match="known: benchtop"):
+        find_preset("sd99")
