@@ -60,23 +60,27 @@ def commit(
         ValueError: NaN in ``meta``.
     """
     final = folder / f"step-{step:08d}"
-    if final.is_dir() and _is_intact(final):
-        return final
+    if not (final.is_dir() and _is_intact(final)):
+        _save(final, step, tensors, meta)
+    _prune(folder, step, keep)
+    return final
+
+
+def _save(final: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], meta: Mapping[str, Any]) -> None:
+    folder = final.parent
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     temporary = folder / f"{_TEMPORARY}{final.name}-{secrets.token_hex(4)}"
     os.mkdir(temporary)
     try:
         _write(temporary, step, tensors, meta)
-        if final.exists():  # damaged, or it would have been kept above
+        if final.exists():  # damaged, or it would have been kept
             os.rename(final, folder / f"{_TEMPORARY}damaged-{secrets.token_hex(4)}")
         os.rename(temporary, final)
         sync_folder(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _prune(folder, step, keep)
-    return final
 
 
 def _write(folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], meta: Mapping[str, Any]) -> None:
