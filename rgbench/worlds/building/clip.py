@@ -47,10 +47,10 @@ class CLIPConfig:
     """Hyper-parameters of the contrastive stage."""
 
     seed: int = 0
-    steps: int = 1200
-    batch_size: int = 192
+    steps: int = 800
+    batch_size: int = 128
     lr: float = 1e-3
-    dtype: str = "bf16"
+    dtype: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class RewardConfig:
     """Hyper-parameters of the preference stage."""
 
     seed: int = 0
-    steps: int = 500
+    steps: int = 350
     batch_size: int = 96
     lr: float = 2e-4
     contrastive_weight: float = 0.5
-    dtype: str = "bf16"
+    dtype: str = "fp32"
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
 
 

@@ -28,10 +28,10 @@ class ProxyConfig:
     """Hyper-parameters of the proxy's pre-training."""
 
     seed: int = 0
-    steps: int = 900
-    batch_size: int = 192
+    steps: int = 800
+    batch_size: int = 128
     lr: float = 1e-3
-    dtype: str = "bf16"
+    dtype: str = "fp32"
 
 
 def train_proxy(config: ProxyConfig, out: Path, device: torch.device) -> None:

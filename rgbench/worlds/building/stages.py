@@ -23,7 +23,7 @@ from rgbench.worlds.building.clip import CLIPConfig, RewardConfig, train_clip, t
 from rgbench.worlds.building.judges import JudgeConfig, train_judges
 from rgbench.worlds.building.proxy import ProxyConfig, train_proxy
 from rgbench.worlds.building.teacher import TeacherConfig, assemble_pipeline, encode_latents, train_teacher
-from rgbench.worlds.building.vae import VAEConfig, reconstruct, texture
+from rgbench.worlds.building.vae import TextureConfig, VAEConfig, reconstruct, texture
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class WorldRecipe:
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
+    texture: TextureConfig = field(default_factory=TextureConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
 
@@ -44,7 +45,8 @@ class WorldRecipe:
             JudgeConfig(steps=2, batch_size=8),
             CLIPConfig(steps=2, batch_size=16),
             RewardConfig(steps=2, batch_size=8),
-            VAEConfig(steps=2, batch_size=4, texture_steps=2),
+            VAEConfig(steps=2, batch_size=4),
+            TextureConfig(steps=2, batch_size=4),
             TeacherConfig(num_latents=64, steps=2, batch_size=8),
             ProxyConfig(steps=2, batch_size=16),
         )
@@ -64,7 +66,7 @@ def _vae(config: VAEConfig, out: Path, device: torch.device) -> None:
     reconstruct(config, out, device).cpu().save_pretrained(out / "vae")
 
 
-def _texture(config: VAEConfig, out: Path, device: torch.device) -> None:
+def _texture(config: TextureConfig, out: Path, device: torch.device) -> None:
     vae = AutoencoderKL.from_pretrained(out / "vae")
     texture(vae, config, out, device).cpu().save_pretrained(out / "vae_texture")
 
@@ -91,7 +93,7 @@ STAGES: dict[str, Stage] = {
     "vae": Stage((), ("vae",), "vae", _vae),
     "latents": Stage(("vae",), ("latents.safetensors",), "teacher", _latents),
     "teacher": Stage(("clip", "latents.safetensors"), ("unet",), "teacher", _teacher),
-    "texture": Stage(("vae",), ("vae_texture",), "vae", _texture),
+    "texture": Stage(("vae",), ("vae_texture",), "texture", _texture),
     "pipeline": Stage(("clip", "unet", "vae_texture"), ("teacher",), "teacher", _pipeline),
     "proxy": Stage(("clip", "latents.safetensors"), ("latent_proxy",), "proxy", train_proxy),
 }

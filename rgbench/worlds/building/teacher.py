@@ -54,13 +54,13 @@ class TeacherConfig:
 
     seed: int = 0
     num_latents: int = 49152
-    steps: int = 4500
+    steps: int = 3600
     batch_size: int = 64
     lr: float = 1e-3
     drop_prompt: float = 0.1
     min_snr_gamma: float = 5.0
     average_decay: float = 0.998
-    dtype: str = "bf16"
+    dtype: str = "fp32"
 
 
 @torch.no_grad()

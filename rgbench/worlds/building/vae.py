@@ -33,7 +33,7 @@ VAE_CONFIG = {
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Hyper-parameters of both VAE stages."""
+    """Hyper-parameters of the reconstruction stage."""
 
     seed: int = 0
     steps: int = 3000
@@ -41,9 +41,19 @@ class VAEConfig:
     lr: float = 2e-3
     perceptual_weight: float = 0.05
     kl_weight: float = 2e-4  # on the mean over latent elements
-    texture_steps: int = 1200
-    texture_lr: float = 5e-4
+    dtype: str = "bf16"
+
+
+@dataclass(frozen=True)
+class TextureConfig:
+    """Hyper-parameters of the adversarial stage."""
+
+    seed: int = 0
+    steps: int = 900
+    batch_size: int = 32
+    lr: float = 5e-4
     discriminator_lr: float = 1e-3
+    perceptual_weight: float = 0.05
     adversarial_weight: float = 0.8
     dtype: str = "bf16"
 
@@ -129,7 +139,7 @@ def latent_scaling_factor(vae: AutoencoderKL, device: torch.device) -> float:
     return round(1 / float(std), 5)
 
 
-def texture(vae: AutoencoderKL, config: VAEConfig, out: Path, device: torch.device) -> AutoencoderKL:
+def texture(vae: AutoencoderKL, config: TextureConfig, out: Path, device: torch.device) -> AutoencoderKL:
     """Train the decoder further with the adversarial term; the encoder does not move."""
     torch.manual_seed(stage_seed(config.seed, "vae_texture", -1))
     vae = vae.to(device).requires_grad_(False)
@@ -138,13 +148,13 @@ def texture(vae: AutoencoderKL, config: VAEConfig, out: Path, device: torch.devi
         parameter.requires_grad_(True)
     perceptual = PerceptualLoss().to(device)
     discriminator = PatchDiscriminator().to(device)
-    optimiser = torch.optim.AdamW(decoder, lr=config.texture_lr, betas=(0.5, 0.99), weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(decoder, lr=config.lr, betas=(0.5, 0.99), weight_decay=1e-4)
     optimiser_d = torch.optim.AdamW(discriminator.parameters(), lr=config.discriminator_lr, betas=(0.5, 0.99))
     log = StageLog(out / "vae_texture.jsonl")
-    for step in range(config.texture_steps):
+    for step in range(config.steps):
         torch.manual_seed(stage_seed(config.seed, "vae_texture", step))
-        factor = min(1.0, 2 * linear_decay(step, config.texture_steps))
-        set_lr(optimiser, config.texture_lr * factor)
+        factor = min(1.0, 2 * linear_decay(step, config.steps))
+        set_lr(optimiser, config.lr * factor)
         set_lr(optimiser_d, config.discriminator_lr * factor)
         images, _, _ = training_scenes("all", step, config.batch_size, device)
         with autocast(device, config.dtype):
@@ -167,7 +177,7 @@ def texture(vae: AutoencoderKL, config: VAEConfig, out: Path, device: torch.devi
 
 
 def _adversarial_backward(
-    images: Tensor, decoded: Tensor, perceptual: PerceptualLoss, discriminator: nn.Module, config: VAEConfig
+    images: Tensor, decoded: Tensor, perceptual: PerceptualLoss, discriminator: nn.Module, config: TextureConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     leaf = decoded.detach().requires_grad_(True)
     rec = _reconstruction_loss(images, leaf, perceptual, config.perceptual_weight)
