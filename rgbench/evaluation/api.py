@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts, load_prompts
-from rgbench.errors import Interrupted, UsageError
+from rgbench.errors import UsageError
 from rgbench.evaluation.evaluate import Job, evaluate_target
 from rgbench.evaluation.generate import BATCH_SIZE, ImageStream, settle_sampling
 from rgbench.evaluation.pictures import Index, about, file_stem
@@ -22,6 +22,7 @@ from rgbench.metrics.reference import ReferenceScenes
 from rgbench.models import load_models
 from rgbench.process import pick_device
 from rgbench.registry import resolve
+from rgbench.trainers.stop import StopRequest
 
 NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its Fréchet distance
 SEED = 0
@@ -64,7 +65,7 @@ def evaluate(
 
     Raises:
         UsageError: an unknown target or metric, an unfinished run, an empty prompt file, a metric that does not fit.
-        Interrupted: Ctrl-C; what was stored stays, and the command given goes on.
+        Interrupted: SIGTERM or Ctrl-C; what was stored stays, and the command given goes on.
     """
     command = _command(
         targets,
@@ -87,28 +88,26 @@ def evaluate(
     chosen = _prompts(prompts, num)
     found = resolve_targets(targets, runs)
     place = torch.device(pick_device(device))
-    job = Job(
-        metrics=tuple(dict.fromkeys(metrics)),
-        prompts=chosen,
-        features=EffLite0Set(ReferenceScenes(chosen, results / CACHE), place),
-        results=results,
-        seed=SEED,
-        steps=steps,
-        guidance=guidance,
-        batch_size=batch_size or BATCH_SIZE,
-        device=place,
-        force=force,
-        keep_images=keep_images,
-        command=command,
-    )
-    console = Console(stderr=True)
     files: list[Path] = []
-    try:
+    with StopRequest() as stop:
+        job = Job(
+            metrics=tuple(dict.fromkeys(metrics)),
+            prompts=chosen,
+            features=EffLite0Set(ReferenceScenes(chosen, results / CACHE), place),
+            results=results,
+            seed=SEED,
+            steps=steps,
+            guidance=guidance,
+            batch_size=batch_size or BATCH_SIZE,
+            device=place,
+            force=force,
+            keep_images=keep_images,
+            command=command,
+            stop=stop,
+        )
+        console = Console(stderr=True)
         for target in found:
             files += evaluate_target(target, job, console)
-    except KeyboardInterrupt as error:
-        kept = f"evaluation stopped; the figures stored under {results} stay"
-        raise Interrupted(kept, resume_command=command, exit_code=130) from error
     return files
 
 

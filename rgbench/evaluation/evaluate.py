@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from rgbench.data.prompts import PromptSet
-from rgbench.errors import RgbenchError
+from rgbench.errors import Interrupted, RgbenchError
 from rgbench.evaluation.generate import ImageStream, settle_sampling
 from rgbench.evaluation.pictures import KeptImages
 from rgbench.evaluation.results import (
@@ -33,6 +33,7 @@ from rgbench.metrics.reference import ReferenceScenes, from_uint8
 from rgbench.models import DiffusionModels, load_models
 from rgbench.registry import resolve
 from rgbench.run import provenance
+from rgbench.trainers.stop import StopRequest
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Job:
         force: measure again what is there already.
         keep_images: how many of the first images are kept as PNG.
         command: the command line, for the records.
+        stop: a signal to stop, noted.
     """
 
     metrics: tuple[str, ...]
@@ -66,11 +68,22 @@ class Job:
     force: bool
     keep_images: int
     command: str
+    stop: StopRequest
 
     @property
     def reference(self) -> ReferenceScenes:
         """The real scenes."""
         return self.features.scenes
+
+    def check_stop(self) -> None:
+        """Stop here if a signal asked for it.
+
+        Raises:
+            Interrupted: it did.
+        """
+        if self.stop.signal is not None:
+            kept = f"evaluation stopped; the figures stored under {self.results} stay"
+            raise Interrupted(kept, resume_command=self.command, exit_code=self.stop.exit_code)
 
 
 class _Rate(ProgressColumn):
@@ -95,11 +108,12 @@ def evaluate_target(target: Target, job: Job, console: Console) -> list[Path]:
     Raises:
         UsageError: a metric that does not fit the prompts or the model; before any image is made.
         RgbenchError: NaN in images, features or scores; figures already stored stay.
+        Interrupted: a signal; they stay likewise.
     """
     models = load_models(target.folder, job.device, torch.float32)
     sampling = settle_sampling(target, models, job.steps, job.guidance)
     generation = sampling.generation(models)
-    folder = generation_folder(job.results, target.preset.name, target.name, generation)
+    folder = generation_folder(job.results, target.world, target.name, generation)
     context = _context(target, models, job)
     metrics = [(name, resolve("metric", name)(context)) for name in job.metrics]
     wanted = [_file(folder, quantity) for _, metric in metrics for quantity in metric.quantities]
@@ -112,9 +126,10 @@ def evaluate_target(target: Target, job: Job, console: Console) -> list[Path]:
     if prompts:
         stream = ImageStream(models, prompts, sampling, job.seed, job.batch_size)
         with _progress(console) as progress:
-            _run_through(stream, [metric for _, metric in pending], kept, progress, target.name, job.device)
+            _run_through(stream, [metric for _, metric in pending], kept, progress, target.name, job)
             record = _Record(target, job, generation, stream)
             for name, metric in pending:
+                job.check_stop()
                 task = progress.add_task(f"{target.name}: {name}", total=None)
                 for measurement in metric.finish():
                     record.write(measurement)
@@ -148,14 +163,15 @@ def _run_through(
     kept: KeptImages,
     progress: Progress,
     name: str,
-    device: torch.device,
+    job: Job,
 ) -> None:
     settings = stream.sampling
     label = f"{name}: {settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g}"
     task = progress.add_task(label, total=len(stream.prompts))
     for batch in stream:
         kept.keep(batch)
-        images = from_uint8(batch.images).to(device)
+        job.check_stop()
+        images = from_uint8(batch.images).to(job.device)
         for metric in metrics:
             metric.update(images, batch.prompts, batch.positions)
         progress.advance(task, len(batch.prompts))
@@ -186,7 +202,7 @@ class _Record:
         if measurement.value is not None and not math.isfinite(measurement.value):
             raise RgbenchError(f"{self.target.name}: metric {name} is {measurement.value}; not stored")
         result = Result(
-            world=self.target.preset.name,
+            world=self.target.world,
             model=self.target.name,
             method=self.target.method,
             training_seed=self.target.training_seed,

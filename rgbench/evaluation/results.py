@@ -132,7 +132,7 @@ def write_result(root: Path, result: Result, rows: dict[str, list[Any]] | None =
         samples = path.with_suffix(".parquet")
         write_bytes_atomic(samples, out.getvalue())
     stored = result.model_copy(update={"samples": samples.name if samples else None})
-    write_json_atomic(path, stored.model_dump(mode="json"))
+    write_json_atomic(path, stored.model_dump())  # not mode="json": that writes NaN as null, silently
     return path
 
 

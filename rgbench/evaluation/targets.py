@@ -14,6 +14,7 @@ from rgbench.run import RunDirectory
 from rgbench.worlds.presets import PRESETS, Preset, find_preset
 
 TEACHER = "teacher"
+DEFAULT = PRESETS["benchtop"]
 FINISHED = "finished"
 RUN_KEYS = ("method", "world", "seed", "status", "step", "steps", "teacher", "rewards", "sampling", "cost")
 
@@ -28,7 +29,8 @@ class Target:
         name: its row in tables and its folder under ``results/``.
         method: "teacher", a trainer's kind, or "external".
         folder: the diffusers pipeline.
-        preset: the world it belongs to.
+        world: tables compare models of one world.
+        preset: whose prompts, reward and judges it is measured with.
         training_seed: None where nothing was trained here.
         sampling: ``steps`` and ``guidance_scale`` of the run's recipe; empty where there is no run.
         rewards: what it was trained on, as in run.json.
@@ -38,6 +40,7 @@ class Target:
     name: str
     method: str
     folder: Path
+    world: str
     preset: Preset
     training_seed: int | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +70,7 @@ def resolve_targets(names: Sequence[str], runs: Path) -> list[Target]:
 
 def _named(name: str, runs: Path) -> Target:
     if name == TEACHER:
-        return _preset_teacher(PRESETS["benchtop"])
+        return _preset_teacher(DEFAULT)
     for path in (Path(name), runs / name):
         if not path.is_dir():
             continue
@@ -125,7 +128,8 @@ def _run(folder: Path, meta: Mapping[str, Any]) -> Target:
         name=folder.resolve().name,
         method=meta["method"],
         folder=folder / "pipeline",
-        preset=find_preset(meta["world"]),
+        world=meta["world"],
+        preset=PRESETS.get(meta["world"], DEFAULT),
         training_seed=meta["seed"],
         sampling=meta["sampling"],
         rewards=tuple(meta["rewards"]),
@@ -140,19 +144,20 @@ def _unfinished(folder: Path, meta: Mapping[str, Any]) -> str:
 
 def _teacher_of(meta: Mapping[str, Any]) -> Target | None:
     """The run's teacher; None, with a warning, where it is gone."""
-    preset = find_preset(meta["world"])
-    folder = Path(meta["teacher"]["path"])
-    if folder == preset.root / preset.teacher:
-        return _preset_teacher(preset)
+    teacher = meta["teacher"]
+    if teacher.get("preset"):
+        return _preset_teacher(find_preset(teacher["preset"]))
+    folder = Path(teacher["path"])
     if not folder.is_dir():
         log.warning("%s: a teacher that runs were trained from is gone; left out", folder)
         return None
-    return Target(f"{TEACHER}-{meta['teacher']['sha256'][:8]}", TEACHER, folder, preset)
+    preset = PRESETS.get(meta["world"], DEFAULT)
+    return Target(f"{TEACHER}-{teacher['sha256'][:8]}", TEACHER, folder, meta["world"], preset)
 
 
 def _preset_teacher(preset: Preset) -> Target:
-    return Target(TEACHER, TEACHER, preset.teacher_folder(), preset)
+    return Target(TEACHER, TEACHER, preset.teacher_folder(), preset.name, preset)
 
 
 def _pipeline(folder: Path) -> Target:
-    return Target(folder.resolve().name, "external", folder, PRESETS["benchtop"])
+    return Target(folder.resolve().name, "external", folder, DEFAULT.name, DEFAULT)

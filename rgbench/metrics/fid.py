@@ -34,7 +34,9 @@ class FrechetEffLite0:
     def __init__(self, context: Context) -> None:
         self.context = context
         context.require("fid", MIN_IMAGES)
-        protocol = context.protocol(**context.features.fields(), jackknife_groups=NUM_GROUPS)
+        protocol = context.protocol(
+            **context.features.fields(), jackknife=f"{NUM_GROUPS} groups of images, reference fixed"
+        )
         self.quantities = (Quantity(METRIC, protocol),)
         self.rows = FeatureRows(len(context.prompts), EFFLITE0_FEATURES)
         self.moments = Moments.zeros(EFFLITE0_FEATURES)

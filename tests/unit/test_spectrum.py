@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from rgbench.data.prompts import benchtop_prompts
+from rgbench.errors import UsageError
 from rgbench.metrics.overopt.spectrum import (
+    SpectrumProbe,
     band_energy,
     gaps,
     half_plane,
@@ -20,6 +23,8 @@ from rgbench.metrics.overopt.spectrum import (
     radial_profile,
     slope,
 )
+from rgbench.metrics.reference import from_uint8
+from tests.tiny_models import make_context
 
 
 def noise(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -140,3 +145,68 @@ def test_images_without_contrast_have_no_figure():
     found = gaps(flat, reference, 16, 16)
     assert math.isnan(found["hfer_gap_db"]) and math.isnan(found["slope_gap"])
     assert math.isnan(log_spectral_distance(*(radial_profile(p, 16, 16)[1] for p in (flat, reference))))
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    return make_context(benchtop_prompts(30), tmp_path_factory.mktemp("cache"))
+
+
+def probe(context, images: torch.Tensor, order: np.ndarray) -> dict:
+    metric = SpectrumProbe(context)
+    for at in np.array_split(order, 4):
+        metric.update(images[at], [context.prompts.prompts[i] for i in at], at)
+    return {measured.quantity.metric.name: measured for measured in metric.finish()}
+
+
+def test_probe_reads_nothing_on_the_reference_itself(context):
+    found = probe(context, from_uint8(context.reference.images), np.arange(30))
+    assert list(found) == ["hfer_gap_db", "band_gap_db", "slope_gap", "log_spectral_distance_db"]
+    for measured in found.values():
+        assert measured.value == pytest.approx(0, abs=1e-9)
+        assert measured.num_samples == 30
+    for name in ("hfer_gap_db", "band_gap_db", "slope_gap"):
+        assert found[name].quantity.metric.direction == "target"
+        assert found[name].interval.low <= 0 <= found[name].interval.high
+
+
+def test_probe_finds_planted_noise_in_any_order(context):
+    clean = from_uint8(context.reference.images)
+    noisy = (clean + 0.05 * noise(clean.shape, seed=2).float()).clamp(0, 1)
+    found = probe(context, noisy, np.arange(30))
+    again = probe(context, noisy, np.random.default_rng(0).permutation(30))
+    for name, measured in found.items():
+        assert again[name].value == pytest.approx(measured.value, rel=1e-9)
+        assert again[name].interval.high == pytest.approx(measured.interval.high, rel=1e-9)
+    assert found["hfer_gap_db"].interval.low > 1
+    extra = found["hfer_gap_db"].extra
+    assert len(extra["radius"]) == len(extra["power"]) == len(extra["reference_power"]) == 32
+    for kind in ("octave_gaps_db", "chroma_octave_gaps_db"):
+        assert extra[kind]["0.25-0.5"] > 1.5
+        assert abs(extra[kind]["0.015625-0.03125"]) < 0.2
+    assert extra["slope"] > extra["reference_slope"]
+    assert extra["band_gap_reward_nyquist_db"] == pytest.approx(found["band_gap_db"].value, abs=1)
+
+
+def test_probe_s_jackknife_leaves_out_groups_of_prompts_on_both_sides(context):
+    images = from_uint8(context.reference.images).pow(1.2)
+    measured = probe(context, images, np.arange(30))["band_gap_db"]
+    groups = SpectrumProbe(context).groups
+    real = from_uint8(context.reference.images)
+    powers = [power_spectrum(luma_chroma(x)[:, 0]).numpy() for x in (images, real)]
+    left = [gaps(*(p[groups != g].mean(0) for p in powers), 64, 64)["band_gap_db"] for g in range(20)]
+    half = 2.0930240544 * np.sqrt(19 / 20 * ((left - np.mean(left)) ** 2).sum())
+    assert measured.interval.high - measured.value == pytest.approx(half, rel=1e-8)
+
+
+def test_probe_gives_no_figure_for_images_without_contrast(context):
+    found = probe(context, torch.full((30, 3, 64, 64), 0.5), np.arange(30))
+    for name in ("hfer_gap_db", "slope_gap", "log_spectral_distance_db"):
+        assert found[name].value is None and found[name].interval is None
+        assert found[name].flags == ("images without contrast",)
+    assert found["hfer_gap_db"].extra["slope"] is None
+
+
+def test_probe_refuses_images_of_another_size(tmp_path, context):
+    with pytest.raises(UsageError, match="metric spectrum reads 64 px images; this model makes 128 px"):
+        SpectrumProbe(make_context(context.prompts, tmp_path, resolution=128))

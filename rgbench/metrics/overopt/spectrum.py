@@ -187,6 +187,9 @@ METRICS = (
 class SpectrumProbe:
     """Spectrum of generated images against real scenes: HFER, energy above .25, slope, log-spectral distance.
 
+    The scenes show what the prompts ask for, so the jackknife leaves out prompts on both
+    sides at once: what a prompt's objects do to the spectrum then cancels.
+
     Args:
         context: needs prompts with scenes.
 
@@ -203,7 +206,7 @@ class SpectrumProbe:
             window="periodic 2-D Hann after the mean is removed",
             cutoff=CUTOFF,
             slope_band=list(SLOPE_BAND),
-            jackknife_groups=NUM_GROUPS,
+            jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
         )
         self.quantities = tuple(Quantity(metric, protocol) for metric in METRICS)
         self.groups = jackknife_groups(len(context.prompts))
@@ -211,19 +214,26 @@ class SpectrumProbe:
         self.sums = np.zeros((self.groups.max() + 1, 3, side, side // 2 + 1))
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        np.add.at(self.sums, self.groups[positions], power_spectrum(luma_chroma(images)).cpu().numpy())
+        self._add(self.sums, images, positions)
 
     def finish(self) -> list[Measurement]:
-        num, size = len(self.groups), (self.context.resolution,) * 2
-        reference = self.context.reference.remember("power", self._reference_power)
-        whole = self.sums.sum(0)
-        power = whole / num
-        counts = np.bincount(self.groups)
-        rests = [(whole - part) / (num - n) for part, n in zip(self.sums, counts, strict=True) if n < num]
-        values = gaps(power[0], reference[0], *size)
-        replicates = [gaps(rest[0], reference[0], *size) for rest in rests]
-        extra = self._extra(power, reference, values)
+        reference = self.context.reference.remember("power", self._reference_sums)
+        power, reference_power = (sums.sum(0) / len(self.groups) for sums in (self.sums, reference))
+        values = self._gaps(power, reference_power)
+        replicates = [
+            self._gaps(ours, real)
+            for ours, real in zip(self._without(self.sums), self._without(reference), strict=True)
+        ]
+        extra = self._extra(power, reference_power, values)
         return [self._measure(quantity, values, replicates, extra) for quantity in self.quantities]
+
+    def _gaps(self, power: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+        return gaps(power[0], reference[0], self.context.resolution, self.context.resolution)
+
+    def _without(self, sums: np.ndarray) -> list[np.ndarray]:
+        """Mean power with each group of prompts left out; none where nothing would be left."""
+        num, counts = len(self.groups), np.bincount(self.groups)
+        return [(sums.sum(0) - part) / (num - n) for part, n in zip(sums, counts, strict=True) if n < num]
 
     def _measure(
         self, quantity: Quantity, values: dict[str, float], replicates: list[dict[str, float]], extra: dict[str, Any]
@@ -240,10 +250,14 @@ class SpectrumProbe:
             extra=extra,
         )
 
-    def _reference_power(self) -> np.ndarray:
-        batches = self.context.reference.images.split(256)
-        total = sum(power_spectrum(luma_chroma(from_uint8(batch))).sum(0) for batch in batches)
-        return np.asarray(total) / len(self.groups)
+    def _reference_sums(self) -> np.ndarray:
+        sums = np.zeros_like(self.sums)
+        for at in np.array_split(np.arange(len(self.groups)), -(-len(self.groups) // 256)):
+            self._add(sums, from_uint8(self.context.reference.images[at]), at)
+        return sums
+
+    def _add(self, sums: np.ndarray, images: Tensor, positions: np.ndarray) -> None:
+        np.add.at(sums, self.groups[positions], power_spectrum(luma_chroma(images)).cpu().numpy())
 
     def _extra(self, power: np.ndarray, reference: np.ndarray, values: dict[str, float]) -> dict[str, Any]:
         """Vectors of luma and mean chroma power, octave gaps, and the gap above the reward model's Nyquist limit."""

@@ -1,0 +1,99 @@
+"""Tiny random models in the folders that users have, and what metrics are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from rgbench.data.prompts import PromptSet
+from rgbench.metrics.contract import Context
+from rgbench.metrics.features import EffLite0Set
+from rgbench.metrics.reference import ReferenceScenes
+from rgbench.rewards.contract import fingerprint_id
+from rgbench.rewards.hps import HPSReward
+from rgbench.run import RunDirectory
+from rgbench.worlds.presets import PRESETS
+
+BENCHTOP = PRESETS["benchtop"]
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+
+
+def save_pipeline(folder: Path, *, student: bool, seed: int = 0) -> Path:
+    """A diffusers folder of a random 64 px model with the benchtop's text encoder."""
+    torch.manual_seed(seed)
+    shipped = BENCHTOP.teacher_folder()
+    text_encoder = CLIPTextModel.from_pretrained(shipped / "text_encoder")
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        attention_head_dim=8,
+        cross_attention_dim=text_encoder.config.hidden_size,
+        time_cond_proj_dim=16 if student else None,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(shipped / "tokenizer"),
+        unet=unet,
+        scheduler=LCMScheduler(**NOISE) if student else DDIMScheduler(**NOISE, steps_offset=1, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_run(folder: Path, *, status: str = "finished", method: str = "rg_lcd", **fields: Any) -> Path:
+    """A run with a random student, trained (so it says) on the benchtop's reward."""
+    fingerprint = HPSReward.load(BENCHTOP.reward_folder(), antialias=False, device="cpu").fingerprint()
+    meta = {
+        "name": folder.name,
+        "recipe": method,
+        "method": method,
+        "seed": 0,
+        "world": "benchtop",
+        "teacher": {"preset": "benchtop", "path": str(BENCHTOP.teacher_folder()), "sha256": "0" * 64},
+        "rewards": [{"name": "hps", "fingerprint": fingerprint, "fingerprint_id": fingerprint_id(fingerprint)}],
+        "status": status,
+        "step": 3,
+        "steps": 3 if status == "finished" else 9,
+        "cost": {"wall_sec": 1.5, "cpu_sec": 2.5, "images": 12, "reward_calls": 12, "peak_rss_gib": 1.0},
+        "sampling": {"sampler": "lcm", "steps": 2, "guidance_scale": 5.0},
+        **fields,
+    }
+    run = RunDirectory.create(folder, {"kind": method, "seed": 0}, meta)
+    save_pipeline(run.pipeline, student=True)
+    return folder
+
+
+def make_context(prompts: PromptSet, cache: Path, **fields: Any) -> Context:
+    """A metric's context on the CPU, 64 px, with the benchtop's weights."""
+    features = EffLite0Set(ReferenceScenes(prompts, cache), torch.device("cpu"))
+    given = {
+        "prompts": prompts,
+        "seed": 0,
+        "resolution": 64,
+        "reference": features.scenes,
+        "features": features,
+        "reward_folder": BENCHTOP.root / "reward",
+        "judges_folder": BENCHTOP.root / "judges",
+        "trained_rewards": (),
+        "device": torch.device("cpu"),
+    }
+    return Context(**{**given, **fields})

@@ -1,0 +1,161 @@
+"""Generation: a pure function of (prompt id, seed), the same as diffusers', and clear about bad settings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from rgbench.data.prompts import Prompt, benchtop_prompts
+from rgbench.errors import RgbenchError, UsageError
+from rgbench.evaluation.generate import ImageStream, Sampling, noise_seed, settle_sampling
+from rgbench.evaluation.targets import Target
+from rgbench.models import load_models
+from tests.tiny_models import BENCHTOP, save_pipeline
+
+PROMPTS = benchtop_prompts(11).prompts
+SETTINGS = {"lcm": Sampling("lcm", 2, 5.0), "ddim": Sampling("ddim", 3, 3.0)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    folders = {name: save_pipeline(root / name, student=name == "lcm") for name in SETTINGS}
+    return {name: load_models(folder, "cpu", torch.float32) for name, folder in folders.items()}
+
+
+def images(models, sampling: Sampling, prompts=PROMPTS, seed: int = 0, batch_size: int = 4) -> dict[str, torch.Tensor]:
+    stream = ImageStream(models, prompts, sampling, seed, batch_size)
+    return {p.id: image for batch in stream for p, image in zip(batch.prompts, batch.images, strict=True)}
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "ddim"])
+def test_bytes_depend_on_neither_order_nor_company_nor_resume(models, sampler):
+    whole = images(models[sampler], SETTINGS[sampler])
+    assert len(whole) == 11 and whole["test/0"].dtype == torch.uint8 and whole["test/0"].shape == (3, 64, 64)
+    shuffled = images(models[sampler], SETTINGS[sampler], [PROMPTS[i] for i in (7, 2, 9, 0, 10, 3, 1)])
+    shard = images(models[sampler], SETTINGS[sampler], PROMPTS[6:])
+    for other in (shuffled, shard):
+        assert all(torch.equal(image, whole[identity]) for identity, image in other.items())
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "ddim"])
+def test_batch_sizes_differ_by_one_level_at_most(models, sampler):
+    reference = images(models[sampler], SETTINGS[sampler])
+    for size in (1, 3, 64):
+        other = images(models[sampler], SETTINGS[sampler], batch_size=size)
+        gap = max((other[i].int() - reference[i].int()).abs().max() for i in reference)
+        assert gap <= 1
+
+
+def test_prompt_and_seed_change_the_image(models):
+    first = images(models["lcm"], SETTINGS["lcm"])
+    second = images(models["lcm"], SETTINGS["lcm"], seed=1)
+    assert not any(torch.equal(first[i], second[i]) for i in first)
+    assert not torch.equal(first["test/0"], first["test/1"])
+
+
+def test_noise_seeds_are_for_ever():
+    assert noise_seed("test/0", 0) == 4637797043436126757
+    assert noise_seed("test/0", 1) != noise_seed("test/0", 0) != noise_seed("test/01", 0)
+    assert noise_seed("a", 10) != noise_seed("a1", 0)
+    assert all(0 <= noise_seed(f"test/{i}", 0) < 2**63 for i in range(100))
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "ddim"])
+def test_plain_diffusers_gives_the_same_images(models, sampler):
+    settings, prompts = SETTINGS[sampler], PROMPTS[:4]
+    pipeline = DiffusionPipeline.from_pretrained(models[sampler].path)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        [prompt.text for prompt in prompts],
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        generator=[torch.Generator().manual_seed(noise_seed(prompt.id, 0)) for prompt in prompts],
+        output_type="np",
+    ).images
+    ours = torch.stack(list(images(models[sampler], settings, prompts).values()))
+    levels = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 255
+    assert (ours.float() - levels).abs().max() <= 0.5 + 255e-5
+
+
+def test_stream_counts_images_and_positions(models):
+    stream = ImageStream(models["lcm"], PROMPTS, SETTINGS["lcm"], 0, 4)
+    assert stream.images_per_sec is None
+    positions = np.concatenate([batch.positions for batch in stream])
+    assert positions.tolist() == list(range(11))
+    assert stream.num_images == 11 and stream.images_per_sec > 0
+
+
+def test_nan_images_stop_generation_and_name_the_prompt(models, tmp_path):
+    broken = shutil.copytree(models["lcm"].path, tmp_path / "broken")
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"][0] = float("nan")
+    save_file(tensors, weights)
+    with pytest.raises(RgbenchError, match="4 of 4 images hold NaN .first: 'test/0'"):
+        images(load_models(broken, "cpu", torch.float32), SETTINGS["lcm"])
+
+
+def test_generation_id_holds_weights_and_settings(models):
+    generation = SETTINGS["lcm"].generation(models["lcm"])
+    assert generation.id.startswith("lcm2-")
+    assert generation.fields == {
+        "sampler": "lcm",
+        "steps": 2,
+        "guidance_scale": 5.0,
+        "resolution": 64,
+        "dtype": "float32",
+        "weights_sha256": models["lcm"].weights_sha256,
+    }
+    assert Sampling("lcm", 2, 6.0).generation(models["lcm"]).id != generation.id
+    json.dumps(generation.fields)
+
+
+def test_settings_come_from_the_call_the_run_or_the_world(models):
+    run = Target("s", "lcd", models["lcm"].path, "benchtop", BENCHTOP, 0, {"steps": 3, "guidance_scale": 4.5})
+    teacher = Target("teacher", "teacher", models["ddim"].path, "benchtop", BENCHTOP)
+    assert settle_sampling(run, models["lcm"], None, None) == Sampling("lcm", 3, 4.5)
+    assert settle_sampling(run, models["lcm"], 1, 2) == Sampling("lcm", 1, 2.0)
+    assert settle_sampling(teacher, models["ddim"], None, None) == Sampling("ddim", 50, 3.0)
+    assert settle_sampling(teacher, models["ddim"], 4, None) == Sampling("ddim", 4, 3.0)
+
+
+def test_network_evaluations():
+    assert Sampling("lcm", 4, 5.0).network_evaluations == 4
+    assert Sampling("ddim", 50, 3.0).network_evaluations == 100
+    assert Sampling("ddim", 50, 1.0).network_evaluations == 50
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "guidance", "message"),
+    [
+        ("lcm", 51, None, "cannot sample in 51 steps; use 1 to 50"),
+        ("lcm", 0, None, "cannot sample in 0 steps"),
+        ("ddim", 1001, None, "use 1 to 1000"),
+        ("ddim", None, float("nan"), "guidance nan is not a finite number"),
+    ],
+)
+def test_bad_settings(models, sampler, steps, guidance, message):
+    target = Target(
+        "x", "external", models[sampler].path, "benchtop", BENCHTOP, None, {"steps": 4, "guidance_scale": 5.0}
+    )
+    with pytest.raises(UsageError, match=message):
+        settle_sampling(target, models[sampler], steps, guidance)
+
+
+def test_student_without_a_run_must_be_told_its_guidance(models):
+    target = Target("x", "external", models["lcm"].path, "benchtop", BENCHTOP)
+    with pytest.raises(UsageError, match="does not say its guidance; give --guidance"):
+        settle_sampling(target, models["lcm"], 4, None)
+    assert settle_sampling(target, models["lcm"], None, 5.0) == Sampling("lcm", 4, 5.0)
+
+
+def test_one_prompt_alone_is_one_image_a_batch(models):
+    stream = ImageStream(models["lcm"], [Prompt("a", "a red circle")], SETTINGS["lcm"], 0, 64)
+    assert stream.batch_size == 1 and len(list(stream)) == 1

@@ -1,0 +1,74 @@
+"""HPS metric: the reward's own scores × 100 under both protocols, and who was trained on it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
+from rgbench.errors import RgbenchError
+from rgbench.metrics.hps import HPSScore
+from rgbench.rewards.hps import HPSReward
+from rgbench.worlds.scenes import scene_batch
+from tests.tiny_models import make_context
+
+NUM = 8
+
+
+@pytest.fixture
+def context(tmp_path):
+    return make_context(benchtop_prompts(NUM), tmp_path)
+
+
+def measure(context, images):
+    metric = HPSScore(context)
+    for at in (np.array([5, 1, 0]), np.array([2, 3, 4, 6, 7])):
+        metric.update(images[at], [context.prompts.prompts[i] for i in at], at)
+    return metric.finish()
+
+
+def test_scores_are_those_of_the_reward_in_prompt_order(context):
+    images = scene_batch("test", range(NUM))[0]
+    for found, antialias in zip(measure(context, images), (True, False), strict=True):
+        reward = HPSReward.load(context.reward_folder, antialias=antialias, device="cpu")
+        with torch.no_grad():
+            expected = 100 * reward(images, [prompt.text for prompt in context.prompts.prompts]).double().numpy()
+        np.testing.assert_allclose(found.rows, expected, atol=1e-4)
+        assert found.value == pytest.approx(expected.mean(), abs=1e-4)
+        assert found.interval.low < found.value < found.interval.high
+        heldout = expected[3::4].mean()
+        assert found.extra["groups"] == pytest.approx(
+            {"test": (expected.sum() - 2 * heldout) / 6, "heldout": heldout}, abs=1e-4
+        )
+
+
+def test_antialias_on_and_off_are_two_protocols(context):
+    aa1, aa0 = measure(context, scene_batch("test", range(NUM))[0])
+    assert [m.quantity.metric.name for m in (aa1, aa0)] == ["hps_aa1", "hps_aa0"]
+    assert [m.quantity.protocol["reward"]["antialias"] for m in (aa1, aa0)] == [True, False]
+    assert aa1.value != aa0.value
+
+
+def test_in_sample_is_decided_by_the_weights(tmp_path, context):
+    sha = HPSReward.load(context.reward_folder, antialias=True, device="cpu").weights_sha256
+    images = scene_batch("test", range(NUM))[0]
+    for weights, expected in ((sha, True), ("0" * 64, False)):
+        trained = ({"name": "hps", "fingerprint": {"weights_sha256": weights}},)
+        found = measure(make_context(context.prompts, tmp_path, trained_rewards=trained), images)
+        assert [m.in_sample for m in found] == [expected, expected], "the antialiasing of training does not matter"
+    assert not any(m.in_sample for m in measure(context, images))
+
+
+def test_prompts_need_no_scene_and_images_no_size(tmp_path):
+    prompts = PromptSet("mine", (Prompt("mine/0", "a cat"), Prompt("mine/1", "a dog")))
+    metric = HPSScore(make_context(prompts, tmp_path, resolution=48))
+    metric.update(torch.rand(2, 3, 48, 48), prompts.prompts, np.arange(2))
+    assert [m.num_samples for m in metric.finish()] == [2, 2]
+
+
+def test_score_that_is_not_finite_stops_the_metric(context):
+    images = torch.rand(2, 3, 64, 64)
+    images[1, 0, 0, 0] = float("nan")
+    with pytest.raises(RgbenchError, match=r"'test/1' is not finite"):
+        HPSScore(context).update(images, context.prompts.prompts[:2], np.arange(2))

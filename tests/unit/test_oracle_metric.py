@@ -1,0 +1,67 @@
+"""Oracle metric: the oracle's own shares in per cent, with groups, intervals and refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
+from rgbench.errors import UsageError
+from rgbench.metrics.intervals import wilson_interval
+from rgbench.metrics.oracle import OracleAccuracy
+from rgbench.worlds.oracle import load_oracle
+from rgbench.worlds.scenes import scene_batch
+from tests.tiny_models import make_context
+
+NUM = 12
+
+
+@pytest.fixture
+def context(tmp_path):
+    return make_context(benchtop_prompts(NUM), tmp_path)
+
+
+def test_figures_are_the_oracle_s_in_prompt_order(context):
+    images = scene_batch("all", range(NUM))[0]
+    metric = OracleAccuracy(context)
+    for at in (np.arange(NUM)[::-1][:7], np.arange(5)):
+        metric.update(images[at.copy()], [context.prompts.prompts[i] for i in at], at)
+    found = {m.quantity.metric.name: m for m in metric.finish()}
+    assert list(found) == [f"oracle_{n}" for n in ("all", "mean", "shape", "colour", "size", "layout")]
+    oracle = load_oracle(context.judges_folder)
+    expected = oracle.score(images, [prompt.scene for prompt in context.prompts.prompts])
+    for name, measured in found.items():
+        rows = 100 * expected[name.removeprefix("oracle_")].double().numpy()
+        np.testing.assert_allclose(measured.rows, rows, atol=1e-4)
+        assert measured.value == pytest.approx(rows.mean(), abs=1e-4)
+        assert measured.extra["groups"]["heldout"] == pytest.approx(rows[3::4].mean(), abs=1e-4)
+        assert measured.extra["judges_agree"]["mean"] == pytest.approx(
+            100 * expected["agreement"].mean().item(), abs=1e-4
+        )
+        assert 0 <= measured.interval.low <= measured.value <= measured.interval.high <= 100
+
+
+def test_all_right_is_a_proportion(context):
+    images, _ = scene_batch("test", range(NUM))
+    metric = OracleAccuracy(context)
+    metric.update(images, context.prompts.prompts, np.arange(NUM))
+    right = metric.finish()[0]
+    wilson = wilson_interval(round(right.value * NUM / 100), NUM)
+    assert right.interval.method == "Wilson"
+    assert (right.interval.low, right.interval.high) == pytest.approx((100 * wilson.low, 100 * wilson.high))
+
+
+def test_judges_are_part_of_the_protocol(context):
+    fields = OracleAccuracy(context).quantities[0].protocol
+    assert len(fields["judges_sha256"]) == 64
+    assert fields["prompts"] == {"name": "benchtop", "sha256": context.prompts.sha256, "num": NUM}
+
+
+def test_clear_refusals(tmp_path, context):
+    mixed = PromptSet("mine", (context.prompts.prompts[0], Prompt("mine/7", "a cat")))
+    with pytest.raises(UsageError, match="metric oracle needs the scene behind each prompt; 'mine/7' of mine"):
+        OracleAccuracy(make_context(mixed, tmp_path))
+    with pytest.raises(UsageError, match="reads 64 px images; this model makes 512 px"):
+        OracleAccuracy(make_context(context.prompts, tmp_path, resolution=512))
+    with pytest.raises(UsageError, match="judges are missing; make them with: rgbench world build benchtop"):
+        OracleAccuracy(make_context(context.prompts, tmp_path, judges_folder=tmp_path / "none"))
