@@ -3,3 +3,5 @@
 Did the reward go up because the images got better, or because the student learned to
 please the reward model? Start with ``rgbench --help``.
 """
+
+__version__ = "0.1.0"

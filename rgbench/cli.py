@@ -11,18 +11,20 @@ from typing import Annotated
 
 import typer
 
+from rgbench import __version__
 from rgbench.cli_shared import (
     SETTINGS,
     Device,
     DeviceOption,
     ExplainingGroup,
     GuidanceOption,
+    OverridesArgument,
     ResultsOption,
     RunsOption,
     StepsOption,
     complain,
     print_paths,
-    ready,
+    say_what_matters,
     split_names,
     tune,
 )
@@ -52,9 +54,7 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"rgbench {version('rgbench')}")
+        typer.echo(f"rgbench {__version__}")
         raise typer.Exit
 
 
@@ -62,29 +62,29 @@ def _show_version(wanted: bool) -> None:
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    pass
+    say_what_matters()
 
 
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Like train.lr=1e-4.")] = None,
+    overrides: OverridesArgument = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/{recipe}-s{seed} by default.")] = None,
-    resume: Annotated[str, typer.Option(help="auto goes on where the run stopped; or a checkpoint.")] = "auto",
+    resume: Annotated[str, typer.Option(help="auto goes on with an unfinished run; never refuses one.")] = "auto",
     device: DeviceOption = Device.auto,
 ) -> None:
     """Train a student."""
-    place = ready(device)
+    tune()
     from rgbench.trainers.api import train as run
 
-    typer.echo(run(recipe, overrides or [], out=out, resume=resume, device=place))
+    typer.echo(run(recipe, overrides or [], out=out, resume=resume, device=device.value))
 
 
 @app.command(name="eval")
 def evaluate(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TARGET]...", help="Runs, pipeline folders, or teacher; all finished runs by default."),
+        typer.Argument(metavar="TARGET", help="Runs, pipeline folders, or teacher; all finished runs by default."),
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Like fid,hps; all by default.")] = None,
     num: Annotated[int | None, typer.Option(min=1, help="Images; the protocol's own number by default.")] = None,
@@ -99,7 +99,7 @@ def evaluate(
     keep_images: Annotated[int, typer.Option(min=0, help="Images kept for the report's grid.")] = 16,
 ) -> None:
     """Generate images with trained students and their teacher, and measure them."""
-    place = ready(device)
+    tune()
     from rgbench.evaluation.api import evaluate as run
     from rgbench.registry import names
 
@@ -114,7 +114,7 @@ def evaluate(
             steps=steps,
             guidance=guidance,
             batch_size=batch_size,
-            device=place,
+            device=device.value,
             force=force,
             keep_images=keep_images,
         )
@@ -142,13 +142,14 @@ def sample(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    runs: RunsOption = Path("runs"),
     device: DeviceOption = Device.auto,
 ) -> None:
     """Make images from prompts."""
-    place = ready(device)
+    tune()
     from rgbench.evaluation.api import sample as run
 
-    print_paths(run(target, prompt, out=out, seed=seed, steps=steps, guidance=guidance, device=place))
+    print_paths(run(target, prompt, out=out, seed=seed, steps=steps, guidance=guidance, device=device.value, runs=runs))
 
 
 @app.command()
@@ -184,7 +185,7 @@ def cp(recipe: str, dest: Path) -> None:
 
 
 @app.command()
-def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...")]) -> None:
+def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE")]) -> None:
     """Check recipes without running them."""
     from rgbench.trainers.recipe import load_recipe
 

@@ -42,7 +42,7 @@ class ExplainingGroup(TyperGroup):
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
                 raise
-            complain(f"{error.filename or 'disk'}: {error.strerror}; nothing finished was lost")
+            complain(f"{error.filename or 'disk'}: {error.strerror}; mend this and run the same command again")
             raise typer.Exit(1) from error
 
 
@@ -54,6 +54,9 @@ def complain(message: str) -> None:
     Console(stderr=True).print(Text("error: ", "bold red") + Text(message), soft_wrap=True)
 
 
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the recipe's, like train.lr=1e-4.")
+]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes a CUDA GPU where there is one.")]
 RunsOption = Annotated[Path, typer.Option(help="Folder of runs.")]
 ResultsOption = Annotated[Path, typer.Option(help="Folder of result files.")]
@@ -61,6 +64,14 @@ StepsOption = Annotated[
     int | None, typer.Option(min=1, help="Network evaluations per image; the model's own by default.")
 ]
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale, in the pipelines' form.")]
+
+
+def say_what_matters() -> None:
+    """Our log lines on stderr: a checkpoint passed over, a run that goes on. Other libraries keep quiet."""
+    import logging
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("rgbench").setLevel(logging.INFO)
 
 
 def tune() -> None:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from rgbench.cli_shared import SETTINGS, Device, DeviceOption, print_paths, ready, split_names, tune
+from rgbench.cli_shared import SETTINGS, Device, DeviceOption, OverridesArgument, print_paths, ready, split_names, tune
 
 world_app = typer.Typer(help="Build, check, measure and export the small worlds.", **SETTINGS)
 
 WorldArgument = Annotated[str, typer.Argument(help="Like benchtop; see: rgbench world ls")]
+NumOption = Annotated[int, typer.Option(min=1, help="Images per measurement.")]
 
 
 @world_app.command()
@@ -38,6 +39,9 @@ def build(
 def check(
     world: WorldArgument,
     path: Annotated[Path | None, typer.Argument(help="A build folder; the package's own world by default.")] = None,
+    num: NumOption = 512,
+    student: Annotated[Path | None, typer.Option(help="Pipeline of an LCD run; trained first by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the rows with their provenance here.")] = None,
     device: DeviceOption = Device.auto,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -45,22 +49,25 @@ def check(
     place = ready(device)
     from rgbench.worlds.building.api import check as run
 
-    if not run(world, path, device=place, as_json=json):
+    if not run(world, path, device=place, num=num, student=student, as_json=json, out=out):
         raise typer.Exit(1)
 
 
 @world_app.command()
 def physics(
     world: WorldArgument,
+    overrides: OverridesArgument = None,
     out: Annotated[Path, typer.Option(help="Folder for the runs and the curve.")] = Path("build/physics"),
-    seeds: Annotated[int, typer.Option(min=1, help="Training seeds per method and scale.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, help="Training seeds per method and scale.")] = 3,
+    num: NumOption = 512,
     device: DeviceOption = Device.auto,
 ) -> None:
-    """Train LCD, direct and proxy students at three reward scales, and print the curve."""
+    """Train LCD, direct and proxy students at three reward scales; exit 1 where no scale shows over-optimisation."""
     place = ready(device)
     from rgbench.worlds.building.api import physics as run
 
-    run(world, out, seeds=seeds, device=place)
+    if not run(world, out, seeds=seeds, num=num, device=place, overrides=overrides or []):
+        raise typer.Exit(1)
 
 
 @world_app.command()

@@ -63,8 +63,8 @@ def _recipe_row(name: str, path: Path) -> Sequence[str]:
 
 def _run_row(folder: Path) -> Sequence[str]:
     run = RunDirectory.open(folder).read()
-    steps = f"{run['step']}/{run['steps']}"
-    return folder.name, str(run["method"]), str(run["seed"]), str(run["status"]), steps
+    method, seed, status, step, steps = (str(run.get(k, "?")) for k in ("method", "seed", "status", "step", "steps"))
+    return folder.name, method, seed, status, f"{step}/{steps}"
 
 
 def _results(folder: Path) -> Table:

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rgbench import __version__
 from rgbench.errors import UsageError
 from rgbench.files import parse_json, read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from rgbench.strict_yaml import dump_yaml, load_yaml
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 1
-PACKAGES = ("rgbench", "torch", "diffusers", "transformers", "open_clip_torch", "numpy")
+PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
 
 
 def stream_seed(seed: int, stream: str, step: int, position: int = 0) -> int:
@@ -67,7 +68,7 @@ def provenance() -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     return {
         "git": _git_state(Path(__file__).parent.parent),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"rgbench": __version__, **{name: _version(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if gpu else _cpu_name(),
@@ -155,7 +156,7 @@ class RunDirectory:
             self._refuse_other_config(config)
             self._lock_for_writing()
             return self
-        if self.path.exists() and any(entry.name != ".lock" for entry in os.scandir(self.path)) and not self._begun():
+        if self.path.exists() and not self._only_begun():
             raise UsageError(f"{self.path}: exists and is not a run; choose another place with --out")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock_for_writing()
@@ -166,17 +167,20 @@ class RunDirectory:
         write_json_atomic(self.run_file, {"schema_version": SCHEMA_VERSION, **meta})  # last: now it is a run
         return self
 
-    def _begun(self) -> bool:
-        """Whether a run was killed here before its run.json: nothing but what create() makes first."""
+    def _only_begun(self) -> bool:
+        """Whether this is an empty folder, or one in which a run was killed before its run.json."""
         own = {".lock", "environment.json", "config.yaml", "tensorboard", "samples", "checkpoints"}
-        return all(e.name in own or e.name.endswith(".tmp") for e in os.scandir(self.path)) and not any(
-            self.checkpoints.glob("step-*")
+        return (
+            self.path.is_dir()
+            and all(entry.name in own or entry.name.endswith(".tmp") for entry in os.scandir(self.path))
+            and not any(self.checkpoints.glob("step-*"))
         )
 
     def _refuse_other_config(self, config: Mapping[str, Any]) -> None:
         kept, _ = load_yaml(self.config_file)
         old, new = _flat(kept), _flat(json.loads(json.dumps(config)))
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key, _flat) != new.get(key, _flat))
+        both = old.keys() & new.keys()
+        changed = sorted((old.keys() ^ new.keys()) | {key for key in both if old[key] != new[key]})
         if changed:
             shown = ", ".join(f"{key}: {old.get(key, '-')} → {new.get(key, '-')}" for key in changed[:5])
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

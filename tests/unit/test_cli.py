@@ -1,0 +1,196 @@
+"""The command line: fast help, clear errors, right exit codes, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from rgbench.cli import app
+from rgbench.cli_shared import ExplainingGroup
+from rgbench.errors import ConfigError, Interrupted, RgbenchError, UsageError
+from rgbench.registry import TABLES
+from tests.conftest import ROOT, Cli
+
+VERBS = ["train", "eval", "report", "sample", "ls", "show", "cp", "validate", "doctor", "world"]
+
+
+def test_help_names_every_verb(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.returncode == 0
+    assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", done.stdout)] == []
+
+
+@pytest.mark.parametrize(
+    "verb", [*VERBS, "world build", "world check", "world physics", "world export-data", "world ls"]
+)
+def test_every_verb_has_help(verb: str) -> None:
+    result = typer.testing.CliRunner().invoke(app, [*verb.split(), "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage" in result.output
+
+
+def test_help_takes_no_torch_and_no_time() -> None:
+    """CPU time, the best of three: a busy machine must not fail it."""
+    code = "import sys; sys.argv = ['rgbench', '--help']\nfrom rgbench.cli import main\n"
+    code += "try: main()\nexcept SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
+    spent = []
+    for _ in range(3):
+        child = subprocess.Popen([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        assert child.returncode == 0
+        spent.append(usage.ru_utime + usage.ru_stime)
+    assert min(spent) <= 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["trian"], 2, "trian"),
+        (["train"], 2, "recipe"),
+        (["train", "lrmm"], 2, "did you mean 'lrm'?"),
+        (["train", "lrm", "train.lrr=1"], 2, "command line:train.lrr: unknown key 'lrr'; did you mean 'lr'?"),
+        (["train", "lrm", "train.lr=fast"], 2, "command line:train.lr"),
+        (["train", "lrm", "--device", "tpu"], 2, "tpu"),
+        (["eval", "--metric", "fidd"], 2, "did you mean 'fid'?"),
+        (["eval", "no-such-run", "--metric", "spectrum"], 2, "no-such-run"),
+        (["eval", "--metric", "fid", "--prompts", "absent.txt"], 2, "absent.txt"),
+        (["report", "absent"], 2, "absent"),
+        (["sample", "no-such-run", "--prompt", "a red disc"], 2, "no-such-run"),
+        (["show", "lrmm"], 2, "did you mean 'lrm'?"),
+        (["cp", "lrmm", "mine.yaml"], 2, "did you mean 'lrm'?"),
+        (["validate", "lrmm"], 2, "did you mean 'lrm'?"),
+        (["ls", "recipies"], 2, "recipes"),
+        (["world", "build", "moon"], 2, "unknown world 'moon'"),
+        (["world", "build", "benchtop", "--stage", "vea"], 2, "vea"),
+    ],
+)
+def test_wrong_usage_is_explained(cli: Cli, tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
+    done = cli(*arguments)
+    assert done.returncode == code, done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    left = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert left == [], "wrong usage must write nothing"
+
+
+def test_recipes_are_listed_shown_copied_and_validated(cli: Cli, tmp_path: Path) -> None:
+    listed = cli("ls", "recipes").stdout.splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["lcd", "lrm", "rg_lcd"]
+    assert all(line.split("\t")[1] == line.split("\t")[0] and line.split("\t")[2] for line in listed)
+    text = (ROOT / "recipes" / "lrm.yaml").read_text()
+    assert cli("show", "lrm").stdout.strip() == text.strip()
+    assert cli("cp", "lrm", "my.yaml").returncode == 0
+    assert (tmp_path / "my.yaml").read_text() == text
+    (tmp_path / "my.yaml").write_text(text + "\n# mine")
+    again = cli("cp", "lrm", "my.yaml")
+    assert again.returncode == 2 and "exists already" in again.stderr
+    assert (tmp_path / "my.yaml").read_text().endswith("# mine")
+    (tmp_path / "bad.yaml").write_text(text.replace("seed:", "sede:"))
+    checked = cli("validate", "lcd", "my.yaml", "bad.yaml")
+    assert checked.returncode == 2
+    assert checked.stdout.splitlines() == ["lcd: ok (lcd)", "my.yaml: ok (lrm)"]
+    assert re.search(r"bad\.yaml:\d+:sede: unknown key 'sede'; did you mean 'seed'\?", checked.stderr)
+
+
+@pytest.mark.parametrize(("kind", "table"), [("metrics", "metric"), ("rewards", "reward")])
+def test_tables_are_listed(cli: Cli, kind: str, table: str) -> None:
+    names = [line.split("\t")[0] for line in cli("ls", kind).stdout.splitlines()]
+    assert names == sorted(TABLES[table])
+
+
+def test_runs_are_listed_and_shown(cli: Cli, tmp_path: Path) -> None:
+    assert cli("ls", "runs").stdout == ""
+    run = tmp_path / "runs" / "lcd-s3"
+    run.mkdir(parents=True)
+    meta = {"schema_version": 1, "method": "lcd", "seed": 3, "status": "interrupted", "step": 7, "steps": 20}
+    (run / "run.json").write_text(json.dumps(meta))
+    (run / "config.yaml").write_text("kind: lcd\n")
+    assert cli("ls", "runs").stdout == "lcd-s3\tlcd\t3\tinterrupted\t7/20\n"
+    for name in ("lcd-s3", run):
+        shown = cli("show", name).stdout
+        assert '"status": "interrupted"' in shown and shown.endswith("kind: lcd\n\n")
+
+
+def test_worlds_are_listed(cli: Cli) -> None:
+    name, state, folder = cli("world", "ls").stdout.strip().split("\t")
+    assert (name, state) == ("benchtop", "here") and Path(folder).is_dir()
+
+
+def failing(error: BaseException) -> typer.Typer:
+    """A command line as ours whose verb raises."""
+    other = typer.Typer(cls=ExplainingGroup, pretty_exceptions_enable=False)
+
+    @other.command()
+    def fail() -> None:
+        raise error
+
+    @other.command()
+    def idle() -> None: ...
+
+    return other
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RgbenchError("it broke"), 1, "error: it broke"),
+        (UsageError("[bold]no markup[/bold]"), 2, "error: [bold]no markup[/bold]"),
+        (ConfigError("bad", path="r.yaml", line=3, key="a.b"), 2, "error: r.yaml:3:a.b: bad"),
+        (Interrupted("saved", resume_command="rgbench train lrm"), 75, "resume with: rgbench train lrm"),
+        (Interrupted("saved", resume_command="x", exit_code=130), 130, "resume with: x"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "/disk/file"), 1, "/disk/file: No space left on device"),
+        (PermissionError(13, "Permission denied", "/disk/file"), 1, "/disk/file: Permission denied"),
+    ],
+)
+def test_errors_become_one_message_and_their_exit_code(error: BaseException, code: int, said: str) -> None:
+    result = typer.testing.CliRunner().invoke(failing(error), ["fail"])
+    assert result.exit_code == code
+    assert said in result.stderr and "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError(2, "No such file or directory", "x")])
+def test_bugs_keep_their_traceback(error: Exception) -> None:
+    result = typer.testing.CliRunner().invoke(failing(error), ["fail"])
+    assert result.exit_code == 1
+    assert result.exception is error
+
+
+def test_a_long_message_is_not_broken_into_lines() -> None:
+    path = "/very/long" * 40
+    result = typer.testing.CliRunner().invoke(failing(UsageError(f"{path}: missing")), ["fail"])
+    assert f"{path}: missing" in result.stderr
+
+
+def test_ctrl_c_at_start_up() -> None:
+    code = "import os, signal, typer\nfrom rgbench.cli_shared import ExplainingGroup\n"
+    code += "app = typer.Typer(cls=ExplainingGroup)\n@app.command()\ndef a(): os.kill(os.getpid(), signal.SIGINT)\n"
+    code += "@app.command()\ndef b(): ...\napp(['a'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr and "Traceback" not in done.stderr
+    assert signal.SIGINT == 2
+
+
+def test_version(cli: Cli) -> None:
+    assert re.fullmatch(r"rgbench \d+\.\d+\.\d+", cli("--version").stdout.strip())
+
+
+def test_cuda_that_is_not_there(cli: Cli) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        done = cli("world", "build", "benchtop", "--device", "cuda")
+        assert done.returncode == 2 and "--device cuda" in done.stderr

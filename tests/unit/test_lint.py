@@ -1,0 +1,65 @@
+"""House rules that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.conftest import ROOT
+
+SOURCES = sorted((ROOT / "rgbench").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_short_explained_and_finished(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") < 300
+    assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)
+    module = ast.parse(text)
+    assert ast.get_docstring(module) or not module.body
+    for node in ast.walk(module):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None and "Exception" not in ast.unparse(node.type).split(), f"line {node.lineno}"
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"class {node.name} in line {node.lineno} has no docstring"
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_constraints_meet_the_floors_and_are_plain() -> None:
+    pinned = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line), line
+        name, _, number = line.partition("==")
+        pinned[normal(name)] = number
+    declared = project()
+    wanted = [Requirement(r) for r in (*declared["dependencies"], *declared["optional-dependencies"]["dev"])]
+    for requirement in wanted:
+        assert pinned[normal(requirement.name)] in requirement.specifier, requirement
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_floors_that_protect_from_known_holes() -> None:
+    floors = {r.name: r.specifier for r in map(Requirement, project()["dependencies"])}
+    assert "2.9.9" not in floors["torch"] and "2.10.0" in floors["torch"]
+    assert "5.2.9" not in floors["transformers"] and "5.3.0" in floors["transformers"]
+    assert all(str(specifier).startswith(">=") for specifier in floors.values())
+
+
+def test_makefile_and_ci_call_what_the_readme_says() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test", "test-long", "test-gpu"):
+        assert re.search(rf"^{target}: ", makefile, re.M)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    for recipe in ("lcd", "rg_lcd", "lrm"):
+        assert f"rgbench train recipes/{recipe}.yaml" in makefile

@@ -1,0 +1,89 @@
+"""The process is tuned before torch starts, and says so when it is too late."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rgbench.errors import UsageError
+from rgbench.process import available_cores, keep_freed_memory, pick_device, tune_process
+from tests.conftest import ROOT
+
+
+def fresh(code: str, **environment: str) -> str:
+    """Output of code in a process that has neither torch nor OpenMP settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+SHOW = """
+import os, sys
+from rgbench.process import tune_process
+count = tune_process({})
+assert "torch" not in sys.modules
+import torch
+print(count, torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+def test_threads_follow_the_affinity_and_waiting_is_passive() -> None:
+    cores = available_cores()
+    assert fresh(SHOW.format("")) == f"{cores} {cores} PASSIVE"
+
+
+def test_threads_follow_the_argument_and_the_environment() -> None:
+    assert fresh(SHOW.format("1")) == "1 1 PASSIVE"
+    assert fresh(SHOW.format(""), OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == "1 1 ACTIVE"
+
+
+def test_an_affinity_mask_is_respected() -> None:
+    pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    assert fresh(pin + SHOW.format("")) == "1 1 PASSIVE"
+
+
+def test_too_late_is_an_error() -> None:
+    assert "torch" in sys.modules
+    with pytest.raises(RuntimeError, match="before torch is imported"):
+        tune_process()
+
+
+HEAP = """
+import ctypes
+from rgbench.process import keep_freed_memory
+assert keep_freed_memory() == {tuned}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [libc.malloc(64 << 20) for _ in range(4)]
+maps = [line.split()[0].split("-") for line in open("/proc/self/maps") if "[heap]" in line]
+low, high = (int(end, 16) for end in maps[0])
+print(sum(low <= block < high for block in blocks))
+"""
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="glibc's allocator alone is tuned")
+def test_large_blocks_come_from_the_heap() -> None:
+    """glibc would map each of them by itself otherwise, and give it back to the kernel on every free."""
+    assert keep_freed_memory()
+    assert fresh(HEAP.format(tuned=True)) == "4"
+
+
+def test_devices() -> None:
+    there = torch.cuda.is_available()
+    assert pick_device("cpu") == "cpu"
+    assert pick_device("auto") == ("cuda" if there else "cpu")
+    with pytest.raises(UsageError, match="unknown device 'tpu'; known: auto, cpu, cuda"):
+        pick_device("tpu")
+    if not there:
+        with pytest.raises(UsageError, match="--device cuda: .*use --device cpu"):
+            pick_device("cuda")
