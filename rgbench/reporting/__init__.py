@@ -1,0 +1,1 @@
+"""Comparison tables, plots, image grids and the page, from result files alone."""

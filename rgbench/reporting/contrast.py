@@ -1,0 +1,133 @@
+"""Differences between two rows of one column, with an interval, and which rows a column separates.
+
+Over several training seeds the seed is the unit (paired t). Between single runs the
+image is the unit, paired by prompt and seed where both kept per-image scores; where
+they did not (set metrics have none), the half widths are added in quadrature, which
+ignores the pairing and so is too wide rather than too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rgbench.evaluation.results import Result
+from rgbench.evaluation.statistics import holm, paired_t, t_interval
+from rgbench.reporting.gather import Column, Figure, Row
+
+MIN_SEEDS = 6  # fewer cannot carry a claim about a method (docs: statistics)
+ALPHA = 0.05
+KEPT = 4096  # differences kept: the tables, the words and the CSV ask for the same ones
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`value` = row − base in the metric's unit, with its 95 % interval where there is one.
+
+    `gain` is positive where the row is nearer the metric's good end; `basis` is the
+    unit of the interval: "seeds", "images", "quadrature" or "none".
+    """
+
+    row: float
+    base: float
+    low: float | None
+    high: float | None
+    gain: float
+    basis: str
+
+    @property
+    def value(self) -> float:
+        return self.row - self.base
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes no difference."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@lru_cache(maxsize=KEPT)
+def contrast(row: Row, base: Row, column: Column) -> Contrast | None:
+    """The difference row − base in `column`; None where either has no value."""
+    ours, theirs = row.figure(column), base.figure(column)
+    if ours is None or theirs is None:
+        return None
+    pairs = _pairs(row, base, column)
+    if len(pairs) > 1:
+        ours_mean, theirs_mean = (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True))
+        _, low, high = t_interval([a - b for a, b in pairs])
+        return Contrast(ours_mean, theirs_mean, low, high, _gain(column, ours_mean, theirs_mean), "seeds")
+    gain = _gain(column, ours.value, theirs.value)
+    single = len(ours.results) == len(theirs.results) == 1
+    if single and (scores := _per_image(row, base, ours.results[0], theirs.results[0])) is not None:
+        _, low, high = t_interval(scores)
+        return Contrast(ours.value, theirs.value, low, high, gain, "images")
+    ends = _quadrature(ours, theirs)
+    if ends is None:
+        return Contrast(ours.value, theirs.value, None, None, gain, "none")
+    return Contrast(ours.value, theirs.value, *ends, gain, "quadrature")
+
+
+@lru_cache(maxsize=KEPT)
+def leaders(rows: tuple[Row, ...], column: Column) -> tuple[Row | None, Row | None]:
+    """The best and second-best rows of a column that training seeds separate from all behind them, else None."""
+    able = [row for row in rows if len(row.seeds(column)) >= MIN_SEEDS]
+    ranked = sorted(able, key=lambda row: _goodness(column, _mean(row, column)), reverse=True)
+    if len(ranked) < 2 or not _separated(ranked[0], ranked[1:], column):
+        return None, None
+    second = ranked[1] if len(ranked) > 2 and _separated(ranked[1], ranked[2:], column) else None
+    return ranked[0], second
+
+
+def _separated(row: Row, others: list[Row], column: Column) -> bool:
+    pairs = [_pairs(row, other, column) for other in others]
+    if any(len(pair) < MIN_SEEDS for pair in pairs):
+        return False
+    p_values = [paired_t([a for a, _ in pair], [b for _, b in pair]) for pair in pairs]
+    return all(p < ALPHA for p in holm(p_values))
+
+
+def _pairs(row: Row, base: Row, column: Column) -> list[tuple[float, float]]:
+    """Values of common training seeds; a base without training seeds (the teacher) pairs with each seed."""
+    pairs = []
+    for seed in row.seeds(column):
+        other = base.result(column, None if list(base.members) == [None] else seed)
+        found = row.result(column, seed)
+        if found is not None and other is not None and found.value is not None and other.value is not None:
+            pairs.append((found.value, other.value))
+    return pairs
+
+
+def _per_image(row: Row, base: Row, ours: Result, theirs: Result) -> list[float] | None:
+    """Score differences of common images, where their means are the two values themselves."""
+    one, two = row.scores(ours), base.scores(theirs)
+    if one is None or two is None or one.keys() != two.keys() or len(one) < 2:
+        return None
+    for result, scores in ((ours, one), (theirs, two)):
+        mean = math.fsum(scores.values()) / len(scores)
+        if result.value is None or not math.isclose(mean, result.value, rel_tol=1e-4, abs_tol=1e-6):
+            return None
+    return [one[key] - two[key] for key in one]
+
+
+def _gain(column: Column, value: float, base: float) -> float:
+    return _goodness(column, value) - _goodness(column, base)
+
+
+def _goodness(column: Column, value: float) -> float:
+    if column.metric.direction == "target":
+        return -abs(value - column.target)
+    return value if column.metric.direction == "higher" else -value
+
+
+def _mean(row: Row, column: Column) -> float:
+    figure = row.figure(column)
+    return figure.value if figure else math.nan
+
+
+def _quadrature(ours: Figure, theirs: Figure) -> tuple[float, float] | None:
+    if ours.low is None or ours.high is None or theirs.low is None or theirs.high is None:
+        return None
+    low = math.hypot(ours.value - ours.low, theirs.high - theirs.value)
+    high = math.hypot(ours.high - ours.value, theirs.value - theirs.low)
+    return ours.value - theirs.value - low, ours.value - theirs.value + high

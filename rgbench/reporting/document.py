@@ -1,0 +1,49 @@
+"""The Markdown report: what was compared, the reading in words, tables, pictures, protocols, commands."""
+
+from __future__ import annotations
+
+from rgbench.reporting.gather import Comparison
+from rgbench.reporting.markdown import escape, escape_note, markdown_table
+from rgbench.reporting.protocols import protocol_notes
+from rgbench.reporting.reading import readings
+from rgbench.reporting.sections import Section
+
+HEAD = """<!-- Made by `rgbench report` from result files alone; do not edit. -->
+# Comparison
+"""
+
+
+def markdown_document(sections: list[Section]) -> str:
+    """All worlds, one after another."""
+    return "\n".join([HEAD, *(_section(section) for section in sections)])
+
+
+def _section(section: Section) -> str:
+    comparison = section.comparison
+    parts = [f"## {escape(comparison.title)}", ""]
+    if section.note:
+        parts += [f"*{section.note}*", ""]
+    parts += [_reading(comparison), *(markdown_table(table) for table in section.tables)]
+    for title, name in section.pictures:
+        parts += [f"![{escape(title)}]({name})", ""]
+    if section.grid is not None:
+        parts += [escape_note(section.grid.note), ""]
+    parts += ["### Protocols", "", *(f"- {escape_note(note)}" for note in protocol_notes(comparison)), ""]
+    parts += ["### Commands", "", *_commands(comparison), ""]
+    return "\n".join(parts)
+
+
+def _reading(comparison: Comparison) -> str:
+    found = readings(comparison)
+    if not found:
+        return ""
+    lines = ["### In words", ""]
+    for reading in found:
+        lines += [f"**{escape(reading.title)}.** {escape_note(reading.weighing)}", ""]
+        lines += [*(f"- {escape_note(fact)}" for fact in reading.facts), ""]
+    return "\n".join([*lines, "### Figures", ""])
+
+
+def _commands(comparison: Comparison) -> list[str]:
+    commands = dict.fromkeys(result.command for row in comparison.rows for result in row.results)
+    return [f"    {' '.join(command.split())}" for command in commands if command]
