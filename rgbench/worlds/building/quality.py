@@ -56,7 +56,7 @@ class Row:
         return above and (self.ceiling is None or self.value <= self.ceiling)
 
     def __str__(self) -> str:
-        bounds = [f"≥ {self.floor:g}"] * (self.floor is not None) + [f"≤ {self.ceiling:g}"] * (self.ceiling is not None)
+        bounds = [f"{sign} {b:g}" for sign, b in (("≥", self.floor), ("≤", self.ceiling)) if b is not None]
         value = "—" if self.value is None else f"{self.value:.4f}"
         return f"{'ok' if self.ok else 'SHORT':6}{value:>9} {self.unit:6} {', '.join(bounds):12} {self.name}"
 

@@ -1,0 +1,30 @@
+"""The README shows what the committed report says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rgbench.errors import UsageError
+from rgbench.reporting.readme import README, REPORT, shown_results, with_results
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_readme_holds_the_committed_reports_tables_and_pictures():
+    readme, report = ((ROOT / p).read_text(encoding="utf-8") for p in (README, REPORT))
+    assert readme == with_results(readme, shown_results(report, REPORT.parent))
+
+
+def test_pictures_of_the_block_are_there():
+    shown = shown_results((ROOT / REPORT).read_text(encoding="utf-8"), REPORT.parent)
+    paths = [line.split("](")[1].rstrip(")") for line in shown.splitlines() if line.startswith("![")]
+    assert paths and all((ROOT / path).is_file() for path in paths)
+
+
+def test_missing_block_or_report_is_an_error():
+    with pytest.raises(UsageError, match="markers"):
+        with_results("# no block", "x")
+    with pytest.raises(UsageError, match="no results"):
+        shown_results("# empty", Path("results/report"))
