@@ -132,18 +132,18 @@ def _step_errors(config: dict[str, Any], tensors: dict[str, Tensor], file: Path)
 def _load_networks(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Networks, AutoencoderKL]:
     """diffusers' classes with the file's weights and dtype; the schedule is float32, widened."""
     dtype = tensors["latents"].dtype
-    distilled = {**config["unet"], "time_cond_proj_dim": config["student_time_cond_proj_dim"]}
+    dim = config["student_time_cond_proj_dim"]
     parts: dict[str, nn.Module] = {
-        "teacher": UNet2DConditionModel(**config["unet"]),
-        "student": UNet2DConditionModel(**distilled),
-        "target": UNet2DConditionModel(**distilled),
-        "vae": AutoencoderKL(**config["vae"]),
+        "teacher": UNet2DConditionModel.from_config(config["unet"]),
+        "student": UNet2DConditionModel.from_config(config["unet"], time_cond_proj_dim=dim),
+        "target": UNet2DConditionModel.from_config(config["unet"], time_cond_proj_dim=dim),
+        "vae": AutoencoderKL.from_config(config["vae"]),
     }
     for name, part in parts.items():
         state = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
         nn.Module.to(part, dtype)  # diffusers' own `to` warns about every change of dtype
         part.eval().requires_grad_(name == "student").load_state_dict(state)
-    scheduler = DDIMScheduler(**config["scheduler"])
+    scheduler = DDIMScheduler.from_config(config["scheduler"])
     networks = Networks(
         teacher=parts["teacher"],
         student=parts["student"],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from rgbench.data import open_source
 from rgbench.errors import UsageError
@@ -22,7 +22,6 @@ from rgbench.trainers.loop import Loop
 from rgbench.trainers.recipe import LCDRecipe, load_recipe
 from rgbench.trainers.stop import StopRequest
 
-log = logging.getLogger("rgbench")
 DTYPES = {"float32": torch.float32}
 
 
@@ -63,7 +62,7 @@ def train(
             run.create(config, {})  # refuses another config
             if run.read()["status"] == "finished":
                 _check_same(run, {"teacher": _teacher(settings)})
-                log.info("%s: finished already; its student is in %s", path, run.pipeline)
+                _say(f"{path}: finished already; its student is in {run.pipeline}")
                 return path
         _train(settings, config, run, device, stop, command)
     return path
@@ -83,10 +82,16 @@ def _train(
     loop.load_batch(0)  # data that does not fit the model is found before anything is written
     run.create(config, _first_meta(settings, run, loop) | origin)
     loop.restore()
+    if loop.step:
+        _say(f"{run.path}: going on after step {loop.step} of {settings.train.steps}")
     run.update(status="running", step=loop.step)
     loop.train(stop, command)
     export_pipeline(trainer, settings, run.read(), run.pipeline)
     run.update(status="finished", step=loop.step, cost=loop.cost.read())
+
+
+def _say(message: str) -> None:
+    Console(stderr=True).print(message, soft_wrap=True, highlight=False, markup=False)
 
 
 def resume_command(recipe: str, overrides: list[str], out: Path | None, device: str) -> str:

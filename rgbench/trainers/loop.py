@@ -7,7 +7,6 @@ uninterrupted run did.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
@@ -27,7 +26,6 @@ from rgbench.trainers.preview import NUM_PROMPTS, sample_grid, write_png
 from rgbench.trainers.recipe import LCDRecipe
 from rgbench.trainers.stop import StopRequest
 
-log = logging.getLogger("rgbench")
 ADVICE = "no parameter was changed; look at these samples, or lower train.lr or reward.scale"
 
 
@@ -135,6 +133,10 @@ class Loop:
     def _check_losses(self, result: StepResult, batch: Batch) -> None:
         """Stop before anything changes where a loss is not finite; one look at the device for all terms."""
         terms = {f"{term} of the {name}": v for name, losses in result.losses.items() for term, v in losses.items()}
+        for term, value in terms.items():
+            if value.shape != (len(batch.ids),):
+                shape = tuple(value.shape)
+                raise RgbenchError(f"loss term {term} has shape {shape}: a reward gives one score per image, (B,)")
         bad = ~torch.stack([v.detach().isfinite() for v in terms.values()])
         if not bad.any():
             return
@@ -183,7 +185,6 @@ class Loop:
         for name, optimiser in self.optimisers.items():
             checkpoint.restore_optimiser(optimiser, tensors[f"optimiser-{name}"], meta["optimisers"][name])
         self.step, self.cost = meta["step"], CostMeter(meta["cost"])
-        log.info("%s: going on after step %d", self.run.path, self.step)
 
 
 def _listed(ids: list[str]) -> str:

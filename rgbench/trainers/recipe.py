@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 from rgbench.config import Section, apply_overrides, find_recipe, load_yaml, validate
 from rgbench.data.config import DataConfig
 from rgbench.errors import UsageError
-from rgbench.rewards.pairs import PairLoss
 from rgbench.worlds.presets import Preset, find_preset
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -165,7 +164,7 @@ class ProxySection(Section):
 
     path: str | None = None
     lr: Positive = 3.3e-6
-    loss: PairLoss = "kl"
+    loss: Literal["kl", "smooth", "cross_entropy"] = "kl"
     trainable: TrainableSection = TrainableSection()
 
 

@@ -1,0 +1,160 @@
+"""12 steps straight against 5 + resume + 7 (and 7 + 5), for each trainer; signals; saving changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from rgbench import checkpoint
+from rgbench.data.sampler import batch_indices
+from rgbench.errors import Interrupted, UsageError
+from rgbench.run import RunDirectory
+from rgbench.trainers.lcd import LCD
+from rgbench.trainers.loop import Loop
+from rgbench.trainers.lrm import LRM
+from rgbench.trainers.rg_lcd import RGLCD
+from rgbench.trainers.stop import StopRequest
+from tests.parity import tiny
+
+KINDS = ("lcd", "rg_lcd", "lrm")
+COMMAND = "rgbench train tiny"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_pipeline(tmp_path_factory.mktemp("resume") / "teacher")
+
+
+class SignallingSource(tiny.TinySource):
+    """Sends this process a signal while a given batch is loaded."""
+
+    def __init__(self, at_load: int | None = None, number: int = signal.SIGTERM) -> None:
+        self.loads, self.at_load, self.number = 0, at_load, number
+
+    def load(self, indices):
+        if self.loads == self.at_load:
+            os.kill(os.getpid(), self.number)
+        self.loads += 1
+        return super().load(indices)
+
+
+def make_loop(kind: str, folder, path, source=None, **train) -> Loop:
+    models, recipe = tiny.models(folder), tiny.recipe(train=train)
+    if kind == "lcd":
+        trainer = LCD(recipe, models)
+    elif kind == "rg_lcd":
+        trainer = RGLCD(recipe, models, tiny.expert())
+    else:
+        trainer = LRM(recipe, models, tiny.expert(), tiny.proxy())
+    run = RunDirectory(path).create(recipe.model_dump(mode="json"), {"status": "running", "step": 0})
+    return Loop(trainer, source or tiny.TinySource(), recipe, run)
+
+
+def everything(loop: Loop) -> dict[str, torch.Tensor]:
+    """Networks, optimisers and the next 8 batches of a run."""
+    out = {}
+    for stem, module in loop.trainer.modules().items():
+        out |= {f"{stem}.{name}": value.clone() for name, value in module.state_dict().items()}
+    for name, optimiser in loop.optimisers.items():
+        tensors, _ = checkpoint.flatten_optimiser(optimiser)
+        out |= {f"optimiser-{name}.{key}": value.clone() for key, value in tensors.items()}
+    for step in range(loop.step, loop.step + 8):
+        out[f"batch-{step}"] = torch.from_numpy(batch_indices(loop.recipe.seed, step, 4, 10))
+    return out
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def run_to_end(loop: Loop) -> Loop:
+    with StopRequest() as stop:
+        loop.train(stop, COMMAND)
+    return loop
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stopped_at", [5, 7], ids=["edge of an epoch", "inside an epoch"])
+def test_resume_is_exact(folder, tmp_path, kind, stopped_at):
+    straight = run_to_end(make_loop(kind, folder, tmp_path / "straight"))
+    assert straight.step == 12
+
+    # the first load is of the preview's prompts, then one per step
+    first = make_loop(kind, folder, tmp_path / "resumed", SignallingSource(stopped_at))
+    with pytest.raises(Interrupted) as caught, StopRequest() as stop:
+        first.train(stop, COMMAND)
+    assert (caught.value.exit_code, caught.value.resume_command) == (75, COMMAND)
+    assert first.step == stopped_at, "saved within the step in which the signal came"
+    assert first.run.read()["status"] == "interrupted" and first.run.read()["step"] == stopped_at
+
+    second = make_loop(kind, folder, tmp_path / "resumed")
+    second.restore()
+    assert second.step == stopped_at
+    assert_same(everything(second), everything(first))
+    run_to_end(second)
+    assert_same(everything(second), everything(straight))
+    rows = [{k: v for k, v in row.items() if k != "images_per_sec"} for row in second.run.read_log()]
+    assert rows == [{k: v for k, v in r.items() if k != "images_per_sec"} for r in straight.run.read_log()]
+    cost = second.cost.read()
+    assert cost["images"] == 48 and cost["reward_calls"] == {"lcd": 0, "rg_lcd": 48, "lrm": 144}[kind]
+
+
+def test_saving_sampling_and_logging_change_nothing(folder, tmp_path):
+    seldom = run_to_end(make_loop("lrm", folder, tmp_path / "a", save_every=12, sample_every=0, log_every=5))
+    often = run_to_end(make_loop("lrm", folder, tmp_path / "b", save_every=1, sample_every=2, log_every=1))
+    assert_same(everything(seldom), everything(often))
+    assert len(list((tmp_path / "b" / "samples").glob("*.png"))) == 6
+    assert [row["step"] for row in seldom.run.read_log()] == [5, 10, 12]
+    assert len(checkpoint.checkpoints(often.run.checkpoints)) == 2
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, tmp_path, caplog):
+    own = run_to_end(make_loop("lcd", folder, tmp_path / "a", steps=4, save_every=2))
+    after_four = everything(own)
+    file = own.run.checkpoints / "step-00000004" / "student.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    again = make_loop("lcd", folder, tmp_path / "a", steps=4, save_every=2)
+    again.restore()
+    assert again.step == 2 and "student.safetensors" in caplog.text
+    run_to_end(again)
+    assert_same(everything(again), after_four)
+
+
+def test_ctrl_c_saves_and_exits_130(folder, tmp_path):
+    own = make_loop("lcd", folder, tmp_path / "a", SignallingSource(3, signal.SIGINT))
+    with pytest.raises(Interrupted) as caught, StopRequest() as stop:
+        own.train(stop, COMMAND)
+    assert caught.value.exit_code == 130 and own.step == 3
+    assert checkpoint.latest(own.run.checkpoints) is not None
+    assert COMMAND in str(caught.value)
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.exit_code == 130
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_data_of_another_resolution_is_refused(folder, tmp_path):
+    class Large(tiny.TinySource):
+        def load(self, indices):
+            batch = super().load(indices)
+            return type(batch)(batch.images_BCHW.repeat(1, 1, 2, 2), batch.prompts, batch.ids)
+
+    with pytest.raises(UsageError, match=r"images of 32×32 pixels, the model takes 16×16"):
+        make_loop("lcd", folder, tmp_path / "a", Large()).load_batch(0)

@@ -1,0 +1,195 @@
+"""``train()`` from a recipe file to an exported pipeline, and everything that can be in its way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from rgbench.errors import ConfigError, Interrupted, UsageError
+from rgbench.models import load_models
+from rgbench.rewards.latent_proxy import LatentCLIP
+from rgbench.run import RunDirectory
+from rgbench.trainers.api import resume_command, train
+from tests.parity import tiny
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A teacher, a reward, a proxy and an image folder on disk, as a user has them."""
+    root = tmp_path_factory.mktemp("world")
+    tiny.save_pipeline(root / "teacher")
+    tiny.proxy().save(root / "proxy")
+    expert = tiny.expert()
+    vision = {"image_size": 8, "layers": 2, "width": 16, "head_width": 8, "patch_size": 4}
+    text = {**tiny.TEXT_CFG, "hf_tokenizer_name": "."}
+    (root / "reward").mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny.CLIP_FOLDER / file, root / "reward" / file)
+    config = {"model_cfg": {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+    (root / "reward" / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(expert.model.state_dict(), root / "reward" / "open_clip_model.safetensors")
+    (root / "images").mkdir()
+    batch = tiny.TinySource().load(list(range(10)))
+    for i, (image, prompt) in enumerate(zip(batch.images_BCHW, batch.prompts, strict=True)):
+        pixels = (image * 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(root / "images" / f"{i}.png")
+        (root / "images" / f"{i}.txt").write_text(prompt)
+    return root
+
+
+@pytest.fixture
+def recipe(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = tiny.recipe().model_dump(mode="json")
+    values["model"] = {"path": str(world / "teacher")}
+    values["data"] = {"kind": "image_folder", "path": str(world / "images"), "resolution": 16}
+    values["reward"]["path"], values["proxy"]["path"] = str(world / "reward"), str(world / "proxy")
+    values["train"] |= {"steps": 3, "save_every": 2, "sample_every": 2}
+    values["lcd"] |= {"num_ddim_timesteps": 25, "timestep_scaling": 7.0}
+    values["sampling"] |= {"guidance_scale": 4.0, "steps": 2}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def generators(num: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(num)]
+
+
+def test_from_recipe_to_pipeline(recipe, world, tmp_path):
+    path = train(str(recipe), [])
+    assert path.name == "tiny-s0"
+    run = RunDirectory.open(path)
+    meta = run.read()
+    assert (meta["status"], meta["step"], meta["method"], meta["world"]) == ("finished", 3, "lrm", "teacher")
+    assert meta["cost"]["images"] == 12 and meta["cost"]["reward_calls"] == 36 and meta["cost"]["wall_sec"] > 0
+    assert meta["rewards"][0]["fingerprint"]["antialias"] is True
+    assert meta["sampling"] == {"sampler": "lcm", "steps": 2, "guidance_scale": 4.0}
+    assert [row["step"] for row in run.read_log()] == [3]
+    assert any(run.tensorboard.iterdir()) and (run.samples / "step-00000002.png").is_file()
+    card = (run.pipeline / "README.md").read_text()
+    assert "in-sample" in card and meta["teacher"]["sha256"] in card and "guidance_scale=4.0" in card
+
+    pipeline = DiffusionPipeline.from_pretrained(run.pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    assert isinstance(pipeline, LatentConsistencyModelPipeline)
+    scheduler = pipeline.scheduler.config
+    assert (scheduler.original_inference_steps, scheduler.timestep_scaling) == (25, 7.0)
+    assert not scheduler.clip_sample and not scheduler.set_alpha_to_one
+    options = {"num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "pt"}
+    theirs = pipeline(tiny.PROMPTS[:3], generator=generators(3), **options).images
+    models = load_models(run.pipeline, "cpu", torch.float32)
+    ours = models.sample(tiny.PROMPTS[:3], generators(3), num_steps=4, guidance_scale=4.0)
+    assert (ours - theirs).abs().max() <= 1e-5
+    assert not any(p.name.startswith(".pipeline") for p in path.iterdir())
+
+    exported = load_file(run.pipeline / "unet" / "diffusion_pytorch_model.safetensors")
+    saved = load_file(run.checkpoints / "step-00000003" / "target.safetensors")
+    assert all(torch.equal(exported[name], value) for name, value in saved.items())
+
+
+def test_the_online_network_on_demand(recipe):
+    run = RunDirectory.open(train(str(recipe), ["sampling.network=student", "train.sample_every=0"]))
+    exported = load_file(run.pipeline / "unet" / "diffusion_pytorch_model.safetensors")
+    saved = load_file(run.checkpoints / "step-00000003" / "student.safetensors")
+    assert all(torch.equal(exported[name], value) for name, value in saved.items())
+
+
+def test_a_finished_run_is_left_alone(recipe, capsys):
+    path = train(str(recipe), ["train.steps=1"])
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert train(str(recipe), ["train.steps=1"]) == path
+    assert "finished already" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    with pytest.raises(UsageError, match="use --resume auto"):
+        train(str(recipe), ["train.steps=1"], resume="never")
+    with pytest.raises(UsageError, match=r"train\.lr"):
+        train(str(recipe), ["train.steps=1", "train.lr=0.5"])
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(recipe, tmp_path):
+    straight = train(str(recipe), ["train.steps=9", "train.sample_every=0"], out=tmp_path / "straight")
+    killer = threading.Thread(target=_terminate_when, args=(tmp_path / "stopped" / "log.jsonl",))
+    killer.start()
+    words = ["train.steps=9", "train.sample_every=0"]
+    with pytest.raises(Interrupted) as caught:
+        train(str(recipe), [*words, "train.log_every=1"], out=tmp_path / "stopped")
+    killer.join()
+    assert caught.value.exit_code == 75
+    command = shlex.split(caught.value.resume_command)
+    assert command[:3] == ["rgbench", "train", str(recipe)] and command[-2:] == ["--out", str(tmp_path / "stopped")]
+    meta = RunDirectory.open(tmp_path / "stopped").read()
+    assert meta["status"] == "interrupted" and 0 < meta["step"] < 9
+    stopped = train(str(recipe), [*words, "train.log_every=1"], out=tmp_path / "stopped")
+    name = "unet/diffusion_pytorch_model.safetensors"
+    a, b = load_file(straight / "pipeline" / name), load_file(stopped / "pipeline" / name)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def _terminate_when(file) -> None:
+    """SIGTERM as soon as the first step is logged."""
+    for _ in range(60_000):
+        if file.is_file() and file.stat().st_size:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        time.sleep(0.002)
+
+
+def test_another_teacher_is_noticed(recipe, world, tmp_path):
+    shutil.copytree(world / "teacher", tmp_path / "teacher")
+    words = [f"model.path={tmp_path / 'teacher'}", "train.steps=1", "train.sample_every=0"]
+    train(str(recipe), words)
+    file = tmp_path / "teacher" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.bias"] += 1
+    save_file(weights, file)
+    with pytest.raises(UsageError, match="its teacher changed"):
+        train(str(recipe), words)
+
+
+def test_wrong_input_writes_nothing(recipe, world, tmp_path):
+    other = tiny.proxy()
+    other.config["latent_scale"] = 0.5
+    other.save(tmp_path / "other")
+    cases = [
+        (["train.lrr=1"], ConfigError, "did you mean"),
+        (["kind=lmr"], ConfigError, "did you mean 'lrm'"),
+        ([f"model.path={tmp_path / 'none'}"], UsageError, "no such folder"),
+        (["model.preset=benchtop"], ConfigError, "either model.preset or model.path"),
+        (["reward.path=null"], UsageError, r"reward\.path: give a path"),
+        (["proxy.path=null"], UsageError, r"proxy\.path: give a path"),
+        ([f"proxy.path={tmp_path / 'other'}"], UsageError, "scaling factor"),
+        (["data.resolution=24"], UsageError, "24×24 pixels, the model takes 16×16"),
+        (["lcd.w_min=9"], ConfigError, "is above w_max"),
+        (["sampling.steps=26"], ConfigError, "exceeds lcd.num_ddim_timesteps"),
+    ]
+    for overrides, error, message in cases:
+        with pytest.raises(error, match=message):
+            train(str(recipe), overrides)
+    with pytest.raises(UsageError, match="use auto or never"):
+        train(str(recipe), [], resume="always")
+    with pytest.raises(UsageError, match="no recipe 'lrmm'"):
+        train("lrmm", [])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_resume_command_quotes():
+    command = resume_command("my recipe.yaml", ["data.path=a b"], None, "cpu")
+    assert shlex.split(command) == ["rgbench", "train", "my recipe.yaml", "data.path=a b", "--device", "cpu"]
+
+
+def test_a_proxy_folder_is_described(world):
+    assert LatentCLIP.load(world / "proxy", "cpu").config["latent_scale"] == tiny.SCALING_FACTOR
