@@ -8,9 +8,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO := demo
 DEMO_METRICS := fid,hps,oracle,spectrum
 
-.PHONY: demo test test-long test-gpu install clean
+# make readme     the report of the committed results, and the README's tables from it
+.PHONY: demo readme test test-long test-gpu install clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -22,12 +24,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $@
 
+# A run that is finished is not trained again, a figure that is there is not measured again.
 demo: $(STAMP)
-	$(BIN)/rgbench train recipes/lcd.yaml
-	$(BIN)/rgbench train recipes/rg_lcd.yaml
-	$(BIN)/rgbench train recipes/lrm.yaml
-	$(BIN)/rgbench eval --metric $(DEMO_METRICS)
-	$(BIN)/rgbench report
+	for recipe in lcd rg_lcd lrm; do $(BIN)/rgbench train recipes/$$recipe.yaml --out $(DEMO)/runs/$$recipe-s0 || exit; done
+	$(BIN)/rgbench eval --metric $(DEMO_METRICS) --runs $(DEMO)/runs --results $(DEMO)/results
+	$(BIN)/rgbench report $(DEMO)/results --out $(DEMO)/report
+	@echo "Open $(DEMO)/report/report.html"
+
+# The README's tables and pictures, from the committed results.
+readme: $(STAMP)
+	$(BIN)/rgbench report results --out results/report
+	$(BIN)/python -m rgbench.reporting.readme
 
 test: $(STAMP)
 	$(BIN)/ruff check
