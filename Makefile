@@ -2,6 +2,7 @@
 # make test       lint, types, tests (minutes)
 # make test-long  the tests that take long
 # make test-gpu   the tests that need a CUDA GPU
+# make readme     the report of the committed results, and the README's tables from it
 # All of them make .venv first. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -11,7 +12,6 @@ STAMP := $(VENV)/.installed
 DEMO := demo
 DEMO_METRICS := fid,hps,oracle,spectrum
 
-# make readme     the report of the committed results, and the README's tables from it
 .PHONY: demo readme test test-long test-gpu install clean
 .DELETE_ON_ERROR:
 
