@@ -19,7 +19,7 @@ from rgbench.run import RunDirectory
 from rgbench.worlds.presets import PRESETS
 
 BENCHTOP = PRESETS["benchtop"]
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
 
 
 def save_pipeline(folder: Path, *, student: bool, seed: int = 0) -> Path:
@@ -50,7 +50,7 @@ def save_pipeline(folder: Path, *, student: bool, seed: int = 0) -> Path:
         text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(shipped / "tokenizer"),
         unet=unet,
-        scheduler=LCMScheduler(**NOISE) if student else DDIMScheduler(**NOISE, steps_offset=1, set_alpha_to_one=False),
+        scheduler=LCMScheduler(**NOISE) if student else DDIMScheduler(**NOISE, set_alpha_to_one=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -77,7 +77,7 @@ def save_run(folder: Path, *, status: str = "finished", method: str = "rg_lcd", 
         "sampling": {"sampler": "lcm", "steps": 2, "guidance_scale": 5.0},
         **fields,
     }
-    run = RunDirectory.create(folder, {"kind": method, "seed": 0}, meta)
+    run = RunDirectory(folder).create({"kind": method, "seed": 0}, meta)
     save_pipeline(run.pipeline, student=True)
     return folder
 

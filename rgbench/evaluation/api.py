@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts, load_prompts
 from rgbench.errors import UsageError
 from rgbench.evaluation.evaluate import Job, evaluate_target
 from rgbench.evaluation.generate import BATCH_SIZE, ImageStream, settle_sampling
 from rgbench.evaluation.pictures import Index, about, file_stem
+from rgbench.evaluation.progress import image_progress, track_images
 from rgbench.evaluation.targets import resolve_targets
 from rgbench.metrics.features import EffLite0Set
 from rgbench.metrics.reference import ReferenceScenes
@@ -89,11 +89,12 @@ def evaluate(
     found = resolve_targets(targets, runs)
     place = torch.device(pick_device(device))
     files: list[Path] = []
-    with StopRequest() as stop:
+    with StopRequest() as stop, image_progress() as progress:
+        scenes = ReferenceScenes(chosen, results / CACHE, track_images(progress))
         job = Job(
             metrics=tuple(dict.fromkeys(metrics)),
             prompts=chosen,
-            features=EffLite0Set(ReferenceScenes(chosen, results / CACHE), place),
+            features=EffLite0Set(scenes, place),
             results=results,
             seed=SEED,
             steps=steps,
@@ -104,10 +105,10 @@ def evaluate(
             keep_images=keep_images,
             command=command,
             stop=stop,
+            progress=progress,
         )
-        console = Console(stderr=True)
         for target in found:
-            files += evaluate_target(target, job, console)
+            files += evaluate_target(target, job)
     return files
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.text import Text
 
 from rgbench.data.prompts import PromptSet
@@ -29,7 +28,7 @@ from rgbench.evaluation.results import (
 from rgbench.evaluation.targets import Target
 from rgbench.metrics.contract import Accumulator, Context, Measurement, Quantity
 from rgbench.metrics.features import EffLite0Set
-from rgbench.metrics.reference import ReferenceScenes, from_uint8
+from rgbench.metrics.reference import from_uint8
 from rgbench.models import DiffusionModels, load_models
 from rgbench.registry import resolve
 from rgbench.run import provenance
@@ -54,6 +53,7 @@ class Job:
         keep_images: how many of the first images are kept as PNG.
         command: the command line, for the records.
         stop: a signal to stop, noted.
+        progress: where it is shown.
     """
 
     metrics: tuple[str, ...]
@@ -69,11 +69,7 @@ class Job:
     keep_images: int
     command: str
     stop: StopRequest
-
-    @property
-    def reference(self) -> ReferenceScenes:
-        """The real scenes."""
-        return self.features.scenes
+    progress: Progress
 
     def check_stop(self) -> None:
         """Stop here if a signal asked for it.
@@ -86,21 +82,12 @@ class Job:
             raise Interrupted(kept, resume_command=self.command, exit_code=self.stop.exit_code)
 
 
-class _Rate(ProgressColumn):
-    """Images per second, of generation and metrics together."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} images/s" if speed else "")
-
-
-def evaluate_target(target: Target, job: Job, console: Console) -> list[Path]:
+def evaluate_target(target: Target, job: Job) -> list[Path]:
     """Measure one model: what ``results`` holds already under both ids is left as it is.
 
     Args:
         target: the model.
         job: what to measure, and how.
-        console: for progress.
 
     Returns:
         The result files, old and new, in the order of the metrics.
@@ -120,21 +107,20 @@ def evaluate_target(target: Target, job: Job, console: Console) -> list[Path]:
     pending = [pair for pair in metrics if job.force or not _stored(folder, pair[1])]
     if len(pending) < len(metrics):
         done = ", ".join(name for name, metric in metrics if (name, metric) not in pending)
-        console.print(f"{target.name}, {generation.id}: {done}: there already (--force measures again)")
+        job.progress.console.print(f"{target.name}, {generation.id}: {done}: there already (--force measures again)")
     kept = KeptImages(folder / "images", job.prompts.prompts[: job.keep_images], job.seed, job.force)
     prompts = job.prompts.prompts if pending else kept.missing
     if prompts:
         stream = ImageStream(models, prompts, sampling, job.seed, job.batch_size)
-        with _progress(console) as progress:
-            _run_through(stream, [metric for _, metric in pending], kept, progress, target.name, job)
-            record = _Record(target, job, generation, stream)
-            for name, metric in pending:
-                job.check_stop()
-                task = progress.add_task(f"{target.name}: {name}", total=None)
-                for measurement in metric.finish():
-                    record.write(measurement)
-                    console.print(Text(f"  {_shown(measurement)}"))
-                progress.remove_task(task)
+        _run_through(stream, [metric for _, metric in pending], kept, target.name, job)
+        record = _Record(target, job, generation, stream)
+        for name, metric in pending:
+            job.check_stop()
+            task = job.progress.add_task(f"{target.name}: {name}", total=None)
+            for measurement in metric.finish():
+                record.write(measurement)
+                job.progress.console.print(Text(f"  {_shown(measurement)}"))
+            job.progress.remove_task(task)
     return wanted
 
 
@@ -143,7 +129,7 @@ def _context(target: Target, models: DiffusionModels, job: Job) -> Context:
         prompts=job.prompts,
         seed=job.seed,
         resolution=models.resolution,
-        reference=job.reference,
+        reference=job.features.scenes,
         features=job.features,
         reward_folder=target.preset.root / target.preset.reward,
         judges_folder=target.preset.root / "judges",
@@ -152,30 +138,18 @@ def _context(target: Target, models: DiffusionModels, job: Job) -> Context:
     )
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
-
-
-def _run_through(
-    stream: ImageStream,
-    metrics: Sequence[Accumulator],
-    kept: KeptImages,
-    progress: Progress,
-    name: str,
-    job: Job,
-) -> None:
+def _run_through(stream: ImageStream, metrics: Sequence[Accumulator], kept: KeptImages, name: str, job: Job) -> None:
     settings = stream.sampling
     label = f"{name}: {settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g}"
-    task = progress.add_task(label, total=len(stream.prompts))
+    task = job.progress.add_task(label, total=len(stream.prompts))
     for batch in stream:
-        kept.keep(batch)
         job.check_stop()
+        kept.keep(batch)
         images = from_uint8(batch.images).to(job.device)
         for metric in metrics:
             metric.update(images, batch.prompts, batch.positions)
-        progress.advance(task, len(batch.prompts))
-    progress.remove_task(task)
+        job.progress.advance(task, len(batch.prompts))
+    job.progress.remove_task(task)
 
 
 class _Record:

@@ -146,16 +146,14 @@ class Context:
             resolution: side that it needs, in pixels; None for any.
 
         Raises:
-            UsageError: fewer prompts, one without a scene, or images of another size.
+            UsageError: a prompt without a possible scene, fewer prompts, or images of another size.
         """
-        lacking = next((prompt for prompt in self.prompts.prompts if not prompt.scene), None)
-        if lacking is not None:
-            raise UsageError(
-                f"metric {metric} needs the scene behind each prompt; {lacking.id!r} of {self.prompts.name} has none: "
-                "use the benchtop's prompts (no --prompts), a .jsonl with 'scene' in every row, or --metric hps"
-            )
-        if len(self.prompts) < num:
-            raise UsageError(f"metric {metric} needs at least {num} images, not {len(self.prompts)}; raise --num")
+        try:
+            num_scenes = len(self.reference.scenes)
+        except UsageError as error:
+            raise UsageError(f"metric {metric}: {error}") from error
+        if num_scenes < num:
+            raise UsageError(f"metric {metric} needs at least {num} images, not {num_scenes}; raise --num")
         if resolution not in (None, self.resolution):
             raise UsageError(f"metric {metric} reads {resolution} px images; this model makes {self.resolution} px")
 

@@ -22,7 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgbench.errors import RgbenchError, UsageError
-from rgbench.files import load_pickled_state_dict, load_safetensors, save_safetensors_atomic, sha256_file
+from rgbench.files import (
+    load_pickled_state_dict,
+    load_safetensors,
+    save_safetensors_atomic,
+    sha256_file,
+    write_text_atomic,
+)
 from rgbench.metrics.reference import ReferenceScenes, from_uint8
 
 EFFLITE0_FEATURES = 1280
@@ -150,9 +156,10 @@ class EffLite0Set:
         path = self.scenes.cache / f"efflite0-{digest.hexdigest()[:32]}.safetensors"
         found = _read_cache(path) if path.exists() else None
         if found is None:
-            batches = self.scenes.images.split(BATCH)
+            batches = self.scenes.track(self.scenes.images.split(BATCH), "real scenes: ImageNet features")
             features = torch.cat([self.network(from_uint8(batch).to(self.device)).cpu() for batch in batches])
             path.parent.mkdir(parents=True, exist_ok=True)
+            write_text_atomic(path.parent / ".gitignore", "*\n")
             save_safetensors_atomic({"features": features, "sha256": _digest(features)}, path)
             found = features
         return found.numpy()

@@ -43,12 +43,13 @@ class OracleAccuracy:
         if not folder.is_dir():
             raise UsageError(f"{folder}: the judges are missing; make them with: rgbench world build benchtop")
         self.oracle = load_oracle(folder, context.device)
-        protocol = context.protocol(judges_sha256=sha256_tree(folder), vote="majority of the judges")
+        judges = {"judges_sha256": sha256_tree(folder), "vote": "majority of the judges"}
+        protocol = context.protocol(scenes_sha256=context.reference.sha256, **judges)
         self.quantities = tuple(Quantity(_metric(name), protocol) for name in LABELS)
         self.shares = {name: np.zeros(len(context.prompts)) for name in (*LABELS, "agreement")}
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        scores = self.oracle.score(images, [prompt.scene for prompt in prompts if prompt.scene])
+        scores = self.oracle.score(images, self.context.reference.scenes[positions.tolist()])
         for name, shares in self.shares.items():
             shares[positions] = scores[name].double().cpu().numpy()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rgbench.data.prompts import PromptSet
+from rgbench.errors import UsageError
 from rgbench.worlds.scenes import Scenes, render, sample_scenes
 
 SPLIT = "test"  # its nuisance stream (jitter, rotation, texture) is never trained on
@@ -31,6 +32,14 @@ def from_uint8(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
+Track = Callable[[Sequence[Tensor], str], Iterable[Tensor]]
+
+
+def untracked(batches: Sequence[Tensor], what: str) -> Iterable[Tensor]:
+    """The batches, without a progress bar."""
+    return batches
+
+
 class ReferenceScenes:
     """One real scene per prompt, with the prompt's attributes.
 
@@ -39,35 +48,65 @@ class ReferenceScenes:
     combinations are as frequent on both.
 
     Args:
-        prompts: what the models are asked for; those without attributes have no reference.
+        prompts: what the models are asked for.
         cache: folder for figures that can be computed again.
+        track: gives batches back one by one while it shows what is being done.
     """
 
-    def __init__(self, prompts: PromptSet, cache: Path) -> None:
-        self.attributes = [prompt.scene for prompt in prompts.prompts if prompt.scene]
-        self.cache = cache
+    def __init__(self, prompts: PromptSet, cache: Path, track: Track = untracked) -> None:
+        self.prompts, self.cache, self.track = prompts, cache, track
         self._remembered: dict[str, Any] = {}
+
+    @cached_property
+    def scenes(self) -> Scenes:
+        """The attributes.
+
+        Raises:
+            UsageError: a prompt without a scene, or with one that cannot be; it is named.
+        """
+        for prompt in self.prompts.prompts:
+            if not prompt.scene:
+                raise UsageError(
+                    f"{self.prompts.name}: prompt {prompt.id!r} has no scene to compare its image with; use the "
+                    "benchtop's prompts (no --prompts), a .jsonl with 'scene' in every row, or --metric hps"
+                )
+        try:
+            scenes = Scenes.from_dicts([prompt.scene for prompt in self.prompts.prompts if prompt.scene])
+        except ValueError as error:
+            raise UsageError(f"{self.prompts.name}: {error}") from error
+        two = scenes.count == 2
+        for slots in (scenes.shape, scenes.colour, scenes.size):
+            wrong = (slots[:, 0] < 0) | ((slots[:, 1] >= 0) != two)
+            if wrong.any():
+                prompt = self.prompts.prompts[int(wrong.nonzero()[0])]
+                raise UsageError(
+                    f"{self.prompts.name}: the scene of {prompt.id!r} needs shape, colour and size of one object, "
+                    "or of two where its layout is a relation"
+                )
+        return scenes
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: what was rendered, from which stream, by which renderer."""
-        return self.remember("fields", self._fields)
-
-    def _fields(self) -> dict[str, Any]:
-        canonical = json.dumps(self.attributes, sort_keys=True)
         return {
             "kind": "real scenes with the prompts' attributes",
-            "scenes_sha256": hashlib.sha256(canonical.encode()).hexdigest(),
-            "num": len(self.attributes),
+            "scenes_sha256": self.sha256,
+            "num": len(self.prompts),
             "nuisance": f"{SPLIT} split, index = position in the prompt list",
-            "renderer": renderer_digest(),
+            "renderer": self.remember("renderer", renderer_digest),
         }
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over the attributes in order."""
+        rows = json.dumps([prompt.scene for prompt in self.prompts.prompts], sort_keys=True)
+        return hashlib.sha256(rows.encode()).hexdigest()
 
     @cached_property
     def images(self) -> Tensor:
         """(n, 3, 64, 64) uint8, in prompt order."""
-        scenes = Scenes.from_dicts(self.attributes)
-        spans = [range(i, min(i + CHUNK, len(scenes))) for i in range(0, len(scenes), CHUNK)]
-        return torch.cat([to_uint8(render(scenes[span.start : span.stop], SPLIT, span)) for span in spans])
+        spans = torch.arange(len(self.scenes)).split(CHUNK)
+        tracked = self.track(spans, "real scenes: rendering")
+        return torch.cat([to_uint8(render(self.scenes[at], SPLIT, at.numpy())) for at in tracked])
 
     def remember(self, key: str, make: Callable[[], T]) -> T:
         """``make()``, once per process and key: statistics that every evaluated model is compared with."""

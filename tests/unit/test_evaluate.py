@@ -185,7 +185,12 @@ def test_another_teacher_goes_by_its_hash(shared, tmp_path, caplog):
         (["rg_lcd-s0"], ["hps"], {"prompts": "missing.txt"}, "missing.txt"),
         (["rg_lcd-s0"], ["hps"], {"prompts": "empty.txt", "num": None}, "empty.txt: holds no prompt"),
         (["rg_lcd-s0"], ["hps"], {"prompts": "two.txt", "num": 3}, "cannot take 3 of 2"),
-        (["rg_lcd-s0"], ["hps", "fid"], {"prompts": "two.txt", "num": None}, "fid needs the scene behind each prompt"),
+        (
+            ["rg_lcd-s0"],
+            ["hps", "fid"],
+            {"prompts": "two.txt", "num": None},
+            "metric fid: two: prompt 'two/0' has no scene",
+        ),
         (["rg_lcd-s0"], ["fid"], {"num": 3}, "at least 4 images, not 3"),
     ],
 )

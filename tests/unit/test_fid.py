@@ -87,7 +87,8 @@ def test_reference_is_made_of_the_prompts_own_attributes(context):
 def test_reference_features_are_cached_by_content_and_remade_when_damaged(tmp_path, caplog):
     prompts = benchtop_prompts(4)
     made = make_context(prompts, tmp_path).features.reference_rows()
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.safetensors")
+    assert (tmp_path / ".gitignore").read_text() == "*\n"
     stamp = file.stat().st_mtime_ns
     assert np.array_equal(make_context(prompts, tmp_path).features.reference_rows(), made)
     assert file.stat().st_mtime_ns == stamp, "read, not made again"
@@ -123,10 +124,26 @@ def test_features_that_are_not_finite_stop_the_metric():
 @pytest.mark.parametrize(("metric", "name"), [(FrechetEffLite0, "fid"), (KernelDistance, "kid")])
 def test_prompts_without_scenes_are_refused(tmp_path, metric, name):
     prompts = PromptSet("mine", (Prompt("mine/0", "a cat"),) * 9)
-    with pytest.raises(UsageError, match=f"metric {name} needs the scene behind each prompt; 'mine/0'"):
+    with pytest.raises(UsageError, match=f"metric {name}: mine: prompt 'mine/0' has no scene"):
         metric(make_context(prompts, tmp_path))
 
 
 def test_too_few_images_are_refused(tmp_path):
     with pytest.raises(UsageError, match="at least 4 images, not 3"):
         FrechetEffLite0(make_context(benchtop_prompts(3), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("scene", "message"),
+    [
+        ({"layout": "left of", "shape0": "circle", "colour0": "red", "size0": "small"}, "'x/1' needs shape, colour"),
+        ({"layout": "centre", "shape0": "circle", "colour0": "red"}, "'x/1' needs shape, colour and size"),
+        ({"layout": "centre", "shape0": "cube", "colour0": "red", "size0": "small"}, "'shape'.*known: circle"),
+        ({"layout": "beside"}, "scene attribute 'layout'.*known: centre"),
+    ],
+)
+def test_impossible_scenes_are_refused_before_any_image(tmp_path, scene, message):
+    good = benchtop_prompts(1).prompts[0]
+    prompts = PromptSet("mine", (good, Prompt("x/1", "a red circle", "", scene)))
+    with pytest.raises(UsageError, match=f"metric kid: mine: .*{message}"):
+        KernelDistance(make_context(prompts, tmp_path))

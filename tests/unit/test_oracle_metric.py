@@ -59,7 +59,7 @@ def test_judges_are_part_of_the_protocol(context):
 
 def test_clear_refusals(tmp_path, context):
     mixed = PromptSet("mine", (context.prompts.prompts[0], Prompt("mine/7", "a cat")))
-    with pytest.raises(UsageError, match="metric oracle needs the scene behind each prompt; 'mine/7' of mine"):
+    with pytest.raises(UsageError, match="metric oracle: mine: prompt 'mine/7' has no scene"):
         OracleAccuracy(make_context(mixed, tmp_path))
     with pytest.raises(UsageError, match="reads 64 px images; this model makes 512 px"):
         OracleAccuracy(make_context(context.prompts, tmp_path, resolution=512))
