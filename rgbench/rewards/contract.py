@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -47,10 +47,15 @@ class ScaledReward(Reward, Protocol):
 
 
 class LatentReward(Protocol):
-    """A reward that reads latents, already divided by the scaling factor, and learns.
+    """A reward that reads latents, already divided by the scaling factor, and learns; a ``torch.nn.Module``."""
 
-    An implementation is a ``torch.nn.Module``.
-    """
+    def state_dict(self) -> dict[str, Any]:
+        """As a module's."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any:
+        """As a module's."""
+        ...
 
     def __call__(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         """Raw cosines (B,) of unscaled latents (B, C, h, w)."""

@@ -13,7 +13,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rgbench.errors import UsageError
 from rgbench.files import load_pickled_state_dict, load_safetensors, sha256_file
@@ -40,7 +40,7 @@ class HPSReward:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: open_clip.CLIP,
         tokenizer: Any,
         *,
         antialias: bool,

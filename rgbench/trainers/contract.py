@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -42,6 +43,18 @@ class Learner:
     lr: float
 
 
+class Stateful(Protocol):
+    """What can be saved and restored, such as any ``torch.nn.Module``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors by name."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any:
+        """Take them back."""
+        ...
+
+
 class Trainer(Protocol):
     """A method: its networks and its step.
 
@@ -59,7 +72,7 @@ class Trainer(Protocol):
         """What learns, by the name under which :class:`StepResult` groups its losses."""
         ...
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, Stateful]:
         """What a checkpoint holds, by file stem."""
         ...
 

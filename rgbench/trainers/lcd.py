@@ -24,7 +24,7 @@ from rgbench.diffusion.consistency import consistency_function, guidance_embeddi
 from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
 from rgbench.diffusion.schedule import add_noise
 from rgbench.models import DiffusionModels, make_student
-from rgbench.trainers.contract import Learner, StepResult
+from rgbench.trainers.contract import Learner, Stateful, StepResult
 from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.recipe import LCDRecipe, LCDSection
 
@@ -158,7 +158,7 @@ class LCD:
         """All of the student."""
         return {"student": Learner(list(self.student.parameters()), self.recipe.train.lr)}
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, Stateful]:
         """Student and target."""
         return {"student": self.student, "target": self.target}
 

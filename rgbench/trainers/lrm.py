@@ -24,7 +24,7 @@ from rgbench.models import DiffusionModels, decode_images
 from rgbench.rewards.contract import LatentReward, ScaledReward
 from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.rewards.pairs import pair_losses
-from rgbench.trainers.contract import Learner, StepResult
+from rgbench.trainers.contract import Learner, Stateful, StepResult
 from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.lcd import distil
 from rgbench.trainers.recipe import LCDRecipe, LRMRecipe
@@ -84,9 +84,7 @@ class LRM(RGLCD):
             UsageError: a part is missing, or the proxy reads latents of another shape or scale.
         """
         assert isinstance(recipe, LRMRecipe)
-        path = recipe.proxy.path
-        if path is None:
-            path = recipe.model.find("proxy.path").latent_proxy_folder()
+        path = recipe.proxy.path or recipe.model.find("proxy.path").latent_proxy_folder()
         proxy = LatentCLIP.load(path, models.device, models.dtype)
         proxy.check_fits(models.latent_shape, models.scaling_factor, path)
         return cls(recipe, models, load_expert(recipe, models), proxy)
@@ -95,7 +93,7 @@ class LRM(RGLCD):
         """All of the student; of the proxy what the recipe lets learn."""
         return {**super().learners(), "proxy": Learner(self.proxy_parameters, self.recipe.proxy.lr)}
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, Stateful]:
         """Student, target and proxy."""
         return {**super().modules(), "proxy": self.proxy}
 

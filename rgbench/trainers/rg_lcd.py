@@ -33,9 +33,7 @@ def load_expert(recipe: RGLCDRecipe, models: DiffusionModels) -> Any:
     reward = resolve("reward", recipe.reward.kind)
     if not reward.differentiable:
         raise UsageError(f"reward.kind {recipe.reward.kind} is not differentiable and cannot guide a student")
-    path = recipe.reward.path
-    if path is None:
-        path = recipe.model.find("reward.path").reward_folder()
+    path = recipe.reward.path or recipe.model.find("reward.path").reward_folder()
     return reward.load(path, antialias=recipe.reward.antialias, device=models.device, dtype=models.dtype)
 
 

@@ -160,7 +160,7 @@ def _reference_step(kind: str, batch: int, grid: int, scaling: float, huber_c: f
         conv_in = float(gradients["conv_in.weight"].norm())
         expected[name] = {"value": float(loss.detach()), "grad_norm": math.sqrt(squares), "grad_norm_conv_in": conv_in}
     averaged = [0.95 * t + 0.05 * s for t, s in zip(parts["target"].parameters(), student.values(), strict=True)]
-    expected["ema_l2"] = math.sqrt(sum(float((p**2).sum()) for p in averaged))
+    expected["ema_l2"] = math.sqrt(sum(float((p.detach() ** 2).sum()) for p in averaged))
     for name, smooth in (("lrm_pair_kl", False), ("lrm_pair_kl_smooth_gt", True)):
         expected[name] = _reference_pairs(given["lrm_expert_logits"], given["lrm_latent_logits"], smooth)
     states = {f"{n}.{k}": v.contiguous() for n, part in parts.items() for k, v in part.state_dict().items()}
