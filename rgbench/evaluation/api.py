@@ -107,8 +107,11 @@ def evaluate(
             stop=stop,
             progress=progress,
         )
-        for target in found:
-            files += evaluate_target(target, job)
+        try:
+            for target in found:
+                files += evaluate_target(target, job)
+        except KeyboardInterrupt as error:  # a second Ctrl-C: not even this batch is waited for
+            raise job.stopped() from error
     return files
 
 

@@ -78,8 +78,12 @@ class Job:
             Interrupted: it did.
         """
         if self.stop.signal is not None:
-            kept = f"evaluation stopped; the figures stored under {self.results} stay"
-            raise Interrupted(kept, resume_command=self.command, exit_code=self.stop.exit_code)
+            raise self.stopped()
+
+    def stopped(self) -> Interrupted:
+        """The error that says what stays and how to go on."""
+        kept = f"evaluation stopped; the figures stored under {self.results} stay"
+        return Interrupted(kept, resume_command=self.command, exit_code=self.stop.exit_code)
 
 
 def evaluate_target(target: Target, job: Job) -> list[Path]:

@@ -78,7 +78,7 @@ class Result(_Frozen):
     in_sample: bool = False
     trained_rewards: tuple[str, ...] = ()
     extra: dict[str, Any] = {}
-    cost: dict[str, float | None] = {}
+    cost: dict[str, int | float | None] = {}
     samples: str | None = None
     provenance: dict[str, Any] = {}
     command: str = ""

@@ -1,13 +1,16 @@
-"""Set metrics against torch-fidelity on shared features."""
+"""Set metrics against torch-fidelity on shared features, and the features against their reference package."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
+from rgbench.files import load_pickled_state_dict
+from rgbench.metrics.features import EffLite0Features, efflite0_input, efflite0_weights
 from rgbench.metrics.frechet import Moments, frechet_distance
 from rgbench.metrics.kid import kid
 
@@ -48,3 +51,12 @@ def test_kid_equals_torch_fidelity():
     ours = kid(a.numpy(), b.numpy(), subsets=7, size=100, seed=3)
     assert ours == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-10)
     assert np.isfinite(ours)
+
+
+def test_features_equal_the_reference_package():
+    theirs = EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(load_pickled_state_dict(efflite0_weights()))
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs.extract_features(efflite0_input(images)).mean((2, 3))
+    torch.testing.assert_close(EffLite0Features()(images), expected, atol=1e-4, rtol=1e-4)

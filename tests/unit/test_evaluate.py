@@ -140,6 +140,18 @@ def test_signals_keep_what_is_stored_and_say_how_to_go_on(shared, place, flaky, 
     assert len(load_results(Path("results"))) == 2
 
 
+def test_a_second_ctrl_c_interrupts_at_once(shared, place, flaky, monkeypatch):
+    def interrupt(self):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one must not wait")
+
+    monkeypatch.setattr(Flaky, "finish", interrupt)
+    with pytest.raises(Interrupted, match="resume with: rgbench eval") as caught:
+        run(shared, ["rg_lcd-s0"], ["flaky"])
+    assert caught.value.exit_code == 130
+
+
 def test_without_targets_every_finished_run_and_its_teacher(shared, caplog):
     targets = resolve_targets([], shared / "runs")
     assert [(t.name, t.method) for t in targets] == [("teacher", "teacher"), ("rg_lcd-s0", "rg_lcd")]

@@ -9,7 +9,7 @@ import torch
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.metrics.contract import Context
-from rgbench.metrics.features import EFFLITE0_FEATURES, FeatureRows
+from rgbench.metrics.features import FeatureRows
 from rgbench.metrics.fid import FrechetEffLite0
 from rgbench.metrics.frechet import Moments, frechet_distance
 from rgbench.metrics.kid import KernelDistance, kid
@@ -99,20 +99,6 @@ def test_reference_features_are_cached_by_content_and_remade_when_damaged(tmp_pa
         assert "made again" in caplog.text
         caplog.clear()
         assert file.read_bytes() == good
-
-
-def test_features_are_the_published_network_s(context, images):
-    """Interleaved channels change the last bits alone."""
-    network = context.features.network
-    plain = network.network.to(memory_format=torch.contiguous_format)
-    pixels = (
-        torch.nn.functional.interpolate(images[:4], (128, 128), mode="bicubic", antialias=True).clamp(0, 1) * 255 - 127
-    ) / 128
-    with torch.no_grad():
-        expected = plain.forward_features(pixels).mean((2, 3))
-    plain.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(network(images[:4]), expected, atol=2e-4, rtol=1e-4)
-    assert expected.shape[1] == EFFLITE0_FEATURES
 
 
 def test_features_that_are_not_finite_stop_the_metric():
