@@ -3,7 +3,7 @@
 Over several training seeds the seed is the unit (paired t). Between single runs the
 image is the unit, paired by prompt and seed where both kept per-image scores; where
 they did not (set metrics have none), the half widths are added in quadrature, which
-ignores the pairing and so is too wide rather than too narrow.
+ignores that both sides drew the same prompts and noise, and is usually too wide.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rgbench.evaluation.results import Result
 from rgbench.evaluation.statistics import holm, paired_t, t_interval
 from rgbench.reporting.gather import Column, Figure, Row
 
-MIN_SEEDS = 6  # fewer cannot carry a claim about a method (docs: statistics)
+MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
 ALPHA = 0.05
 KEPT = 4096  # differences kept: the tables, the words and the CSV ask for the same ones
 

@@ -93,10 +93,10 @@ def _table(table: Table) -> str:
     layout = "l" * len(table.labels) + "r" * len(table.headings)
     tabular = style.to_latex(hrules=True, column_format=layout)
     notes = "\\\\\n".join(escape(note, None) for note in table.notes)
+    below = f"\n\\medskip\n{{\\footnotesize\\raggedright\n{notes}\\par}}\n" if notes else ""
     return (
         f"\\begin{{table}}[htbp]\n\\centering\n\\caption{{{escape(table.caption)}}}\n"
-        f"\\sbox{{\\rgtable}}{{%\n{tabular}}}\\fittable\n\n"
-        f"\\medskip\n{{\\footnotesize\\raggedright\n{notes}\\par}}\n\\end{{table}}\n"
+        f"\\sbox{{\\rgtable}}{{%\n{tabular}}}\\fittable\n{below}\\end{{table}}\n"
     )
 
 

@@ -14,7 +14,7 @@ from rgbench.reporting.details import detail_tables
 from rgbench.reporting.gather import BENCHTOP, BENCHTOP_NOTE, Comparison
 from rgbench.reporting.grids import Grid, choose
 from rgbench.reporting.plots import Theme
-from rgbench.reporting.tables import Table, tables
+from rgbench.reporting.tables import Table, cost_tables, tables
 
 GRID_TITLE = "The same prompts and seeds from every model"
 
@@ -82,5 +82,9 @@ def section(comparison: Comparison, results: Path) -> Section:
     note = BENCHTOP_NOTE if comparison.world == BENCHTOP else ""
     drawable = tuple(plot for plot in PLOTS if plot.drawable(comparison))
     return Section(
-        comparison, note, (*tables(comparison), *detail_tables(comparison)), drawable, choose(comparison, results)
+        comparison,
+        note,
+        (*tables(comparison), *detail_tables(comparison), *cost_tables(comparison)),
+        drawable,
+        choose(comparison, results),
     )

@@ -20,7 +20,7 @@ MARKS = {
     "†": "in-sample: this model was trained on this very reward, so the figure is no evidence of better images",
     "‡": "flagged by the evaluation: {flags}",
     "§": "fewer training seeds than the row has: {seeds}",
-    "¶": "no per-image pairing available: the two intervals are added in quadrature, which is wider than a paired one",
+    "¶": "no per-image pairing available: the two intervals are added in quadrature, usually wider than a paired one",
 }
 COSTS = (
     ("train_wall_sec", "Training time", "s", 0),
@@ -84,7 +84,7 @@ LABELS = ("Method", "Sampler", "Model")
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Headline figures, differences to LCD and to the teacher, the families in full, costs."""
+    """Headline figures, differences to LCD and to the teacher, the families in full."""
     lead = headlines(comparison)
     rest = [column for column in comparison.columns if column not in lead]
     built = [_figures(comparison, "comparison", "Comparison", lead)]
@@ -93,7 +93,7 @@ def tables(comparison: Comparison) -> list[Table]:
     for family in dict.fromkeys(column.metric.family for column in rest):
         columns = [column for column in rest if column.metric.family == family]
         built.append(_figures(comparison, f"more-{family}".replace(" ", "-"), f"More figures: {family}", columns))
-    return [table for table in [*built, _costs(comparison)] if table.rows and table.headings]
+    return [table for table in built if table.rows and table.headings]
 
 
 def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
@@ -167,14 +167,15 @@ def _deltas(comparison: Comparison, key: str, caption: str, columns: list[Column
     return Table(f"delta-{key}", name, LABELS, headings, tuple(rows), (first, *notes))
 
 
-def _costs(comparison: Comparison) -> Table:
+def cost_tables(comparison: Comparison) -> list[Table]:
+    """What each row cost to train and to sample; no table where no result says."""
     rows = [(row, [cost(row, key) for key, _, _, _ in COSTS]) for row in comparison.rows]
     kept = [i for i in range(len(COSTS)) if any(values[i] is not None for _, values in rows)]
     headings = tuple(Heading(COSTS[i][1], COSTS[i][2]) for i in kept)
     body = tuple((row_labels(row), tuple(_cost_cell(values[i], COSTS[i][3]) for i in kept)) for row, values in rows)
     several = any(len(row.members) > 1 for row in comparison.rows)
     notes = ("Mean over training seeds.",) if several else ()
-    return Table("cost", f"Cost, {comparison.world}", LABELS, headings, body, notes)
+    return [Table("cost", f"Cost, {comparison.world}", LABELS, headings, body, notes)] if headings else []
 
 
 def cost(row: Row, key: str) -> float | None:

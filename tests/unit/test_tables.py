@@ -13,7 +13,7 @@ from rgbench.reporting.gather import Comparison, gather
 from rgbench.reporting.latex import escape as escape_latex
 from rgbench.reporting.markdown import escape as escape_markdown
 from rgbench.reporting.reading import readings
-from rgbench.reporting.tables import Table, format_figure, format_number, tables
+from rgbench.reporting.tables import Table, cost_tables, format_figure, format_number, tables
 from tests.history.plausible import write_model
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
@@ -179,7 +179,7 @@ def test_one_seed_with_two_sets_of_weights_is_two_rows(tmp_path):
 def test_one_model_alone_gives_tables_without_differences(tmp_path):
     write_model(tmp_path, "external", None, metrics=("fd_efflite0",))
     found = tables(gather(tmp_path)[0])
-    assert [table.key for table in found] == ["comparison", "cost"]
+    assert [table.key for table in found] == ["comparison"]
 
 
 def test_per_image_scores_are_compared_paired(tmp_path):
@@ -195,7 +195,7 @@ def test_per_image_scores_are_compared_paired(tmp_path):
 
 
 def test_costs_come_from_the_files(old):
-    found = table(old, "cost")
+    (found,) = cost_tables(old)
     labels = [heading.label for heading in found.headings]
     rows = {labels[2]: [cell.text for cell in cells] for labels, cells in found.rows}
     assert labels == ["Training time", "Training CPU time", "Reward calls", "NFE", "Generation"]

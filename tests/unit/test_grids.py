@@ -1,0 +1,109 @@
+"""Grids: the same prompts and seeds in all columns, drawn and not picked, readable captions."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rgbench.errors import UsageError
+from rgbench.reporting.gather import gather
+from rgbench.reporting.grids import CAPTION, CELL, GAP, choose, enlarge, grid_png, wrap
+from tests.history.plausible import write_model
+
+ONE = ("hps_aa1",)
+
+
+def world(root: Path, images: int = 12, **how) -> Path:
+    write_model(root, "teacher", None, metrics=ONE, num=4, images=images, **how)
+    write_model(root, "lcd", 0, metrics=ONE, num=4, images=images, **how)
+    return root
+
+
+def test_the_choice_is_random_by_a_stated_seed_and_the_same_each_time(tmp_path):
+    root = world(tmp_path)
+    one, two = (choose(gather(root)[0], root) for _ in range(2))
+    shown = [line.prompt_id for line in one.lines]
+    assert shown == [line.prompt_id for line in two.lines] and len(set(shown)) == 8
+    assert shown != sorted(shown), "not simply the first"
+    assert "8 of the 12 prompts" in one.note and "default_rng(0)" in one.note and "benchtop" in one.note
+
+
+def test_each_line_shows_one_prompt_and_seed_of_every_model(tmp_path):
+    root = world(tmp_path, images=3)
+    grid = choose(gather(root)[0], root)
+    assert [row.method for row in grid.columns] == ["teacher", "lcd"]
+    for line in grid.lines:
+        name = f"{line.prompt_id.replace('/', '_')}-{line.seed}.png"
+        for row, image in zip(grid.columns, line.images, strict=True):
+            first = row.results[0]
+            file = root / first.world / first.model / first.generation.id / "images" / name
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(file)))
+
+
+def test_only_prompts_common_to_all_are_shown_and_other_models_named(tmp_path):
+    root = world(tmp_path, images=3)
+    write_model(root, "lrm", 0, metrics=ONE, num=4, images=2)
+    write_model(root, "lrm", 0, model="other-s0", metrics=ONE, num=4, images=1, prompts=["another prompt"])
+    write_model(root, "external", None, model="bare", metrics=ONE, num=4)
+    grid = choose(gather(root)[0], root)
+    assert len(grid.lines) == 2 and len(grid.columns) == 3
+    assert "other-s0" in grid.note and "bare" in grid.note
+
+
+def test_no_images_no_grid(tmp_path):
+    write_model(tmp_path, "lcd", 0, metrics=ONE, num=4)
+    assert choose(gather(tmp_path)[0], tmp_path) is None
+
+
+def test_of_several_training_seeds_the_first_stands(tmp_path):
+    for seed in (2, 1):
+        write_model(tmp_path, "lcd", seed, metrics=ONE, num=4, images=1)
+    grid = choose(gather(tmp_path)[0], tmp_path)
+    assert len(grid.columns) == 1 and grid.columns[0].results[0].model == "lcd-s1"
+    assert "the first is shown" in grid.note
+
+
+def test_png_holds_the_images_pixel_by_pixel(tmp_path):
+    root = world(tmp_path, images=1)
+    grid = choose(gather(root)[0], root)
+    sheet = np.asarray(Image.open(io.BytesIO(grid_png(grid))))
+    assert sheet.shape[1] == CAPTION + 2 * (CELL + GAP) + GAP
+    cell = np.asarray(enlarge(grid.lines[0].images[1], CELL))
+    rows = sheet[:, CAPTION + CELL + GAP : CAPTION + 2 * CELL + GAP]
+    top = next(y for y in range(len(rows) - CELL) if np.array_equal(rows[y : y + CELL], cell))
+    assert (cell[::3, ::3] == np.asarray(grid.lines[0].images[1])).all() and top > 0
+
+
+def test_long_prompts_and_emoji_are_wrapped_and_cut(tmp_path):
+    prompts = ["<script>alert(1)</script> 🙂 " + "long " * 500, "x" * 2000, ""]
+    root = world(tmp_path, images=3, prompts=prompts)
+    sheet = Image.open(io.BytesIO(grid_png(choose(gather(root)[0], root))))
+    assert sheet.height < 3 * (CELL + GAP) + 250
+
+
+def test_wrap_respects_width_and_line_count():
+    from rgbench.reporting.grids import _font
+
+    font = _font("DejaVuSans.ttf", 17)
+    lines = wrap("a large red circle " * 20, font, 200, 3)
+    assert len(lines) == 3 and lines[-1].endswith("…")
+    assert all(font.getlength(line) <= 220 for line in lines)
+
+
+@pytest.mark.parametrize("entry", [{"file": "../../secret.png"}, {"file": "/etc/passwd"}, "text", {}])
+def test_an_index_cannot_name_files_elsewhere(tmp_path, entry):
+    root = world(tmp_path, images=1)
+    index = next(root.rglob("index.json"))
+    index.write_text(json.dumps([entry]))
+    with pytest.raises(UsageError, match="index.json"):
+        choose(gather(root)[0], root)
+
+
+def test_a_broken_image_is_named(tmp_path):
+    root = world(tmp_path, images=1)
+    next(root.rglob("*.png")).write_bytes(b"not an image")
+    with pytest.raises(UsageError, match="png"):
+        choose(gather(root)[0], root)
