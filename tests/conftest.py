@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,18 +26,32 @@ settings.register_profile(
 )
 settings.load_profile("rgbench")
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: exit code and output."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Cli = Callable[..., Finished]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Runs ``rgbench`` in a process of its own, in ``tmp_path``."""
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs ``rgbench`` in ``tmp_path``, in this process, which has its imports already."""
+    from typer.testing import CliRunner
 
-    def run(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-        command = [sys.executable, "-m", "rgbench", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
+    from rgbench.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> Finished:
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*map(str, arguments)], prog_name="rgbench")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Finished(result.exit_code, result.stdout, result.stderr)
 
     return run

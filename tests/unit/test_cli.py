@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from rgbench.cli import app
 from rgbench.cli_shared import ExplainingGroup
@@ -32,7 +33,7 @@ def test_help_names_every_verb(cli: Cli) -> None:
     "verb", [*VERBS, "world build", "world check", "world physics", "world export-data", "world ls"]
 )
 def test_every_verb_has_help(verb: str) -> None:
-    result = typer.testing.CliRunner().invoke(app, [*verb.split(), "--help"])
+    result = CliRunner().invoke(app, [*verb.split(), "--help"])
     assert result.exit_code == 0, result.output
     assert "Usage" in result.output
 
@@ -153,7 +154,7 @@ def failing(error: BaseException) -> typer.Typer:
     ],
 )
 def test_errors_become_one_message_and_their_exit_code(error: BaseException, code: int, said: str) -> None:
-    result = typer.testing.CliRunner().invoke(failing(error), ["fail"])
+    result = CliRunner().invoke(failing(error), ["fail"])
     assert result.exit_code == code
     assert said in result.stderr and "Traceback" not in result.stderr
     assert result.stdout == ""
@@ -161,14 +162,14 @@ def test_errors_become_one_message_and_their_exit_code(error: BaseException, cod
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError(2, "No such file or directory", "x")])
 def test_bugs_keep_their_traceback(error: Exception) -> None:
-    result = typer.testing.CliRunner().invoke(failing(error), ["fail"])
+    result = CliRunner().invoke(failing(error), ["fail"])
     assert result.exit_code == 1
     assert result.exception is error
 
 
 def test_a_long_message_is_not_broken_into_lines() -> None:
     path = "/very/long" * 40
-    result = typer.testing.CliRunner().invoke(failing(UsageError(f"{path}: missing")), ["fail"])
+    result = CliRunner().invoke(failing(UsageError(f"{path}: missing")), ["fail"])
     assert f"{path}: missing" in result.stderr
 
 
@@ -182,6 +183,19 @@ def test_ctrl_c_at_start_up() -> None:
     assert done.returncode == 130
     assert "interrupted" in done.stderr and "Traceback" not in done.stderr
     assert signal.SIGINT == 2
+
+
+def test_a_process_of_its_own_explains_itself_too(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rgbench", "show", "lrmm"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: no recipe 'lrmm'") and "Traceback" not in done.stderr
 
 
 def test_version(cli: Cli) -> None:

@@ -18,7 +18,7 @@ SOURCES = sorted((ROOT / "rgbench").rglob("*.py"))
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_short_explained_and_finished(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") < 300
+    assert text.count("\n") <= 300
     assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)
     module = ast.parse(text)
     assert ast.get_docstring(module) or not module.body
