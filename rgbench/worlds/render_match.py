@@ -21,10 +21,9 @@ from rgbench.worlds.scenes import (
     PALETTE,
     POSITIONS,
     RADII,
-    SHAPES,
     SIZES,
-    coverage,
 )
+from rgbench.worlds.shapes import SHAPES, coverage
 
 _ROTATIONS = (-0.75 * MAX_ROTATION, 0.0, 0.75 * MAX_ROTATION)
 _SLACK = 2.0  # pixels beyond the scenes' own jitter

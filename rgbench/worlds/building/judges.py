@@ -25,7 +25,7 @@ class JudgeConfig:
     """Hyper-parameters shared by the judges."""
 
     seed: int = 0
-    steps: int = 1200
+    steps: int = 1000
     batch_size: int = 64
     lr: float = 2e-3
     dtype: str = "fp32"

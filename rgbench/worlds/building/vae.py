@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from rgbench.metrics.features import load_efflite0
 from rgbench.worlds.building.common import StageLog, autocast, linear_decay, set_lr, stage_seed, training_scenes
@@ -49,10 +48,10 @@ class TextureConfig:
     """Hyper-parameters of the adversarial stage."""
 
     seed: int = 0
-    steps: int = 900
+    steps: int = 700
     batch_size: int = 32
     lr: float = 5e-4
-    discriminator_lr: float = 1e-3
+    discriminator_lr: float = 5e-4
     perceptual_weight: float = 0.05
     adversarial_weight: float = 0.8
     dtype: str = "bf16"
@@ -82,18 +81,20 @@ class PerceptualLoss(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Patch discriminator with spectral norm: (B, 3, H, W) → (B, 1, H/4, W/4) logits."""
+    """Patch discriminator (Isola et al. 2017), its first layer at full resolution: (B, 3, H, W) → (B, 1, H/4, W/4)."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            spectral_norm(nn.Conv2d(3, width, 4, 2, 1)),
+            nn.Conv2d(3, width, 3, 1, 1),
             nn.LeakyReLU(0.2),
-            spectral_norm(nn.Conv2d(width, 2 * width, 4, 2, 1)),
+            nn.Conv2d(width, 2 * width, 4, 2, 1),
+            nn.GroupNorm(8, 2 * width),
             nn.LeakyReLU(0.2),
-            spectral_norm(nn.Conv2d(2 * width, 4 * width, 3, 1, 1)),
+            nn.Conv2d(2 * width, 3 * width, 4, 2, 1),
+            nn.GroupNorm(8, 3 * width),
             nn.LeakyReLU(0.2),
-            spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1)),
+            nn.Conv2d(3 * width, 1, 3, 1, 1),
         )
 
     def forward(self, images: Tensor) -> Tensor:
