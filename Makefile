@@ -49,4 +49,4 @@ test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -m gpu --timeout 1800
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -61,5 +61,5 @@ def test_makefile_and_ci_call_what_the_readme_says() -> None:
     for target in ("demo", "test", "test-long", "test-gpu"):
         assert re.search(rf"^{target}: ", makefile, re.M)
     assert "make test" in (ROOT / ".ci" / "run").read_text()
-    for recipe in ("lcd", "rg_lcd", "lrm"):
-        assert f"rgbench train recipes/{recipe}.yaml" in makefile
+    assert "for recipe in lcd rg_lcd lrm;" in makefile
+    assert "rm -rf build" not in makefile, "build/ holds worlds that took hours"
