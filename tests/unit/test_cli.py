@@ -178,7 +178,12 @@ def test_ctrl_c_at_start_up() -> None:
     code += "app = typer.Typer(cls=ExplainingGroup)\n@app.command()\ndef a(): os.kill(os.getpid(), signal.SIGINT)\n"
     code += "@app.command()\ndef b(): ...\napp(['a'])"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
     )
     assert done.returncode == 130
     assert "interrupted" in done.stderr and "Traceback" not in done.stderr
