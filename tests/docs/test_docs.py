@@ -1,0 +1,142 @@
+"""The documents are true: their runnable blocks run, their commands parse, their links lead somewhere.
+
+A block fenced as ```bash run or ```python run is executed, all of one page in order and in
+one empty folder. Other blocks that start with ``rgbench`` are parsed against the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rgbench.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("README.md")])
+FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)(?P<target>[^)#\s]+)")
+BLOCK_TIMEOUT_SEC = 600
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, whether it is to be run, its code and its line."""
+
+    language: str
+    run: bool
+    code: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for match in FENCE.finditer(text):
+        language, *rest = match["info"].split() or [""]
+        yield Block(language, rest == ["run"], match["code"], text.count("\n", 0, match.start()) + 1)
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+RUNNABLE = [page for page in PAGES if any(block.run for block in blocks(page))]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """This interpreter's rgbench on the path, no network, a cache shared by the pages."""
+    shims = tmp_path_factory.mktemp("bin")
+    for name, module in (("rgbench", "rgbench"), ("python", ""), ("tensorboard", "tensorboard.main")):
+        shim = shims / name
+        shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {f"-m {module}" if module else ""} "$@"\n')
+        shim.chmod(0o755)
+    return os.environ | {
+        "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "HF_HUB_OFFLINE": "1",
+        "PIP_NO_INDEX": "1",
+        "COLUMNS": "120",
+    }
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", RUNNABLE, ids=named)
+def test_every_runnable_block_runs(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    for block in blocks(page):
+        if not block.run:
+            continue
+        program = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[block.language]
+        code, output = run([*program, block.code], tmp_path, environment)
+        assert code == 0, f"{named(page)}:{block.line}\n{block.code}\n{output}"
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code and output; past the time limit the whole process group ends, not the shell alone."""
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=BLOCK_TIMEOUT_SEC)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        output += f"\nstopped after {BLOCK_TIMEOUT_SEC} seconds"
+    return process.returncode, output
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_command_exists(page: Path) -> None:
+    """Verbs and options that a page names exist, in blocks that are too slow to run as well."""
+    for block in blocks(page):
+        if block.language not in ("", "bash", "sh", "console"):
+            continue
+        for line in block.code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if line.startswith("rgbench ") else []
+            if len(words) > 1 and not words[1].startswith("-"):
+                verbs = words[1:3] if words[1] == "world" else words[1:2]
+                text = help_of(tuple(verbs))
+                missing = [word for word in words if word.startswith("--") and f"{word} " not in text]
+                assert not missing, f"{named(page)}:{block.line}: {line}: no option {missing}"
+
+
+@cache
+def help_of(verbs: tuple[str, ...]) -> str:
+    shown = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [*verbs, "--help"])
+    assert shown.exit_code == 0, (verbs, shown.output)
+    return shown.output
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for match in LINK.finditer(page.read_text(encoding="utf-8")):
+        assert (page.parent / match["target"]).exists(), f"{named(page)}: {match['target']}"
+
+
+def test_all_pages_are_seen() -> None:
+    """The how-tos are there and each runs something."""
+    how_tos = {page.stem for page in RUNNABLE if page.parent.name == "how-to"}
+    assert how_tos == {
+        "add-a-probe",
+        "add-a-reward",
+        "evaluate-my-own-model",
+        "read-the-report",
+        "train-on-my-own-teacher",
+    }
