@@ -16,7 +16,7 @@ NOTES = {
     OCTAVES: "An even rise over all bands is contrast, a rise of the last ones noise, a fall blur.",
     "checks": (
         "Judges agree: how far the oracle's judges agree on these images; where it is low, the oracle is out of its "
-        "depth. Split-half null: the distance between two halves of the reference, what no model can get under."
+        "depth. Split-half null: the distance between two halves of the reference, real against real."
     ),
 }
 

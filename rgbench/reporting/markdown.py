@@ -6,7 +6,7 @@ import re
 
 from rgbench.reporting.tables import Cell, Table
 
-SPECIALS = re.compile(r"([\\`*\[\]|~#]|(?<!\w)_|_(?!\w))")
+SPECIALS = re.compile(r"([\\`*|~#]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")  # a link needs "](", "][" or "]:"
 MAX_CHARS = 200  # of one text from outside (a model's name, a prompt), so that no table is unreadable
 
 

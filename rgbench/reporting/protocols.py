@@ -39,7 +39,7 @@ def protocol_notes(comparison: Comparison) -> list[str]:
 
 def describe(column: Column) -> str:
     """The protocol's fields in one line."""
-    return ", ".join(f"{key} {value}" for key, value in flatten(column.protocol).items()) or "no fields recorded"
+    return "; ".join(f"{key}: {value}" for key, value in flatten(column.protocol).items()) or "no fields recorded"
 
 
 def differences(comparison: Comparison, columns: list[Column]) -> list[str]:

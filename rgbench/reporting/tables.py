@@ -22,6 +22,7 @@ MARKS = {
     "§": "fewer training seeds than the row has: {seeds}",
     "¶": "no per-image pairing available: the two intervals are added in quadrature, usually wider than a paired one",
 }
+FLAGS = {"n<=d": "n<=d, no more images than features, so the covariance is singular"}
 COSTS = (
     ("train_wall_sec", "Training time", "s", 0),
     ("train_cpu_sec", "Training CPU time", "CPU s", 0),
@@ -264,7 +265,7 @@ def _interval_notes(comparison: Comparison, columns: list[Column]) -> Iterable[s
 def _mark_notes(used: list[tuple[Row, Column]], rows: list[tuple[tuple[str, ...], tuple[Cell, ...]]]) -> list[str]:
     shown = {mark for _, cells in rows for cell in cells for mark in cell.marks}
     figures = [(row, column, row.figure(column)) for row, column in used]
-    flags = sorted({flag for _, _, figure in figures if figure for flag in figure.flags})
+    flags = sorted({FLAGS.get(flag, flag) for _, _, figure in figures if figure for flag in figure.flags})
     short = sorted(
         {
             f"{row.model_label} has {len(figure.results)} of {len(row.members)} in {column.metric.label}"

@@ -244,6 +244,7 @@ def test_nothing_to_report_says_what_to_run(tmp_path, make):
 def test_markdown_and_latex_specials_have_no_effect():
     hostile = 'a|b <script> \\input{x} $y$ 50% #1 ~^ "q" _it_ `c` 🙂\nnew'
     assert "<script>" not in escape_markdown(hostile) and "\n" not in escape_markdown(hostile)
+    assert escape_markdown("![x](http://a) [0.1, 0.2]") == r"![x\](http://a) [0.1, 0.2]"
     assert r"\|" in escape_markdown(hostile) and r"\`c\`" in escape_markdown(hostile)
     latex = escape_latex(hostile)
     assert r"\textbackslash{}input\{x\}" in latex and r"\$y\$" in latex and "[U+1F642]" in latex and latex.isascii()
