@@ -19,7 +19,8 @@ from rgbench.run import RunDirectory
 from rgbench.worlds.presets import PRESETS
 
 BENCHTOP = PRESETS["benchtop"]
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NOISE |= {"clip_sample": False, "steps_offset": 1}
 
 
 def save_pipeline(folder: Path, *, student: bool, seed: int = 0) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -31,6 +32,7 @@ class Judge(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
+        self.backbone: Any
         self.backbone, width = _backbone(kind)
         self.head = nn.Linear(width, sum(n for _, _, n in HEADS))
 
@@ -39,7 +41,7 @@ class Judge(nn.Module):
         return self.head(features.flatten(1)).split([n for _, _, n in HEADS], 1)
 
 
-def _backbone(kind: str) -> tuple[nn.Module, int]:
+def _backbone(kind: str) -> tuple[Any, int]:
     if kind == "resnet":
         channels = (24, 48, 96, 96)
         network = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, stem_width=12, stem_type="deep", channels=channels)

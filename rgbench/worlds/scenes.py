@@ -230,8 +230,8 @@ def render(scenes: Scenes, split: str, indices: np.ndarray | list[int] | range) 
 def _background(split: str, index: np.ndarray, u: Tensor) -> Tensor:
     n, s = len(index), IMAGE_SIZE
     exponent = (1.5 + 0.5 * u[:, 0])[:, None, None, None]
-    noise = hash_uniform(_stream(split, 2), index, 3 * s * s).reshape(n * 3, s * s)
-    noise = _pink_noise(noise, exponent.repeat_interleave(3, 0)).reshape(n, 3, s, s)
+    uniform = hash_uniform(_stream(split, 2), index, 3 * s * s).reshape(n * 3, s * s)
+    noise = _pink_noise(uniform, exponent.repeat_interleave(3, 0)).reshape(n, 3, s, s)
     luma, chroma = noise[:, :1], noise - noise.mean(1, keepdim=True)
     base = (0.28 + 0.24 * u[:, 1])[:, None] + 0.05 * (2 * u[:, 2:5] - 1)
     strength = (0.04 + 0.05 * u[:, 5])[:, None, None, None]

@@ -12,6 +12,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ from rgbench.worlds.preferences import (
 from rgbench.worlds.scenes import Scenes, render
 
 CLIP_IMAGE_SIZE = 28
-CLIP_CONFIG = {
+CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": CLIP_IMAGE_SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 4},
     "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 128, "heads": 4, "layers": 3},
@@ -211,7 +212,7 @@ def weight_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def update(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+def update(model: CLIP, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -69,7 +69,8 @@ def train_judge(name: str, number: int, config: JudgeConfig, out: Path, device: 
         with autocast(device, config.dtype):
             logits = judge(augment(images, generator).to(device))
         truth = [t.to(device) for t in targets(scenes)]
-        loss = sum(F.cross_entropy(x.float(), t, ignore_index=-1) for x, t in zip(logits, truth, strict=True))
+        terms = [F.cross_entropy(x.float(), t, ignore_index=-1) for x, t in zip(logits, truth, strict=True)]
+        loss = torch.stack(terms).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(judge.parameters(), 1.0)

@@ -118,7 +118,7 @@ def run_stage(name: str, recipe: WorldRecipe, out: Path, device: torch.device, f
     missing = [i for i in stage.inputs if not (out / i).exists()]
     if missing:
         raise UsageError(f"stage {name} needs {', '.join(missing)} in {out}: build the earlier stages first")
-    entry = {"config": dataclasses.asdict(config), "inputs": _hashes(out, stage.inputs)}
+    entry: dict[str, Any] = {"config": dataclasses.asdict(config), "inputs": _hashes(out, stage.inputs)}
     manifest = _manifest(out)
     done = manifest["stages"].get(name)
     if (
@@ -136,7 +136,7 @@ def run_stage(name: str, recipe: WorldRecipe, out: Path, device: torch.device, f
         "outputs": _hashes(out, stage.outputs),
         "elapsed_sec": round(time.monotonic() - start, 1),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
     manifest["stages"][name] = entry
     write_json_atomic(out / "manifest.json", manifest)

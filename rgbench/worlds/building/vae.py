@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        network = load_efflite0()
+        network: Any = load_efflite0()
         self.stem = nn.Sequential(network.conv_stem, network.bn1)
         self.stages = nn.ModuleList(network.blocks[:3])
 
@@ -77,7 +78,8 @@ class PerceptualLoss(nn.Module):
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:
         with torch.no_grad():
             target = self.features(reference)
-        return sum((a - b).pow(2).sum(1).mean() for a, b in zip(self.features(images), target, strict=True))
+        terms = [(a - b).pow(2).sum(1).mean() for a, b in zip(self.features(images), target, strict=True)]
+        return torch.stack(terms).sum()
 
 
 class PatchDiscriminator(nn.Module):
