@@ -79,7 +79,7 @@ def consistency_function(
 
 
 def pseudo_huber(prediction: Tensor, target: Tensor, huber_c: float) -> Tensor:
-    """√(d² + c²) − c, elementwise, then the mean of each sample: (B, ...) → (B,). PAPER.md, LCD, line 8."""
+    """√(d² + c²) − c, elementwise, then the mean of each sample: (B, ...) → (B,). docs/method.md, LCD, line 8."""
     elementwise = ((prediction - target) ** 2 + huber_c**2).sqrt() - huber_c
     return elementwise.flatten(1).mean(1)
 

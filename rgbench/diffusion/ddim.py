@@ -70,7 +70,7 @@ def guided_ddim_step(
 ) -> Tensor:
     """One guided DDIM jump of the teacher, z_{n+k} → z_n.
 
-    Guidance c + w(c − u) acts on x0 and on ε **each**, after their separate conversion (PAPER.md, LCD, line 6).
+    Guidance c + w(c − u) acts on x0 and on ε **each**, after their separate conversion (docs/method.md, LCD, line 6).
 
     Args:
         cond_output: teacher's output on the prompt, (B, C, h, w).

@@ -1,4 +1,4 @@
-"""Latent consistency distillation (LCD): LCM, arXiv 2310.04378, algorithm 1; PAPER.md, "LCD, one step".
+"""Latent consistency distillation (LCD): LCM, arXiv 2310.04378, algorithm 1; docs/method.md, "LCD, one step".
 
 | symbol | name | meaning, shape |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""RG-LCD with a latent proxy reward model (LRM): arXiv 2403.11027, section 4.2; PAPER.md, "RG-LCD + LRM".
+"""RG-LCD with a latent proxy reward model (LRM): arXiv 2403.11027, section 4.2; docs/method.md, "RG-LCD + LRM".
 
     student:  loss = L_LCD − β · R^L(f_θ / scaling_factor, prompt), the proxy held fixed
     proxy:    loss = Σ over pairs of KL(softmax(expert pair) ‖ softmax(proxy pair))

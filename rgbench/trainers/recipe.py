@@ -1,6 +1,6 @@
 """What a training recipe may say: one pydantic model per section, defaults with their source.
 
-Defaults are those of the full-size method (PAPER.md, "Defaults at full scale"); the benchtop's numbers stand in its
+Defaults are those of the full-size method (docs/method.md, "Defaults at full scale"); the benchtop's numbers stand in its
 recipe files.
 """
 
@@ -96,7 +96,7 @@ class TrainSection(Section):
 
 
 class LCDSection(Section):
-    """Consistency distillation (PAPER.md, "LCD, one step").
+    """Consistency distillation (docs/method.md, "LCD, one step").
 
     Attributes:
         num_ddim_timesteps: N, points of the solver's grid.
@@ -153,7 +153,7 @@ class TrainableSection(Section):
 
 
 class ProxySection(Section):
-    """The latent proxy and how it learns from its expert (PAPER.md, "RG-LCD + LRM").
+    """The latent proxy and how it learns from its expert (docs/method.md, "RG-LCD + LRM").
 
     Attributes:
         path: a latent CLIP folder; null for the preset's.

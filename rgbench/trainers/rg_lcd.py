@@ -1,4 +1,4 @@
-"""Reward guided LCD (RG-LCD): arXiv 2403.11027, section 4.1; PAPER.md, "RG-LCD".
+"""Reward guided LCD (RG-LCD): arXiv 2403.11027, section 4.1; docs/method.md, "RG-LCD".
 
     loss = L_LCD − β · R^e(decode(f_θ / scaling_factor), prompt)
 

@@ -96,7 +96,7 @@ def test_all_of_a_tower():
 
 
 def test_full_size_counts():
-    """PAPER.md: 38.5 M + 354 M parameters, 67.7 M of them trainable."""
+    """38.5 M + 354 M parameters, 67.7 M of them trainable."""
     config = {
         "embed_dim": 1024,
         "vision_cfg": {"image_size": 64, "patch_size": 4, "layers": 12, "width": 512, "head_width": 64},
