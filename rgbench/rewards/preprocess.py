@@ -1,4 +1,4 @@
-"""HPSv2's image preprocessing on tensors (arXiv 2306.09341, and its public code): resize, pad, normalise; in this order.
+"""HPSv2's image preprocessing on tensors (arXiv 2306.09341 and its public code): resize, pad, normalise.
 
 The longest side goes to ``size`` by bicubic interpolation, with or without antialiasing; zeros pad to a square,
 centred, the odd pixel right and below; then CLIP's mean and standard deviation. Bicubic overshoot is not clamped.

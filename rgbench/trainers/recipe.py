@@ -1,7 +1,7 @@
 """What a training recipe may say: one pydantic model per section, defaults with their source.
 
-Defaults are those of the full-size method (docs/method.md, "Defaults at full scale"); the benchtop's numbers stand in its
-recipe files.
+Defaults are those of the full-size method (docs/method.md, "Defaults at full scale"); the benchtop's numbers stand
+in its recipe files.
 """
 
 from __future__ import annotations
