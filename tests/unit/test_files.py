@@ -152,6 +152,18 @@ def test_safetensors_of_every_dtype_and_layout(tmp_path: Path) -> None:
         assert opened.metadata() == {"made": "here"}
 
 
+def test_safetensors_are_aligned_for_their_dtype(tmp_path: Path) -> None:
+    """Readers that map the file into memory rely on it."""
+    tensors = {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(5).double(), "c": torch.ones(1).half()}
+    save_safetensors_atomic(tensors, tmp_path / "t")
+    data = (tmp_path / "t").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert length % 8 == 0
+    assert all(header[name]["data_offsets"][0] % t.element_size() == 0 for name, t in tensors.items())
+    assert max(entry["data_offsets"][1] for entry in header.values()) == len(data) - 8 - length
+
+
 def test_safetensors_refuses_complex_numbers(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="complex64"):
         save_safetensors_atomic({"z": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "z")

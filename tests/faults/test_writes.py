@@ -1,0 +1,71 @@
+"""A file is the old one or the new one: under a failing disk, and for whoever reads meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rgbench.files import save_safetensors_atomic, sha256_file, write_bytes_atomic, write_json_atomic
+from tests.faults.disk import FailingDisk
+
+WRITERS: list[Callable[[Path, int], object]] = [
+    lambda path, n: write_bytes_atomic(path, bytes([n]) * 3_000_000),
+    lambda path, n: write_json_atomic(path, {"value": n}),
+    lambda path, n: save_safetensors_atomic({"a": torch.full((9,), float(n)), "b": torch.tensor(n)}, path),
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_at_the_nth_operation(
+    tmp_path: Path, write: Callable[[Path, int], object], code: int
+) -> None:
+    file = tmp_path / "file"
+    write(file, 2)
+    new = sha256_file(file)
+    write(file, 1)
+    old = sha256_file(file)
+    n, survived = 1, False
+    while not survived:
+        n += 1  # the first makes a folder that is there already
+        with pytest.MonkeyPatch.context() as patch:
+            disk = FailingDisk(patch, n, code)
+            try:
+                write(file, 2)
+            except OSError as error:
+                assert error.errno == code
+            survived = disk.count < n
+        assert sha256_file(file) in (old, new)
+        assert os.listdir(tmp_path) == ["file"]
+        if not survived and sha256_file(file) == new:
+            write(file, 1)  # only the folder's sync, the last operation, failed
+    assert sha256_file(file) == new
+    assert n >= 7  # folder, open, write, sync, rename, and opening and syncing the folder
+
+
+def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    size = 200_000
+    write_bytes_atomic(file, b"\0" * size)
+    done = threading.Event()
+
+    def keep_writing() -> None:
+        for n in range(150):
+            write_bytes_atomic(file, bytes([n]) * size)
+        done.set()
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    reads = 0
+    while not done.is_set():
+        data = file.read_bytes()
+        reads += 1
+        assert len(data) == size and data == data[:1] * size
+    writer.join()
+    assert reads > 10
