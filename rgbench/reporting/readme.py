@@ -11,11 +11,12 @@ from rgbench.files import write_text_atomic
 REPORT = Path("results/report/report.md")
 README = Path("README.md")
 BLOCK = re.compile(r"(<!-- results: begin [^\n]*-->\n).*?(<!-- results: end -->)", re.DOTALL)
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 SHOWN = re.compile(r"(?ms)^### In words\n.*?(?=^### Protocols\n)")
 
 
 def shown_results(report: str, folder: Path) -> str:
-    """The report's words, tables and pictures, with picture paths as seen from the README.
+    """The report's words, first table and pictures, with picture paths as seen from the README.
 
     Args:
         report: text of ``report.md``.
@@ -27,7 +28,9 @@ def shown_results(report: str, folder: Path) -> str:
     found = SHOWN.search(report)
     if found is None:
         raise UsageError(f"{folder / 'report.md'}: no results to show; make it with `rgbench report`")
-    return re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", lambda m: f"![{m[1]}]({folder.as_posix()}/{m[2]})", found[0].strip())
+    first, *_ = re.split(r"(?m)^\*\*Difference", found[0])
+    pictures = [f"![{title}]({folder.as_posix()}/{file})" for title, file in PICTURE.findall(found[0])]
+    return "\n\n".join([first.strip(), *pictures])
 
 
 def with_results(readme: str, results: str) -> str:
