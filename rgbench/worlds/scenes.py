@@ -239,15 +239,19 @@ def _background(split: str, index: np.ndarray, u: Tensor) -> Tensor:
 
 
 def _pink_noise(uniform: np.ndarray, exponent: Tensor) -> Tensor:
-    """(B, 1, s, s) noise of unit variance, its power falling as f^-exponent."""
+    """(B, 1, s, s) noise of unit variance, its power falling as f^-exponent.
+
+    NumPy transforms each image alone; torch's threaded inverse of a single image
+    differs in the last bits from that of a batch, and a scene must not.
+    """
     s = IMAGE_SIZE
-    white = torch.from_numpy(uniform).float().reshape(-1, 1, s, s) - 0.5
-    f = torch.hypot(torch.fft.fftfreq(s)[:, None], torch.fft.rfftfreq(s)[None])
+    white = uniform.reshape(-1, 1, s, s) - 0.5
+    f = np.hypot(np.fft.fftfreq(s)[:, None], np.fft.rfftfreq(s)[None])
     f[0, 0] = 1.0
-    gain = f ** (-exponent / 2)
+    gain = f ** (-exponent.double().numpy() / 2)
     gain[..., 0, 0] = 0.0
-    noise = torch.fft.irfft2(torch.fft.rfft2(white) * gain, s=(s, s))
-    return noise / noise.std(dim=(-2, -1), keepdim=True)
+    noise = np.fft.irfft2(np.fft.rfft2(white) * gain, s=(s, s))
+    return torch.from_numpy(noise / noise.std(axis=(-2, -1), ddof=1, keepdims=True)).float()
 
 
 def scene_batch(split: str, indices: np.ndarray | list[int] | range) -> tuple[Tensor, Scenes]:
