@@ -144,6 +144,8 @@ def _loss(
 
 def assemble_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel, out: Path) -> StableDiffusionPipeline:
     """Write ``out/teacher`` as a diffusers pipeline folder."""
+    for network in (vae, unet):
+        network.register_to_config(_name_or_path="")  # diffusers notes where they were loaded from
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(),
         text_encoder=text_encoder_of(out / "clip"),
