@@ -33,9 +33,10 @@ from rgbench.worlds.building.quality import (
 from rgbench.worlds.captions import captions
 from rgbench.worlds.oracle import load_oracle
 from rgbench.worlds.preferences import HELDOUT_DEGRADATIONS, TRAINED_DEGRADATIONS, PreferenceConfig
+from rgbench.worlds.presets import PRESETS
 from rgbench.worlds.scenes import sample_scenes, scene_batch
 
-TEACHER_GUIDANCE = 3.0
+TEACHER = PRESETS["benchtop"]
 BATCH = 64
 
 
@@ -55,7 +56,10 @@ def measure(assets: Path, student: Path | None, num: int, device: torch.device) 
     yield from reward_rows(reward, num)
     yield from vae_rows(models, oracle, reward, num)
     yield from proxy_rows(LatentCLIP.load(assets / "latent_proxy", device), models, reward, num)
-    samples = {split: sample(models, split, num, 50, TEACHER_GUIDANCE) for split in ("test", "heldout")}
+    samples = {
+        split: sample(models, split, num, TEACHER.teacher_steps, TEACHER.teacher_guidance)
+        for split in ("test", "heldout")
+    }
     yield from teacher_rows(models, oracle, samples, num)
     scenes = sample_scenes("test", range(num))
     few = min(num, 256)
@@ -64,7 +68,7 @@ def measure(assets: Path, student: Path | None, num: int, device: torch.device) 
         run = student or train("lcd", [], out=Path(folder) / "lcd", device=str(device)) / "pipeline"
         images = sample(load_models(run, device, torch.float32), "test", num, 4, student_guidance(run.parent))
     yield from agreement_rows(oracle, images[:few], scenes[slice(0, few)], "LCD student samples")
-    short = sample(models, "test", num, 4, TEACHER_GUIDANCE)
+    short = sample(models, "test", num, 4, TEACHER.teacher_guidance)
     distance, teacher_distance = (fd_to_real(x, num, device) for x in (images, short))
     yield Row("LCD student, 4 steps: FD-EffLite0 over the teacher's at 4 DDIM steps", distance / teacher_distance,
               unit="ratio", ceiling=1.0)  # fmt: skip
@@ -121,11 +125,9 @@ def proxy_rows(proxy: LatentCLIP, models: DiffusionModels, reward: Reward, num: 
         ours, expert = [], []
         for images in pair:
             latents = torch.cat([models.encode_images(x)[0] for x in images.split(BATCH)])
-            ours.append(
-                torch.cat([proxy(z, prompts[i * BATCH :][: len(z)]) for i, z in enumerate(latents.split(BATCH))])
-            )
+            ours.append(score(proxy, latents, prompts))
             expert.append(score(reward, images, prompts))
-        agreed = ((ours[0] > ours[1]).cpu() == (expert[0] > expert[1])).float().mean()
+        agreed = ((ours[0] > ours[1]) == (expert[0] > expert[1])).float().mean()
         rows.append(Row(f"latent proxy: agreement with the reward model, {name}", float(agreed), floor, 0.85))
     return rows
 

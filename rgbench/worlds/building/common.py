@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -61,17 +60,6 @@ class StageLog:
         print(line, flush=True)
         with self.path.open("a") as f:
             f.write(line + "\n")
-
-
-@contextlib.contextmanager
-def averaged(model: torch.nn.Module, average: dict[str, Tensor]) -> Iterator[torch.nn.Module]:
-    """The model with its averaged weights, restored on leaving."""
-    kept = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(average)
-    try:
-        yield model
-    finally:
-        model.load_state_dict(kept)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ figure is reported as it is, whatever it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -125,8 +126,8 @@ def reward_share(reward: Reward, images: Tensor, reference: Tensor, prompts: lis
 
 
 @torch.no_grad()
-def score(reward: Reward, images: Tensor, prompts: list[str]) -> Tensor:
-    """(B,) rewards, in batches of 128."""
+def score(reward: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str]) -> Tensor:
+    """(B,) rewards of images, or of latents where the reward reads those, in batches of 128."""
     batches = zip(images.split(128), _split(prompts, 128), strict=True)
     return torch.cat([reward(x, p).cpu() for x, p in batches])
 
@@ -156,7 +157,7 @@ def decoder_reach_db(models: DiffusionModels, steps: int = 60) -> float:
 
 def high_energy(images: Tensor) -> Tensor:
     """(B,) luma energy above 0.22 cycles/pixel, differentiable."""
-    luma = (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+    luma = luma_chroma(images)[:, 0]
     power = torch.fft.fft2(luma - luma.mean((1, 2), keepdim=True)).abs().square()
     f = torch.fft.fftfreq(luma.shape[-1], device=images.device)
     return power[:, torch.hypot(f[:, None], f[None]) > REWARD_NYQUIST].sum(1)
