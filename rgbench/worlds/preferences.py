@@ -60,6 +60,13 @@ def corrupt(scenes: Scenes, num_wrong: Tensor, generator: torch.Generator) -> Sc
     return Scenes(layout, shape, colour, size)
 
 
+def swap_objects(scenes: Scenes, where: Tensor) -> Scenes:
+    """Scenes whose two objects change places where ``where`` (B,) holds; one-object scenes stay."""
+    where = (where & (scenes.count == 2))[:, None]
+    shape, colour, size = (torch.where(where, x.flip(1), x) for x in (scenes.shape, scenes.colour, scenes.size))
+    return Scenes(scenes.layout, shape, colour, size)
+
+
 def _next_but(values: Tensor, skipped: Tensor, n: int) -> Tensor:
     """The next value modulo n that is not ``skipped``."""
     following = (values + 1) % n

@@ -31,6 +31,7 @@ from rgbench.worlds.preferences import (
     corrupt,
     degrade,
     share_right,
+    swap_objects,
     utility,
 )
 from rgbench.worlds.scenes import Scenes, render
@@ -39,7 +40,7 @@ CLIP_IMAGE_SIZE = 28
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": CLIP_IMAGE_SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 4},
-    "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 128, "heads": 4, "layers": 3},
+    "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 128, "heads": 4, "layers": 4},
 }
 
 
@@ -122,9 +123,15 @@ def train_clip(config: CLIPConfig, out: Path, device: torch.device) -> None:
 
 
 def hard_negatives(scenes: Scenes, generator: torch.Generator) -> tuple[Scenes, list[str]]:
-    """One scene with one or two attributes changed per scene, and its caption."""
+    """One wrong scene per scene, and its caption.
+
+    Half of the two-object scenes have their objects swapped: without those negatives a
+    text tower need not learn which object stands left or above, and none does (Yuksekgonul
+    et al. 2023). All others have one or two attributes changed.
+    """
     num_wrong = 1 + (torch.rand(len(scenes), generator=generator) < 0.3).long()
-    wrong = corrupt(scenes, num_wrong, generator)
+    swapped = (torch.rand(len(scenes), generator=generator) < 0.5) & (scenes.count == 2)
+    wrong = swap_objects(corrupt(scenes, num_wrong.masked_fill(swapped, 0), generator), swapped)
     start = int(torch.randint(2**30, (), generator=generator))
     return wrong, captions(wrong, "train", range(start, start + len(wrong)))
 
@@ -165,8 +172,8 @@ def preference_pairs(
 ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Two candidate images per wanted scene, the simulated choice, and a clean image of the scene.
 
-    Half of the pairs share one pair-mate that is entirely right; wrong attributes number
-    0-3 and half of the images are degraded.
+    Wrong attributes number 0-3 (none in over half of the images), the objects of one
+    two-object candidate in six stand in each other's place, and half of the images are degraded.
 
     Returns:
         ((B, 3, 64, 64), (B, 3, 64, 64)), (B,) bool first preferred, (B, 3, 64, 64).
@@ -178,6 +185,7 @@ def preference_pairs(
         num_wrong = torch.randint(4, (n,), generator=generator)
         num_wrong[torch.rand(n, generator=generator) < 0.4] = 0
         candidate = corrupt(scenes, num_wrong, generator)
+        candidate = swap_objects(candidate, torch.rand(n, generator=generator) < 1 / 6)
         strength = torch.rand(n, generator=generator)
         strength[torch.rand(n, generator=generator) < 0.5] = 0.0
         picture = render(candidate, "train", range(base + k * n, base + (k + 1) * n))

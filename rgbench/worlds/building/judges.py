@@ -6,7 +6,7 @@ fail on wrong content rather than on soft edges.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,10 +22,10 @@ from rgbench.worlds.scenes import scene_batch
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Hyper-parameters shared by the judges."""
+    """Hyper-parameters of the judges; ``steps`` by architecture, as each needs."""
 
     seed: int = 0
-    steps: int = 1000
+    steps: dict[str, int] = field(default_factory=lambda: {"resnet": 1000, "vit": 3000, "convnext": 1500})
     batch_size: int = 64
     lr: float = 2e-3
     dtype: str = "fp32"
@@ -61,9 +61,9 @@ def train_judge(name: str, number: int, config: JudgeConfig, out: Path, device: 
     lr = config.lr * (0.5 if name == "vit" else 1.0)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.05)
     log = StageLog(out / f"judge_{name}.jsonl")
-    for step in range(config.steps):
+    for step in range(config.steps[name]):
         generator = torch.Generator().manual_seed(stage_seed(config.seed, f"judge_{name}", step))
-        set_lr(optimiser, lr * linear_decay(step, config.steps))
+        set_lr(optimiser, lr * linear_decay(step, config.steps[name]))
         start = (10**8 * (number + 1)) + step * config.batch_size
         images, scenes = scene_batch("all", range(start, start + config.batch_size))
         with autocast(device, config.dtype):

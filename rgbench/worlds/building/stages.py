@@ -42,11 +42,11 @@ class WorldRecipe:
     def quick() -> WorldRecipe:
         """A few steps of everything: exercises the build, trains nothing."""
         return WorldRecipe(
-            JudgeConfig(steps=2, batch_size=8),
+            JudgeConfig(steps={"resnet": 2, "vit": 2, "convnext": 2}, batch_size=8),
             CLIPConfig(steps=2, batch_size=16),
             RewardConfig(steps=2, batch_size=8),
             VAEConfig(steps=2, batch_size=4),
-            TextureConfig(steps=2, batch_size=4),
+            TextureConfig(steps=3, discriminator_steps=1, batch_size=4),
             TeacherConfig(num_latents=64, steps=2, batch_size=8),
             ProxyConfig(steps=2, batch_size=16),
         )
@@ -138,6 +138,7 @@ def run_stage(name: str, recipe: WorldRecipe, out: Path, device: torch.device, f
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "torch": str(torch.__version__),
     }
+    manifest = _manifest(out)  # another process may have finished another stage meanwhile
     manifest["stages"][name] = entry
     write_json_atomic(out / "manifest.json", manifest)
 

@@ -46,15 +46,20 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class TextureConfig:
-    """Hyper-parameters of the adversarial stage."""
+    """Hyper-parameters of the adversarial stage.
+
+    For the first ``discriminator_steps`` of the ``steps`` the decoder rests: against a
+    discriminator that knows nothing yet it would wander, and the discriminator never catch up.
+    """
 
     seed: int = 0
-    steps: int = 700
+    steps: int = 1200
+    discriminator_steps: int = 100
     batch_size: int = 32
-    lr: float = 5e-4
+    lr: float = 2e-4
     discriminator_lr: float = 5e-4
     perceptual_weight: float = 0.05
-    adversarial_weight: float = 0.8
+    adversarial_weight: float = 0.5
     dtype: str = "bf16"
 
 
@@ -167,7 +172,8 @@ def texture(vae: AutoencoderKL, config: TextureConfig, out: Path, device: torch.
         decoded = decoded.float()
         rec, adv, weight = _adversarial_backward(images, decoded, perceptual, discriminator, config)
         norm = nn.utils.clip_grad_norm_(decoder, 1.0)
-        optimiser.step()
+        if step >= config.discriminator_steps:
+            optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         real, fake = discriminator(2 * images - 1), discriminator(decoded.detach())
         loss_d = (F.relu(1 - real) + F.relu(1 + fake)).mean()
