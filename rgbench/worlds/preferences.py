@@ -21,7 +21,7 @@ class PreferenceConfig:
     """Parameters of the simulated annotators."""
 
     degradation_weight: float = 0.6  # λ
-    sharpness: float = 8.0  # Bradley–Terry scale on the utility difference
+    sharpness: float = 12.0  # Bradley–Terry scale on the utility difference
     flip_rate: float = 0.05
 
 

@@ -60,9 +60,9 @@ class RewardConfig:
     """Hyper-parameters of the preference stage."""
 
     seed: int = 0
-    steps: int = 350
+    steps: int = 400
     batch_size: int = 96
-    lr: float = 2e-4
+    lr: float = 3e-4
     contrastive_weight: float = 0.5
     dtype: str = "fp32"
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
