@@ -96,7 +96,8 @@ def evaluate(
     runs: RunsOption = Path("runs"),
     device: DeviceOption = Device.auto,
     force: Annotated[bool, typer.Option(help="Measure again what is there already.")] = False,
-    keep_images: Annotated[int, typer.Option(min=0, help="Images kept for the report's grid.")] = 16,
+    keep_images: Annotated[int, typer.Option(min=0, help="Images kept for the report.")] = 64,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Of each run its checkpoints too.")] = False,
 ) -> None:
     """Generate images with trained students and their teacher, and measure them."""
     tune()
@@ -117,6 +118,7 @@ def evaluate(
             device=device.value,
             force=force,
             keep_images=keep_images,
+            checkpoints=checkpoints,
         )
     )
 

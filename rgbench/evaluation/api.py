@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts, load_prompts
 from rgbench.errors import UsageError
+from rgbench.evaluation.checkpoints import checkpoint_targets
 from rgbench.evaluation.evaluate import Job, evaluate_target
 from rgbench.evaluation.generate import BATCH_SIZE, ImageStream, settle_sampling
 from rgbench.evaluation.pictures import Index, about, file_stem
@@ -26,6 +29,7 @@ from rgbench.trainers.stop import StopRequest
 
 NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its Fréchet distance
 SEED = 0
+CHECKPOINT_IMAGES = 8  # kept of each checkpoint, for the slider of the report's page
 CACHE = ".cache"
 
 
@@ -42,7 +46,8 @@ def evaluate(
     batch_size: int | None = None,
     device: str = "auto",
     force: bool = False,
-    keep_images: int = 16,
+    keep_images: int = 64,
+    checkpoints: bool = False,
 ) -> list[Path]:
     """Generate images of each target in one pass through all metrics; store each figure as soon as it is made.
 
@@ -59,6 +64,7 @@ def evaluate(
         device: "auto", "cpu" or "cuda".
         force: measure again what is there already.
         keep_images: how many of the first images are kept as PNG.
+        checkpoints: of each run the checkpoints that it kept too, before the run itself; of these 8 images are kept.
 
     Returns:
         The result files, old and new.
@@ -80,6 +86,7 @@ def evaluate(
         device=device,
         force=force,
         keep_images=keep_images,
+        checkpoints=checkpoints,
     )
     for name in metrics:
         resolve("metric", name)
@@ -89,7 +96,7 @@ def evaluate(
     found = resolve_targets(targets, runs)
     place = torch.device(pick_device(device))
     files: list[Path] = []
-    with StopRequest() as stop, image_progress() as progress:
+    with StopRequest() as stop, image_progress() as progress, TemporaryDirectory(prefix="rgbench-") as scratch:
         scenes = ReferenceScenes(chosen, results / CACHE, track_images(progress))
         job = Job(
             metrics=tuple(dict.fromkeys(metrics)),
@@ -109,6 +116,8 @@ def evaluate(
         )
         try:
             for target in found:
+                for earlier in checkpoint_targets(target, Path(scratch)) if checkpoints else ():
+                    files += evaluate_target(earlier, replace(job, keep_images=min(keep_images, CHECKPOINT_IMAGES)))
                 files += evaluate_target(target, job)
         except KeyboardInterrupt as error:  # a second Ctrl-C: not even this batch is waited for
             raise job.stopped() from error

@@ -165,6 +165,7 @@ class _Record:
         self.cost = {
             "train_wall_sec": target.cost.get("wall_sec"),
             "train_cpu_sec": target.cost.get("cpu_sec"),
+            "peak_rss_gib": target.cost.get("peak_rss_gib"),
             "reward_calls": target.cost.get("reward_calls"),
             "generate_images_per_sec": stream.images_per_sec,
             "nfe": stream.sampling.network_evaluations,
@@ -184,6 +185,7 @@ class _Record:
             model=self.target.name,
             method=self.target.method,
             training_seed=self.target.training_seed,
+            training=dict(self.target.training),
             generation=self.generation,
             metric=measurement.quantity.metric,
             protocol=_protocol(measurement.quantity),

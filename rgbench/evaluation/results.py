@@ -53,6 +53,7 @@ class Result(_Frozen):
         model: the evaluated model's name.
         method: "teacher", a trainer's kind, or "external".
         training_seed: None where nothing was trained here.
+        training: ``step`` of the weights and ``steps`` of the whole run; below ``steps`` it is a checkpoint's figure.
         value: None where the figure is undefined; ``flags`` then say why.
         num_samples: images that it was made from.
         in_sample: the model was trained on this very reward.
@@ -68,6 +69,7 @@ class Result(_Frozen):
     model: str
     method: str
     training_seed: int | None
+    training: dict[str, int] = {}
     generation: Generation
     metric: Metric
     protocol: Protocol

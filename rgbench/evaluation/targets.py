@@ -32,6 +32,7 @@ class Target:
         world: tables compare models of one world.
         preset: whose prompts, reward and judges it is measured with.
         training_seed: None where nothing was trained here.
+        training: ``step`` of the weights and ``steps`` of the run; empty where nothing was trained here.
         sampling: ``steps`` and ``guidance_scale`` of the run's recipe; empty where there is no run.
         rewards: what it was trained on, as in run.json.
         cost: of its training, as in run.json.
@@ -43,6 +44,7 @@ class Target:
     world: str
     preset: Preset
     training_seed: int | None = None
+    training: Mapping[str, int] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     rewards: tuple[Mapping[str, Any], ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
@@ -131,6 +133,7 @@ def _run(folder: Path, meta: Mapping[str, Any]) -> Target:
         world=meta["world"],
         preset=PRESETS.get(meta["world"], DEFAULT),
         training_seed=meta["seed"],
+        training={"step": meta["step"], "steps": meta["steps"]},
         sampling=meta["sampling"],
         rewards=tuple(meta["rewards"]),
         cost=meta["cost"],

@@ -1,0 +1,76 @@
+"""A run's checkpoints, evaluated under the run's name, told apart by their step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rgbench import checkpoint
+from rgbench.errors import UsageError
+from rgbench.evaluation.api import CHECKPOINT_IMAGES, evaluate
+from rgbench.evaluation.checkpoints import WEIGHTS, checkpoint_targets
+from rgbench.evaluation.results import load_results
+from rgbench.evaluation.targets import resolve_targets
+from rgbench.files import load_safetensors
+from rgbench.models import load_models
+from rgbench.strict_yaml import dump_yaml
+from tests.tiny_models import save_pipeline, save_run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A finished run of 3 steps with checkpoints at 1, 2 (damaged) and 3, and one that kept none."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for name in ("lcd-s0", "bare-s0"):
+        save_run(root / "runs" / name, method="lcd", rewards=[])
+        (root / "runs" / name / "config.yaml").write_text(dump_yaml({"sampling": {"network": "target"}}))
+    final = load_safetensors(root / "runs" / "lcd-s0" / "pipeline" / WEIGHTS)
+    for step in (1, 2, 3):
+        target = {key: value * (step / 3) for key, value in final.items()}
+        tensors = {"target": target, "student": {"x": torch.zeros(2)}}
+        checkpoint.commit(root / "runs" / "lcd-s0" / "checkpoints", step, tensors, {"step": step}, keep=9)
+    damaged = root / "runs" / "lcd-s0" / "checkpoints" / "step-00000002" / "student.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    save_pipeline(root / "elsewhere", student=False)
+    return root
+
+
+def test_each_intact_checkpoint_is_the_pipeline_with_its_own_weights(root, tmp_path, caplog):
+    (run,) = resolve_targets(["lcd-s0"], root / "runs")
+    (found,) = checkpoint_targets(run, tmp_path)
+    assert (found.name, found.training_seed, dict(found.training)) == ("lcd-s0", 0, {"step": 1, "steps": 3})
+    assert "step-00000002" in caplog.text
+    early, final = (load_models(place, "cpu", torch.float32) for place in (found.folder, run.folder))
+    assert torch.equal(next(early.unet.parameters()), next(final.unet.parameters()) * (1 / 3))
+    assert torch.equal(next(early.vae.parameters()), next(final.vae.parameters()))
+    assert early.weights_sha256 != final.weights_sha256
+
+
+def test_no_run_has_no_checkpoints_and_a_run_without_any_says_what_to_set(root, tmp_path):
+    assert checkpoint_targets(resolve_targets([str(root / "elsewhere")], root)[0], tmp_path) == []
+    with pytest.raises(UsageError, match=r"train\.keep_checkpoints"):
+        checkpoint_targets(resolve_targets(["bare-s0"], root / "runs")[0], tmp_path)
+
+
+def test_a_checkpoint_of_another_network_is_refused(root, tmp_path):
+    (run,) = resolve_targets(["lcd-s0"], root / "runs")
+    (root / "runs" / "lcd-s0" / "config.yaml").write_text(dump_yaml({"sampling": {"network": "student"}}))
+    with pytest.raises(UsageError, match=r"student\.safetensors: not the network"):
+        checkpoint_targets(run, tmp_path)
+    (root / "runs" / "lcd-s0" / "config.yaml").write_text(dump_yaml({"sampling": {"network": "target"}}))
+
+
+def test_results_name_the_step(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = evaluate(
+        ["lcd-s0"], ["hps"], num=10, runs=root / "runs", batch_size=10, device="cpu", checkpoints=True, keep_images=9
+    )
+    results = load_results(Path("results"))
+    assert len(files) == len(results) == 4
+    steps = {(result.generation.id, result.training["step"]) for result in results}
+    assert {step for _, step in steps} == {1, 3} and len(steps) == 2
+    kept = {step: len(list(Path("results").glob(f"*/*/{name}/images/*.png"))) for name, step in steps}
+    assert kept == {1: CHECKPOINT_IMAGES, 3: 9}
+    assert all("--checkpoints" in result.command for result in results)
