@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel
 
 from rgbench.errors import UsageError
 from rgbench.files import read_json, sha256_file, sha256_tree, write_json_atomic
@@ -76,14 +77,16 @@ def _latents(config: TeacherConfig, out: Path, device: torch.device) -> None:
 
 
 def _teacher(config: TeacherConfig, out: Path, device: torch.device) -> None:
-    unet = train_teacher(AutoencoderKL.from_pretrained(out / "vae"), config, out, device)
+    unet, text_encoder = train_teacher(AutoencoderKL.from_pretrained(out / "vae"), config, out, device)
     unet.half().cpu().save_pretrained(out / "unet")
+    text_encoder.half().cpu().save_pretrained(out / "text_encoder")
 
 
 def _pipeline(config: TeacherConfig, out: Path, device: torch.device) -> None:
     vae = AutoencoderKL.from_pretrained(out / "vae_texture")
     unet = UNet2DConditionModel.from_pretrained(out / "unet", torch_dtype=torch.float16)
-    assemble_pipeline(vae, unet, out)
+    text_encoder = CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float16)
+    assemble_pipeline(vae, unet, text_encoder, out)
 
 
 STAGES: dict[str, Stage] = {
@@ -92,9 +95,9 @@ STAGES: dict[str, Stage] = {
     "reward": Stage(("clip",), ("reward",), "reward", train_reward),
     "vae": Stage((), ("vae",), "vae", _vae),
     "latents": Stage(("vae",), ("latents.safetensors",), "teacher", _latents),
-    "teacher": Stage(("clip", "latents.safetensors"), ("unet",), "teacher", _teacher),
+    "teacher": Stage(("clip", "latents.safetensors"), ("unet", "text_encoder"), "teacher", _teacher),
     "texture": Stage(("vae",), ("vae_texture",), "texture", _texture),
-    "pipeline": Stage(("clip", "unet", "vae_texture"), ("teacher",), "teacher", _pipeline),
+    "pipeline": Stage(("clip", "unet", "text_encoder", "vae_texture"), ("teacher",), "teacher", _pipeline),
     "proxy": Stage(("clip", "latents.safetensors"), ("latent_proxy",), "proxy", train_proxy),
 }
 SHIPPED = ("judges", "clip", "reward", "teacher", "latent_proxy")

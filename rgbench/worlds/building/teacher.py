@@ -1,7 +1,9 @@
 """Latents and teacher stages: a Stable Diffusion 2.1 layout at 1/8 scale, trained from scratch.
 
 Epsilon prediction on Stable Diffusion's noise schedule, 10 % empty prompts, min-SNR
-weighting (Hang et al. 2023, γ = 5), an average of the weights at the end.
+weighting (Hang et al. 2023, γ = 5), an average of the weights at the end. The text encoder
+starts as the CLIP's text tower and learns along, as in the first latent diffusion models
+(Rombach et al. 2022, section 4.3): a frozen one leaves the order of two objects to chance.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rgbench.worlds.building.clip import CLIP_CONFIG, tokenize
-from rgbench.worlds.building.common import StageLog, autocast, linear_decay, set_lr, stage_seed, update_average
+from rgbench.worlds.building.common import StageLog, autocast, linear_decay, stage_seed, update_average
 from rgbench.worlds.building.text_encoder import to_transformers
 from rgbench.worlds.captions import captions
 from rgbench.worlds.scenes import sample_scenes, scene_batch
@@ -57,6 +59,7 @@ class TeacherConfig:
     steps: int = 3600
     batch_size: int = 64
     lr: float = 1e-3
+    text_encoder_lr: float = 3e-4
     drop_prompt: float = 0.1
     min_snr_gamma: float = 5.0
     average_decay: float = 0.998
@@ -86,32 +89,38 @@ def text_encoder_of(clip: Path) -> CLIPTextModel:
     return to_transformers(load_file(clip / "open_clip_model.safetensors"), config["text_cfg"], config["embed_dim"])
 
 
-def train_teacher(vae: AutoencoderKL, config: TeacherConfig, out: Path, device: torch.device) -> UNet2DConditionModel:
-    """Train the UNet on the cached latents; returns the averaged network."""
+def train_teacher(
+    vae: AutoencoderKL, config: TeacherConfig, out: Path, device: torch.device
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Train UNet and text encoder on the cached latents; returns the averages of both."""
     tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
-    text_encoder = text_encoder_of(out / "clip").to(device).requires_grad_(False)
+    text_encoder = text_encoder_of(out / "clip").to(device)
     cache = load_file(out / "latents.safetensors")
     torch.manual_seed(stage_seed(config.seed, "teacher", -1))
     unet = UNet2DConditionModel(**UNET_CONFIG).to(device)
-    average = {k: v.detach().clone() for k, v in unet.state_dict().items()}
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
+    average = {k: v.detach().clone() for k, v in networks.state_dict().items()}
+    groups = [{"params": unet.parameters(), "lr": config.lr},
+              {"params": text_encoder.parameters(), "lr": config.text_encoder_lr}]  # fmt: skip
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: linear_decay(step, config.steps))
     alphas_cumprod = DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod.to(device)
     log = StageLog(out / "teacher.jsonl")
     for step in range(config.steps):
         torch.manual_seed(stage_seed(config.seed, "teacher", step))
-        set_lr(optimiser, config.lr * linear_decay(step, config.steps))
         latents, prompts = _batch(cache, vae.config.scaling_factor, step, config)
-        with torch.no_grad(), autocast(device, config.dtype):
+        with autocast(device, config.dtype):
             embeds = text_encoder(tokenize(tokenizer, prompts).to(device)).last_hidden_state
         loss = _loss(unet, latents.to(device), embeds, alphas_cumprod, config)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimiser.step()
-        update_average(average, unet, min(config.average_decay, (1 + step) / (10 + step)))
+        schedule.step()
+        update_average(average, networks, min(config.average_decay, (1 + step) / (10 + step)))
         log(step, loss=loss, grad_norm=norm)
-    unet.load_state_dict(average)
-    return unet.eval()
+    networks.load_state_dict(average)
+    return unet.eval(), text_encoder.eval()
 
 
 def _batch(
@@ -142,13 +151,15 @@ def _loss(
     return (weight * (predicted.float() - noise).pow(2).mean((1, 2, 3))).mean()
 
 
-def assemble_pipeline(vae: AutoencoderKL, unet: UNet2DConditionModel, out: Path) -> StableDiffusionPipeline:
+def assemble_pipeline(
+    vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, out: Path
+) -> StableDiffusionPipeline:
     """Write ``out/teacher`` as a diffusers pipeline folder."""
     for network in (vae, unet):
         network.register_to_config(_name_or_path="")  # diffusers notes where they were loaded from
     pipeline = StableDiffusionPipeline(
         vae=vae.cpu(),
-        text_encoder=text_encoder_of(out / "clip"),
+        text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(out / "clip"),
         unet=unet.cpu(),
         scheduler=DDIMScheduler(**SCHEDULER_CONFIG),
