@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import math
 import pickle  # for the exception type that torch's weights-only unpickler raises
 import struct
 import tarfile
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rgbench.errors import UsageError
+from rgbench.strict_json import parse_json
 from rgbench.writing import (
     save_safetensors_atomic,
     write_bytes_atomic,
@@ -50,6 +49,7 @@ __all__ = [
 ]
 
 MAX_PIXELS = 64_000_000  # below the 89 million at which Pillow begins to warn
+EXIF_ORIENTATION = 274
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 # What the decoders of torch and Pillow raise on damaged input.
@@ -89,33 +89,6 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path}: cannot read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid JSON: {error}") from error
-
-
-def parse_json(data: bytes | str) -> Any:
-    """Parse strict JSON.
-
-    Raises:
-        ValueError: not UTF-8, not JSON, NaN or infinity, or a key twice.
-        RecursionError: nested too deep.
-    """
-    text = data.decode("utf-8") if isinstance(data, bytes) else data
-    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} occurs twice")
-    return out
-
-
-def _finite(token: str) -> float:
-    value = float(token)
-    if not math.isfinite(value):
-        raise ValueError(f"{token} is not a JSON number")
-    return value
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -160,17 +133,19 @@ def load_pickled_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Image:
+def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS, exact: bool = False) -> Image:
     """Decode one image to 8-bit RGB. The EXIF orientation is not applied; of an animation, the first frame.
 
-    Grey, palette, CMYK and 16-bit grey are converted; transparency is laid on white.
+    Grey, palette, CMYK and 16-bit images are converted; transparency is laid on white.
 
     Args:
         source: a PNG, JPEG, WebP or BMP file, or its bytes.
         max_pixels: refuse larger images before decoding them.
+        exact: refuse what the conversion would change: transparency, CMYK, 16 bits, a turn by EXIF, animation.
 
     Raises:
-        UsageError: no such file, another format, truncated or damaged, too large, or of float or 32-bit pixels.
+        UsageError: no such file, another format, truncated or damaged, too large, of float or 32-bit pixels,
+            or not exact where that is asked for.
     """
     from PIL import Image
 
@@ -179,6 +154,9 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise UsageError(f"{name}: {image.width}×{image.height} exceeds {max_pixels} pixels; make it smaller")
+            reason = _inexact(image) if exact else None
+            if reason:
+                raise UsageError(f"{name}: {reason}; save it as an 8-bit RGB image")
             image.load()
             return _to_rgb(image, name)
     except FileNotFoundError as error:
@@ -187,6 +165,19 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
         raise UsageError(f"{name}: refused: {error}") from error
     except _PIL_ERRORS as error:
         raise UsageError(f"{name}: not a readable PNG, JPEG, WebP or BMP image ({error})") from error
+
+
+def _inexact(image: Image) -> str | None:
+    """What 8-bit RGB could not hold of an image that is opened and not yet decoded."""
+    if image.has_transparency_data:
+        return f"has transparency ({image.mode})"
+    if image.mode not in ("RGB", "L", "P", "1"):
+        return f"has pixels of mode {image.mode}"
+    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):  # Pillow cuts 16-bit RGB to 8 bits in silence
+        return "has 16 bits per channel"
+    if getattr(image, "n_frames", 1) > 1:
+        return "is an animation"
+    return "is turned by its EXIF orientation" if image.getexif().get(EXIF_ORIENTATION, 1) != 1 else None
 
 
 def _to_rgb(image: Image, name: str) -> Image:

@@ -15,11 +15,14 @@ import torch
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts, load_prompts
 from rgbench.errors import UsageError
 from rgbench.evaluation.checkpoints import checkpoint_targets
-from rgbench.evaluation.evaluate import Job, evaluate_target
+from rgbench.evaluation.evaluate import evaluate_target
 from rgbench.evaluation.generate import BATCH_SIZE, ImageStream, settle_sampling
-from rgbench.evaluation.pictures import Index, about, file_stem
+from rgbench.evaluation.job import Job
+from rgbench.evaluation.matching import own_prompts
+from rgbench.evaluation.names import file_stem
+from rgbench.evaluation.pictures import Index, about
 from rgbench.evaluation.progress import image_progress, track_images
-from rgbench.evaluation.targets import resolve_targets
+from rgbench.evaluation.targets import Target, resolve_targets
 from rgbench.metrics.features import EffLite0Set
 from rgbench.metrics.reference import ReferenceScenes
 from rgbench.models import load_models
@@ -31,6 +34,7 @@ NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its 
 SEED = 0
 CHECKPOINT_IMAGES = 8  # kept of each checkpoint, for the slider of the report's page
 CACHE = ".cache"
+BENCHTOP = "benchtop"
 
 
 def evaluate(
@@ -52,10 +56,11 @@ def evaluate(
     """Generate images of each target in one pass through all metrics; store each figure as soon as it is made.
 
     Args:
-        targets: run folders or names, pipeline folders, "teacher"; none for every finished run and its teacher.
+        targets: run folders or names, pipeline folders, folders of images, "teacher"; none for every finished run
+            and its teacher.
         metrics: names in the registry.
         num: images; 2,048 by default, or all of a prompt file.
-        prompts: a prompt file; the benchtop's captions by default.
+        prompts: a prompt file, or "benchtop"; by default the list of a folder of images, else the benchtop's.
         runs: folder of runs.
         results: folder of result files.
         steps: sampling steps; each target's own by default.
@@ -92,8 +97,9 @@ def evaluate(
         resolve("metric", name)
     if not metrics:
         raise UsageError("no metric to measure; name some, such as --metric fid,hps")
-    chosen = _prompts(prompts, num)
     found = resolve_targets(targets, runs)
+    known = _known_prompts(prompts, num, found)
+    chosen = known if num is None else known.first(num)
     place = torch.device(pick_device(device))
     files: list[Path] = []
     with StopRequest() as stop, image_progress() as progress, TemporaryDirectory(prefix="rgbench-") as scratch:
@@ -101,6 +107,7 @@ def evaluate(
         job = Job(
             metrics=tuple(dict.fromkeys(metrics)),
             prompts=chosen,
+            known=known,
             features=EffLite0Set(scenes, place),
             results=results,
             seed=SEED,
@@ -174,11 +181,14 @@ def sample(
     return files
 
 
-def _prompts(path: str | None, num: int | None) -> PromptSet:
-    if path is None:
-        return benchtop_prompts(NUM_IMAGES if num is None else num)
-    loaded = load_prompts(path)
-    return loaded if num is None else loaded.first(num)
+def _known_prompts(path: str | None, num: int | None, targets: Sequence[Target]) -> PromptSet:
+    """All prompts of the list that is asked for; of the benchtop's, which has no end, as many as are wanted."""
+    if path is None and len(targets) == 1 and targets[0].images:
+        return own_prompts(targets[0].folder, SEED)
+    if path in (None, BENCHTOP):
+        given = any(target.images for target in targets)
+        return benchtop_prompts(max(num or NUM_IMAGES, NUM_IMAGES if given else 0))
+    return load_prompts(path)
 
 
 def _command(targets: Sequence[str], metrics: Sequence[str], **options: Any) -> str:

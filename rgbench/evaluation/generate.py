@@ -124,6 +124,15 @@ class ImageStream:
         self.models, self.prompts, self.sampling, self.seed = models, prompts, sampling, seed
         self.batch_size = min(batch_size, len(prompts))
         self.num_images, self.seconds = 0, 0.0
+        self.generation = sampling.generation(models)
+        self.resolution, self.jpeg = models.resolution, None
+        self.network_evaluations = sampling.network_evaluations
+
+    @property
+    def label(self) -> str:
+        """What a progress bar says."""
+        settings = self.sampling
+        return f"{settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g}"
 
     @property
     def images_per_sec(self) -> float | None:
@@ -131,13 +140,18 @@ class ImageStream:
         return self.num_images / self.seconds if self.seconds else None
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        for start in range(0, len(self.prompts), self.batch_size):
-            batch = self.prompts[start : start + self.batch_size]
+        return self.stream(np.arange(len(self.prompts)))
+
+    def stream(self, positions: np.ndarray) -> Iterator[ImageBatch]:
+        """Images at positions of the prompt list, batch by batch."""
+        for start in range(0, len(positions), self.batch_size):
+            at = positions[start : start + self.batch_size]
+            batch = [self.prompts[i] for i in at]
             began = time.perf_counter()
             images = self._make(batch)
             self.seconds += time.perf_counter() - began
             self.num_images += len(batch)
-            yield ImageBatch(images, batch, np.arange(start, start + len(batch)))
+            yield ImageBatch(images, batch, at)
 
     @torch.inference_mode()
     def _make(self, batch: Sequence[Prompt]) -> Tensor:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.evaluation.generate import ImageBatch, noise_seed
+from rgbench.evaluation.names import INDEX, file_stem
 from rgbench.files import read_json, write_bytes_atomic, write_json_atomic
-
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(/[A-Za-z0-9.-]+)*")
-MAX_STEM = 80
-
-
-def file_stem(text: str) -> str:
-    """Text as part of a file name, distinct for distinct texts.
-
-    Plain text is kept, its slashes as underscores; other text is shortened, with its hash.
-    """
-    if len(text) <= MAX_STEM and _PLAIN.fullmatch(text):
-        return text.replace("/", "_")
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-")
-    return f"{slug or 'prompt'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def png_bytes(image: Tensor) -> bytes:
@@ -46,7 +32,7 @@ class Index:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._file = folder, folder / "index.json"
+        self.folder, self._file = folder, folder / INDEX
         rows = read_json(self._file) if self._file.is_file() else []
         self._entries: dict[str, dict[str, Any]] = {row["file"]: row for row in rows}
 
@@ -80,18 +66,23 @@ class KeptImages:
         prompts: those whose images are kept.
         seed: of the noise.
         again: keep them anew, though they are there.
+
+    Attributes:
+        positions: of the prompts whose images are missing.
     """
 
     def __init__(self, folder: Path, prompts: tuple[Prompt, ...], seed: int, again: bool) -> None:
         self.index, self.seed = Index(folder), seed
-        self.missing = tuple(prompt for prompt in prompts if again or self._name(prompt) not in self.index)
+        missing = [i for i, prompt in enumerate(prompts) if again or self._name(prompt) not in self.index]
+        self.positions = np.array(missing, dtype=np.int64)
+        self._missing = {prompts[i].id for i in missing}
 
     def keep(self, batch: ImageBatch) -> None:
         """Store the images of a batch that are missing."""
         found = [
             (self._name(prompt), image, about(prompt, self.seed))
             for prompt, image in zip(batch.prompts, batch.images, strict=True)
-            if prompt in self.missing
+            if prompt.id in self._missing
         ]
         if found:
             self.index.add(found)

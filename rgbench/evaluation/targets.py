@@ -1,4 +1,4 @@
-"""What can be evaluated: a run, a diffusers pipeline folder, or the teacher."""
+"""What can be evaluated: a run, a diffusers pipeline folder, the teacher, or a folder of images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rgbench.errors import UsageError, suggest
+from rgbench.evaluation.matching import holds_images
 from rgbench.run import RunDirectory
 from rgbench.worlds.presets import PRESETS, Preset, find_preset
 
@@ -28,7 +29,7 @@ class Target:
     Attributes:
         name: its row in tables and its folder under ``results/``.
         method: "teacher", a trainer's kind, or "external".
-        folder: the diffusers pipeline.
+        folder: the diffusers pipeline, or the images.
         world: tables compare models of one world.
         preset: whose prompts, reward and judges it is measured with.
         training_seed: None where nothing was trained here.
@@ -36,6 +37,7 @@ class Target:
         sampling: ``steps`` and ``guidance_scale`` of the run's recipe; empty where there is no run.
         rewards: what it was trained on, as in run.json.
         cost: of its training, as in run.json.
+        images: the folder holds images and no model.
     """
 
     name: str
@@ -48,13 +50,14 @@ class Target:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     rewards: tuple[Mapping[str, Any], ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
+    images: bool = False
 
 
 def resolve_targets(names: Sequence[str], runs: Path) -> list[Target]:
     """Targets by name, in the order given; without names, the teachers of all finished runs, then the runs.
 
     Args:
-        names: run folders, run names under ``runs``, pipeline folders, or "teacher".
+        names: run folders, run names under ``runs``, pipeline folders, folders of images, or "teacher".
         runs: the folder of runs.
 
     Raises:
@@ -81,7 +84,11 @@ def _named(name: str, runs: Path) -> Target:
         if (path / "model_index.json").is_file():
             run = path.resolve().parent
             return _finished_run(run) if (run / "run.json").is_file() else _pipeline(path)
-        raise UsageError(f"{path}: neither a run (no run.json) nor a diffusers pipeline (no model_index.json)")
+        if holds_images(path):
+            return Target(path.resolve().name, "external", path, DEFAULT.name, DEFAULT, images=True)
+        raise UsageError(
+            f"{path}: neither a run (no run.json) nor a diffusers pipeline (no model_index.json) nor a folder of images"
+        )
     known = [path.name for path in _run_folders(runs)]
     raise UsageError(
         f"{name!r} is no folder, no run under {runs} and not 'teacher'; {suggest(name, [*known, TEACHER])}"

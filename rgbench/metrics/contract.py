@@ -111,6 +111,7 @@ class Context:
         trained_rewards: ``rewards`` of the run's run.json; empty for a model that met none.
         resolution: side of the evaluated images in pixels.
         device: where networks run.
+        jpeg: what JPEG or another lossy format did to the images; None for nothing.
     """
 
     prompts: PromptSet
@@ -122,6 +123,7 @@ class Context:
     judges_folder: Path
     trained_rewards: tuple[Mapping[str, Any], ...]
     device: torch.device
+    jpeg: str | None = None
 
     def protocol(self, **fields: Any) -> dict[str, Any]:
         """Protocol fields that every metric shares, and its own.
@@ -129,8 +131,8 @@ class Context:
         The evaluated image is the 8-bit one that a lossless file would hold.
         """
         prompts = {"name": self.prompts.name, "sha256": self.prompts.sha256, "num": len(self.prompts)}
-        shared = {"prompts": prompts, "seeds": [self.seed], "seed_rule": SEED_RULE, "image": "uint8 RGB", "jpeg": None}
-        return {**shared, **fields}
+        shared = {"prompts": prompts, "seeds": [self.seed], "seed_rule": SEED_RULE, "image": "uint8 RGB"}
+        return {**shared, "jpeg": self.jpeg, **fields}
 
     def by_group(self, rows: np.ndarray) -> dict[str, float]:
         """Mean of per-image rows over each group of prompts, such as "test" and "heldout"."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rgbench.errors import Interrupted, RgbenchError, UsageError
 from rgbench.evaluation.api import evaluate, sample
-from rgbench.evaluation.pictures import file_stem
+from rgbench.evaluation.names import file_stem
 from rgbench.evaluation.results import load_results, load_samples
 from rgbench.evaluation.targets import resolve_targets
 from rgbench.metrics.contract import Measurement, Metric, Quantity

@@ -1,0 +1,104 @@
+"""What is asked of every target of one command, and what a target is to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from rgbench.data.prompts import PromptSet
+from rgbench.errors import Interrupted
+from rgbench.evaluation.generate import ImageBatch
+from rgbench.evaluation.results import Generation
+from rgbench.metrics.features import EffLite0Set
+from rgbench.trainers.stop import StopRequest
+
+
+class ImageSource(Protocol):
+    """Where the images of one target come from: a model, or a folder of images.
+
+    Attributes:
+        generation: how they were made.
+        resolution: their side in pixels.
+        jpeg: their loss, as a protocol says it; None for none.
+        label: what a progress bar says.
+        images_per_sec: of making them; None where they were given.
+        network_evaluations: per image; None likewise.
+    """
+
+    generation: Generation
+    resolution: int
+
+    @property
+    def jpeg(self) -> str | None: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def network_evaluations(self) -> int | None: ...
+
+    @property
+    def images_per_sec(self) -> float | None: ...
+
+    def stream(self, positions: np.ndarray) -> Iterator[ImageBatch]:
+        """Images at positions of the prompt list, batch by batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of every target of one command.
+
+    Attributes:
+        metrics: names in the registry.
+        prompts: one image each.
+        known: all prompts that a folder of images may hold images of; ``prompts`` are the first of them.
+        features: of the real scenes for these prompts.
+        results: the results folder.
+        seed: of the noise.
+        steps: sampling steps, or None for each target's own.
+        guidance: guidance scale, or None likewise.
+        batch_size: images at once.
+        device: where everything runs.
+        force: measure again what is there already.
+        keep_images: how many of the first images are kept as PNG.
+        command: the command line, for the records.
+        stop: a signal to stop, noted.
+        progress: where it is shown.
+    """
+
+    metrics: tuple[str, ...]
+    prompts: PromptSet
+    known: PromptSet
+    features: EffLite0Set
+    results: Path
+    seed: int
+    steps: int | None
+    guidance: float | None
+    batch_size: int
+    device: torch.device
+    force: bool
+    keep_images: int
+    command: str
+    stop: StopRequest
+    progress: Progress
+
+    def check_stop(self) -> None:
+        """Stop here if a signal asked for it.
+
+        Raises:
+            Interrupted: it did.
+        """
+        if self.stop.signal is not None:
+            raise self.stopped()
+
+    def stopped(self) -> Interrupted:
+        """The error that says what stays and how to go on."""
+        kept = f"evaluation stopped; the figures stored under {self.results} stay"
+        return Interrupted(kept, resume_command=self.command, exit_code=self.stop.exit_code)

@@ -1,0 +1,193 @@
+"""Folders of images as targets: matched to prompts one to one, or refused with the files named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
+from rgbench.errors import UsageError
+from rgbench.evaluation.api import evaluate
+from rgbench.evaluation.given import GivenImages
+from rgbench.evaluation.matching import match_images
+from rgbench.evaluation.names import file_stem
+from rgbench.evaluation.pictures import png_bytes
+from rgbench.evaluation.results import load_results, load_samples
+from rgbench.metrics.reference import to_uint8
+from rgbench.worlds.scenes import scene_batch
+
+PROMPTS = PromptSet("mine", tuple(Prompt(f"mine/{i}", text) for i, text in enumerate(["a cat", "a dog", "a fox"])))
+
+
+def picture(seed: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def filled(folder: Path, names: list[str]) -> Path:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["mine_0.png", "mine_1.png", "mine_2.png"],
+        ["mine_0-0.png", "mine_1-0.png", "mine_2-0.png"],
+        ["mine/0.png", "mine/1.png", "mine/2.png"],
+        ["00000.png", "00001.png", "00002.png"],
+        ["1.png", "2.png", "3.png"],
+    ],
+)
+def test_names_say_the_prompt(tmp_path, names):
+    found = match_images(filled(tmp_path, names), PROMPTS, PROMPTS, seed=0)
+    assert [str(path.relative_to(tmp_path)) for path in found] == names
+
+
+def test_numbers_are_numbers_and_not_text(tmp_path):
+    many = PromptSet("m", tuple(Prompt(f"m/{i}", str(i)) for i in range(12)))
+    filled(tmp_path, [f"{i}.png" for i in range(12)])
+    assert [path.name for path in match_images(tmp_path, many, many, 0)] == [f"{i}.png" for i in range(12)]
+
+
+def test_the_first_prompts_alone_may_be_measured(tmp_path):
+    filled(tmp_path, ["0.png", "1.png", "2.png"])
+    assert [path.name for path in match_images(tmp_path, PROMPTS.first(2), PROMPTS, 0)] == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["0.png", "2.png"], "1 of 3 prompts have no image: 'mine/1'"),
+        (["0.png", "1.png", "2.png", "3.png"], "4 numbered images for 3 prompts: '3' belong to none"),
+        (["1.png", "01.png", "2.png"], "two images have one number"),
+        (["mine_0.png", "mine_1.png"], "1 of 3 prompts have no image: 'mine/2'"),
+        (["mine_0.png", "mine_1.png", "mine_2.png", "old.png"], "1 images belong to no prompt of mine: 'old'"),
+        (["mine_0.png", "mine_0-0.png", "mine_1.png"], "both 'mine_0-0', 'mine_0' fit the prompt 'mine/0'"),
+        (["cat.png", "dog.png", "fox.png"], "do not say which prompt they belong to; name the images by the prompts'"),
+        (["0.png", "0.jpg", "1.png"], "0.jpg and 0.png would both be image '0'"),
+    ],
+)
+def test_what_does_not_match_is_named(tmp_path, names, message):
+    with pytest.raises(UsageError, match=message):
+        match_images(filled(tmp_path, names), PROMPTS, PROMPTS, seed=0)
+
+
+def test_a_table_names_the_images(tmp_path):
+    filled(tmp_path, ["x.png", "y.png", "z.png"])
+    rows = [{"file_name": f"{n}.png", "text": t} for n, t in (("y", "a cat"), ("x", "a fox"), ("z", "a dog"))]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [path.name for path in match_images(tmp_path, PROMPTS, PROMPTS, 0)] == ["y.png", "z.png", "x.png"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
+    with pytest.raises(UsageError, match="1 of 3 prompts have no image: 'mine/1'"):
+        match_images(tmp_path, PROMPTS, PROMPTS, 0)
+    with pytest.raises(UsageError, match="1 images belong to no row of the folder's table: 'z'"):
+        match_images(tmp_path, PROMPTS.first(1), PROMPTS.first(1), 0)
+
+
+def test_images_of_other_words_are_refused(tmp_path):
+    filled(tmp_path, ["a.png", "b.png", "c.png"])
+    rows = [{"file": f"{n}.png", "prompt_id": f"mine/{i}", "prompt": "a cow", "seed": 0} for i, n in enumerate("abc")]
+    (tmp_path / "index.json").write_text(json.dumps(rows))
+    with pytest.raises(UsageError, match="3 images were made from another text .* 'a' from 'a cow'.*says 'a cat'"):
+        match_images(tmp_path, PROMPTS, PROMPTS, 0)
+    with pytest.raises(UsageError, match="names no image of seed 1"):
+        match_images(tmp_path, PROMPTS, PROMPTS, 1)
+
+
+def spoil(folder: Path, kind: str) -> None:
+    wide = np.zeros((8, 8), dtype=np.uint16)
+    if kind == "truncated":
+        path = folder / "1.png"
+        path.write_bytes(path.read_bytes()[:-40])
+    elif kind == "rgba":
+        picture(1).convert("RGBA").save(folder / "1.png")
+    elif kind == "grey16":
+        Image.fromarray(wide).save(folder / "1.png")
+    elif kind == "rgb16":
+        (folder / "1.png").write_bytes(png16())
+    elif kind == "cmyk":
+        (folder / "1.png").unlink()
+        picture(1).convert("CMYK").save(folder / "1.jpg")
+    elif kind == "turned":
+        exif = Image.Exif()
+        exif[274] = 6
+        picture(1).save(folder / "1.png", exif=exif)
+    elif kind == "not square":
+        for i in range(3):
+            picture(i, (8, 6)).save(folder / f"{i}.png")
+    elif kind == "other size":
+        picture(1, (16, 16)).save(folder / "1.png")
+
+
+def png16() -> bytes:
+    """An RGB PNG of 16 bits per channel, which Pillow itself cannot write."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + b"\x12\x34" * 3 * 8 for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "1 of 3 images cannot be measured:\n  .*1.png: not a readable PNG"),
+        ("rgba", "1.png: has transparency .RGBA.; save it as an 8-bit RGB image"),
+        ("grey16", "1.png: has pixels of mode I;16"),
+        ("rgb16", "1.png: has 16 bits per channel"),
+        ("cmyk", "1.jpg: has pixels of mode CMYK"),
+        ("turned", "1.png: is turned by its EXIF orientation"),
+        ("not square", "images of 8×6 pixels; square ones are measured"),
+        ("other size", r"images of several sizes: 8×8 .0.png., 16×16 .1.png."),
+    ],
+)
+def test_images_that_would_be_changed_in_silence_are_refused(tmp_path, kind, message):
+    filled(tmp_path, ["0.png", "1.png", "2.png"])
+    GivenImages(tmp_path, PROMPTS, PROMPTS, 0, 2)
+    spoil(tmp_path, kind)
+    with pytest.raises(UsageError, match=message):
+        GivenImages(tmp_path, PROMPTS, PROMPTS, 0, 2)
+
+
+def test_the_generation_follows_the_contents_and_not_the_names(tmp_path):
+    first = GivenImages(filled(tmp_path / "a", ["0.png", "1.png", "2.png"]), PROMPTS, PROMPTS, 0, 2)
+    other = GivenImages(filled(tmp_path / "b", ["mine_0.png", "mine_1.png", "mine_2.png"]), PROMPTS, PROMPTS, 0, 2)
+    assert first.generation == other.generation and first.jpeg is None
+    picture(9).save(tmp_path / "b" / "mine_1.png")
+    assert GivenImages(tmp_path / "b", PROMPTS, PROMPTS, 0, 2).generation.id != first.generation.id
+    batches = list(first.stream(np.array([2, 0, 1])))
+    assert [len(batch.prompts) for batch in batches] == [2, 1]
+    assert np.array_equal(batches[0].images[1].permute(1, 2, 0).numpy(), np.array(picture(0)))
+    (tmp_path / "b" / "mine_1.png").unlink()
+    picture(1).save(tmp_path / "b" / "mine_1.jpg")
+    assert GivenImages(tmp_path / "b", PROMPTS, PROMPTS, 0, 2).jpeg == "as given (.jpg)"
+
+
+def test_saved_images_are_measured_like_their_model(tmp_path, monkeypatch):
+    """The benchtop's own scenes under the names that rgbench gives: every attribute is right."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    images = to_uint8(scene_batch("all", range(6))[0])
+    for prompt, image in zip(benchtop_prompts(6).prompts, images, strict=True):
+        Path("mine", f"{file_stem(prompt.id)}-0.png").write_bytes(png_bytes(image))
+    evaluate(["mine"], ["hps", "kid"], prompts="benchtop", num=6, device="cpu", keep_images=1)
+    results = {result.metric.name: result for result in load_results(Path("results"))}
+    assert set(results) == {"hps_aa0", "hps_aa1", "kd_efflite0"}
+    reward = results["hps_aa1"]
+    assert (reward.world, reward.model, reward.method) == ("benchtop", "mine", "external")
+    assert reward.generation.id.startswith("images-") and reward.generation.fields["sampler"] == "images"
+    assert reward.cost["nfe"] is None and len(load_samples(reward)) == 6
+    with pytest.raises(UsageError, match="nothing says what its images should show.*--prompts benchtop"):
+        evaluate(["mine"], ["hps"], device="cpu")
