@@ -7,6 +7,7 @@ same inputs (by sha256) and the same outputs that lie on disk; otherwise it is r
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import time
 from collections.abc import Callable
@@ -23,7 +24,13 @@ from rgbench.files import read_json, sha256_file, sha256_tree, write_json_atomic
 from rgbench.worlds.building.clip import CLIPConfig, RewardConfig, train_clip, train_reward
 from rgbench.worlds.building.judges import JudgeConfig, train_judges
 from rgbench.worlds.building.proxy import ProxyConfig, train_proxy
-from rgbench.worlds.building.teacher import TeacherConfig, assemble_pipeline, encode_latents, train_teacher
+from rgbench.worlds.building.teacher import (
+    LatentsConfig,
+    TeacherConfig,
+    assemble_pipeline,
+    encode_latents,
+    train_teacher,
+)
 from rgbench.worlds.building.vae import TextureConfig, VAEConfig, reconstruct, texture
 
 
@@ -36,6 +43,7 @@ class WorldRecipe:
     reward: RewardConfig = field(default_factory=RewardConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
     texture: TextureConfig = field(default_factory=TextureConfig)
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
 
@@ -48,7 +56,8 @@ class WorldRecipe:
             RewardConfig(steps=2, batch_size=8),
             VAEConfig(steps=2, batch_size=4),
             TextureConfig(steps=3, discriminator_steps=1, batch_size=4),
-            TeacherConfig(num_latents=64, steps=2, batch_size=8),
+            LatentsConfig(num_latents=64),
+            TeacherConfig(cycles=((2, 1e-3), (2, 1e-3)), batch_size=8),
             ProxyConfig(steps=2, batch_size=16),
         )
 
@@ -72,7 +81,7 @@ def _texture(config: TextureConfig, out: Path, device: torch.device) -> None:
     texture(vae, config, out, device).cpu().save_pretrained(out / "vae_texture")
 
 
-def _latents(config: TeacherConfig, out: Path, device: torch.device) -> None:
+def _latents(config: LatentsConfig, out: Path, device: torch.device) -> None:
     encode_latents(AutoencoderKL.from_pretrained(out / "vae"), config, out, device)
 
 
@@ -94,7 +103,7 @@ STAGES: dict[str, Stage] = {
     "clip": Stage((), ("clip",), "clip", train_clip),
     "reward": Stage(("clip",), ("reward",), "reward", train_reward),
     "vae": Stage((), ("vae",), "vae", _vae),
-    "latents": Stage(("vae",), ("latents.safetensors",), "teacher", _latents),
+    "latents": Stage(("vae",), ("latents.safetensors",), "latents", _latents),
     "teacher": Stage(("clip", "latents.safetensors"), ("unet", "text_encoder"), "teacher", _teacher),
     "texture": Stage(("vae",), ("vae_texture",), "texture", _texture),
     "pipeline": Stage(("clip", "unet", "text_encoder", "vae_texture"), ("teacher",), "teacher", _pipeline),
@@ -121,7 +130,8 @@ def run_stage(name: str, recipe: WorldRecipe, out: Path, device: torch.device, f
     missing = [i for i in stage.inputs if not (out / i).exists()]
     if missing:
         raise UsageError(f"stage {name} needs {', '.join(missing)} in {out}: build the earlier stages first")
-    entry: dict[str, Any] = {"config": dataclasses.asdict(config), "inputs": _hashes(out, stage.inputs)}
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))  # as the manifest gives it back
+    entry: dict[str, Any] = {"config": settings, "inputs": _hashes(out, stage.inputs)}
     manifest = _manifest(out)
     done = manifest["stages"].get(name)
     if (

@@ -8,8 +8,9 @@ starts as the CLIP's text tower and learns along, as in the first latent diffusi
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from rgbench.files import sha256_file, sha256_tree
 from rgbench.worlds.building.clip import CLIP_CONFIG, tokenize
 from rgbench.worlds.building.common import StageLog, autocast, linear_decay, stage_seed, update_average
 from rgbench.worlds.building.text_encoder import to_transformers
@@ -51,15 +53,21 @@ UNET_CONFIG = {
 
 
 @dataclass(frozen=True)
+class LatentsConfig:
+    """Parameters of the latents stage."""
+
+    num_latents: int = 49152
+    dtype: str = "fp32"
+
+
+@dataclass(frozen=True)
 class TeacherConfig:
-    """Hyper-parameters of the latents and teacher stages."""
+    """Hyper-parameters of the teacher stage."""
 
     seed: int = 0
-    num_latents: int = 49152
-    steps: int = 3600
+    cycles: tuple[tuple[int, float], ...] = ((3600, 1e-3), (3600, 6e-4))  # steps, peak learning rate
+    text_encoder_lr_share: float = 0.3
     batch_size: int = 64
-    lr: float = 1e-3
-    text_encoder_lr: float = 3e-4
     drop_prompt: float = 0.1
     min_snr_gamma: float = 5.0
     average_decay: float = 0.998
@@ -67,7 +75,7 @@ class TeacherConfig:
 
 
 @torch.no_grad()
-def encode_latents(vae: AutoencoderKL, config: TeacherConfig, out: Path, device: torch.device) -> None:
+def encode_latents(vae: AutoencoderKL, config: LatentsConfig, out: Path, device: torch.device) -> None:
     """Cache posterior moments of training scenes 0 … num_latents − 1 in ``out/latents.safetensors``.
 
     Writes ``mean`` and ``std``, each (N, 4, 8, 8) float16, unscaled.
@@ -92,23 +100,45 @@ def text_encoder_of(clip: Path) -> CLIPTextModel:
 def train_teacher(
     vae: AutoencoderKL, config: TeacherConfig, out: Path, device: torch.device
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Train UNet and text encoder on the cached latents; returns the averages of both."""
-    tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
+    """Train UNet and text encoder on the cached latents; returns the averages of both.
+
+    A cycle starts from the average that the last one ended with, kept in ``out`` under the
+    digest of what it was made from: an interrupted stage goes on with the next cycle.
+    """
     text_encoder = text_encoder_of(out / "clip").to(device)
-    cache = load_file(out / "latents.safetensors")
     torch.manual_seed(stage_seed(config.seed, "teacher", -1))
     unet = UNet2DConditionModel(**UNET_CONFIG).to(device)
     networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
+    made_from = [sha256_tree(out / "clip"), sha256_file(out / "latents.safetensors"), asdict(config)]
+    for cycle in range(len(config.cycles)):
+        made_from[-1] = {**asdict(config), "cycles": config.cycles[: cycle + 1]}
+        digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:8]
+        path = out / f"teacher-{digest}.safetensors"
+        if not path.exists():
+            save_file(_train_cycle(networks, vae.config.scaling_factor, cycle, config, out, device), path)
+        networks.load_state_dict(load_file(path))
+    return unet.eval(), text_encoder.eval()
+
+
+def _train_cycle(
+    networks: nn.ModuleDict, scaling_factor: float, cycle: int, config: TeacherConfig, out: Path, device: torch.device
+) -> dict[str, Tensor]:
+    """One warm-up and decay of the learning rate; returns the average of the weights."""
+    tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
+    cache = load_file(out / "latents.safetensors")
+    unet, text_encoder = networks["unet"], networks["text_encoder"]
+    steps, lr = config.cycles[cycle]
+    first = sum(n for n, _ in config.cycles[:cycle])
     average = {k: v.detach().clone() for k, v in networks.state_dict().items()}
-    groups = [{"params": unet.parameters(), "lr": config.lr},
-              {"params": text_encoder.parameters(), "lr": config.text_encoder_lr}]  # fmt: skip
+    groups = [{"params": unet.parameters(), "lr": lr},
+              {"params": text_encoder.parameters(), "lr": config.text_encoder_lr_share * lr}]  # fmt: skip
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: linear_decay(step, config.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: linear_decay(step, steps))
     alphas_cumprod = DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod.to(device)
     log = StageLog(out / "teacher.jsonl")
-    for step in range(config.steps):
-        torch.manual_seed(stage_seed(config.seed, "teacher", step))
-        latents, prompts = _batch(cache, vae.config.scaling_factor, step, config)
+    for step in range(steps):
+        torch.manual_seed(stage_seed(config.seed, "teacher", first + step))
+        latents, prompts = _batch(cache, scaling_factor, first + step, config)
         with autocast(device, config.dtype):
             embeds = text_encoder(tokenize(tokenizer, prompts).to(device)).last_hidden_state
         loss = _loss(unet, latents.to(device), embeds, alphas_cumprod, config)
@@ -118,9 +148,8 @@ def train_teacher(
         optimiser.step()
         schedule.step()
         update_average(average, networks, min(config.average_decay, (1 + step) / (10 + step)))
-        log(step, loss=loss, grad_norm=norm)
-    networks.load_state_dict(average)
-    return unet.eval(), text_encoder.eval()
+        log(first + step, loss=loss, grad_norm=norm)
+    return average
 
 
 def _batch(
