@@ -51,3 +51,13 @@ def hps_preprocess(
     return (images - torch.tensor(mean, dtype=images.dtype, device=images.device).view(shape)) / torch.tensor(
         std, dtype=images.dtype, device=images.device
     ).view(shape)
+
+
+def nyquist(size: int, longest: int) -> float:
+    """The highest frequency of an image that a reward model can see, in cycles per image pixel.
+
+    Args:
+        size: side that the model reads, in pixels.
+        longest: longest side of the image, which is resized to ``size``.
+    """
+    return min(0.5, size / longest / 2)

@@ -12,18 +12,19 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from rgbench.metrics.overopt.spectrum import CUTOFF, band_energy, luma_chroma, octave_gaps, power_spectrum, ratio_db
+from rgbench.metrics.overopt.power import CUTOFF, band_energy, luma_chroma, octave_gaps, power_spectrum, ratio_db
 from rgbench.models import DiffusionModels
 from rgbench.rewards.contract import Reward
+from rgbench.rewards.preprocess import nyquist
 from rgbench.worlds.building.clip import preference_pairs
 from rgbench.worlds.captions import captions
 from rgbench.worlds.judges import JUDGES
 from rgbench.worlds.oracle import ATTRIBUTES, Oracle, score_reading
 from rgbench.worlds.preferences import HELDOUT_DEGRADATIONS, PreferenceConfig, corrupt, degrade
 from rgbench.worlds.render_match import render_and_match
-from rgbench.worlds.scenes import Scenes, sample_scenes, scene_batch
+from rgbench.worlds.scenes import IMAGE_SIZE, Scenes, sample_scenes, scene_batch
 
-REWARD_NYQUIST = 28 / 64 / 2  # cycles per image pixel
+REWARD_NYQUIST = nyquist(28, IMAGE_SIZE)
 
 
 @dataclass(frozen=True)

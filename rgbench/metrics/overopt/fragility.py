@@ -1,0 +1,147 @@
+"""Fragility: how much reward an image loses under changes that people hardly see.
+
+    JPEG at quality 75, Gaussian blur σ = 1 pixel, half size and back, a shift by one pixel, noise of σ = 2/255
+
+The figure is the mean drop of the reward over the five, minus the same drop of real
+images: a reward that rests on fine structure, rather than on what the image shows, breaks.
+It is measured on the first 512 images, for each costs six evaluations of the reward model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from rgbench.data.prompts import Prompt
+from rgbench.files import open_image
+from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
+from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
+from rgbench.metrics.overopt.real import has_real, real_batches
+from rgbench.metrics.overopt.rewards import SCALE, shared_reward
+from rgbench.metrics.reference import to_uint8
+
+NUM_IMAGES = 512
+JPEG_QUALITY = 75
+BLUR_SIGMA = 1.0  # pixels
+BLUR_RADIUS = 4  # pixels
+NOISE_SIGMA = 2 / 255
+
+
+def jpeg(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Through JPEG at quality 75, 4:2:0, and back."""
+    decoded = []
+    for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy():
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
+        decoded.append(np.asarray(open_image(file.getvalue())))
+    return (torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float() / 255).to(images.device)
+
+
+def blur(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Gaussian, σ = 1 pixel, borders repeated."""
+    x = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (x / BLUR_SIGMA) ** 2)
+    kernel = kernel / kernel.sum()
+    planes = F.pad(images.flatten(0, 1)[:, None], (BLUR_RADIUS,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(planes, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).reshape(images.shape)
+
+
+def half_size(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Bicubic with antialiasing to half the size, and bicubic back."""
+    height, width = images.shape[-2:]
+    small = F.interpolate(images, (max(1, height // 2), max(1, width // 2)), mode="bicubic", antialias=True)
+    return F.interpolate(small, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def shift(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """One pixel right and down, the borders repeated."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (1, 0, 1, 0), mode="replicate")[..., :height, :width]
+
+
+def noise(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """White noise, σ = 2/255, the same for a prompt whatever its batch or model."""
+    drawn = torch.stack([torch.randn(images.shape[1:], generator=_generator(prompt)) for prompt in prompts])
+    return (images + NOISE_SIGMA * drawn.to(images.device)).clamp(0, 1)
+
+
+CHANGES = {"jpeg75": jpeg, "blur1": blur, "half_size": half_size, "shift1": shift, "noise2": noise}
+
+
+def _generator(prompt: Prompt) -> torch.Generator:
+    digest = hashlib.sha256(prompt.id.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+class Fragility:
+    """Mean drop of the reward under five small changes, against real images where there are any.
+
+    Args:
+        context: any prompts.
+
+    Raises:
+        UsageError: the reward model's folder is incomplete.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.against_real = context, has_real(context)
+        self.reward = shared_reward(context, antialias=True)
+        self.num = min(NUM_IMAGES, len(context.prompts))
+        protocol = context.protocol(
+            reference=context.reference.fields() if self.against_real else None,
+            reward=self.reward.reward.fingerprint(),
+            scale=SCALE,
+            changes=list(CHANGES),
+            images=self.num,
+            jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
+        )
+        gap = self.against_real
+        metric = Metric(
+            name="fragility_gap" if gap else "fragility",
+            label="Fragility gap" if gap else "Fragility",
+            direction="lower",
+            unit="",
+            family="fragility",
+            decimals=2,
+        )
+        self.quantities = (Quantity(metric, protocol),)
+        self.drops = np.full((len(CHANGES), self.num), np.nan)
+
+    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
+        inside = np.flatnonzero(positions < self.num)
+        if len(inside):
+            chosen = images if len(inside) == len(positions) else images[inside]
+            self.drops[:, positions[inside]] = self._measure(chosen, [prompts[i] for i in inside])
+
+    def finish(self) -> list[Measurement]:
+        drops = self.drops
+        extra: dict[str, Any] = {"level": float(drops.mean()), "num_images": self.num}
+        if self.against_real:
+            key = f"fragility {self.num} {self.context.reward_folder}"
+            real = self.context.reference.remember(key, self._of_real)
+            extra["real"], drops = float(real.mean()), drops - real
+        rows, groups = drops.mean(0), jackknife_groups(self.num)
+        left = [float(rows[groups != g].mean()) for g in np.unique(groups) if (groups != g).any()]
+        extra |= {"drops": dict(zip(CHANGES, drops.mean(1).tolist(), strict=True)), "jackknife": left}
+        value = float(rows.mean())
+        return [Measurement(self.quantities[0], value, jackknife_interval(value, left), self.num, extra=extra)]
+
+    def _measure(self, images: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
+        """(5, B) drops of the reward."""
+        before = self.reward(images, prompts)
+        after = [self.reward(change(images, prompts), prompts) for change in CHANGES.values()]
+        return torch.stack([before - x for x in after]).cpu().numpy()
+
+    def _of_real(self) -> np.ndarray:
+        prompts, drops = self.context.prompts.prompts, np.empty_like(self.drops)
+        for images, at in real_batches(self.context, self.num):
+            drops[:, at] = self._measure(images, [prompts[i] for i in at])
+        return drops

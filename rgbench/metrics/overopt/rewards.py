@@ -1,0 +1,56 @@
+"""The world's reward model as probes use it: loaded once per command, a batch scored once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rgbench.data.prompts import Prompt
+from rgbench.errors import RgbenchError
+from rgbench.metrics.contract import Context
+from rgbench.rewards.hps import HPSReward
+
+SCALE = 100  # scores are shown as 100 · cosine
+
+
+class SharedReward:
+    """100 · cosine of images and their prompts, with the last batch's scores kept.
+
+    Args:
+        reward: the model.
+    """
+
+    def __init__(self, reward: HPSReward) -> None:
+        self.reward = reward
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """(B,) float64 scores; asked again for the same tensor, the same scores.
+
+        Raises:
+            RgbenchError: a score that is not finite; names the prompt.
+        """
+        if self._last is None or self._last[0] is not images:
+            scores = SCALE * self.reward(images, [prompt.text for prompt in prompts]).double()
+            if not scores.isfinite().all():
+                first = prompts[int(scores.isfinite().int().argmin())]
+                raise RgbenchError(f"the reward of {first.id!r} is not finite")
+            self._last = images, scores
+        return self._last[1]
+
+
+def shared_reward(context: Context, antialias: bool) -> SharedReward:
+    """The world's reward model under one antialias setting, the same object for all that ask in one command.
+
+    Raises:
+        UsageError: its folder is incomplete.
+    """
+    folder = context.reward_folder
+
+    def load() -> SharedReward:
+        return SharedReward(HPSReward.load(folder, antialias=antialias, device=context.device))
+
+    return context.reference.remember(f"reward {folder} {antialias} {context.device}", load)
