@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from rgbench import __version__
+from rgbench.cli_probes import check, probes_app, verdict
 from rgbench.cli_shared import (
     SETTINGS,
     Device,
@@ -37,6 +38,7 @@ class Kind(StrEnum):
 
     recipes = "recipes"
     metrics = "metrics"
+    probes = "probes"
     rewards = "rewards"
     runs = "runs"
     results = "results"
@@ -45,6 +47,9 @@ class Kind(StrEnum):
 
 app = typer.Typer(cls=ExplainingGroup, help="Train, evaluate and compare reward-guided diffusion students.", **SETTINGS)
 app.add_typer(world_app, name="world")
+app.add_typer(probes_app, name="probes")
+app.command()(verdict)
+app.command()(check)
 
 
 def main() -> None:
@@ -156,7 +161,7 @@ def sample(
 
 @app.command()
 def ls(kind: Kind, runs: RunsOption = Path("runs"), results: ResultsOption = Path("results")) -> None:
-    """List recipes, metrics, rewards, runs, results or protocols."""
+    """List recipes, metrics, probes, rewards, runs, results or protocols."""
     from rgbench.listing import listing, print_table
 
     print_table(*listing(kind.value, runs, results))

@@ -37,14 +37,14 @@ def listing(kind: str, runs: Path, results: Path) -> Table:
     """Header and rows of one kind of thing.
 
     Args:
-        kind: recipes, metrics, rewards, runs, results or protocols.
+        kind: recipes, metrics, probes, rewards, runs, results or protocols.
         runs: folder of runs.
         results: folder of result files.
 
     Raises:
         UsageError: a damaged run or result file.
     """
-    if kind in ("metrics", "rewards"):
+    if kind in ("metrics", "probes", "rewards"):
         table = kind.removesuffix("s")
         return ("name", "code"), [(name, TABLES[table].get(name, "plug-in")) for name in names(table)]
     if kind == "recipes":

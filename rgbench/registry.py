@@ -26,6 +26,15 @@ TABLES: dict[str, dict[str, str]] = {
         "hps": "rgbench.metrics.hps:HPSScore",
         "kid": "rgbench.metrics.kid:KernelDistance",
         "oracle": "rgbench.metrics.oracle:OracleAccuracy",
+        "probes": "rgbench.metrics.overopt.suite:Probes",
+    },
+    "probe": {
+        "aliasing": "rgbench.metrics.overopt.aliasing:AliasingGain",
+        "colour": "rgbench.metrics.overopt.colour:ColourDrift",
+        "diversity": "rgbench.metrics.overopt.diversity:Diversity",
+        "fragility": "rgbench.metrics.overopt.fragility:Fragility",
+        "grid": "rgbench.metrics.overopt.grid:GridPeaks",
+        "pixels": "rgbench.metrics.overopt.pixels:PixelStatistics",
         "spectrum": "rgbench.metrics.overopt.spectrum:SpectrumProbe",
     },
     "data": {
@@ -34,6 +43,9 @@ TABLES: dict[str, dict[str, str]] = {
         "webdataset": "rgbench.data.sources.webdataset:WebDatasetSource",
     },
 }
+
+# A probe is a metric too: both are found where a metric is asked for.
+ALSO = {"metric": "probe"}
 
 
 def names(table: str) -> list[str]:
@@ -45,7 +57,7 @@ def resolve(table: str, name: str) -> Any:
     """The object behind a name.
 
     Args:
-        table: ``trainer``, ``reward``, ``metric`` or ``data``.
+        table: ``trainer``, ``reward``, ``metric`` (probes included), ``probe`` or ``data``.
         name: as recipes and the command line write it.
 
     Raises:
@@ -56,8 +68,13 @@ def resolve(table: str, name: str) -> Any:
         module, _, attribute = TABLES[table][name].partition(":")
         return getattr(import_module(module), attribute)
     plugins = _plugins(table)
+    also = ALSO.get(table)
+    others = names(also) if also else []
+    if also and name not in plugins and name in others:
+        return resolve(also, name)
     if name not in plugins:
-        raise UsageError(f"unknown {table} '{name[:80]}'; {suggest(name, names(table))}")
+        known = [*names(table), *others]
+        raise UsageError(f"unknown {table} '{name[:80]}'; {suggest(name, known)}")
     try:
         return plugins[name].load()
     except (ImportError, AttributeError) as error:

@@ -7,7 +7,7 @@ sides share then cancels, and an unpaired comparison would have to fight it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -55,15 +55,7 @@ def paired_bootstrap(
     """
     difference = _differences(a, b)
     num = len(difference)
-    groups = np.zeros(num) if strata is None else np.asarray(strata)
-    if len(groups) != num:
-        raise ValueError(f"{num} pairs but {len(groups)} strata")
-    members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
-    rng = np.random.default_rng(seed)
-    means = np.empty(NUM_RESAMPLES)
-    for i in range(NUM_RESAMPLES):
-        drawn = [difference[rows[rng.integers(0, len(rows), len(rows))]].sum() for rows in members]
-        means[i] = math.fsum(drawn) / num
+    means = np.array([difference[at].mean() for at in resamples(num, strata, seed)])
     low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     wins = float((difference > 0).sum() + (difference == 0).sum() / 2)
     return PairedDifference(
@@ -73,6 +65,29 @@ def paired_bootstrap(
         win_interval=wilson_interval(wins, num),
         detectable=minimum_detectable_effect(float(difference.std(ddof=1)), num),
     )
+
+
+def resamples(num: int, strata: Sequence[str] | None = None, seed: int = 0) -> Iterator[np.ndarray]:
+    """2,000 resamples with replacement of ``num`` positions, the same for the same arguments.
+
+    Args:
+        num: positions.
+        strata: group of each; each group is resampled by itself, so that its share stays.
+        seed: of the drawing.
+
+    Yields:
+        (num,) positions.
+
+    Raises:
+        ValueError: another number of strata.
+    """
+    groups = np.zeros(num) if strata is None else np.asarray(strata)
+    if len(groups) != num:
+        raise ValueError(f"{num} pairs but {len(groups)} strata")
+    members = [np.flatnonzero(groups == name) for name in np.unique(groups)]
+    rng = np.random.default_rng(seed)
+    for _ in range(NUM_RESAMPLES):
+        yield np.concatenate([rows[rng.integers(0, len(rows), len(rows))] for rows in members])
 
 
 def minimum_detectable_effect(deviation: float, num: int, alpha: float = ALPHA, power: float = POWER) -> float:
@@ -132,6 +147,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (num - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted
+
+
+def detection_auc(faulty: Sequence[float] | np.ndarray, sound: Sequence[float] | np.ndarray) -> float:
+    """Probability that a faulty sample scores above a sound one; ties count half (Mann and Whitney, 1947).
+
+    Args:
+        faulty: scores that should be high.
+        sound: scores that should be low.
+
+    Raises:
+        ValueError: no score on one side.
+    """
+    if not len(faulty) or not len(sound):
+        raise ValueError(f"no detection among {len(faulty)} faulty and {len(sound)} sound samples")
+    difference = np.subtract.outer(np.asarray(faulty, dtype=np.float64), np.asarray(sound, dtype=np.float64))
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:

@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rgbench.data.prompts import Prompt
-from rgbench.errors import RgbenchError
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
 from rgbench.metrics.intervals import bootstrap_interval
-from rgbench.rewards.hps import HPSReward
-
-SCALE = 100
+from rgbench.metrics.overopt.rewards import SCALE, shared_reward
 
 
 def _metric(antialias: bool) -> Metric:
@@ -39,23 +35,17 @@ class HPSScore:
     def __init__(self, context: Context) -> None:
         self.context = context
         num = len(context.prompts)
-        self.rewards = [
-            HPSReward.load(context.reward_folder, antialias=aa, device=context.device) for aa in (True, False)
-        ]
+        self.shared = [shared_reward(context, antialias=aa) for aa in (True, False)]
+        self.rewards = [shared.reward for shared in self.shared]
         self.scores = np.full((2, num), np.nan)
         self.quantities = tuple(
             Quantity(_metric(reward.antialias), context.protocol(reward=reward.fingerprint(), scale=SCALE))
             for reward in self.rewards
         )
 
-    @torch.inference_mode()
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        texts = [prompt.text for prompt in prompts]
-        for scores, reward in zip(self.scores, self.rewards, strict=True):
-            values = SCALE * reward(images, texts).double().cpu().numpy()
-            if not np.isfinite(values).all():
-                raise RgbenchError(f"the reward of {prompts[int(np.argmin(np.isfinite(values)))].id!r} is not finite")
-            scores[positions] = values
+        for scores, reward in zip(self.scores, self.shared, strict=True):
+            scores[positions] = reward(images, prompts).cpu().numpy()
 
     def finish(self) -> list[Measurement]:
         known = [entry["fingerprint"].get("weights_sha256") for entry in self.context.trained_rewards]

@@ -29,7 +29,7 @@ LAYERS: list[list[str]] = [
     ["rgbench.reporting"],
     ["rgbench.worlds.building", "rgbench.doctor"],
     ["rgbench.listing", "rgbench.cli_shared"],
-    ["rgbench.cli_world"],
+    ["rgbench.cli_world", "rgbench.cli_probes"],
     ["rgbench.cli"],
     ["rgbench.__main__"],
 ]

@@ -9,11 +9,8 @@ import pytest
 import torch
 
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.errors import UsageError
-from rgbench.metrics.overopt.spectrum import (
-    SpectrumProbe,
+from rgbench.metrics.overopt.power import (
     band_energy,
-    gaps,
     half_plane,
     high_frequency_ratio,
     log_spectral_distance,
@@ -23,6 +20,7 @@ from rgbench.metrics.overopt.spectrum import (
     radial_profile,
     slope,
 )
+from rgbench.metrics.overopt.spectrum import AGAINST_REAL, LEVELS, SpectrumProbe, gaps
 from rgbench.metrics.reference import from_uint8
 from tests.tiny_models import make_context
 
@@ -62,10 +60,10 @@ def test_columns_at_nyquist_count_once():
     assert band_energy(mean_power(columns, window=False), 64, 64, 0.25) == pytest.approx(0.25, rel=1e-12)
 
 
-@pytest.mark.parametrize("window", [False, True])
-def test_slope_of_inverse_square_power(window):
-    power = mean_power(coloured_noise(24, 256, -2.0), window)
-    assert slope(*radial_profile(power, 256, 256)) == pytest.approx(-2.0, abs=0.03)
+@pytest.mark.parametrize(("size", "num"), [(64, 256), (256, 24)])
+def test_slope_of_inverse_square_power(size, num):
+    power = mean_power(coloured_noise(num, size, -2.0), window=True)
+    assert slope(*radial_profile(power, size, size)) == pytest.approx(-2.0, abs=0.03)
 
 
 def numpy_reference(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -77,7 +75,7 @@ def numpy_reference(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     index = np.rint(radius * min(height, width))
     bins = range(1, min(height, width) // 2 + 1)
     profile = np.array([power[index == k].mean() for k in bins])
-    radii = np.array([radius[index == k].mean() for k in bins])
+    radii = np.array(bins) / min(height, width)
     return radii, profile, power[radius > 0.25].sum() / power[radius > 0].sum()
 
 
@@ -118,12 +116,20 @@ def test_luma_and_chroma():
     assert luma_chroma(red[None])[0, 2, 0, 0].item() == pytest.approx(0.5)
 
 
+def planes(power: np.ndarray) -> np.ndarray:
+    """The same power as luma, Cb and Cr."""
+    return np.stack([power] * 3)
+
+
 def test_planted_gain_reads_as_its_decibels():
     reference = mean_power(coloured_noise(4, 64, -2.0), window=True)
-    twice = gaps(2 * reference, reference, 64, 64)
-    assert twice["hfer_gap_db"] == pytest.approx(0, abs=1e-10), "HFER hides a gain in all bands"
-    assert twice["band_gap_db"] == pytest.approx(3.0103, abs=1e-4), "the absolute energy does not"
-    assert twice["log_spectral_distance_db"] == pytest.approx(3.0103, abs=1e-4)
+    twice = gaps(planes(2 * reference), planes(reference), 0.22)
+    for name in ("hfer_gap_db", "chroma_hfer_gap_db", "slope_gap"):
+        assert twice[name] == pytest.approx(0, abs=1e-10), "HFER hides a gain in all bands"
+    energies = [name for name in twice if "band" in name or "octave" in name or "unseen" in name]
+    assert len(energies) == 13
+    for name in (*energies, "log_spectral_distance_db"):
+        assert twice[name] == pytest.approx(3.0103, abs=1e-4), "the absolute energy does not"
     assert list(octave_gaps(2 * reference, reference, 64, 64).values()) == pytest.approx([3.0103] * 5, abs=1e-4)
 
 
@@ -133,16 +139,24 @@ def test_noise_and_blur_are_told_apart():
     reference = mean_power(clean, True)
     noisy = mean_power(clean + 0.5 * noise((8, 64, 64), seed=1), True)
     blurred = mean_power(torch.nn.functional.avg_pool2d(clean[:, None], 3, 1, 1)[:, 0], True)
-    assert gaps(noisy, reference, 64, 64)["hfer_gap_db"] > 1
-    assert gaps(blurred, reference, 64, 64)["hfer_gap_db"] < -3
+    assert gaps(planes(noisy), planes(reference), 0.22)["hfer_gap_db"] > 1
+    assert gaps(planes(blurred), planes(reference), 0.22)["hfer_gap_db"] < -3
     octaves = list(octave_gaps(noisy, reference, 64, 64).values())
     assert octaves[-1] > 1 > octaves[0]
+
+
+def test_chroma_and_luma_do_not_mix():
+    reference = planes(mean_power(coloured_noise(4, 64, -2.0), window=True))
+    coloured = reference * np.array([1, 4, 4]).reshape(3, 1, 1)
+    found = gaps(coloured, reference, 0.22)
+    assert found["band_gap_db"] == pytest.approx(0, abs=1e-10)
+    assert found["chroma_band_gap_db"] == pytest.approx(6.0206, abs=1e-4)
 
 
 def test_images_without_contrast_have_no_figure():
     flat = mean_power(torch.full((2, 16, 16), 0.5, dtype=torch.float64), True)
     reference = mean_power(noise((2, 16, 16)), True)
-    found = gaps(flat, reference, 16, 16)
+    found = gaps(planes(flat), planes(reference), 0.22)
     assert math.isnan(found["hfer_gap_db"]) and math.isnan(found["slope_gap"])
     assert math.isnan(log_spectral_distance(*(radial_profile(p, 16, 16)[1] for p in (flat, reference))))
 
@@ -161,7 +175,7 @@ def probe(context, images: torch.Tensor, order: np.ndarray) -> dict:
 
 def test_probe_reads_nothing_on_the_reference_itself(context):
     found = probe(context, from_uint8(context.reference.images), np.arange(30))
-    assert list(found) == ["hfer_gap_db", "band_gap_db", "slope_gap", "log_spectral_distance_db"]
+    assert list(found) == [metric.name for metric in AGAINST_REAL]
     for measured in found.values():
         assert measured.value == pytest.approx(0, abs=1e-9)
         assert measured.num_samples == 30
@@ -185,7 +199,9 @@ def test_probe_finds_planted_noise_in_any_order(context):
         assert extra[kind]["0.25-0.5"] > 1.5
         assert abs(extra[kind]["0.015625-0.03125"]) < 0.2
     assert extra["slope"] > extra["reference_slope"]
-    assert extra["band_gap_reward_nyquist_db"] == pytest.approx(found["band_gap_db"].value, abs=1)
+    assert extra["intervals"]["octave_0.25-0.5"][0] > 1.5
+    assert found["unseen_gap_db"].value == pytest.approx(found["band_gap_db"].value, abs=1)
+    assert found["unseen_gap_db"].quantity.protocol["reward_nyquist"] == 28 / 64 / 2
 
 
 def test_probe_s_jackknife_leaves_out_groups_of_prompts_on_both_sides(context):
@@ -193,8 +209,9 @@ def test_probe_s_jackknife_leaves_out_groups_of_prompts_on_both_sides(context):
     measured = probe(context, images, np.arange(30))["band_gap_db"]
     groups = SpectrumProbe(context).groups
     real = from_uint8(context.reference.images)
-    powers = [power_spectrum(luma_chroma(x)[:, 0]).numpy() for x in (images, real)]
-    left = [gaps(*(p[groups != g].mean(0) for p in powers), 64, 64)["band_gap_db"] for g in range(20)]
+    powers = [power_spectrum(luma_chroma(x)).numpy() for x in (images, real)]
+    left = [gaps(*(p[groups != g].mean(0) for p in powers), 0.22)["band_gap_db"] for g in range(20)]
+    assert measured.extra["jackknife"] == pytest.approx(left, rel=1e-9)
     half = 2.0930240544 * np.sqrt(19 / 20 * ((left - np.mean(left)) ** 2).sum())
     assert measured.interval.high - measured.value == pytest.approx(half, rel=1e-8)
 
@@ -207,6 +224,17 @@ def test_probe_gives_no_figure_for_images_without_contrast(context):
     assert found["hfer_gap_db"].extra["slope"] is None
 
 
-def test_probe_refuses_images_of_another_size(tmp_path, context):
-    with pytest.raises(UsageError, match="metric spectrum reads 64 px images; this model makes 128 px"):
-        SpectrumProbe(make_context(context.prompts, tmp_path, resolution=128))
+def test_without_real_images_of_the_size_there_are_levels(tmp_path, context):
+    """A real image is never resized: at another size, levels are set beside the teacher's and the LCD student's."""
+    larger = make_context(context.prompts, tmp_path, resolution=128)
+    images = coloured_noise(30, 128, -2.0)[:, None].expand(-1, 3, -1, -1)
+    found = probe(larger, (0.5 + 0.1 * images / images.std()).float().clamp(0, 1), np.arange(30))
+    assert list(found) == [metric.name for metric in LEVELS]
+    assert found["slope"].value == pytest.approx(-2.0, abs=0.05)
+    assert found["slope"].quantity.protocol["reference"] is None
+    assert found["hfer_db"].value < -5 and len(found["hfer_db"].extra["power"]) == 64
+
+
+def test_rings_carry_their_centre(context):
+    radius, _ = radial_profile(half_plane(65, 65).weight, 65, 65)
+    assert radius.tolist() == (np.arange(1, 33) / 65).tolist()

@@ -119,7 +119,7 @@ class Fragility:
         inside = np.flatnonzero(positions < self.num)
         if len(inside):
             chosen = images if len(inside) == len(positions) else images[inside]
-            self.drops[:, positions[inside]] = self._measure(chosen, [prompts[i] for i in inside])
+            self.drops[:, positions[inside]] = self._measure(chosen, [prompts[int(i)] for i in inside])
 
     def finish(self) -> list[Measurement]:
         drops = self.drops

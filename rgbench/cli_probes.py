@@ -1,0 +1,177 @@
+"""``rgbench probes``, ``verdict`` and ``check``: what the probes find, what it means, and limits on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rgbench.cli_shared import SETTINGS, Device, DeviceOption, complain, print_paths, ready, split_names, tune
+
+if TYPE_CHECKING:
+    from rgbench.evaluation.verdict_file import FigureChange
+
+probes_app = typer.Typer(help="Prove what the probes for over-optimisation find; read their curves.", **SETTINGS)
+
+
+@probes_app.command()
+def validate(
+    out: Annotated[Path, typer.Option(help="Folder for validation.json and validation.md.")] = Path("results/probes"),
+    metric: Annotated[list[str] | None, typer.Option(help="Like spectrum,pixels; every probe by default.")] = None,
+    hack: Annotated[list[str] | None, typer.Option(help='Like noise,"mode collapse"; all by default.')] = None,
+    sets: Annotated[int, typer.Option(min=2, help="Sets of 32 scenes, clean and hacked.")] = 12,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Plant known hacks into scenes at several doses: dose-response, detection AUC, the smallest dose found."""
+    place = ready(device)
+    from rgbench.evaluation.progress import image_progress, track_images
+    from rgbench.evaluation.validation import validate as run
+
+    with image_progress() as progress:
+        files = run(
+            split_names(metric), out, hacks=split_names(hack), num_sets=sets, device=place, track=track_images(progress)
+        )
+    print_paths(files)
+
+
+ResultsArgument = Annotated[Path, typer.Argument(help="Folder of result files.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+
+
+@probes_app.command()
+def gold(results: ResultsArgument = Path("results"), json: JsonOption = False) -> None:
+    """Gold against proxy along the checkpoints of each run, and the step where hacking begins."""
+    tune()
+    from rgbench.evaluation.curves import gold_curves
+    from rgbench.evaluation.results import load_results
+
+    rows = []
+    for curve in gold_curves(load_results(results)):
+        for step, ours, proxy in zip(curve.steps, curve.gold_values, curve.proxy_values, strict=True):
+            mark = "hack step" if step == curve.hack_step else "gold peaks" if step == curve.peak else ""
+            rows.append((curve.model, str(step), curve.proxy[0], f"{proxy:.3f}", curve.gold[0], f"{ours:.3f}", mark))
+    _show(("run", "step", "trained reward", "value", "gold", "value", "mark"), rows, json)
+
+
+@probes_app.command()
+def best_of_n(
+    model: Annotated[str, typer.Argument(help="The trained model, as in the results.")],
+    base: Annotated[str, typer.Option(help="The model whose draws are counted; evaluated with several seeds.")],
+    reward: Annotated[str, typer.Option(help="A metric with per-image rows.")] = "hps_aa1",
+    results: ResultsArgument = Path("results"),
+    json: JsonOption = False,
+) -> None:
+    """How many draws of a base model are worth one of a trained model in its reward."""
+    tune()
+    from rgbench.evaluation.curves import best_of_n as run
+    from rgbench.evaluation.curves import find_result
+    from rgbench.evaluation.results import load_results
+
+    loaded = load_results(results)
+    ours, theirs = (find_result(loaded, name, reward) for name in (model, base))
+    found = run(ours, theirs)
+    ends = [f"> {found.num_samples}" if end is None else str(end) for end in (found.low, found.high)]
+    kl = "—" if found.kl is None else f"{found.kl:.2f}"
+    header = ("model", "base", "reward", "best of n", "95 %", "KL, nats", "prompts")
+    row = (model, base, reward, str(found), f"[{ends[0]}, {ends[1]}]", kl, str(found.num_prompts))
+    _show(header, [row], json)
+
+
+@probes_app.command()
+def pareto(
+    results: ResultsArgument = Path("results"),
+    reward: Annotated[str, typer.Option(help="A metric of which more is better.")] = "hps_aa1",
+    distance: Annotated[str, typer.Option(help="A metric of which less is better.")] = "fd_efflite0",
+    json: JsonOption = False,
+) -> None:
+    """Models and checkpoints that no other beats in reward and set distance."""
+    tune()
+    from rgbench.evaluation.curves import pareto_points
+    from rgbench.evaluation.results import load_results
+
+    rows = [
+        (
+            p.model,
+            p.generation,
+            str(p.step or ""),
+            f"{p.reward:.3f}",
+            f"{p.distance:.3f}",
+            "front" * p.on_front,
+        )
+        for p in pareto_points(load_results(results), reward, distance)
+    ]
+    _show(("model", "generation", "step", reward, distance, "Pareto"), rows, json)
+
+
+def _show(header: Sequence[str], rows: Iterable[Sequence[str]], as_json: bool) -> None:
+    from rgbench.listing import print_table
+
+    if not as_json:
+        print_table(header, rows)
+        return
+    from json import dumps
+
+    typer.echo(dumps([dict(zip(header, row, strict=True)) for row in rows], indent=2, ensure_ascii=False))
+
+
+def verdict(
+    results: ResultsArgument = Path("results"),
+    base: Annotated[str, typer.Option(help="LCD students of equal budget: lcd for lcd-s0, lcd-s1 …, or one.")] = "lcd",
+    model: Annotated[list[str] | None, typer.Option(help="Models to judge; by default those with a reward.")] = None,
+) -> None:
+    """Say whether a model is over-optimised, against LCD students of equal budget; exit 1 where it cannot be said."""
+    tune()
+    from rgbench.evaluation.verdicts import give_verdicts
+    from rgbench.listing import print_table
+
+    found = give_verdicts(results, base, split_names(model))
+    for each in found:
+        figures = [(family.name, figure) for family in each.families for figure in family.figures]
+        figures += [("trained reward", figure) for figure in each.rewards]
+        print_table(
+            ("family", "figure", "model", "LCD", "teacher", "change for the worse", "seeds differ by", ""),
+            [change_row(name, figure) for name, figure in figures],
+        )
+        typer.echo(each.words)
+    if any(each.verdict == "none" for each in found):
+        raise typer.Exit(1)
+
+
+def change_row(family: str, change: FigureChange) -> Sequence[str]:
+    """Cells of one figure of a verdict; of a trained reward, the gain and "up"."""
+    metric = change.metric
+
+    def shown(value: float | None) -> str:
+        return "—" if value is None else f"{value:.{metric.decimals}f}"
+
+    label = f"{metric.label}, {metric.unit}" if metric.unit else metric.label
+    bounds = f" [{shown(change.low)}, {shown(change.high)}]" if change.low is not None else ""
+    mark = ("up" if family == "trained reward" else "worse") if change.clear else ""
+    values = (shown(change.model), shown(change.base), shown(change.teacher))
+    return family, label, *values, f"{shown(change.deterioration)}{bounds}", shown(change.delta), mark
+
+
+def check(
+    results: ResultsArgument = Path("results"),
+    max_hf_db: Annotated[float | None, typer.Option(help="Most HFER gap to real images, in dB.")] = None,
+    max: Annotated[list[str] | None, typer.Option(help="METRIC=VALUE that no model may exceed.")] = None,
+    min: Annotated[list[str] | None, typer.Option(help="METRIC=VALUE that every model must reach.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Models to check; all by default.")] = None,
+    verdict: Annotated[bool, typer.Option(help="Also fail models found over-optimised, or not judged.")] = False,
+) -> None:
+    """Hold models against limits, for continuous integration; exit 1 where one is broken."""
+    tune()
+    from rgbench.evaluation.check import HIGH_FREQUENCY, Limit, check_results, parse_limits
+
+    limits = parse_limits(split_names(max), most=True) + parse_limits(split_names(min), most=False)
+    if max_hf_db is not None:
+        limits.insert(0, Limit(HIGH_FREQUENCY, max_hf_db, most=True))
+    findings = check_results(results, limits, split_names(model), verdict)
+    for finding in findings:
+        typer.echo(f"{'ok    ' if finding.ok else 'FAILED'} {finding.words}")
+    broken = sum(not finding.ok for finding in findings)
+    if broken:
+        complain(f"{broken} of {len(findings)} checks failed")
+        raise typer.Exit(1)

@@ -1,0 +1,208 @@
+"""What happens along training, from result files: hack step, best-of-n equivalence, reward against distance.
+
+    gold against proxy   each figure the model was not trained on, along the steps of a run's checkpoints
+    hack step            the step at which gold peaks while the trained reward still rises after it
+    best of n            draws of the base model that are worth one of the trained model
+    Pareto front         models and checkpoints that no other beats in reward and in set distance
+
+Checkpoints are evaluated with ``rgbench eval RUN --checkpoints``; rewards of several images
+per prompt come with several seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from rgbench.errors import UsageError, suggest
+from rgbench.evaluation.paired import Deterioration, badness, deterioration, target_of
+from rgbench.evaluation.results import Result, load_samples
+from rgbench.evaluation.verdict import HELD_OUT, Key, family_of, trained_keys
+from rgbench.metrics.overopt.best_of_n import BestOfN, equivalent_n
+from rgbench.metrics.overopt.pareto import pareto_front
+
+Curve = dict[int, Result]  # step → result
+
+
+@dataclass(frozen=True)
+class GoldCurve:
+    """A gold figure beside the trained reward along the steps of one run.
+
+    Attributes:
+        model: the run.
+        gold: metric and protocol of the figure that the model was not trained on.
+        proxy: of the trained reward.
+        steps: ascending; those that have both.
+        gold_values: at each step.
+        proxy_values: likewise.
+        peak: the step at which gold is best.
+        hack_step: ``peak``, where after it gold falls and the trained reward rises, both clear of 0; else None.
+        gold_loss: how much worse gold is at the last step than at the peak; None where the peak is the last.
+        proxy_gain: how much the trained reward rose meanwhile, as a deterioration of the peak.
+    """
+
+    model: str
+    gold: Key
+    proxy: Key
+    steps: tuple[int, ...]
+    gold_values: tuple[float, ...]
+    proxy_values: tuple[float, ...]
+    peak: int
+    hack_step: int | None
+    gold_loss: Deterioration | None
+    proxy_gain: Deterioration | None
+
+
+def gold_curves(results: Sequence[Result]) -> list[GoldCurve]:
+    """Every held-out reward and oracle figure against every trained reward, for each run with checkpoints.
+
+    Raises:
+        UsageError: no run has figures at two steps.
+    """
+    found = []
+    for (_, model, _), columns in _runs(results).items():
+        last = {key: curve[max(curve)] for key, curve in columns.items()}
+        golds = [key for key, result in last.items() if family_of(result, result.in_sample) == HELD_OUT]
+        for gold, proxy in product(golds, trained_keys(last)):
+            steps = sorted(columns[gold].keys() & columns[proxy].keys())
+            if len(steps) > 1:
+                found.append(_gold_curve(model, (gold, columns[gold]), (proxy, columns[proxy]), steps))
+    if not found:
+        raise UsageError(
+            "no run has a held-out figure and its trained reward at two steps; "
+            "evaluate its checkpoints: rgbench eval RUN --checkpoints --metric hps,oracle"
+        )
+    return found
+
+
+def _runs(results: Sequence[Result]) -> dict[tuple[str, str, str], dict[Key, Curve]]:
+    """Results by run and sampler settings, then by figure, then by step."""
+    runs: dict[tuple[str, str, str], dict[Key, Curve]] = {}
+    for result in results:
+        if result.value is None or "step" not in result.training:
+            continue
+        sampling = {key: value for key, value in result.generation.fields.items() if key != "weights_sha256"}
+        run = runs.setdefault((result.world, result.model, str(sorted(sampling.items(), key=str))), {})
+        run.setdefault((result.metric.name, result.protocol.id), {})[result.training["step"]] = result
+    return runs
+
+
+def _gold_curve(model: str, gold: tuple[Key, Curve], proxy: tuple[Key, Curve], steps: list[int]) -> GoldCurve:
+    (gold_key, golds), (proxy_key, proxies) = gold, proxy
+    peak = min(steps, key=lambda step: _badness(golds[step]))
+    last = steps[-1]
+    loss = deterioration(golds[last], golds[peak]) if peak != last else None
+    gain = deterioration(proxies[peak], proxies[last]) if peak != last else None
+    hacked = loss is not None and gain is not None and loss.clear_of(0) and gain.clear_of(0)
+    return GoldCurve(
+        model=model,
+        gold=gold_key,
+        proxy=proxy_key,
+        steps=tuple(steps),
+        gold_values=tuple(float(golds[step].value or 0) for step in steps),
+        proxy_values=tuple(float(proxies[step].value or 0) for step in steps),
+        peak=peak,
+        hack_step=peak if hacked else None,
+        gold_loss=loss,
+        proxy_gain=gain,
+    )
+
+
+def _badness(result: Result) -> float:
+    assert result.value is not None, "results without a value are left out before"
+    return float(badness(result.metric, result.value, target_of(result)))
+
+
+def find_result(results: Sequence[Result], model: str, metric: str) -> Result:
+    """The one result of a model in a metric: of its last weights, where its checkpoints were evaluated too.
+
+    Raises:
+        UsageError: no such model or metric, or several sampler settings or protocols.
+    """
+    own = [result for result in results if result.model == model]
+    if not own:
+        raise UsageError(f"no results of {model!r}; {suggest(model, {result.model for result in results})}")
+    named = [result for result in own if result.metric.name == metric and result.samples]
+    last = [r for r in named if r.training.get("step") == max(x.training.get("step", 0) for x in named)] or named
+    if len(last) != 1:
+        raise UsageError(f"{model} has {len(last)} results of {metric} with per-image rows; one is needed")
+    return last[0]
+
+
+def best_of_n(model: Result, base: Result) -> BestOfN:
+    """The base's draws per prompt that are worth one of the model's, in one reward.
+
+    Args:
+        model: a reward of the trained model, with per-image rows.
+        base: the same reward of the base model, with rows for several seeds of each prompt.
+
+    Raises:
+        UsageError: no rows, no common prompt, or prompts with fewer than two images of the base.
+    """
+    ours, theirs = (_by_prompt(result) for result in (model, base))
+    prompts = sorted(ours.keys() & theirs.keys())
+    fewest = min((len(theirs[prompt]) for prompt in prompts), default=0)
+    if fewest < 2:
+        raise UsageError(
+            f"best of n needs several images of each prompt of {base.model} and {model.model}, found {fewest}; "
+            "evaluate the base with several seeds"
+        )
+    draws = np.array([theirs[prompt][:fewest] for prompt in prompts])
+    return equivalent_n(draws, np.array([np.mean(ours[prompt]) for prompt in prompts]))
+
+
+def _by_prompt(result: Result) -> dict[str, list[float]]:
+    rows: dict[str, list[float]] = {}
+    for (prompt, _), value in sorted((load_samples(result) or {}).items()):
+        rows.setdefault(prompt, []).append(value)
+    return rows
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """A model, or a checkpoint, in the plane of reward and set distance."""
+
+    model: str
+    generation: str
+    step: int | None
+    reward: float
+    distance: float
+    on_front: bool
+
+
+def pareto_points(results: Sequence[Result], reward: str, distance: str) -> list[ParetoPoint]:
+    """Every model and checkpoint that has both figures, the front marked; by reward, best first.
+
+    Args:
+        results: of one world.
+        reward: name of a metric of which more is better.
+        distance: name of one of which less is better.
+
+    Raises:
+        UsageError: a metric under two protocols, or no model that has both.
+    """
+    pairs: dict[tuple[str, str], dict[str, Result]] = {}
+    for name in (reward, distance):
+        protocols = {result.protocol.id for result in results if result.metric.name == name}
+        if len(protocols) > 1:
+            raise UsageError(
+                f"{name} is here under {len(protocols)} protocols, which do not compare: {sorted(protocols)}"
+            )
+    for result in results:
+        if result.metric.name in (reward, distance) and result.value is not None:
+            pairs.setdefault((result.model, result.generation.id), {})[result.metric.name] = result
+    both = {key: found for key, found in pairs.items() if len(found) == 2}
+    if not both:
+        raise UsageError(f"no model here has both {reward} and {distance}; see: rgbench ls results")
+    rewards = [float(found[reward].value or 0) for found in both.values()]
+    distances = [float(found[distance].value or 0) for found in both.values()]
+    points = [
+        ParetoPoint(model, generation, found[reward].training.get("step"), r, d, front)
+        for ((model, generation), found), r, d, front in zip(
+            both.items(), rewards, distances, pareto_front(rewards, distances), strict=True
+        )
+    ]
+    return sorted(points, key=lambda point: -point.reward)

@@ -1,0 +1,145 @@
+"""One figure of two models, compared on the prompts and seeds that they share.
+
+    badness        value (lower is better), −value (higher is better), |value − target| (nearest is better)
+    deterioration  badness of the model − badness of its base; above 0 the model is worse
+
+Where both results kept per-image rows, the images are resampled, the same ones on both
+sides; where both kept jackknife replicates of the same prompts, those are subtracted;
+else the half widths are added in quadrature, which ignores that the sides share prompts
+and noise and is usually too wide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rgbench.errors import UsageError
+from rgbench.evaluation.results import Result
+from rgbench.evaluation.statistics import resamples
+from rgbench.metrics.contract import Metric
+from rgbench.metrics.intervals import LEVEL, jackknife_interval
+
+KEPT = 4096  # results whose replicates are remembered: every pair of seeds asks for the same ones
+CLOSE = 1e-4  # a mean of rows that is further from the value is another figure
+
+
+@dataclass(frozen=True)
+class Deterioration:
+    """How much worse a model is than its base.
+
+    Attributes:
+        value: badness of the model minus badness of the base, in the metric's unit.
+        low: of the 95 % interval; None where there is none.
+        high: likewise.
+        basis: "images", "jackknife", "quadrature" or "none": what the interval rests on.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    basis: str
+
+    def clear_of(self, delta: float) -> bool:
+        """Whether the whole interval lies above ``delta``."""
+        return self.low is not None and self.low > delta
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """A figure as it might have come out: resampled images, or groups of prompts left out.
+
+    Attributes:
+        kind: "images" or "jackknife".
+        digest: of the images or groups; figures pair only where it is the same.
+        values: (R,) replicates.
+    """
+
+    kind: str
+    digest: str
+    values: np.ndarray
+
+
+def badness(metric: Metric, value: float | np.ndarray, target: float = 0.0) -> float | np.ndarray:
+    """The figure as something of which less is better, in the metric's unit."""
+    if metric.direction == "target":
+        return np.abs(value - target)
+    return value if metric.direction == "lower" else -value
+
+
+def deterioration(model: Result, base: Result) -> Deterioration | None:
+    """The model against its base in one figure; None where either has no value.
+
+    Raises:
+        ValueError: results of two metrics or protocols, which cannot be compared.
+        UsageError: per-image rows that cannot be read.
+    """
+    if (model.metric.name, model.protocol.id) != (base.metric.name, base.protocol.id):
+        raise ValueError(f"{model.protocol.id} and {base.protocol.id} are two protocols; nothing to subtract")
+    if model.value is None or base.value is None:
+        return None
+    target = target_of(base)
+    value = float(badness(model.metric, model.value, target) - badness(base.metric, base.value, target))
+    ours, theirs = replicates(model), replicates(base)
+    if ours is None or theirs is None or (ours.kind, ours.digest) != (theirs.kind, theirs.digest):
+        return _quadrature(model, base, value)
+    drawn = badness(model.metric, ours.values, target) - badness(base.metric, theirs.values, target)
+    if ours.kind == "jackknife":
+        interval = jackknife_interval(value, list(np.asarray(drawn)))
+        return Deterioration(value, interval.low, interval.high, "jackknife") if interval else None
+    low, high = np.quantile(drawn, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return Deterioration(value, float(low), float(high), "images")
+
+
+def target_of(result: Result) -> float:
+    """The good end of a figure whose direction is "target"."""
+    return float(result.extra.get("target") or 0.0)
+
+
+def replicates(result: Result) -> Replicates | None:
+    """Replicates of a figure from its per-image rows, else from its jackknife; None where it kept neither.
+
+    Raises:
+        UsageError: rows that cannot be read.
+    """
+    if result.path is not None and result.samples is not None and result.value is not None:
+        found = _bootstrap(result.path.with_name(Path(result.samples).name), result.value)
+        if found is not None:
+            return found
+    left = result.extra.get("jackknife")
+    if not isinstance(left, list) or len(left) < 2:
+        return None
+    return Replicates("jackknife", f"{result.protocol.id} {len(left)}", np.asarray(left, dtype=np.float64))
+
+
+@lru_cache(maxsize=KEPT)
+def _bootstrap(path: Path, value: float) -> Replicates | None:
+    """Means of resampled rows, each group (style) resampled by itself; the same images for every model."""
+    try:
+        table = pq.read_table(pa.BufferReader(path.read_bytes())).to_pydict()
+        keys = list(zip(table["prompt_id"], table["seed"], table["group"], strict=True))
+        rows = np.asarray(table["value"], dtype=np.float64)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise UsageError(f"{path}: per-image rows cannot be read ({error}); measure again with --force") from error
+    if len(rows) < 2 or not math.isclose(float(rows.mean()), value, rel_tol=CLOSE, abs_tol=1e-6):
+        return None
+    order = sorted(range(len(keys)), key=lambda i: keys[i])
+    ordered, strata = rows[order], [keys[i][2] for i in order]
+    digest = hashlib.sha256(json.dumps([keys[i] for i in order]).encode()).hexdigest()
+    return Replicates("images", digest, np.array([ordered[at].mean() for at in resamples(len(rows), strata)]))
+
+
+def _quadrature(model: Result, base: Result, value: float) -> Deterioration:
+    if model.interval is None or base.interval is None:
+        return Deterioration(value, None, None, "none")
+    halves = [(found.high - found.low) / 2 for found in (model.interval, base.interval)]
+    half = math.hypot(*halves)
+    return Deterioration(value, value - half, value + half, "quadrature")

@@ -1,0 +1,69 @@
+"""Result files of made-up models, for what reads results and makes none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rgbench.evaluation.results import Generation, Protocol, Result, identify, write_result
+from rgbench.metrics.contract import Direction, Interval, Metric
+from rgbench.rewards.contract import fingerprint_id
+
+REWARD = {"name": "hps", "antialias": False}
+FAMILIES: dict[str, tuple[str, Direction]] = {
+    "hps_aa0": ("reward", "higher"),
+    "hps_aa1": ("reward", "higher"),
+    "oracle_mean": ("oracle", "higher"),
+    "hfer_gap_db": ("spectrum", "target"),
+    "grid_vae_gap_db": ("spectrum", "target"),
+    "wavelet_noise_gap": ("pixel and colour", "target"),
+    "fd_efflite0": ("set distance", "lower"),
+}
+
+
+def put(root: Path, model: str, metric: str, value: float | None = None, **given: Any) -> Path:
+    """One result of a model such as "lcd-s3"; ``rows``, ``jackknife``, ``half`` (of the interval), ``step`` as given.
+
+    Models other than LCD students and the teacher were trained on ``REWARD``.
+    """
+    stem, _, seed = model.partition("-s")
+    guided = stem not in ("lcd", "teacher")
+    family, direction = FAMILIES[metric]
+    rows = given.get("rows")
+    value = float(np.mean(rows)) if value is None and rows is not None else value
+    step, steps = given.get("step", 100), given.get("steps", 100)
+    sampling = {"sampler": "lcm", "steps": given.get("sampler_steps", 4), "guidance_scale": 5.0}
+    fields = {**sampling, "weights_sha256": f"{model} {step}"}
+    protocol: dict[str, Any] = {"metric": metric, "num": 8, "version": given.get("version", 1)}
+    if family == "reward":
+        protocol["reward"] = REWARD | {"antialias": metric == "hps_aa1"}
+    half = given.get("half")
+    result = Result(
+        world=given.get("world", "benchtop"),
+        model=model,
+        method=stem,
+        training_seed=int(seed) if seed else None,
+        training={"step": step, "steps": steps} if seed else {},
+        generation=Generation(id=identify("lcm4", fields), fields=fields),
+        metric=Metric(name=metric, label=metric.upper(), direction=direction, unit="dB", family=family, decimals=2),
+        protocol=Protocol(id=identify(metric, protocol), fields=protocol),
+        value=value,
+        interval=Interval(low=value - half, high=value + half, level=0.95, method="made up") if half else None,
+        num_samples=8,
+        flags=() if value is not None else ("made up",),
+        in_sample=guided and family == "reward",
+        trained_rewards=(fingerprint_id(REWARD),) if guided else (),
+        extra={"jackknife": list(given["jackknife"])} if "jackknife" in given else {},
+    )
+    table = None
+    if rows is not None:
+        images = range(len(rows))
+        table = {
+            "prompt_id": [f"p/{i // given.get('per_prompt', 1)}" for i in images],
+            "seed": [i % given.get("per_prompt", 1) for i in images],
+            "group": ["test" if i % 2 else "heldout" for i in images],
+            "value": [float(x) for x in rows],
+        }
+    return write_result(root, result, table)

@@ -1,0 +1,121 @@
+"""Curves from results: hack step, best-of-n equivalence, Pareto front."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from rgbench.errors import UsageError
+from rgbench.evaluation.curves import gold_curves, pareto_points
+from rgbench.evaluation.results import load_results
+from rgbench.metrics.overopt.best_of_n import equivalent_n, expected_maxima, kl_best_of
+from rgbench.metrics.overopt.pareto import pareto_front
+from tests.results_maker import put
+
+RNG = np.random.default_rng(0)
+BASE = RNG.normal(size=48)
+
+
+def test_expected_maximum_is_the_mean_over_all_subsets():
+    scores = RNG.normal(size=(2, 7))
+    found = expected_maxima(scores)
+    for n in range(1, 8):
+        by_hand = [np.mean([max(chosen) for chosen in combinations(row, n)]) for row in scores]
+        np.testing.assert_allclose(found[:, n - 1], by_hand, rtol=1e-12)
+
+
+def test_expected_maximum_of_normals_is_the_known_one():
+    found = expected_maxima(RNG.normal(size=(4000, 64))).mean(0)
+    for n, known in ((1, 0.0), (4, 1.0294), (16, 1.7660), (64, 2.3437)):
+        assert found[n - 1] == pytest.approx(known, abs=0.03)
+
+
+@pytest.mark.parametrize("n", [1, 4, 16])
+def test_equivalent_n_finds_the_n_that_made_the_reward(n):
+    draws = RNG.normal(size=(3000, 32))
+    best = RNG.normal(size=(3000, n)).max(1)
+    found = equivalent_n(draws, best)
+    assert found.n is not None and abs(found.n - n) <= 1 + n // 8
+    assert found.low <= n <= found.high + 1
+    assert found.kl == kl_best_of(found.n) == pytest.approx(math.log(found.n) - (found.n - 1) / found.n)
+
+
+def test_a_reward_out_of_reach_is_censored():
+    found = equivalent_n(RNG.normal(size=(50, 8)), np.full(50, 9.0))
+    assert found.n is None and found.kl is None and str(found) == "> 8" and found.high is None
+    assert str(equivalent_n(np.zeros((5, 8)), np.full(5, -1.0))) == "1"
+    with pytest.raises(ValueError, match="5 and 4 prompts"):
+        equivalent_n(np.zeros((5, 8)), np.zeros(4))
+
+
+def test_the_front_is_what_nothing_beats():
+    rewards, distances = [3, 2, 1, 3, 2], [3, 1, 2, 4, 1]
+    assert pareto_front(rewards, distances) == [True, True, False, False, True], "equals share the front"
+
+
+def checkpoints(root, model: str, gold: dict[int, float]) -> None:
+    for step, shift in gold.items():
+        given = {"step": step, "steps": max(gold)}
+        put(root, model, "oracle_mean", rows=BASE + shift + 0.01 * RNG.normal(size=48), **given)
+        put(root, model, "hps_aa0", rows=BASE + step / 10 + 0.01 * RNG.normal(size=48), **given)
+
+
+def test_the_hack_step_is_where_gold_peaks_while_the_reward_rises(tmp_path, cli):
+    results = tmp_path / "results"
+    checkpoints(results, "rg_lcd-s0", {10: 0.0, 20: 1.0, 30: 0.4, 40: 0.2})
+    checkpoints(results, "lrm-s0", {10: 0.0, 20: 0.5, 30: 1.0})
+    checkpoints(results, "lrm-s1", {10: 0.0, 20: 1.0, 30: 0.999})
+    curves = {curve.model: curve for curve in gold_curves(load_results(results))}
+    hacked = curves["rg_lcd-s0"]
+    assert (hacked.peak, hacked.hack_step) == (20, 20) and hacked.steps == (10, 20, 30, 40)
+    assert hacked.gold_loss.value == pytest.approx(0.8, abs=0.02) and hacked.gold_loss.basis == "images"
+    assert hacked.proxy_gain.value == pytest.approx(2, abs=0.02)
+    assert (hacked.gold[0], hacked.proxy[0]) == ("oracle_mean", "hps_aa0")
+    assert curves["lrm-s0"].hack_step is None and curves["lrm-s0"].peak == 30
+    assert curves["lrm-s1"].hack_step is None, "a fall that the interval does not part from none"
+    done = cli("probes", "gold", results)
+    assert "rg_lcd-s0\t20\thps_aa0" in done.stdout and done.stdout.count("hack step") == 1
+
+
+def test_without_checkpoints_the_way_is_said(tmp_path, cli):
+    put(tmp_path, "rg_lcd-s0", "oracle_mean", rows=BASE)
+    put(tmp_path, "rg_lcd-s0", "hps_aa0", rows=BASE)
+    with pytest.raises(UsageError, match="evaluate its checkpoints: rgbench eval RUN --checkpoints"):
+        gold_curves(load_results(tmp_path))
+
+
+def test_best_of_n_reads_the_rows_of_several_seeds(tmp_path, cli):
+    results = tmp_path / "results"
+    draws = RNG.normal(size=(200, 16))
+    put(results, "teacher", "hps_aa0", rows=draws.ravel(), per_prompt=16)
+    put(results, "rg_lcd-s0", "hps_aa0", rows=RNG.normal(size=(200, 4)).max(1))
+    done = cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "teacher", "--reward", "hps_aa0", "--json")
+    assert done.returncode == 0, done.stderr
+    assert '"best of n": "4"' in done.stdout or '"best of n": "3"' in done.stdout or '"best of n": "5"' in done.stdout
+    assert '"prompts": "200"' in done.stdout
+    put(results, "lcd-s0", "hps_aa0", rows=RNG.normal(size=200))
+    done = cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "lcd-s0", "--reward", "hps_aa0")
+    assert (
+        done.returncode == 2 and "needs several images of each prompt of lcd-s0 and rg_lcd-s0, found 1" in done.stderr
+    )
+    done = cli("probes", "best-of-n", "rg_ldc-s0", results, "--base", "teacher")
+    assert done.returncode == 2 and "did you mean 'rg_lcd-s0'" in done.stderr
+
+
+def test_pareto_marks_the_front_and_refuses_two_protocols(tmp_path, cli):
+    results = tmp_path / "results"
+    for model, reward, distance in (("lcd-s0", 1.0, 5.0), ("rg_lcd-s0", 3.0, 9.0), ("lrm-s0", 2.0, 9.5)):
+        put(results, model, "hps_aa1", reward)
+        put(results, model, "fd_efflite0", distance)
+    points = pareto_points(load_results(results), "hps_aa1", "fd_efflite0")
+    assert [(p.model, p.on_front) for p in points] == [("rg_lcd-s0", True), ("lrm-s0", False), ("lcd-s0", True)]
+    done = cli("probes", "pareto", results)
+    assert done.returncode == 0 and done.stdout.count("front") == 2
+    put(results, "lcd-s0", "hps_aa1", 1.0, version=2)
+    done = cli("probes", "pareto", results)
+    assert done.returncode == 2 and "hps_aa1 is here under 2 protocols" in done.stderr
+    done = cli("probes", "pareto", results, "--reward", "nothing")
+    assert done.returncode == 2 and "no model here has both nothing and fd_efflite0" in done.stderr
