@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from rgbench import __version__
-from rgbench.cli_probes import check, probes_app, verdict
+from rgbench.cli_probes import check, compare, probes_app, verdict
 from rgbench.cli_shared import (
     SETTINGS,
     Device,
@@ -48,6 +48,7 @@ class Kind(StrEnum):
 app = typer.Typer(cls=ExplainingGroup, help="Train, evaluate and compare reward-guided diffusion students.", **SETTINGS)
 app.add_typer(world_app, name="world")
 app.add_typer(probes_app, name="probes")
+app.command()(compare)
 app.command()(verdict)
 app.command()(check)
 

@@ -11,6 +11,7 @@ import typer
 from rgbench.cli_shared import SETTINGS, Device, DeviceOption, complain, print_paths, ready, split_names, tune
 
 if TYPE_CHECKING:
+    from rgbench.evaluation.comparison import MethodContrast, ModelContrast
     from rgbench.evaluation.verdict_file import FigureChange
 
 probes_app = typer.Typer(help="Prove what the probes for over-optimisation find; read their curves.", **SETTINGS)
@@ -151,6 +152,46 @@ def change_row(family: str, change: FigureChange) -> Sequence[str]:
     mark = ("up" if family == "trained reward" else "worse") if change.clear else ""
     values = (shown(change.model), shown(change.base), shown(change.teacher))
     return family, label, *values, f"{shown(change.deterioration)}{bounds}", shown(change.delta), mark
+
+
+def compare(
+    results: ResultsArgument = Path("results"),
+    base: Annotated[str, typer.Option(help="What the others are compared with, like lcd or lcd-s0.")] = "lcd",
+    primary: Annotated[str | None, typer.Option(help="METHOD:METRIC named beforehand; compares methods.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare models image by image or, with --primary, methods over training seeds."""
+    tune()
+    from rgbench.evaluation.comparison import compare_methods, compare_models
+    from rgbench.evaluation.verdicts import models_of
+
+    models = models_of(results)
+    if primary is None:
+        header = ("model", "base", "metric", "difference", "95 %", "wins", "95 %", "detectable")
+        _show(header, [model_row(found) for found in compare_models(models, base)], json)
+    else:
+        method, _, metric = primary.partition(":")
+        header = ("method", "base", "metric", "seeds", "difference", "95 %", "p", "")
+        rows = [method_row(found) for found in compare_methods(models, base, (method, metric))]
+        _show(header, rows, json)
+
+
+def model_row(contrast: ModelContrast) -> Sequence[str]:
+    """Cells of one comparison of two models."""
+    found, digits = contrast.found, contrast.result.metric.decimals
+    ends = f"[{found.interval.low:.{digits}f}, {found.interval.high:.{digits}f}]"
+    wins = f"[{found.win_interval.low:.0%}, {found.win_interval.high:.0%}]"
+    values = (f"{found.mean:.{digits}f}", ends, f"{found.win_rate:.0%}", wins, f"{found.detectable:.{digits}f}")
+    return contrast.model, contrast.base, contrast.result.metric.name, *values
+
+
+def method_row(contrast: MethodContrast) -> Sequence[str]:
+    """Cells of one comparison of two methods."""
+    digits = contrast.result.metric.decimals
+    ends = f"[{contrast.low:.{digits}f}, {contrast.high:.{digits}f}]"
+    p = "too few seeds" if contrast.p is None else f"{contrast.p:.3g}"
+    values = (str(len(contrast.seeds)), f"{contrast.mean:.{digits}f}", ends, p, "primary" if contrast.primary else "")
+    return contrast.method, contrast.base, contrast.result.metric.name, *values
 
 
 def check(

@@ -120,20 +120,41 @@ def replicates(result: Result) -> Replicates | None:
     return Replicates("jackknife", f"{result.protocol.id} {len(left)}", np.asarray(left, dtype=np.float64))
 
 
+Image = tuple[str, int, str]  # prompt id, noise seed, group (a style)
+
+
+def per_image(result: Result) -> dict[Image, float] | None:
+    """Values of each image; None where the result has none, or their mean is not its value.
+
+    Raises:
+        UsageError: rows that cannot be read.
+    """
+    if result.path is None or result.samples is None or result.value is None:
+        return None
+    return _rows(result.path.with_name(Path(result.samples).name), result.value)
+
+
+@lru_cache(maxsize=KEPT)
+def _rows(path: Path, value: float) -> dict[Image, float] | None:
+    try:
+        table = pq.read_table(pa.BufferReader(path.read_bytes())).to_pydict()
+        keys = zip(table["prompt_id"], table["seed"], table["group"], strict=True)
+        rows = dict(zip(keys, map(float, table["value"]), strict=True))
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise UsageError(f"{path}: per-image rows cannot be read ({error}); measure again with --force") from error
+    mean = math.fsum(rows.values()) / len(rows) if rows else math.nan
+    return rows if len(rows) > 1 and math.isclose(mean, value, rel_tol=CLOSE, abs_tol=1e-6) else None
+
+
 @lru_cache(maxsize=KEPT)
 def _bootstrap(path: Path, value: float) -> Replicates | None:
     """Means of resampled rows, each group (style) resampled by itself; the same images for every model."""
-    try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes())).to_pydict()
-        keys = list(zip(table["prompt_id"], table["seed"], table["group"], strict=True))
-        rows = np.asarray(table["value"], dtype=np.float64)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise UsageError(f"{path}: per-image rows cannot be read ({error}); measure again with --force") from error
-    if len(rows) < 2 or not math.isclose(float(rows.mean()), value, rel_tol=CLOSE, abs_tol=1e-6):
+    rows = _rows(path, value)
+    if rows is None:
         return None
-    order = sorted(range(len(keys)), key=lambda i: keys[i])
-    ordered, strata = rows[order], [keys[i][2] for i in order]
-    digest = hashlib.sha256(json.dumps([keys[i] for i in order]).encode()).hexdigest()
+    order = sorted(rows)
+    ordered, strata = np.array([rows[image] for image in order]), [group for _, _, group in order]
+    digest = hashlib.sha256(json.dumps(order).encode()).hexdigest()
     return Replicates("images", digest, np.array([ordered[at].mean() for at in resamples(len(rows), strata)]))
 
 

@@ -40,7 +40,10 @@ class PairedDifference:
 
 
 def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], strata: Sequence[str] | None = None, seed: int = 0
+    a: Sequence[float] | np.ndarray,
+    b: Sequence[float] | np.ndarray,
+    strata: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> PairedDifference:
     """Compare per-image scores of two models.
 
@@ -165,7 +168,7 @@ def detection_auc(faulty: Sequence[float] | np.ndarray, sound: Sequence[float] |
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
 
 
-def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
+def _differences(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> np.ndarray:
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"paired comparison of {len(a)} and {len(b)} figures; give at least two pairs")
     return np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)

@@ -58,9 +58,10 @@ class Model:
 
     def compares_with(self, other: Model) -> bool:
         """Whether world, sampler settings and training steps are the same."""
-        return self._setting() == other._setting()
+        return self.setting() == other.setting()
 
-    def _setting(self) -> tuple[Any, ...]:
+    def setting(self) -> tuple[Any, ...]:
+        """World, sampler settings, training steps: what must be the same for a comparison."""
         about = self.about
         sampling = {key: value for key, value in about.generation.fields.items() if key != "weights_sha256"}
         return about.world, sorted(sampling.items(), key=str), about.training.get("steps")

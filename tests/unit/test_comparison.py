@@ -1,0 +1,96 @@
+"""Models compared image by image, methods seed by seed; what is missing stays missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rgbench.errors import UsageError
+from rgbench.evaluation.comparison import compare_methods, compare_models
+from rgbench.evaluation.verdicts import models_of
+from tests.results_maker import put
+
+RNG = np.random.default_rng(0)
+BASE = RNG.normal(size=64)
+GAIN = RNG.normal(0.3, 0.2, size=6)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    for seed in range(6):
+        luck = RNG.normal()
+        put(root, f"lcd-s{seed}", "oracle_mean", rows=BASE + luck)
+        put(root, f"lrm-s{seed}", "oracle_mean", rows=BASE + luck + GAIN[seed])
+        put(root, f"lcd-s{seed}", "fd_efflite0", 10 + luck)
+        put(root, f"lrm-s{seed}", "fd_efflite0", 10 + luck - GAIN[seed])
+    put(root, "lcd-s0", "wavelet_noise_gap", rows=np.abs(BASE) + 1)
+    put(root, "lrm-s0", "wavelet_noise_gap", rows=np.abs(BASE) + np.where(np.arange(64) < 48, 0.5, 1.5))
+    return root
+
+
+def test_methods_are_compared_over_seeds(results):
+    found = {c.result.metric.name: c for c in compare_methods(models_of(results), "lcd", ("lrm", "oracle_mean"))}
+    primary, other = found["oracle_mean"], found["fd_efflite0"]
+    known = stats.ttest_1samp(GAIN, 0)
+    assert primary.primary and primary.seeds == tuple(range(6)) and primary.mean == pytest.approx(GAIN.mean())
+    assert primary.p == pytest.approx(known.pvalue, rel=1e-6)
+    assert (primary.low, primary.high) == pytest.approx(tuple(known.confidence_interval()), rel=1e-6)
+    assert not other.primary and other.p == pytest.approx(known.pvalue, rel=1e-6), "alone among the rest"
+    assert "wavelet_noise_gap" not in found, "one common seed is no comparison"
+
+
+def test_all_but_the_primary_are_adjusted(results, tmp_path):
+    for metric in ("hps_aa0", "hps_aa1", "oracle_mean"):
+        for seed in range(6):
+            put(tmp_path, f"lcd-s{seed}", metric, float(seed))
+            put(tmp_path, f"lrm-s{seed}", metric, seed + GAIN[seed])
+    found = {c.result.metric.name: c.p for c in compare_methods(models_of(tmp_path), "lcd", ("lrm", "oracle_mean"))}
+    raw = stats.ttest_1samp(GAIN, 0).pvalue
+    assert found["oracle_mean"] == pytest.approx(raw, rel=1e-6)
+    assert found["hps_aa0"] == found["hps_aa1"] == pytest.approx(2 * raw, rel=1e-6)
+
+
+def test_few_seeds_give_an_interval_and_no_p(results, tmp_path, cli):
+    for seed in range(3):
+        put(tmp_path, f"lcd-s{seed}", "oracle_mean", float(seed))
+        put(tmp_path, f"lrm-s{seed}", "oracle_mean", seed + GAIN[seed])
+    put(tmp_path, "lrm-s2", "oracle_mean")
+    (found,) = compare_methods(models_of(tmp_path), "lcd", ("lrm", "oracle_mean"))
+    assert found.p is None and found.seeds == (0, 1), "a figure without a value is missing"
+    done = cli("compare", tmp_path, "--primary", "lrm:oracle_mean")
+    assert done.returncode == 0 and "too few seeds\tprimary" in done.stdout
+
+
+def test_models_are_compared_on_their_images(results, cli):
+    found = {(c.model, c.result.metric.name): c for c in compare_models(models_of(results), "lcd")}
+    assert len(found) == 7 and {c.base for c in found.values()} == {f"lcd-s{i}" for i in range(6)}
+    gain = found["lrm-s3", "oracle_mean"]
+    assert gain.base == "lcd-s3" and gain.found.mean == pytest.approx(GAIN[3])
+    noise = found["lrm-s0", "wavelet_noise_gap"].found
+    assert noise.win_rate == 48 / 64, "a win is the image nearer to the target"
+    assert noise.mean == pytest.approx(-0.25) and noise.interval.low < -0.25 < noise.interval.high
+    assert noise.win_interval.low < 0.75 < noise.win_interval.high and noise.detectable > 0
+    done = cli("compare", results)
+    assert "lrm-s0\tlcd-s0\twavelet_noise_gap\t-0.25" in done.stdout and "75%" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("base", "primary", "message"),
+    [
+        ("lcf", "lrm:oracle_mean", "no model 'lcf' in the results; did you mean 'lcd'"),
+        (
+            "lcd",
+            "lrm:oracle_men",
+            "lrm:oracle_men against lcd is in the results 0 times.*did you mean 'lrm:oracle_mean'",
+        ),
+        ("lcd", "lrm:wavelet_noise_gap", "0 times on two common training seeds"),
+    ],
+)
+def test_what_is_not_there_is_said(results, base, primary, message):
+    method, _, metric = primary.partition(":")
+    with pytest.raises(UsageError, match=message):
+        compare_methods(models_of(results), base, (method, metric))
