@@ -178,11 +178,13 @@ def compare(
 
 def model_row(contrast: ModelContrast) -> Sequence[str]:
     """Cells of one comparison of two models."""
-    found, digits = contrast.found, contrast.result.metric.decimals
-    ends = f"[{found.interval.low:.{digits}f}, {found.interval.high:.{digits}f}]"
-    wins = f"[{found.win_interval.low:.0%}, {found.win_interval.high:.0%}]"
-    values = (f"{found.mean:.{digits}f}", ends, f"{found.win_rate:.0%}", wins, f"{found.detectable:.{digits}f}")
-    return contrast.model, contrast.base, contrast.result.metric.name, *values
+    found, images, digits = contrast.found, contrast.images, contrast.result.metric.decimals
+    ends = "—" if found.low is None else f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    row = (contrast.model, contrast.base, contrast.result.metric.name, f"{found.value:.{digits}f}", ends)
+    if images is None:
+        return *row, "—", "—", "—"
+    wins = f"[{images.win_interval.low:.0%}, {images.win_interval.high:.0%}]"
+    return *row, f"{images.win_rate:.0%}", wins, f"{images.detectable:.{digits}f}"
 
 
 def method_row(contrast: MethodContrast) -> Sequence[str]:

@@ -1,7 +1,7 @@
 """Comparisons between models and between methods, from result files.
 
-    models    two students on common prompts and seeds: paired bootstrap of per-image values, win rate, the
-              smallest difference that so many images could show
+    models    two models on common prompts and seeds: difference with a paired interval; where there are
+              per-image values, win rate and the smallest difference that so many images could show
     methods   the training seed is the unit: paired t over the seeds that both methods have; one primary
               contrast is named beforehand and keeps its p, all others are adjusted by Holm
 
@@ -17,30 +17,33 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rgbench.errors import UsageError, suggest
-from rgbench.evaluation.paired import badness, per_image, target_of
+from rgbench.evaluation.paired import Paired, badness, difference, per_image, target_of
 from rgbench.evaluation.results import Result
 from rgbench.evaluation.statistics import PairedDifference, holm, paired_bootstrap, paired_t, t_interval
 from rgbench.evaluation.verdict import Key
-from rgbench.evaluation.verdicts import Model
+from rgbench.evaluation.verdicts import TEACHER, Model
 
 MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
 
 
 @dataclass(frozen=True)
 class ModelContrast:
-    """A model against its base in one figure with per-image values.
+    """A model against its base in one figure.
 
     Attributes:
         model: name.
         base: name.
         result: the model's result: metric, protocol.
-        found: difference model − base, win rate, detectable difference; a win is the image nearer the good end.
+        found: model − base with its interval.
+        images: win rate and detectable difference, where both kept values of the same images; a win is the image
+            nearer the good end.
     """
 
     model: str
     base: str
     result: Result
-    found: PairedDifference
+    found: Paired
+    images: PairedDifference | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def compare_models(models: Sequence[Model], base: str) -> list[ModelContrast]:
 
     Args:
         models: from ``models_of``.
-        base: name of the base students, without or with seed.
+        base: name of the base students, without or with seed, or of the teacher.
 
     Raises:
         UsageError: no such base.
@@ -85,11 +88,18 @@ def compare_models(models: Sequence[Model], base: str) -> list[ModelContrast]:
     for model in models:
         if base in (model.about.model, model.stem):
             continue
-        named = [m for m in models if base in (m.about.model, m.stem) and m.compares_with(model)]
+        named = [m for m in models if base in (m.about.model, m.stem) and _may_compare(m, model)]
         if named:
             partner = min(named, key=lambda m: (m.about.training_seed != model.about.training_seed, m.about.model))
             found += _contrasts(model, partner)
     return found
+
+
+def _may_compare(base: Model, model: Model) -> bool:
+    """Students at one setting; a teacher at its own, for it is what they were distilled from."""
+    if base.about.method == TEACHER:
+        return base.about.world == model.about.world
+    return model.compares_with(base)
 
 
 def _require(models: Sequence[Model], base: str) -> None:
@@ -101,20 +111,25 @@ def _require(models: Sequence[Model], base: str) -> None:
 def _contrasts(model: Model, base: Model) -> list[ModelContrast]:
     contrasts = []
     for key, result in model.figures.items():
-        other = base.figures.get(key)
-        ours, theirs = (per_image(found) if found else None for found in (result, other))
-        if other is None or ours is None or theirs is None or ours.keys() != theirs.keys():
-            continue
-        order = sorted(ours)
-        a, b = (np.array([rows[image] for image in order]) for rows in (ours, theirs))
-        difference = paired_bootstrap(a, b, strata=[group for _, _, group in order])
-        wins = difference
-        if result.metric.direction != "higher":
-            target = target_of(other)
-            wins = paired_bootstrap(_goodness(result, a, target), _goodness(result, b, target))
-        found = replace(difference, win_rate=wins.win_rate, win_interval=wins.win_interval)
-        contrasts.append(ModelContrast(model.about.model, base.about.model, result, found))
+        found = difference(result, base.figures[key]) if key in base.figures else None
+        if found is not None:
+            images = _images(result, base.figures[key])
+            contrasts.append(ModelContrast(model.about.model, base.about.model, result, found, images))
     return contrasts
+
+
+def _images(result: Result, other: Result) -> PairedDifference | None:
+    ours, theirs = per_image(result), per_image(other)
+    if ours is None or theirs is None or ours.keys() != theirs.keys():
+        return None
+    order = sorted(ours)
+    a, b = (np.array([rows[image] for image in order]) for rows in (ours, theirs))
+    plain = paired_bootstrap(a, b, strata=[group for _, _, group in order])
+    if result.metric.direction == "higher":
+        return plain
+    target = target_of(other)
+    wins = paired_bootstrap(_goodness(result, a, target), _goodness(result, b, target))
+    return replace(plain, win_rate=wins.win_rate, win_interval=wins.win_interval)
 
 
 def _goodness(result: Result, values: np.ndarray, target: float) -> np.ndarray:

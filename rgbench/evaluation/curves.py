@@ -18,7 +18,7 @@ from itertools import product
 import numpy as np
 
 from rgbench.errors import UsageError, suggest
-from rgbench.evaluation.paired import Deterioration, badness, deterioration, target_of
+from rgbench.evaluation.paired import Paired, badness, deterioration, target_of
 from rgbench.evaluation.results import Result, load_samples
 from rgbench.evaluation.verdict import HELD_OUT, Key, family_of, trained_keys
 from rgbench.metrics.overopt.best_of_n import BestOfN, equivalent_n
@@ -52,8 +52,8 @@ class GoldCurve:
     proxy_values: tuple[float, ...]
     peak: int
     hack_step: int | None
-    gold_loss: Deterioration | None
-    proxy_gain: Deterioration | None
+    gold_loss: Paired | None
+    proxy_gain: Paired | None
 
 
 def gold_curves(results: Sequence[Result]) -> list[GoldCurve]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,16 +29,19 @@ from rgbench.evaluation.statistics import resamples
 from rgbench.metrics.contract import Metric
 from rgbench.metrics.intervals import LEVEL, jackknife_interval
 
+Value = float | np.ndarray
+Read = Callable[[Value], Value]
+
 KEPT = 4096  # results whose replicates are remembered: every pair of seeds asks for the same ones
 CLOSE = 1e-4  # a mean of rows that is further from the value is another figure
 
 
 @dataclass(frozen=True)
-class Deterioration:
-    """How much worse a model is than its base.
+class Paired:
+    """What a model differs by from its base.
 
     Attributes:
-        value: badness of the model minus badness of the base, in the metric's unit.
+        value: in the metric's unit; of a deterioration, above 0 where the model is worse.
         low: of the 95 % interval; None where there is none.
         high: likewise.
         basis: "images", "jackknife", "quadrature" or "none": what the interval rests on.
@@ -68,35 +72,49 @@ class Replicates:
     values: np.ndarray
 
 
-def badness(metric: Metric, value: float | np.ndarray, target: float = 0.0) -> float | np.ndarray:
+def badness(metric: Metric, value: Value, target: float = 0.0) -> Value:
     """The figure as something of which less is better, in the metric's unit."""
     if metric.direction == "target":
         return np.abs(value - target)
     return value if metric.direction == "lower" else -value
 
 
-def deterioration(model: Result, base: Result) -> Deterioration | None:
-    """The model against its base in one figure; None where either has no value.
+def deterioration(model: Result, base: Result) -> Paired | None:
+    """How much worse the model is than its base in one figure; None where either has no value.
 
     Raises:
         ValueError: results of two metrics or protocols, which cannot be compared.
         UsageError: per-image rows that cannot be read.
     """
+    target = target_of(base)
+    return _paired(model, base, lambda value: badness(model.metric, value, target))
+
+
+def difference(model: Result, base: Result) -> Paired | None:
+    """Model − base in one figure; None where either has no value.
+
+    Raises:
+        ValueError: results of two metrics or protocols, which cannot be compared.
+        UsageError: per-image rows that cannot be read.
+    """
+    return _paired(model, base, lambda value: value)
+
+
+def _paired(model: Result, base: Result, read: Read) -> Paired | None:
     if (model.metric.name, model.protocol.id) != (base.metric.name, base.protocol.id):
         raise ValueError(f"{model.protocol.id} and {base.protocol.id} are two protocols; nothing to subtract")
     if model.value is None or base.value is None:
         return None
-    target = target_of(base)
-    value = float(badness(model.metric, model.value, target) - badness(base.metric, base.value, target))
+    value = float(read(model.value) - read(base.value))
     ours, theirs = replicates(model), replicates(base)
     if ours is None or theirs is None or (ours.kind, ours.digest) != (theirs.kind, theirs.digest):
         return _quadrature(model, base, value)
-    drawn = badness(model.metric, ours.values, target) - badness(base.metric, theirs.values, target)
+    drawn = np.asarray(read(ours.values) - read(theirs.values))
     if ours.kind == "jackknife":
-        interval = jackknife_interval(value, list(np.asarray(drawn)))
-        return Deterioration(value, interval.low, interval.high, "jackknife") if interval else None
+        interval = jackknife_interval(value, list(drawn))
+        return Paired(value, interval.low, interval.high, "jackknife") if interval else None
     low, high = np.quantile(drawn, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-    return Deterioration(value, float(low), float(high), "images")
+    return Paired(value, float(low), float(high), "images")
 
 
 def target_of(result: Result) -> float:
@@ -158,9 +176,9 @@ def _bootstrap(path: Path, value: float) -> Replicates | None:
     return Replicates("images", digest, np.array([ordered[at].mean() for at in resamples(len(rows), strata)]))
 
 
-def _quadrature(model: Result, base: Result, value: float) -> Deterioration:
+def _quadrature(model: Result, base: Result, value: float) -> Paired:
     if model.interval is None or base.interval is None:
-        return Deterioration(value, None, None, "none")
+        return Paired(value, None, None, "none")
     halves = [(found.high - found.low) / 2 for found in (model.interval, base.interval)]
     half = math.hypot(*halves)
-    return Deterioration(value, value - half, value + half, "quadrature")
+    return Paired(value, value - half, value + half, "quadrature")

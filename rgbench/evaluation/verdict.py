@@ -22,7 +22,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from rgbench.evaluation.paired import Deterioration, badness, deterioration, target_of
+from rgbench.evaluation.paired import Paired, badness, deterioration, target_of
 from rgbench.evaluation.results import Result
 
 HELD_OUT = "held-out rewards or oracle"
@@ -46,7 +46,7 @@ class Change:
     """
 
     key: Key
-    found: Deterioration
+    found: Paired
     delta: float | None
 
     @property

@@ -67,15 +67,26 @@ def test_few_seeds_give_an_interval_and_no_p(results, tmp_path, cli):
 
 def test_models_are_compared_on_their_images(results, cli):
     found = {(c.model, c.result.metric.name): c for c in compare_models(models_of(results), "lcd")}
-    assert len(found) == 7 and {c.base for c in found.values()} == {f"lcd-s{i}" for i in range(6)}
+    assert len(found) == 13 and {c.base for c in found.values()} == {f"lcd-s{i}" for i in range(6)}
     gain = found["lrm-s3", "oracle_mean"]
-    assert gain.base == "lcd-s3" and gain.found.mean == pytest.approx(GAIN[3])
-    noise = found["lrm-s0", "wavelet_noise_gap"].found
+    assert gain.base == "lcd-s3" and gain.found.value == pytest.approx(GAIN[3]) and gain.images.win_rate == 1
+    assert found["lrm-s3", "fd_efflite0"].images is None
+    noise = found["lrm-s0", "wavelet_noise_gap"].images
     assert noise.win_rate == 48 / 64, "a win is the image nearer to the target"
     assert noise.mean == pytest.approx(-0.25) and noise.interval.low < -0.25 < noise.interval.high
     assert noise.win_interval.low < 0.75 < noise.win_interval.high and noise.detectable > 0
     done = cli("compare", results)
     assert "lrm-s0\tlcd-s0\twavelet_noise_gap\t-0.25" in done.stdout and "75%" in done.stdout
+
+
+def test_the_teacher_compares_at_its_own_sampler_settings(tmp_path):
+    put(tmp_path, "teacher", "hfer_gap_db", -1.0, jackknife=-1 + 0.01 * BASE[:20], sampler_steps=50)
+    put(tmp_path, "lcd-s0", "hfer_gap_db", 0.5, jackknife=0.5 + 0.01 * BASE[:20])
+    put(tmp_path, "lrm-s0", "hfer_gap_db", 2.0, jackknife=2 + 0.02 * BASE[:20], sampler_steps=8)
+    found = {c.model: c.found for c in compare_models(models_of(tmp_path), "teacher")}
+    assert found["lcd-s0"].value == 1.5 and found["lcd-s0"].basis == "jackknife"
+    assert found["lcd-s0"].high - found["lcd-s0"].low < 1e-9 < found["lrm-s0"].high - found["lrm-s0"].low
+    assert not compare_models(models_of(tmp_path), "lcd"), "students at two sampler settings are not compared"
 
 
 @pytest.mark.parametrize(
