@@ -91,6 +91,8 @@ class Fragility:
         UsageError: the reward model's folder is incomplete.
     """
 
+    gathers_per_image = ("drops",)
+
     def __init__(self, context: Context) -> None:
         self.context, self.against_real = context, has_real(context)
         self.reward = shared_reward(context, antialias=True)
@@ -113,7 +115,7 @@ class Fragility:
             decimals=2,
         )
         self.quantities = (Quantity(metric, protocol),)
-        self.drops = np.full((len(CHANGES), self.num), np.nan)
+        self.drops = np.full((len(CHANGES), len(context.prompts)), np.nan)
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         inside = np.flatnonzero(positions < self.num)
@@ -122,7 +124,7 @@ class Fragility:
             self.drops[:, positions[inside]] = self._measure(chosen, [prompts[int(i)] for i in inside])
 
     def finish(self) -> list[Measurement]:
-        drops = self.drops
+        drops = self.drops[:, : self.num]
         extra: dict[str, Any] = {"level": float(drops.mean()), "num_images": self.num}
         if self.against_real:
             key = f"fragility {self.num} {self.context.reward_folder}"
@@ -141,7 +143,7 @@ class Fragility:
         return torch.stack([before - x for x in after]).cpu().numpy()
 
     def _of_real(self) -> np.ndarray:
-        prompts, drops = self.context.prompts.prompts, np.empty_like(self.drops)
+        prompts, drops = self.context.prompts.prompts, np.empty((len(CHANGES), self.num))
         for images, at in real_batches(self.context, self.num):
             drops[:, at] = self._measure(images, [prompts[i] for i in at])
         return drops

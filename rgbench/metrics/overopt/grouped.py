@@ -38,20 +38,20 @@ class GroupedPower:
     def __init__(self, groups: np.ndarray, planes: int, side: int, device: torch.device) -> None:
         self.groups, self.counts = groups, np.bincount(groups)
         shape = (len(self.counts), planes, side, side // 2 + 1)
-        self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.total = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def add(self, images: Tensor, positions: np.ndarray) -> None:
         """Take in (B, 3, H, W) images in [0, 1]."""
-        power = power_spectrum(luma_chroma(images)[:, : self._sums.shape[1]])
-        self._sums.index_add_(0, torch.from_numpy(self.groups[positions]).to(power.device), power)
+        power = power_spectrum(luma_chroma(images)[:, : self.total.shape[1]])
+        self.total.index_add_(0, torch.from_numpy(self.groups[positions]).to(power.device), power)
 
     def mean(self) -> np.ndarray:
         """(planes, H, W//2 + 1)"""
-        return self._sums.sum(0).cpu().numpy() / len(self.groups)
+        return self.total.sum(0).cpu().numpy() / len(self.groups)
 
     def without_each(self) -> Iterator[np.ndarray]:
         """Mean power with each group left out; none where nothing would be left."""
-        sums, num = self._sums.cpu().numpy(), len(self.groups)
+        sums, num = self.total.cpu().numpy(), len(self.groups)
         for part, count in zip(sums, self.counts, strict=True):
             if count < num:
                 yield (sums.sum(0) - part) / (num - count)
@@ -66,6 +66,8 @@ class SpectralProbe:
         planes: leading planes of (Y, Cb, Cr) that are read.
         protocol: fields of its own.
     """
+
+    gathers_sums = ("sums.total",)
 
     def __init__(
         self, context: Context, metrics: tuple[Sequence[Metric], Sequence[Metric]], planes: int, **protocol: Any

@@ -60,6 +60,8 @@ class PerImageProbe:
         protocol: fields of its own.
     """
 
+    gathers_per_image = ("rows",)
+
     def __init__(self, context: Context, levels: Sequence[Level], **protocol: Any) -> None:
         self.context, self.levels, self.against_real = context, levels, has_real(context)
         reference = context.reference.fields() if self.against_real else None

@@ -26,6 +26,8 @@ class Probes:
         UsageError: no probe suits them.
     """
 
+    gathers_within = ("probes",)
+
     def __init__(self, context: Context) -> None:
         self.probes: list[Accumulator] = []
         for name in names("probe"):
