@@ -171,9 +171,16 @@ def _bootstrap(path: Path, value: float) -> Replicates | None:
     if rows is None:
         return None
     order = sorted(rows)
-    ordered, strata = np.array([rows[image] for image in order]), [group for _, _, group in order]
+    ordered = np.array([rows[image] for image in order])
+    drawn = _drawn(tuple(group for _, _, group in order))
     digest = hashlib.sha256(json.dumps(order).encode()).hexdigest()
-    return Replicates("images", digest, np.array([ordered[at].mean() for at in resamples(len(rows), strata)]))
+    return Replicates("images", digest, np.concatenate([ordered[at].mean(1) for at in np.array_split(drawn, 40)]))
+
+
+@lru_cache(maxsize=1)
+def _drawn(strata: tuple[str, ...]) -> np.ndarray:
+    """(2000, n) resampled positions: every figure of a protocol asks for the same ones."""
+    return np.stack([at.astype(np.int32) for at in resamples(len(strata), strata)])
 
 
 def _quadrature(model: Result, base: Result, value: float) -> Paired:
