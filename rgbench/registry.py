@@ -19,7 +19,11 @@ TABLES: dict[str, dict[str, str]] = {
         "lrm": "rgbench.trainers.lrm:LRM",
     },
     "reward": {
+        "aesthetic": "rgbench.rewards.aesthetic:AestheticReward",
+        "clip_score": "rgbench.rewards.clip_score:CLIPScoreReward",
         "hps": "rgbench.rewards.hps:HPSReward",
+        "pickscore": "rgbench.rewards.pickscore:PickScoreReward",
+        "sum": "rgbench.rewards.weighted:WeightedReward",
     },
     "metric": {
         "fid": "rgbench.metrics.fid:FrechetEffLite0",

@@ -40,10 +40,10 @@ class ScaledReward(Reward, Protocol):
     """A reward whose scores become logits over images: what a latent proxy can learn from.
 
     Attributes:
-        logit_scale: factor from score to logit (HPS: 100).
+        logit_scale: factor from score to logit (HPS: 100); None where the recipe must say it.
     """
 
-    logit_scale: float
+    logit_scale: float | None
 
 
 class LatentReward(Protocol):
@@ -72,6 +72,20 @@ class LatentReward(Protocol):
     def unfreeze(self, image_layers: int | str, text_layers: int | str) -> list[nn.Parameter]:
         """Make the last layers of each tower trainable and freeze all else; returns what is trainable."""
         ...
+
+
+def score(reward: Reward, images: Tensor, prompts: Sequence[str], places: Tensor | None = None) -> Tensor:
+    """Scores (B,) of images; of random windows of them where the reward looks at such.
+
+    Args:
+        reward: with an attribute ``random_crop`` that is not None where it takes ``places``.
+        images: (B, 3, H, W) in [0, 1].
+        prompts: B texts.
+        places: of the windows, (B, 2) in [0, 1); None for the centre.
+    """
+    if getattr(reward, "random_crop", None):
+        return reward(images, prompts, places)  # type: ignore[call-arg]
+    return reward(images, prompts)
 
 
 def fingerprint_id(fingerprint: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rgbench.errors import UsageError
 from rgbench.files import load_safetensors, read_json, save_safetensors_atomic, write_json_atomic
+from rgbench.rewards.clip import read_clip
 
 CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
 MAX_LOG_SCALE = math.log(100)  # CLIP, arXiv 2103.00020, section 2.5
@@ -31,36 +32,52 @@ class LatentCLIP(nn.Module):
     Args:
         config: ``embed_dim``, ``vision_cfg`` and ``text_cfg`` as open_clip has them, ``latent_channels``, and
             ``latent_scale``, the VAE's scaling factor.
-        tokenizer_folder: an open_clip folder or one saved by :meth:`save`, for its tokenizer.
+        tokenizer_folder: an open_clip folder or one saved by :meth:`save`, for its tokenizer; None for CLIP's own
+            byte-pair encoding.
     """
 
-    def __init__(self, config: dict[str, Any], tokenizer_folder: Path) -> None:
+    def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None) -> None:
         super().__init__()
-        self.config, self.tokenizer_folder = config, Path(tokenizer_folder)
-        self.clip = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
+        self.config, self.tokenizer_folder = config, tokenizer_folder
+        self.clip = open_clip.CLIP(
+            config["embed_dim"],
+            dict(config["vision_cfg"]),
+            dict(config["text_cfg"]),
+            quick_gelu=config.get("quick_gelu", False),
+        )
         pixels = self.clip.visual.conv1
         self.clip.visual.conv1 = nn.Conv2d(
             config["latent_channels"], pixels.out_channels, pixels.kernel_size, pixels.stride, bias=False
         )
-        self.tokenizer = open_clip.get_tokenizer(f"local-dir:{tokenizer_folder}")
+        if tokenizer_folder is None:
+            self.tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+        else:
+            self.tokenizer = open_clip.get_tokenizer(f"local-dir:{tokenizer_folder}")
 
     @classmethod
     def from_clip(
-        cls, clip_folder: str | Path, vision_cfg: dict[str, Any], *, latent_channels: int, latent_scale: float
+        cls, clip: str | Path, vision_cfg: dict[str, Any], *, latent_channels: int, latent_scale: float
     ) -> LatentCLIP:
         """A proxy with the text tower and logit scale of a CLIP and a fresh image tower.
 
         Args:
-            clip_folder: an open_clip folder.
-            vision_cfg: open_clip's, in latent pixels: ``image_size``, ``patch_size``, ``layers``, ``width``,
-                ``head_width``.
+            clip: an open_clip folder, or a file of ViT-H-14 weights such as an HPS checkpoint.
+            vision_cfg: open_clip's, in latent pixels: ``image_size`` (a side, or height and width), ``patch_size``,
+                ``layers``, ``width``, ``head_width``.
             latent_channels: C.
             latent_scale: the VAE's scaling factor.
 
         The fresh weights come from torch's global generator: seed it first.
+
+        Raises:
+            UsageError: no CLIP there, its text tower is another than its configuration says, or patches do not divide
+                the latents.
         """
-        folder = Path(clip_folder)
-        model_cfg = read_json(folder / CLIP_CONFIG)["model_cfg"]
+        size, patch = vision_cfg["image_size"], vision_cfg["patch_size"]
+        if any(side % patch for side in (size if isinstance(size, (list, tuple)) else [size])):
+            raise UsageError(f"latents of {size} are not divided by patches of {patch}: choose another patch_size")
+        path = Path(clip)
+        model_cfg, weights = read_clip(path)
         config = {
             "embed_dim": model_cfg["embed_dim"],
             "vision_cfg": vision_cfg,
@@ -68,10 +85,15 @@ class LatentCLIP(nn.Module):
             "latent_channels": latent_channels,
             "latent_scale": latent_scale,
         }
-        proxy = cls(config, folder)
-        weights = load_safetensors(folder / "open_clip_model.safetensors")
-        kept = {name: value for name, value in weights.items() if not name.startswith("visual.")}
-        proxy.clip.load_state_dict(proxy.clip.state_dict() | kept)
+        if model_cfg.get("quick_gelu"):
+            config["quick_gelu"] = True
+        proxy = cls(config, path if path.is_dir() else None)
+        own = proxy.clip.state_dict()
+        text = {name for name in own if not name.startswith("visual.")}
+        wrong = sorted(name for name in text if _shape(own, name) != _shape(weights, name))
+        if wrong:
+            raise UsageError(f"{path}: {len(wrong)} tensors of its text tower are missing or unfit, first {wrong[0]!r}")
+        proxy.clip.load_state_dict(own | {name: weights[name] for name in text})
         return proxy
 
     @classmethod
@@ -101,6 +123,9 @@ class LatentCLIP(nn.Module):
         write_json_atomic(folder / CONFIG, self.config)
         state = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
         save_safetensors_atomic(state, folder / WEIGHTS)
+        if self.tokenizer_folder is None:
+            write_json_atomic(folder / CLIP_CONFIG, {"model_cfg": {"text_cfg": self.config["text_cfg"]}})
+            return
         for file in self.tokenizer_folder.iterdir():
             if file.suffix in (".json", ".txt") and file.name != CONFIG and folder != self.tokenizer_folder:
                 shutil.copyfile(file, folder / file.name)

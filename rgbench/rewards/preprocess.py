@@ -1,7 +1,6 @@
-"""HPSv2's image preprocessing on tensors (arXiv 2306.09341 and its public code): resize, pad, normalise.
+"""Image preprocessing of reward models, on tensors: resize, pad or crop, normalise.
 
-The longest side goes to ``size`` by bicubic interpolation, with or without antialiasing; zeros pad to a square,
-centred, the odd pixel right and below; then CLIP's mean and standard deviation. Bicubic overshoot is not clamped.
+Both begin with a bicubic resize, with or without antialiasing. Bicubic overshoot is not clamped.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ def hps_preprocess(
     mean: tuple[float, ...] = CLIP_MEAN,
     std: tuple[float, ...] = CLIP_STD,
 ) -> Tensor:
-    """Images as the reward model takes them.
+    """Images as HPSv2 takes them (arXiv 2306.09341 and its public code): the whole image, padded to a square.
 
-    An image whose longest side is ``size`` already is not resized but padded all the same (the reference pads only
-    what it resizes, and then fails on a batch of non-square images).
+    The longest side goes to ``size``; zeros pad to a square, centred, the odd pixel right and below; then mean and
+    standard deviation. An image whose longest side is ``size`` already is not resized but padded all the same (the
+    reference pads only what it resizes, and then fails on a batch of non-square images).
 
     Args:
         images: (B, 3, H, W) in [0, 1], floating.
@@ -41,12 +41,46 @@ def hps_preprocess(
     longest = max(height, width)
     if longest != size:
         scale = size / float(longest)
-        new_size = (round(height * scale), round(width * scale))
-        images = F.interpolate(images, new_size, mode="bicubic", align_corners=False, antialias=antialias)
-        height, width = new_size
+        height, width = round(height * scale), round(width * scale)
+        images = _resize(images, (height, width), antialias)
     pad_height, pad_width = size - height, size - width
     left, top = pad_width // 2, pad_height // 2
     images = F.pad(images, (left, pad_width - left, top, pad_height - top))
+    return normalise(images, mean, std)
+
+
+def clip_preprocess(
+    images: Tensor,
+    size: int,
+    antialias: bool,
+    mean: tuple[float, ...] = CLIP_MEAN,
+    std: tuple[float, ...] = CLIP_STD,
+) -> Tensor:
+    """Images as CLIP takes them (arXiv 2103.00020): the centre square, nothing padded.
+
+    The shortest side goes to ``size``, the longest to the whole number below its share; then a centre crop.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], floating.
+        size: side of the square, in pixels.
+        antialias: as :func:`hps_preprocess`; the original resizes with PIL, which always filters.
+        mean: per channel.
+        std: per channel.
+
+    Returns:
+        (B, 3, size, size), differentiable.
+    """
+    height, width = images.shape[-2:]
+    shortest = min(height, width)
+    if shortest != size:
+        height, width = int(size * height / shortest), int(size * width / shortest)
+        images = _resize(images, (height, width), antialias)
+    top, left = (height - size) // 2, (width - size) // 2
+    return normalise(images[..., top : top + size, left : left + size], mean, std)
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(images − mean) / std per channel, (B, 3, H, W)."""
     shape = (1, -1, 1, 1)
     return (images - torch.tensor(mean, dtype=images.dtype, device=images.device).view(shape)) / torch.tensor(
         std, dtype=images.dtype, device=images.device
@@ -61,3 +95,7 @@ def nyquist(size: int, longest: int) -> float:
         longest: longest side of the image, which is resized to ``size``.
     """
     return min(0.5, size / longest / 2)
+
+
+def _resize(images: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=antialias)

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rgbench.run import RunDirectory
 
+LOG_ONLY = ("grad_norm/", "gradient/", "fidelity/")
 LINES_WITHOUT_TERMINAL = 20  # progress lines of a whole run where no bar can be drawn
 
 
@@ -64,11 +65,11 @@ class Monitor:
 
         Args:
             step: steps done.
-            values: losses and rewards; gradient norms go to the log alone.
+            values: losses and rewards; what is measured of gradients and of the proxy goes to the log alone.
             step_sec: how long this step took.
         """
         self.num_steps, self.step_sec = self.num_steps + 1, self.step_sec + step_sec
-        text = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if "grad_norm" not in k)
+        text = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if not k.startswith(LOG_ONLY) and "@" not in k)
         text += f"  {self.images_per_sec:.1f} images/s"
         self.progress.update(self.task, completed=step, values=text)
         every = max(self.steps // LINES_WITHOUT_TERMINAL, 1)
@@ -78,6 +79,7 @@ class Monitor:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """One row of log.jsonl and one point per curve."""
+        values = per_bin(values)
         row = {"step": step, **values, "images_per_sec": round(self.images_per_sec, 3)}
         self.run.log(row)
         for name, value in values.items():
@@ -86,3 +88,25 @@ class Monitor:
     def log_grid(self, step: int, grid: Tensor) -> None:
         """A sample grid (3, H, W) in [0, 1]."""
         self.board.add_image("samples", grid, step)
+
+
+def per_bin(values: dict[str, float]) -> dict[str, float]:
+    """Means over the samples of a bin from means over all samples.
+
+    Args:
+        values: among them ``name@bin``, the mean over all samples of a value that is zero outside of the bin, and
+            ``weight@bin``, the share of samples inside. Such means may be averaged again, over micro-batches and
+            ranks, as means over the bin may not.
+
+    Returns:
+        The same with ``name@bin`` divided by the weight, without the weights, and without bins that are empty.
+    """
+    weights = {key.partition("@")[2]: value for key, value in values.items() if key.startswith("weight@")}
+    out = {}
+    for key, value in values.items():
+        name, _, where = key.partition("@")
+        if not where:
+            out[key] = value
+        elif name != "weight" and weights[where] > 0:
+            out[key] = value / weights[where]
+    return out

@@ -14,13 +14,14 @@ from pydantic import Field, model_validator
 from rgbench.config import Section, apply_overrides, find_recipe, load_yaml, validate
 from rgbench.data.config import DataConfig
 from rgbench.errors import UsageError
+from rgbench.rewards.config import RewardConfig, Sum
+from rgbench.trainers.proxy_config import ProxySection
 from rgbench.worlds.presets import Preset, find_preset
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-Layers = Annotated[int, Field(ge=0)] | Literal["all"]
 
 
 class ModelSection(Section):
@@ -123,49 +124,20 @@ class LCDSection(Section):
         return self
 
 
-class RewardSection(Section):
-    """The reward the student is trained on.
+class GradientsSection(Section):
+    """Accounting of the distillation's and the reward's gradient; logged, never part of the training.
 
     Attributes:
-        kind: name of the reward in the registry.
-        path: its weights; null for the preset's.
-        antialias: whether its image resize filters before it subsamples. No default: it changes the result.
-        scale: β, weight of the reward against the distillation loss.
+        at_prediction: norms and angle at the student's prediction, every step, per timestep bin; costs no backward
+            pass.
+        bins: ranges of timesteps that are told apart.
+        every: steps between measurements over all of the student's parameters, which take two more backward passes
+            and the memory of two gradients; 0 for none.
     """
 
-    kind: Literal["hps"] = "hps"
-    path: str | None = None
-    antialias: bool
-    scale: NonNegative = 1.0
-
-
-class TrainableSection(Section):
-    """What of the latent proxy learns; its logit scale always does.
-
-    Attributes:
-        image_layers: the last n image blocks with the final norm and the projection; 0 for none, ``all`` for the
-            whole tower with its embeddings.
-        text_layers: the same of the text tower.
-    """
-
-    image_layers: Layers = 1
-    text_layers: Layers = 5
-
-
-class ProxySection(Section):
-    """The latent proxy and how it learns from its expert (docs/method.md, "RG-LCD + LRM").
-
-    Attributes:
-        path: a latent CLIP folder; null for the preset's.
-        lr: AdamW's learning rate of the proxy.
-        loss: ``kl``, ``smooth`` or ``cross_entropy`` over pairs.
-        trainable: what of it learns.
-    """
-
-    path: str | None = None
-    lr: Positive = 3.3e-6
-    loss: Literal["kl", "smooth", "cross_entropy"] = "kl"
-    trainable: TrainableSection = TrainableSection()
+    at_prediction: bool = True
+    bins: Annotated[int, Field(ge=1, le=50)] = 4
+    every: Annotated[int, Field(ge=0)] = 0
 
 
 class SamplingSection(Section):
@@ -182,15 +154,31 @@ class SamplingSection(Section):
     network: Literal["target", "student"] = "target"
 
 
-class LCDRecipe(Section):
-    """``kind: lcd``. Attributes are the sections of the file."""
+def check_logged(key: str, every: int, log_every: int) -> None:
+    """Refuse measurements at steps that are not logged.
 
-    kind: Literal["lcd"]
+    Raises:
+        ValueError: ``every`` is no multiple of ``log_every``.
+    """
+    if every % log_every:
+        raise ValueError(f"{key} {every} is no multiple of train.log_every {log_every}: it would not be logged")
+
+
+class BaseRecipe(Section):
+    """What every recipe has. Attributes are the sections of the file."""
+
+    kind: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelSection
     data: DataConfig
     train: TrainSection = TrainSection()
+
+
+class LCDRecipe(BaseRecipe):
+    """``kind: lcd``."""
+
+    kind: Literal["lcd"]  # type: ignore[assignment]
     lcd: LCDSection = LCDSection()
     sampling: SamplingSection = SamplingSection()
 
@@ -207,7 +195,15 @@ class RGLCDRecipe(LCDRecipe):
     """``kind: rg_lcd``: LCD and a reward on the decoded prediction."""
 
     kind: Literal["rg_lcd"]  # type: ignore[assignment]
-    reward: RewardSection
+    reward: RewardConfig
+    gradients: GradientsSection = GradientsSection()
+
+    @model_validator(mode="after")
+    def _measurements_are_logged(self) -> RGLCDRecipe:
+        check_logged("gradients.every", self.gradients.every, self.train.log_every)
+        if self.kind == "rg_lcd" and self.reward.logit_scale is not None:
+            raise ValueError("reward.logit_scale: rg_lcd takes the raw score; it is for lrm")
+        return self
 
 
 class LRMRecipe(RGLCDRecipe):
@@ -215,6 +211,13 @@ class LRMRecipe(RGLCDRecipe):
 
     kind: Literal["lrm"]  # type: ignore[assignment]
     proxy: ProxySection = ProxySection()
+
+    @model_validator(mode="after")
+    def _fidelity_is_logged(self) -> LRMRecipe:
+        check_logged("proxy.fidelity.every", self.proxy.fidelity.every, self.train.log_every)
+        if isinstance(self.reward, Sum) and self.reward.balance == "gradient":
+            raise ValueError("reward.balance: lrm takes labels from the sum, not its gradient; use none")
+        return self
 
 
 Recipe = Annotated[LCDRecipe | RGLCDRecipe | LRMRecipe, Field(discriminator="kind")]

@@ -13,28 +13,50 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from rgbench.data import open_source
 from rgbench.data.contract import Batch
 from rgbench.errors import UsageError
 from rgbench.models import DiffusionModels, decode_images
-from rgbench.registry import resolve
-from rgbench.rewards.contract import Reward
-from rgbench.trainers.contract import StepResult
+from rgbench.rewards.config import Sum
+from rgbench.rewards.contract import Reward, score
+from rgbench.rewards.load import load_reward
+from rgbench.rewards.weighted import WeightedReward
+from rgbench.trainers.contract import Stateful, StepResult
 from rgbench.trainers.draws import StepDraws
+from rgbench.trainers.guidance import Guidance
 from rgbench.trainers.lcd import LCD, distil
 from rgbench.trainers.recipe import LCDRecipe, RGLCDRecipe
 
 
 def load_expert(recipe: RGLCDRecipe, models: DiffusionModels) -> Any:
-    """The reward that a recipe names, on the models' device and of their dtype.
+    """The reward that a recipe names, on the models' device and of their dtype; a sum is calibrated on the data.
 
     Raises:
-        UsageError: unknown, missing, or not differentiable; or no path beside a model that is no preset.
+        UsageError: unknown or missing.
     """
-    reward = resolve("reward", recipe.reward.kind)
-    if not reward.differentiable:
-        raise UsageError(f"reward.kind {recipe.reward.kind} is not differentiable and cannot guide a student")
-    path = recipe.reward.path or recipe.model.find("reward.path").reward_folder()
-    return reward.load(path, antialias=recipe.reward.antialias, device=models.device, dtype=models.dtype)
+    settings = recipe.reward
+    preset_path = recipe.model.find("reward.path").reward_folder() if recipe.model.preset else None
+    expert = load_reward(settings, device=models.device, dtype=models.dtype, preset_path=preset_path)
+    if isinstance(settings, Sum) and settings.standardise == "calibrated":
+        batch = open_source(recipe.data).load(list(range(settings.calibration_images)))
+        expert.calibrate(reconstruct(models, batch.images_BCHW), batch.prompts)
+    return expert
+
+
+def reconstruct(models: DiffusionModels, images: Tensor) -> Tensor:
+    """Images through the autoencoder and back, so that they are of the kind that the reward will see."""
+    parts = [models.encode_images(part)[0] * models.scaling_factor for part in images.split(8)]
+    return torch.cat([models.decode(latents) for latents in parts])
+
+
+def places(expert: Any, rng: StepDraws) -> Tensor | None:
+    """Where the expert's random windows lie, (B, 2) in [0, 1); None where it looks at whole images."""
+    if not getattr(expert, "random_crop", None):
+        return None
+    return torch.stack([rng.uniform(f"reward_{side}", 0.0, 1.0) for side in ("row", "column")], dim=1)
 
 
 class RGLCD(LCD):
@@ -51,26 +73,40 @@ class RGLCD(LCD):
     def __init__(self, recipe: RGLCDRecipe, models: DiffusionModels, expert: Reward) -> None:
         super().__init__(recipe, models)
         self.expert = expert
+        self.guidance = Guidance(recipe.reward, recipe.gradients, LCD.learners(self)["student"].parameters)
+
+    def modules(self) -> dict[str, Stateful]:
+        """Student, target, and the reward where it has a state: a sum's mean and standard deviation."""
+        state = {"reward": self.expert} if isinstance(self.expert, WeightedReward) else {}
+        return {**super().modules(), **state}
 
     @classmethod
     def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> RGLCD:
         """The trainer of a recipe, with the recipe's reward or the preset's."""
         assert isinstance(recipe, RGLCDRecipe)
-        return cls(recipe, models, load_expert(recipe, models))
+        expert = load_expert(recipe, models)
+        if not expert.differentiable:
+            raise UsageError(
+                f"reward.kind {recipe.reward.kind}: gives no gradient, and rg_lcd needs it; kind: lrm learns from its "
+                "scores alone"
+            )
+        return cls(recipe, models, expert)
 
     def reward_fingerprints(self) -> list[dict[str, Any]]:
-        """The expert's."""
-        return [self.expert.fingerprint()]
+        """The expert's; of a sum, each term's."""
+        return self.expert.fingerprints() if isinstance(self.expert, WeightedReward) else [self.expert.fingerprint()]
 
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         """Lines 1–8 of LCD, then the reward."""
         # 1–8. as LCD
         distilled = distil(self.networks, self.recipe.lcd, self.prepare(batch, rng))
 
-        # 9. decode the single-step prediction, (decode(f / scaling_factor)/2 + ½).clamp(0, 1)
-        images = decode_images(self.models.vae, distilled.prediction / self.models.scaling_factor)
+        # 9. decode the single-step prediction, (decode(f / scaling_factor)/2 + ½).clamp(0, 1); score it
+        def reward(prediction: Tensor) -> Tensor:
+            images = decode_images(self.models.vae, prediction / self.models.scaling_factor)
+            return score(self.expert, images, batch.prompts, places(self.expert, rng))
 
         # 10. L_LCD − β · R^e(image, prompt)
-        rewards = self.expert(images, batch.prompts)
-        losses = {"lcd": distilled.losses, "reward": -self.recipe.reward.scale * rewards}
-        return StepResult({"student": losses}, {"reward": rewards.detach()}, reward_calls=len(rewards))
+        guided = self.guidance(distilled, reward, rng.step)
+        stats = {"reward": guided.rewards, **guided.stats}
+        return StepResult({"student": guided.losses}, stats, reward_calls=len(guided.rewards))

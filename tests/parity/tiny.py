@@ -143,7 +143,7 @@ def recipe(**sections) -> LRMRecipe:
         "proxy": {"lr": 1e-3, "trainable": {"image_layers": 1, "text_layers": 1}},
     }
     for name, section in sections.items():
-        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return LRMRecipe.model_validate(values, strict=False)
 
 

@@ -120,7 +120,7 @@ def small_architecture(monkeypatch, tmp_path):
     }
     (tmp_path / "rgbench-small.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "rgbench-small.json")
-    monkeypatch.setattr("rgbench.rewards.hps.HPS_ARCHITECTURE", "rgbench-small")
+    monkeypatch.setattr("rgbench.rewards.clip.ARCHITECTURE", "rgbench-small")
     return open_clip.create_model("rgbench-small", pretrained=None)
 
 
@@ -144,7 +144,7 @@ def test_unusable_weights_are_explained(small_architecture, tmp_path):
     with pytest.raises(UsageError, match=r"open_clip_config\.json: missing"):
         HPSReward.load(tmp_path, antialias=True, device="cpu")
     torch.save({"state_dict": {"visual.proj": torch.zeros(2)}}, tmp_path / "other.pt")
-    with pytest.raises(UsageError, match=r"differ from rgbench-small's"):
+    with pytest.raises(UsageError, match=r"tensors are not those that rgbench-small has"):
         HPSReward.load(tmp_path / "other.pt", antialias=True, device="cpu")
     torch.save({"state_dict": {"visual.proj": object()}}, tmp_path / "hostile.pt")
     with pytest.raises(UsageError, match="refused"):

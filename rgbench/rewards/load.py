@@ -1,0 +1,109 @@
+"""From what a recipe says of a reward to the reward itself."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rgbench.errors import RgbenchError, UsageError
+from rgbench.registry import resolve
+from rgbench.rewards.config import HPS, Aesthetic, GradientShare, PixelReward, Plugin, RewardFields, Sum
+from rgbench.rewards.contract import Reward
+from rgbench.rewards.published import find_published
+from rgbench.rewards.scoring import CallableReward
+from rgbench.rewards.view import ViewedReward
+from rgbench.rewards.weighted import WeightedReward
+
+MEMBERS = ("name", "differentiable", "fingerprint")
+
+
+def load_reward(
+    section: RewardFields,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype = torch.float32,
+    preset_path: Path | None = None,
+    key: str = "reward",
+) -> Any:
+    """Load a reward, with its blur and crop, or a sum of rewards, not yet calibrated.
+
+    Args:
+        section: from :mod:`rgbench.rewards.config`.
+        device: where to put the weights.
+        dtype: floating type of weights and arithmetic.
+        preset_path: the HPS weights that a preset brings, for ``path: null``.
+        key: of the section, for messages.
+
+    Returns:
+        A :class:`Reward` with a ``logit_scale``, which is None where neither the reward nor the section has one.
+
+    Raises:
+        UsageError: unknown, missing or unfit.
+        RgbenchError: a plug-in that is no reward.
+    """
+    if isinstance(section, Sum):
+        terms = [
+            load_reward(term, device=device, dtype=dtype, preset_path=preset_path, key=f"{key}.terms.{i}")
+            for i, term in enumerate(section.terms)
+        ]
+        return WeightedReward(
+            terms,
+            [0.0 if isinstance(term.scale, GradientShare) else term.scale for term in section.terms],
+            standardise=section.standardise == "calibrated",
+            balance=section.balance == "gradient",
+            logit_scale=section.logit_scale,
+        )
+    assert isinstance(section, PixelReward)
+    options = {"device": device, "dtype": dtype}
+    reward: Any
+    if isinstance(section, Plugin):
+        reward = _load_plugin(section, key, options)
+    else:
+        reward = _load_own(section, preset_path, key, options)
+    if section.logit_scale is not None:
+        reward.logit_scale = section.logit_scale
+    elif not hasattr(reward, "logit_scale"):
+        reward.logit_scale = None
+    if section.blur_sigma or section.random_crop:
+        return ViewedReward(reward, blur_sigma=section.blur_sigma, random_crop=section.random_crop)
+    return reward
+
+
+def _load_own(section: PixelReward, preset_path: Path | None, key: str, options: dict[str, Any]) -> Reward:
+    path = section.path or _default_path(section, preset_path, key)
+    if isinstance(section, Aesthetic):
+        head_path = section.head_path or find_published(f"aesthetic {section.head} head", f"{key}.head_path")
+        options = options | {"head": section.head, "head_path": head_path}
+    return resolve("reward", section.kind).load(path, antialias=section.antialias, **options)
+
+
+def _default_path(section: PixelReward, preset_path: Path | None, key: str) -> Path:
+    """The preset's reward where it is of this kind, else the published weights."""
+    if not isinstance(section, HPS):
+        return find_published(section.kind, f"{key}.path")
+    if preset_path is not None and section.version is None:
+        return preset_path
+    return find_published(f"hps {section.version or '2.1'}", f"{key}.path")
+
+
+def _load_plugin(section: Plugin, key: str, options: dict[str, Any]) -> Reward:
+    """A plug-in is a class with ``load(path, *, antialias, device, dtype, **options)``, or a scoring function."""
+    found = resolve("reward", section.kind)
+    if not hasattr(found, "load"):
+        if section.options or section.path:
+            raise UsageError(f"{key}: {section.kind} is a function of images and prompts; it takes no path or options")
+        return CallableReward(found, section.kind)
+    arguments = {"antialias": section.antialias, **options, **section.options}
+    try:
+        inspect.signature(found.load).bind(section.path, **arguments)
+    except TypeError as error:
+        raise UsageError(f"{key}.options: {section.kind} does not take them: {error}") from error
+    reward = found.load(section.path, **arguments)
+    absent = [member for member in MEMBERS if not hasattr(reward, member)]
+    if absent or not callable(reward):
+        raise RgbenchError(f"reward '{section.kind}': the plug-in's load gave {type(reward).__name__}, which lacks "
+                           f"{', '.join(absent) or '__call__'}")  # fmt: skip
+    return reward

@@ -1,0 +1,121 @@
+"""Where the published weights of each reward are looked for: in local caches alone, never on a network.
+
+What is not here is named, with its size and the command that gets it; ``HF_HUB_OFFLINE`` changes nothing, since
+nothing is ever fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from rgbench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class HubWeights:
+    """Files of one repository on the Hugging Face hub.
+
+    Attributes:
+        repo: ``owner/name``.
+        files: paths in the repository.
+        size: of all of them, for people.
+        whole: whether the reward is the folder, and not its one file.
+    """
+
+    repo: str
+    files: tuple[str, ...]
+    size: str
+    whole: bool = False
+
+    def find(self) -> Path | None:
+        """The file or folder in the local hub cache (``HF_HOME``), or None."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = [try_to_load_from_cache(self.repo, file) for file in self.files]
+        paths = [Path(path) for path in found if isinstance(path, str)]
+        if len(paths) < len(found):
+            return None
+        return paths[0].parent if self.whole else paths[0]
+
+    def command(self) -> str:
+        """What fetches them into the cache."""
+        return shlex.join(["hf", "download", self.repo, *self.files])
+
+
+@dataclass(frozen=True)
+class FileWeights:
+    """One file that is no model of a hub.
+
+    Attributes:
+        name: in the local cache.
+        url: where it is published.
+        size: for people.
+    """
+
+    name: str
+    url: str
+    size: str
+
+    @property
+    def path(self) -> Path:
+        """Where it is looked for: ``$XDG_CACHE_HOME/rgbench/weights``, else ``~/.cache/rgbench/weights``."""
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return root / "rgbench" / "weights" / self.name
+
+    def find(self) -> Path | None:
+        """The file, or None."""
+        return self.path if self.path.is_file() else None
+
+    def command(self) -> str:
+        """What fetches it to where it is looked for."""
+        return shlex.join(["curl", "--location", "--create-dirs", "--output", str(self.path), self.url])
+
+
+_GITHUB = "https://github.com"
+VIT_L = HubWeights("openai/clip-vit-large-patch14", ("config.json", "model.safetensors"), "1.7 GB", whole=True)
+PUBLISHED: dict[str, HubWeights | FileWeights] = {
+    "hps 2.1": HubWeights("xswu/HPSv2", ("HPS_v2.1_compressed.pt",), "2 GB"),
+    "hps 2.0": HubWeights("xswu/HPSv2", ("HPS_v2_compressed.pt",), "2 to 4 GB"),
+    "clip_score": HubWeights(
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        ("open_clip_config.json", "open_clip_model.safetensors"),
+        "4 GB",
+        whole=True,
+    ),
+    "pickscore": HubWeights("yuvalkirstain/PickScore_v1", ("config.json", "model.safetensors"), "4 GB", whole=True),
+    "aesthetic": VIT_L,
+    "aesthetic mlp head": FileWeights(
+        "sac+logos+ava1-l14-linearMSE.pth",
+        f"{_GITHUB}/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
+        "4 MB",
+    ),
+    "aesthetic linear head": FileWeights(
+        "sa_0_4_vit_l_14_linear.pth",
+        f"{_GITHUB}/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth",
+        "4 kB",
+    ),
+}
+
+
+def find_published(name: str, key: str) -> Path:
+    """The local copy of published weights.
+
+    Args:
+        name: in :data:`PUBLISHED`.
+        key: of the recipe, that may name another place.
+
+    Raises:
+        UsageError: names the files, their size and the command that gets them.
+    """
+    weights = PUBLISHED[name]
+    found = weights.find()
+    if found is None:
+        where = f"{weights.repo}: {', '.join(weights.files)}" if isinstance(weights, HubWeights) else str(weights.path)
+        raise UsageError(
+            f"{key}: the weights of {name} are not here ({where}; about {weights.size}); name another "
+            f"place, or get them with: {weights.command()}"
+        )
+    return found
