@@ -20,7 +20,9 @@ probes_app = typer.Typer(help="Prove what the probes for over-optimisation find;
 @probes_app.command()
 def validate(
     out: Annotated[Path, typer.Option(help="Folder for validation.json and validation.md.")] = Path("results/probes"),
-    metric: Annotated[list[str] | None, typer.Option(help="Like spectrum,pixels; every probe by default.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Like grid,pixels; all probes, hps, oracle by default.")
+    ] = None,
     hack: Annotated[list[str] | None, typer.Option(help='Like noise,"mode collapse"; all by default.')] = None,
     sets: Annotated[int, typer.Option(min=2, help="Sets of 32 scenes, clean and hacked.")] = 12,
     device: DeviceOption = Device.auto,

@@ -37,6 +37,7 @@ PER_PROMPT = 8  # images of a prompt: as many as diversity needs
 FOUND_AUC = 0.95
 MODEL_SPLIT = "all"  # its nuisance stream is not that of the real scenes
 SEED = 0
+JUDGES = ("hps", "oracle")  # what prompt-ignoring is found by
 
 Values = dict[str, float]
 
@@ -78,7 +79,7 @@ def validate(
     """Plant hacks, measure what finds them, and write the table.
 
     Args:
-        metrics: probes, or any metrics, by name; none for every probe.
+        metrics: probes, or any metrics, by name; none for every probe, the reward and the oracle.
         out: folder for ``validation.json`` and ``validation.md``.
         hacks: names in ``HACKS``; all by default.
         num_sets: sets of 4 prompts × 8 images.
@@ -91,7 +92,7 @@ def validate(
     Raises:
         UsageError: an unknown metric or hack, a metric that does not suit scenes, or fewer than two sets.
     """
-    chosen = list(metrics) or names("probe")
+    chosen = list(metrics) or [*names("probe"), *JUDGES]
     for name in hacks:
         if name not in HACKS:
             raise UsageError(f"unknown hack '{name[:80]}'; {suggest(name, HACKS)}")

@@ -13,6 +13,7 @@ from rgbench.metrics.contract import Interval
 LEVEL = 0.95
 NUM_GROUPS = 20
 NUM_RESAMPLES = 2000
+CHUNK_ELEMENTS = 2**20
 
 
 def jackknife_groups(num: int, groups: int = NUM_GROUPS) -> np.ndarray:
@@ -80,10 +81,12 @@ def bootstrap_interval(rows: np.ndarray, level: float = LEVEL, seed: int = 0) ->
 
 
 def bootstrap_means(rows: np.ndarray, seed: int) -> np.ndarray:
-    """(2000,) means of resamples with replacement, drawn one by one to keep memory small."""
+    """(2000,) means of resamples with replacement, drawn in chunks to keep memory small."""
     rng = np.random.default_rng(seed)
     num = len(rows)
-    return np.array([rows[rng.integers(0, num, num)].mean() for _ in range(NUM_RESAMPLES)])
+    chunk = max(1, CHUNK_ELEMENTS // num)
+    sizes = [min(chunk, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, chunk)]
+    return np.concatenate([rows[rng.integers(0, num, (size, num))].mean(1) for size in sizes])
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:

@@ -25,7 +25,6 @@ class Level:
         unit: "" for none.
         family: as in :class:`Metric`.
         decimals: digits shown.
-        harm: "up" where only a rise is a fault (a reward that breaks more easily), else "both".
     """
 
     name: str
@@ -33,7 +32,6 @@ class Level:
     unit: str
     family: str
     decimals: int
-    harm: str = "both"
 
     def metric(self, against_real: bool) -> Metric:
         """The metric of this level, or of its gap to real images."""
@@ -41,7 +39,7 @@ class Level:
         return Metric(
             name=self.name + gap[0],
             label=self.label + gap[1],
-            direction="lower" if self.harm == "up" else "target",
+            direction="target",
             unit=self.unit,
             family=self.family,
             decimals=self.decimals,
