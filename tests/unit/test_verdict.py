@@ -15,6 +15,7 @@ from rgbench.evaluation.results import load_result, load_results
 from rgbench.evaluation.verdict import false_positives, judge, thresholds, trained_keys
 from rgbench.evaluation.verdict_file import load_verdicts
 from rgbench.evaluation.verdicts import Model, give_verdicts, models_of
+from tests.conftest import ROOT
 from tests.results_maker import put
 
 NUM = 64
@@ -211,6 +212,18 @@ def test_what_cannot_be_compared_is_refused_in_words(world, tmp_path):
     assert "no 'lcd' student of the same world, sampler settings and training steps" in other.words
     measured(tmp_path, "rg_lcd-s0", HACKED, step=50)
     assert len(give_verdicts(tmp_path, "lcd")) == 1, "a checkpoint's figures are left out"
+
+
+def test_old_verdicts_load_for_ever():
+    (old,) = load_verdicts(ROOT / "tests" / "history" / "verdict_v1")
+    assert (old.schema_version, old.model, old.base, old.verdict) == (1, "rg_lcd-s1", "lcd-s1", "over-optimised")
+    assert [family.name for family in old.families if family.worse] == [
+        "spectrum",
+        "pixel and colour",
+        "held-out rewards or oracle",
+    ]
+    assert old.rewards[0].clear and old.rewards[0].low > old.rewards[0].delta > 0
+    assert old.false_positives["pairs"] == 42
 
 
 def test_a_damaged_verdict_is_named(world, tmp_path):
