@@ -37,6 +37,8 @@ def put(root: Path, model: str, metric: str, value: float | None = None, **given
     sampling = {"sampler": "lcm", "steps": given.get("sampler_steps", 4), "guidance_scale": 5.0}
     fields = {**sampling, "weights_sha256": f"{model} {step}"}
     protocol: dict[str, Any] = {"metric": metric, "num": 8, "version": given.get("version", 1)}
+    if given.get("level"):  # no real images of that size
+        protocol["reference"] = None
     if family == "reward":
         protocol["reward"] = REWARD | {"antialias": metric == "hps_aa1"}
     half = given.get("half")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rgbench.errors import UsageError, suggest
-from rgbench.evaluation.paired import Paired, badness, difference, per_image, target_of
+from rgbench.evaluation.paired import Paired, badness, difference, is_level, per_image, target_of
 from rgbench.evaluation.results import Result
 from rgbench.evaluation.statistics import PairedDifference, holm, paired_bootstrap, paired_t, t_interval
 from rgbench.evaluation.verdict import Key
@@ -35,8 +35,8 @@ class ModelContrast:
         base: name.
         result: the model's result: metric, protocol.
         found: model − base with its interval.
-        images: win rate and detectable difference, where both kept values of the same images; a win is the image
-            nearer the good end.
+        images: win rate and detectable difference, where both kept values of the same images and a good end is known;
+            a win is the image nearer to it.
     """
 
     model: str
@@ -120,7 +120,7 @@ def _contrasts(model: Model, base: Model) -> list[ModelContrast]:
 
 def _images(result: Result, other: Result) -> PairedDifference | None:
     ours, theirs = per_image(result), per_image(other)
-    if ours is None or theirs is None or ours.keys() != theirs.keys():
+    if is_level(result) or ours is None or theirs is None or ours.keys() != theirs.keys():
         return None
     order = sorted(ours)
     a, b = (np.array([rows[image] for image in order]) for rows in (ours, theirs))

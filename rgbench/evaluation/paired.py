@@ -2,6 +2,8 @@
 
     badness        value (lower is better), −value (higher is better), |value − target| (nearest is better)
     deterioration  badness of the model − badness of its base; above 0 the model is worse
+    level          a figure whose target is not known, for want of real images of its size: the base is the
+                   target, and deterioration is the distance to it in either direction
 
 Where both results kept per-image rows, the images are resampled, the same ones on both
 sides; where both kept jackknife replicates of the same prompts, those are subtracted;
@@ -86,8 +88,13 @@ def deterioration(model: Result, base: Result) -> Paired | None:
         ValueError: results of two metrics or protocols, which cannot be compared.
         UsageError: per-image rows that cannot be read.
     """
-    target = target_of(base)
-    return _paired(model, base, lambda value: badness(model.metric, value, target))
+    if not is_level(base):
+        target = target_of(base)
+        return _paired(model, base, lambda value: badness(model.metric, value, target))
+    found = difference(model, base)
+    if found is None or found.low is None or found.high is None:
+        return found and Paired(abs(found.value), None, None, found.basis)
+    return Paired(abs(found.value), max(0.0, found.low, -found.high), max(-found.low, found.high), found.basis)
 
 
 def difference(model: Result, base: Result) -> Paired | None:
@@ -115,6 +122,11 @@ def _paired(model: Result, base: Result, read: Read) -> Paired | None:
         return Paired(value, interval.low, interval.high, "jackknife") if interval else None
     low, high = np.quantile(drawn, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return Paired(value, float(low), float(high), "images")
+
+
+def is_level(result: Result) -> bool:
+    """Whether a figure should be near a target that nobody knows: there was no real reference."""
+    return result.metric.direction == "target" and result.protocol.fields.get("reference", "") is None
 
 
 def target_of(result: Result) -> float:

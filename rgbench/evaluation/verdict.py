@@ -22,7 +22,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from rgbench.evaluation.paired import Paired, badness, deterioration, target_of
+from rgbench.evaluation.paired import Paired, badness, deterioration, is_level, target_of
 from rgbench.evaluation.results import Result
 
 HELD_OUT = "held-out rewards or oracle"
@@ -171,7 +171,7 @@ def thresholds(seeds: Sequence[Figures], keys: Sequence[Key]) -> dict[Key, float
 
 def _badness(result: Result) -> float:
     assert result.value is not None, "figures without a value are left out before"
-    return float(badness(result.metric, result.value, target_of(result)))
+    return result.value if is_level(result) else float(badness(result.metric, result.value, target_of(result)))
 
 
 @dataclass(frozen=True)

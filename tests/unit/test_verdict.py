@@ -104,6 +104,21 @@ def test_nearness_to_the_target_counts_from_both_sides(tmp_path):
         assert deterioration(far, near).clear_of(1) and not deterioration(near, far).clear_of(0)
 
 
+def test_without_real_images_the_lcd_student_is_the_target(tmp_path):
+    """A level, such as a HFER of −12 dB, is no distance from 0: a move to −9 is a fault, and one to −15 as well."""
+    base, up, down = (
+        load_result(put(tmp_path, f"lcd-s{i}", "hfer_gap_db", value, jackknife=value + 0.01 * own, level=True))
+        for i, (value, own) in enumerate(((-12.0, BASE[:20]), (-9.0, BASE[20:40]), (-15.0, BASE[20:40])))
+    )
+    for moved in (up, down):
+        found = deterioration(moved, base)
+        assert found.value == 3 and 2 < found.low < 3 < found.high < 4
+        assert deterioration(base, moved).value == 3
+    assert deterioration(base, base).low == 0
+    seeds = [{("hfer_gap_db", "x"): result} for result in (base, up, down, base, base)]
+    assert thresholds(seeds, [("hfer_gap_db", "x")])["hfer_gap_db", "x"] == pytest.approx(6)
+
+
 def test_delta_of_one_figure_is_the_percentile_of_pair_differences(world):
     seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
     (key,) = [key for key in seeds[0] if key[0] == "fd_efflite0"]
