@@ -20,7 +20,7 @@ from rgbench.worlds.scenes import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, 
 class PreferenceConfig:
     """Parameters of the simulated annotators."""
 
-    degradation_weight: float = 0.6  # λ
+    degradation_weight: float = 0.8  # λ
     sharpness: float = 12.0  # Bradley–Terry scale on the utility difference
     flip_rate: float = 0.05
 

@@ -62,7 +62,7 @@ class RewardConfig:
     seed: int = 0
     steps: int = 400
     batch_size: int = 96
-    lr: float = 3e-4
+    lr: float = 1e-3
     contrastive_weight: float = 0.5
     dtype: str = "fp32"
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
