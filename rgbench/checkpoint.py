@@ -59,7 +59,7 @@ def commit(
         OSError: the disk refused; every older checkpoint is untouched.
         ValueError: NaN in ``meta``.
     """
-    final = folder / f"step-{step:08d}"
+    final = path_of(folder, step)
     if not (final.is_dir() and _is_intact(final)):
         _save(final, step, tensors, meta)
     _prune(folder, step, keep)
@@ -113,7 +113,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _prune(folder: Path, step: int, keep: int) -> None:
     """Remove all but the newest ``keep`` up to ``step``; a later one is damaged, or it would have been resumed."""
-    older = [path for path in checkpoints(folder) if _step_of(path) <= step]
+    older = [path for path in checkpoints(folder) if step_of(path) <= step]
     for path in older[keep:]:
         doomed = folder / f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}"
         os.rename(path, doomed)  # at once: a half-removed folder must not look like a checkpoint
@@ -124,10 +124,16 @@ def _prune(folder: Path, step: int, keep: int) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """Committed checkpoints, newest first, unverified."""
     found = [p for p in folder.glob("step-*") if p.is_dir() and _STEP.fullmatch(p.name)]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _step_of(path: Path) -> int:
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """Optimiser steps done in a checkpoint, from its name."""
     match = _STEP.fullmatch(path.name)
     if match is None:
         raise ValueError(f"{path}: not a checkpoint's name")
@@ -159,7 +165,7 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     try:
         raw = manifest.read_bytes()
         files = parse_json(raw)["files"]
-        intact = raw == _manifest(_step_of(path), files)
+        intact = raw == _manifest(step_of(path), files)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"{manifest}: missing or damaged ({error})") from error
     if not intact:

@@ -12,6 +12,14 @@ from typing import Annotated
 import typer
 
 from rgbench import __version__
+from rgbench.cli_launch import (
+    HeadOption,
+    LaunchOption,
+    NodesOption,
+    NprocOption,
+    launch_words,
+    start_processes,
+)
 from rgbench.cli_probes import check, compare, probes_app, verdict
 from rgbench.cli_shared import (
     SETTINGS,
@@ -31,6 +39,7 @@ from rgbench.cli_shared import (
 )
 from rgbench.cli_world import world_app
 from rgbench.errors import UsageError
+from rgbench.process import is_main_rank, launched
 
 
 class Kind(StrEnum):
@@ -78,12 +87,46 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/{recipe}-s{seed} by default.")] = None,
     resume: Annotated[str, typer.Option(help="auto goes on with an unfinished run; never refuses one.")] = "auto",
     device: DeviceOption = Device.auto,
+    launch: LaunchOption = None,
+    nproc: NprocOption = None,
+    nodes: NodesOption = 1,
+    head: HeadOption = None,
 ) -> None:
-    """Train a student."""
+    """Train a student, in one process or in several."""
+    words = launch_words(launch, nproc, nodes, head)
+    if launch is not None and not launched():
+        options = [*(["--out", str(out)] if out else []), "--resume", resume, "--device", device.value]
+        start_processes("train", recipe, overrides or [], options, launch, nproc, nodes, head)
+        return
     tune()
     from rgbench.trainers.api import train as run
 
-    typer.echo(run(recipe, overrides or [], out=out, resume=resume, device=device.value))
+    path = run(recipe, overrides or [], out=out, resume=resume, device=device.value, launch=words)
+    if is_main_rank():
+        typer.echo(path)
+
+
+@app.command()
+def cache(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
+    overrides: OverridesArgument = None,
+    device: DeviceOption = Device.auto,
+    launch: LaunchOption = None,
+    nproc: NprocOption = None,
+    nodes: NodesOption = 1,
+    head: HeadOption = None,
+) -> None:
+    """Encode a recipe's images and captions once, for every training from them."""
+    launch_words(launch, nproc, nodes, head)
+    if launch is not None and not launched():
+        start_processes("cache", recipe, overrides or [], ["--device", device.value], launch, nproc, nodes, head)
+        return
+    tune()
+    from rgbench.trainers.caching import cache as run
+
+    folder = run(recipe, overrides or [], device=device.value, say=lambda line: typer.echo(line, err=True))
+    if is_main_rank():
+        typer.echo(folder)
 
 
 @app.command(name="eval")

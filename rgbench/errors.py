@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+RESUMABLE = 75  # exit code: stopped by a signal, saved; the same command goes on
+
 
 class RgbenchError(Exception):
     """A failure that rgbench explains. Exit code 1."""
@@ -45,7 +47,7 @@ class Interrupted(RgbenchError):
         exit_code: 75 (resumable) or 130 (Ctrl-C).
     """
 
-    def __init__(self, message: str, *, resume_command: str, exit_code: int = 75):
+    def __init__(self, message: str, *, resume_command: str, exit_code: int = RESUMABLE):
         self.resume_command, self.exit_code = resume_command, exit_code
         super().__init__(f"{message}\nresume with: {resume_command}")
 

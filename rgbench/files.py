@@ -36,6 +36,7 @@ __all__ = [
     "load_pickled_state_dict",
     "load_safetensors",
     "open_image",
+    "open_safetensors",
     "open_tar",
     "parse_json",
     "read_json",
@@ -103,6 +104,21 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
+
+
+def open_safetensors(path: Path) -> dict[str, Any]:
+    """Tensors of a file by name, of which ``tensor[i]`` reads row i alone and ``tensor[:]`` all.
+
+    Raises:
+        UsageError: no such file, or not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="pt")
+        return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
         raise UsageError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 
 from rgbench.errors import UsageError
 
 # From glibc's malloc.h. mallopt takes C ints.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
 def tune_process(threads: int | None = None) -> int:
@@ -56,6 +58,27 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def launched() -> bool:
+    """Whether torchrun (or ``accelerate launch``) started this process as one of a run's ranks."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_main_rank() -> bool:
+    """Whether this process speaks for the run: it is alone, or the first of its ranks."""
+    return not launched() or os.environ.get("RANK", "0") == "0"
+
+
+def end_with_parent() -> bool:
+    """Have the kernel send SIGTERM when the process that started this one ends, by whatever means.
+
+    Returns:
+        Whether it took effect; False off Linux, where nothing is done.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    return ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) == 0
 
 
 def pick_device(name: str = "auto") -> str:

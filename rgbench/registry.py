@@ -44,6 +44,7 @@ TABLES: dict[str, dict[str, str]] = {
     "data": {
         "scenes": "rgbench.data.sources.scenes:ScenesSource",
         "image_folder": "rgbench.data.sources.image_folder:ImageFolderSource",
+        "hf_dataset": "rgbench.data.sources.hf_dataset:HFDatasetSource",
         "webdataset": "rgbench.data.sources.webdataset:WebDatasetSource",
     },
 }

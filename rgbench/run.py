@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -141,19 +141,21 @@ class RunDirectory:
             raise UsageError(f"{path}: not a run (no run.json); see: rgbench ls runs")
         return run
 
-    def create(self, config: Mapping[str, Any], meta: Mapping[str, Any]) -> RunDirectory:
+    def create(self, config: Mapping[str, Any], meta: Mapping[str, Any], free: Collection[str] = ()) -> RunDirectory:
         """Begin a run here, or go on with the same one; the directory is then this process's alone.
 
         Args:
             config: the resolved recipe, plain data.
             meta: the first contents of ``run.json``.
+            free: dotted keys of the config that may differ from those the run began with; what stays written is the
+                config of its beginning.
 
         Raises:
             UsageError: the directory holds a run of another config (the keys are named), something
                 that is no run, or a run that another process is training now. Nothing is overwritten.
         """
         if self.run_file.is_file():
-            self._refuse_other_config(config)
+            self._refuse_other_config(config, free)
             self._lock_for_writing()
             return self
         if self.path.exists() and not self._only_begun():
@@ -176,11 +178,12 @@ class RunDirectory:
             and not any(self.checkpoints.glob("step-*"))
         )
 
-    def _refuse_other_config(self, config: Mapping[str, Any]) -> None:
+    def _refuse_other_config(self, config: Mapping[str, Any], free: Collection[str]) -> None:
         kept, _ = load_yaml(self.config_file)
         old, new = _flat(kept), _flat(json.loads(json.dumps(config)))
         both = old.keys() & new.keys()
         changed = sorted((old.keys() ^ new.keys()) | {key for key in both if old[key] != new[key]})
+        changed = [key for key in changed if key not in free]
         if changed:
             shown = ", ".join(f"{key}: {old.get(key, '-')} → {new.get(key, '-')}" for key in changed[:5])
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

@@ -54,4 +54,25 @@ class WebDatasetData(Section):
     resolution: Resolution
 
 
-DataConfig = Annotated[ScenesData | ImageFolderData | WebDatasetData, Field(discriminator="kind")]
+class HFDatasetData(Section):
+    """A data set of the Hugging Face ``datasets`` library (an extra: ``rgbench[datasets]``).
+
+    Attributes:
+        path: a folder that ``save_to_disk`` wrote, a parquet file or a folder of them, or a name on the hub.
+        split: of those it has; parquet files are one split.
+        revision: of a data set on the hub: a commit, for runs that can be repeated.
+        image_column: holds the images.
+        caption_column: holds texts, or lists of which the first is taken.
+        resolution: as for image folders.
+    """
+
+    kind: Literal["hf_dataset"] = "hf_dataset"
+    path: str
+    split: str = "train"
+    revision: str | None = None
+    image_column: str = "image"
+    caption_column: str = "text"
+    resolution: Resolution
+
+
+DataConfig = Annotated[ScenesData | ImageFolderData | WebDatasetData | HFDatasetData, Field(discriminator="kind")]

@@ -9,18 +9,35 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """What a model's encoders make of samples.
+
+    Attributes:
+        mean: of the VAE's posterior, unscaled, (B, C, h, w).
+        std: of the same.
+        prompt_embeds: text-encoder states, (B, L, D).
+    """
+
+    mean: Tensor
+    std: Tensor
+    prompt_embeds: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """Samples of one batch, in the order asked for.
 
     Attributes:
-        images_BCHW: (B, 3, resolution, resolution) float32 in [0, 1].
+        images_BCHW: (B, 3, resolution, resolution) float32 in [0, 1]; None where ``encoded`` stands for them.
         prompts: B captions.
         ids: B names that find the samples again, for messages.
+        encoded: from the latents cache.
     """
 
-    images_BCHW: Tensor
+    images_BCHW: Tensor | None
     prompts: list[str]
     ids: list[str]
+    encoded: Encoded | None = None
 
 
 class DataSource(Protocol):

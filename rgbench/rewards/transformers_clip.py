@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from rgbench.errors import UsageError
+from rgbench.rewards.tokens import num_tokens
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -77,6 +79,10 @@ class ClipTokenizer:
             if own
             else open_clip.SimpleTokenizer(context_length=context_length)
         )
+
+    def num_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, uncut."""
+        return num_tokens(self._standard if self._own is None else self._own, texts)
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Ids (B, L) int64 of texts."""

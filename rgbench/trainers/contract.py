@@ -43,6 +43,19 @@ class Learner:
     lr: float
 
 
+@dataclass(frozen=True)
+class Reader:
+    """What reads captions.
+
+    Attributes:
+        tokenizer: of open_clip or transformers.
+        limit: tokens that it reads, with the begin and end marks.
+    """
+
+    tokenizer: Any
+    limit: int
+
+
 class Stateful(Protocol):
     """What can be saved and restored, such as any ``torch.nn.Module``."""
 
@@ -78,6 +91,10 @@ class Trainer(Protocol):
 
     def reward_fingerprints(self) -> list[dict[str, Any]]:
         """Fingerprints of the rewards trained on."""
+        ...
+
+    def readers(self) -> dict[str, Reader]:
+        """What reads the captions, by name, to count those that are cut."""
         ...
 
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:

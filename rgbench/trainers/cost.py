@@ -34,3 +34,12 @@ class CostMeter:
             "reward_calls": self.reward_calls,
             "peak_rss_gib": round(max(self._before.get("peak_rss_gib", 0.0), rss_gib), 4),
         }
+
+
+def of_all_ranks(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The cost of a run from its ranks' :meth:`CostMeter.read`, the main one's first.
+
+    CPU time adds up, the peak is that of the largest process, and all else the main rank has counted for all.
+    """
+    cpu_sec = round(sum(cost["cpu_sec"] for cost in costs), 3)
+    return {**costs[0], "cpu_sec": cpu_sec, "peak_rss_gib": max(cost["peak_rss_gib"] for cost in costs)}

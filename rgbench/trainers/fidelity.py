@@ -117,6 +117,7 @@ class Fidelity:
                 size = min(CHUNK, num - start)
                 rows = [prompt] * size
                 images = self.held_out.images_BCHW
+                assert images is not None  # of a source, not of a cache
                 batch = Batch(images[rows], [self.held_out.prompts[prompt]] * size, [self.held_out.ids[prompt]] * size)
                 draws = FidelityDraws(self.seed, 0, size, first=first + start)
                 picked = indices[(draws.uniform("index", 0.0, 1.0) * len(indices)).long()]

@@ -24,7 +24,8 @@ from rgbench.diffusion.consistency import consistency_function, guidance_embeddi
 from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
 from rgbench.diffusion.schedule import add_noise
 from rgbench.models import DiffusionModels, make_student
-from rgbench.trainers.contract import Learner, Stateful, StepResult
+from rgbench.trainers.caching import encode
+from rgbench.trainers.contract import Learner, Reader, Stateful, StepResult
 from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.recipe import LCDRecipe, LCDSection
 
@@ -166,19 +167,23 @@ class LCD:
         """No reward."""
         return []
 
+    def readers(self) -> dict[str, Reader]:
+        """The teacher's text encoder."""
+        tokenizer = self.models.tokenizer
+        return {"text_encoder": Reader(tokenizer, tokenizer.model_max_length)}
+
     def prepare(self, batch: Batch, rng: StepDraws) -> Inputs:
         """Line 1 and the draws of lines 2–4, the same for every method at one seed."""
         models, settings = self.models, self.recipe.lcd
         device, shape = models.device, models.latent_shape
         # 1. latents = vae.encode(image).sample() · scaling_factor
-        mean, std = models.encode_images(batch.images_BCHW)
-        latents = (mean + std * rng.normal("vae", shape).to(device)) * models.scaling_factor
-        prompt_embeds = models.encode_prompts(batch.prompts)
+        encoded = encode(models, batch)
+        latents = (encoded.mean + encoded.std * rng.normal("vae", shape).to(device)) * models.scaling_factor
         return Inputs(
             latents=latents,
             noise=rng.normal("noise", shape).to(device),
-            prompt_embeds=prompt_embeds,
-            uncond_embeds=self.uncond_embeds.expand_as(prompt_embeds),
+            prompt_embeds=encoded.prompt_embeds,
+            uncond_embeds=self.uncond_embeds.expand_as(encoded.prompt_embeds),
             index=rng.integers("index", settings.num_ddim_timesteps).to(device),
             guidance_scale=rng.uniform("w", settings.w_min, settings.w_max).to(device),
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from rgbench.run import RunDirectory
+from rgbench.trainers.wandb_board import WandbBoard
 
 LOG_ONLY = ("grad_norm/", "gradient/", "fidelity/")
 LINES_WITHOUT_TERMINAL = 20  # progress lines of a whole run where no bar can be drawn
@@ -24,11 +25,20 @@ class Monitor:
         steps: steps of the whole run.
         batch_size: images per step.
         console: where the bar is drawn; standard error by default.
+        wandb: project at Weights & Biases, or None for none.
     """
 
     def __init__(
-        self, run: RunDirectory, first: int, steps: int, batch_size: int, console: Console | None = None
+        self,
+        run: RunDirectory,
+        first: int,
+        steps: int,
+        batch_size: int,
+        console: Console | None = None,
+        wandb: str | None = None,
     ) -> None:
+        self.project = wandb
+        self.wandb: WandbBoard | None = None
         self.run, self.first, self.steps, self.batch_size = run, first, steps, batch_size
         self.num_steps, self.step_sec = 0, 0.0
         self.console = console or Console(stderr=True)
@@ -46,6 +56,8 @@ class Monitor:
     def __enter__(self) -> Monitor:
         self.run.rewind_log(self.first)
         self.board = SummaryWriter(str(self.run.tensorboard), purge_step=self.first + 1)
+        if self.project is not None:
+            self.wandb = WandbBoard(self.project, self.run)
         self.progress.start()
         return self
 
@@ -54,6 +66,8 @@ class Monitor:
     ) -> None:
         self.progress.stop()
         self.board.close()
+        if self.wandb is not None:
+            self.wandb.close(failed=error is not None)
 
     @property
     def images_per_sec(self) -> float:
@@ -84,10 +98,14 @@ class Monitor:
         self.run.log(row)
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.add(step, values)
 
     def log_grid(self, step: int, grid: Tensor) -> None:
         """A sample grid (3, H, W) in [0, 1]."""
         self.board.add_image("samples", grid, step)
+        if self.wandb is not None:
+            self.wandb.add_grid(step, grid)
 
 
 def per_bin(values: dict[str, float]) -> dict[str, float]:

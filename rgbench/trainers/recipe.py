@@ -22,6 +22,14 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+# What a run may be gone on with changed: how it computes and what it keeps, and where things lie, since the contents of
+# a teacher, reward and data set are compared by their hashes.
+FREE_KEYS = frozenset(
+    {f"train.{key}" for key in ("gradient_accumulation_steps", "gradient_checkpointing", "compile", "num_workers")}
+    | {f"train.{key}" for key in ("save_every", "keep_checkpoints", "sample_every", "log_every")}
+    | {"train.wandb", "train.latents_cache", "train.latents_cache_root"}
+    | {f"{section}.path" for section in ("model", "data", "reward", "proxy")}
+)
 
 
 class ModelSection(Section):
@@ -69,7 +77,10 @@ class TrainSection(Section):
 
     Attributes:
         steps: optimiser steps (LCM: 10,000).
-        batch_size: images per optimiser step (16 per GPU).
+        batch_size: images per optimiser step, over all processes and micro-batches (16 per GPU).
+        gradient_accumulation_steps: micro-batches per optimiser step in each process; more take less memory.
+        gradient_checkpointing: compute activations twice instead of keeping them.
+        compile: ``torch.compile`` the UNets; minutes at the start, faster steps on a GPU.
         lr: AdamW's learning rate of the student, constant.
         betas: AdamW's.
         weight_decay: AdamW's.
@@ -79,11 +90,20 @@ class TrainSection(Section):
         keep_checkpoints: how many of the newest stay.
         sample_every: steps between sample grids; 0 for none.
         log_every: steps between log lines.
-        dtype: of weights and arithmetic.
+        dtype: of the networks' arithmetic. ``bfloat16`` and ``float16`` are mixed precision: autocast over float32
+            weights, ``float16`` with a loss scale.
+        latents_cache: ``auto`` takes VAE moments and text states from the cache of this data and model where one was
+            made (``rgbench cache``), ``always`` insists on it, ``never`` encodes in every step.
+        latents_cache_root: folder of caches; null for ``$XDG_CACHE_HOME/rgbench/latents``.
+        wandb: project at Weights & Biases that is told what TensorBoard is told; null for none.
+        num_workers: threads that read data ahead; 0 reads between steps.
     """
 
     steps: Count = 10_000
     batch_size: Count = 16
+    gradient_accumulation_steps: Count = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
     lr: Positive = 1e-6
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
@@ -93,7 +113,11 @@ class TrainSection(Section):
     keep_checkpoints: Count = 2
     sample_every: Annotated[int, Field(ge=0)] = 500
     log_every: Count = 10
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    wandb: str | None = None
+    latents_cache: Literal["auto", "always", "never"] = "auto"
+    latents_cache_root: str | None = None
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
 
 
 class LCDSection(Section):

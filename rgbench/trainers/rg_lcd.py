@@ -24,7 +24,7 @@ from rgbench.rewards.config import Sum
 from rgbench.rewards.contract import Reward, score
 from rgbench.rewards.load import load_reward
 from rgbench.rewards.weighted import WeightedReward
-from rgbench.trainers.contract import Stateful, StepResult
+from rgbench.trainers.contract import Reader, Stateful, StepResult
 from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.guidance import Guidance
 from rgbench.trainers.lcd import LCD, distil
@@ -42,6 +42,7 @@ def load_expert(recipe: RGLCDRecipe, models: DiffusionModels) -> Any:
     expert = load_reward(settings, device=models.device, dtype=models.dtype, preset_path=preset_path)
     if isinstance(settings, Sum) and settings.standardise == "calibrated":
         batch = open_source(recipe.data).load(list(range(settings.calibration_images)))
+        assert batch.images_BCHW is not None  # of a source, not of a cache
         expert.calibrate(reconstruct(models, batch.images_BCHW), batch.prompts)
     return expert
 
@@ -95,6 +96,16 @@ class RGLCD(LCD):
     def reward_fingerprints(self) -> list[dict[str, Any]]:
         """The expert's; of a sum, each term's."""
         return self.expert.fingerprints() if isinstance(self.expert, WeightedReward) else [self.expert.fingerprint()]
+
+    def readers(self) -> dict[str, Reader]:
+        """The teacher's text encoder and the expert; of a sum, each term."""
+        found = super().readers()
+        for reward in self.expert.terms if isinstance(self.expert, WeightedReward) else [self.expert]:
+            # a reward of the image alone has neither
+            tokenizer, limit = getattr(reward, "tokenizer", None), reward.fingerprint().get("token_limit")
+            if tokenizer is not None and limit is not None:
+                found[reward.name] = Reader(tokenizer, limit)
+        return found
 
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         """Lines 1–8 of LCD, then the reward."""

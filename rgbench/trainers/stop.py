@@ -14,12 +14,16 @@ class StopRequest:
     A second Ctrl-C interrupts at once; a repeated SIGTERM, as schedulers send it, does not. Outside of the main thread
     nothing is installed, since only that thread receives signals.
 
+    Args:
+        deaf_after: ignore both signals on leaving, for a process that others started and stop: it is ending already.
+
     Attributes:
         signal: number of the signal received, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deaf_after: bool = False) -> None:
         self.signal: int | None = None
+        self.deaf_after = deaf_after
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -32,7 +36,7 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.deaf_after else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:

@@ -6,75 +6,17 @@ import os
 import signal
 
 import pytest
-import torch
 
 from rgbench import checkpoint
-from rgbench.data.sampler import batch_indices
 from rgbench.errors import Interrupted, UsageError
-from rgbench.run import RunDirectory
-from rgbench.trainers.lcd import LCD
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.rg_lcd import RGLCD
 from rgbench.trainers.stop import StopRequest
 from tests.parity import tiny
-
-KINDS = ("lcd", "rg_lcd", "lrm")
-COMMAND = "rgbench train tiny"
+from tests.resume.loops import COMMAND, KINDS, SignallingSource, assert_same, everything, make_loop, run_to_end
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny.save_pipeline(tmp_path_factory.mktemp("resume") / "teacher")
-
-
-class SignallingSource(tiny.TinySource):
-    """Sends this process a signal while a given batch is loaded."""
-
-    def __init__(self, at_load: int | None = None, number: int = signal.SIGTERM) -> None:
-        self.loads, self.at_load, self.number = 0, at_load, number
-
-    def load(self, indices):
-        if self.loads == self.at_load:
-            os.kill(os.getpid(), self.number)
-        self.loads += 1
-        return super().load(indices)
-
-
-def make_loop(kind: str, folder, path, source=None, **train) -> Loop:
-    models, recipe = tiny.models(folder), tiny.recipe(train=train)
-    if kind == "lcd":
-        trainer = LCD(recipe, models)
-    elif kind == "rg_lcd":
-        trainer = RGLCD(recipe, models, tiny.expert())
-    else:
-        trainer = LRM(recipe, models, tiny.expert(), tiny.proxy())
-    run = RunDirectory(path).create(recipe.model_dump(mode="json"), {"status": "running", "step": 0})
-    return Loop(trainer, source or tiny.TinySource(), recipe, run)
-
-
-def everything(loop: Loop) -> dict[str, torch.Tensor]:
-    """Networks, optimisers and the next 8 batches of a run."""
-    out = {}
-    for stem, module in loop.trainer.modules().items():
-        out |= {f"{stem}.{name}": value.clone() for name, value in module.state_dict().items()}
-    for name, optimiser in loop.optimisers.items():
-        tensors, _ = checkpoint.flatten_optimiser(optimiser)
-        out |= {f"optimiser-{name}.{key}": value.clone() for key, value in tensors.items()}
-    for step in range(loop.step, loop.step + 8):
-        out[f"batch-{step}"] = torch.from_numpy(batch_indices(loop.recipe.seed, step, 4, 10))
-    return out
-
-
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert not [name for name in a if not torch.equal(a[name], b[name])]
-
-
-def run_to_end(loop: Loop) -> Loop:
-    with StopRequest() as stop:
-        loop.train(stop, COMMAND)
-    return loop
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -22,6 +25,7 @@ from rgbench.models import load_models
 from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.run import RunDirectory
 from rgbench.trainers.api import resume_command, train
+from tests.conftest import ROOT
 from tests.parity import tiny
 
 
@@ -148,6 +152,34 @@ def _terminate_when(file) -> None:
         time.sleep(0.002)
 
 
+def test_a_run_moves_to_other_paths_and_another_split(recipe, world, tmp_path):
+    """What lies elsewhere on another machine, and how a batch is computed, are free; what is computed is not."""
+    words = ["train.steps=2", "train.save_every=1", "train.sample_every=0"]
+    path = train(str(recipe), words)
+    run = RunDirectory.open(path)
+    shutil.rmtree(run.checkpoints / "step-00000002")
+    run.update(status="interrupted", step=1)
+    shutil.copytree(world, tmp_path / "elsewhere")
+    parts = {"model.path": "teacher", "data.path": "images", "reward.path": "reward", "proxy.path": "proxy"}
+    words += [f"{key}={tmp_path / 'elsewhere' / part}" for key, part in parts.items()]
+    with pytest.raises(UsageError, match=r"another config \(train\.dtype: float32 → bfloat16\)"):
+        train(str(recipe), [*words, "train.dtype=bfloat16"])
+    assert train(str(recipe), [*words, "train.gradient_accumulation_steps=2", "train.num_workers=1"]) == path
+    assert run.read()["status"] == "finished" and [row["step"] for row in run.read_log()] == [2]
+
+
+def test_wandb_is_an_extra(recipe, tmp_path, monkeypatch):
+    if importlib.util.find_spec("wandb") is None:
+        with pytest.raises(UsageError, match=r"train\.wandb needs the wandb library: pip install 'rgbench\[wandb\]'"):
+            train(str(recipe), ["train.wandb=mine"])
+        assert not (tmp_path / "runs").exists()
+        return
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    path = train(str(recipe), ["train.wandb=mine", "train.steps=2"])
+    kept = list((path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(kept) == 1 and b"loss/pairs" in kept[0].read_bytes()
+
+
 def test_another_teacher_is_noticed(recipe, world, tmp_path):
     shutil.copytree(world / "teacher", tmp_path / "teacher")
     words = [f"model.path={tmp_path / 'teacher'}", "train.steps=1", "train.sample_every=0"]
@@ -193,3 +225,131 @@ def test_the_resume_command_quotes():
 
 def test_a_proxy_folder_is_described(world):
     assert LatentCLIP.load(world / "proxy", "cpu").config["latent_scale"] == tiny.SCALING_FACTOR
+
+
+# ---- several processes ------------------------------------------------------------------
+
+LAUNCHED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def launched(recipe, tmp_path):
+    """``rgbench train --launch ddp`` as a user has it: a process of its own that starts the others."""
+    started = []
+
+    def start(*words: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "rgbench", "train", str(recipe), "--device", "cpu", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ | LAUNCHED, text=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()  # its workers end with it
+        process.communicate()
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_train_what_one_trains(recipe, tmp_path, launched):
+    words = ["train.steps=4", "train.log_every=1", "train.gradient_accumulation_steps=2"]
+    alone = RunDirectory.open(train(str(recipe), words, out=tmp_path / "alone", device="cpu"))
+    out = ("--out", str(tmp_path / "both"), "--launch", "ddp", "--nproc", "2")
+    done = launched(*words, *out)
+    said, complained = done.communicate()
+    assert done.returncode == 0, complained
+    assert said.split() == [str(tmp_path / "both")], "the main rank alone says where the run is"
+    assert complained.count("step 4/4") == 1
+    both = RunDirectory.open(tmp_path / "both")
+    meta, of_one = both.read(), alone.read()
+    assert (meta["status"], meta["step"]) == ("finished", 4)
+    assert [meta["cost"][k] for k in ("images", "reward_calls")] == [
+        of_one["cost"][k] for k in ("images", "reward_calls")
+    ]
+    for row, wanted in zip(both.read_log(), alone.read_log(), strict=True):
+        for name in row.keys() - {"images_per_sec"}:
+            assert row[name] == pytest.approx(wanted[name], rel=1e-3, abs=1e-6), (row["step"], name)
+    name = "unet/diffusion_pytorch_model.safetensors"
+    a, b = load_file(alone.pipeline / name), load_file(both.pipeline / name)
+    assert max(float((a[key] - b[key]).abs().max()) for key in a) <= 1e-3, "at most a step of AdamW's, where g is noise"
+    assert sum(float((a[key] - b[key]).abs().sum()) for key in a) <= 1e-5 * sum(v.numel() for v in a.values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_to_the_launcher_saves_on_all_ranks(tmp_path, launched, number, code):
+    words = ["train.steps=400", "train.log_every=1", "train.save_every=1000", "train.sample_every=0"]
+    out = ("--out", str(tmp_path / "both"), "--launch", "ddp", "--nproc", "2")
+    done = launched(*words, *out)
+    for _ in range(6000):
+        if (tmp_path / "both" / "log.jsonl").is_file() and (tmp_path / "both" / "log.jsonl").stat().st_size:
+            break
+        time.sleep(0.02)
+    done.send_signal(number)
+    _, complained = done.communicate()
+    assert done.returncode == code, complained
+    assert "resume with: rgbench train" in complained and "--launch ddp --nproc 2" in complained
+    run = RunDirectory.open(tmp_path / "both")
+    meta = run.read()
+    assert meta["status"] == "interrupted" and 0 < meta["step"] < 400
+    assert [p.name for p in run.checkpoints.iterdir()] == [f"step-{meta['step']:08d}"]
+    again = launched(*words[:-1], "train.sample_every=0", *out)
+    time.sleep(1)
+    again.terminate()
+    again.communicate()
+    assert again.returncode in (75, -signal.SIGTERM), "a signal at start-up harms nothing"
+    assert RunDirectory.open(tmp_path / "both").read()["step"] >= meta["step"]
+
+
+@pytest.mark.long
+def test_workers_end_with_a_launcher_that_is_killed(tmp_path, launched):
+    words = ["train.steps=4000", "train.log_every=1", "train.save_every=1000", "train.sample_every=0"]
+    done = launched(*words, "--out", str(tmp_path / "both"), "--launch", "ddp", "--nproc", "2")
+    log = tmp_path / "both" / "log.jsonl"
+    for _ in range(6000):
+        if log.is_file() and log.stat().st_size:
+            break
+        time.sleep(0.02)
+    done.kill()
+    done.communicate()
+    for _ in range(1500):
+        if RunDirectory.open(tmp_path / "both").read()["status"] == "interrupted":
+            break
+        time.sleep(0.02)
+    assert RunDirectory.open(tmp_path / "both").read()["status"] == "interrupted", "they saved, and left"
+
+
+@pytest.mark.long
+def test_what_no_split_fits_is_said_once(tmp_path, launched):
+    done = launched("--launch", "ddp", "--nproc", "3")
+    _, complained = done.communicate()
+    assert done.returncode == 2 and complained.count("cannot be split over 3 processes") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.long
+def test_the_slurm_script_runs_on_two_machines(recipe, tmp_path, cli):
+    """Slurm's commands are two small scripts here; the machines, two agents that meet at one address."""
+    made = cli("train", recipe, "train.steps=2", "--device", "cpu", "--launch", "slurm", "--nproc", "1", "--nodes", "2")
+    assert made.returncode == 0
+    (tmp_path / "job.slurm").write_text(made.stdout)
+    shims = {
+        "srun": '#!/bin/bash\nshift\n"$@" & first=$!\n"$@"\ncode=$?\nwait $first\nexit $code\n',
+        "scontrol": '#!/bin/bash\n[ "$1" = show ] && echo localhost || echo "$@" > requeued\n',
+        "rgbench": f'#!/bin/bash\nexec {shlex.quote(sys.executable)} -m rgbench "$@"\n',
+    }
+    for name, text in shims.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "job.slurm"],
+        cwd=tmp_path,
+        env=os.environ | LAUNCHED | {"PATH": path, "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert RunDirectory.open(tmp_path / "runs" / "tiny-s0").read()["status"] == "finished"
+    assert not (tmp_path / "requeued").exists()

@@ -20,7 +20,7 @@ LAYERS: list[list[str]] = [
     ["rgbench.errors"],
     ["rgbench.writing", "rgbench.strict_json", "rgbench.strict_yaml", "rgbench.registry", "rgbench.process"],
     ["rgbench.files", "rgbench.config"],
-    ["rgbench.run", "rgbench.checkpoint"],
+    ["rgbench.run", "rgbench.checkpoint", "rgbench.launch"],
     ["rgbench.diffusion", "rgbench.worlds", "rgbench.rewards"],
     ["rgbench.data"],
     ["rgbench.models"],
@@ -29,7 +29,7 @@ LAYERS: list[list[str]] = [
     ["rgbench.reporting"],
     ["rgbench.worlds.building", "rgbench.doctor"],
     ["rgbench.listing", "rgbench.cli_shared"],
-    ["rgbench.cli_world", "rgbench.cli_probes"],
+    ["rgbench.cli_world", "rgbench.cli_probes", "rgbench.cli_launch"],
     ["rgbench.cli"],
     ["rgbench.__main__"],
 ]

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rgbench.data import open_source
+from rgbench.data import open_source, prepare_source, tar_index
 from rgbench.data.config import WebDatasetData
 from rgbench.data.tar_index import index_shard
 from rgbench.errors import UsageError
+from rgbench.files import TarMember, open_tar
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +182,23 @@ def test_wrong_places_say_what_to_do(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {})
     with pytest.raises(UsageError, match="hold no sample"):
         open_source(section(tmp_path))
+
+
+def test_ranks_share_the_indexing(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each indexes its own tars; opening then lists none again, and finds what one process finds."""
+    for number in range(5):
+        write_tar(tmp_path / "d" / f"{number}.tar", sample(f"s{number}", number))
+    listed: list[list[str]] = []
+
+    def counting(path: Path) -> list[TarMember]:
+        listed[-1].append(path.name)
+        return open_tar(path)
+
+    monkeypatch.setattr(tar_index, "open_tar", counting)
+    for rank in range(2):
+        listed.append([])
+        prepare_source(section(tmp_path / "d"), rank, 2)
+    listed.append([])
+    source = open_source(section(tmp_path / "d"))
+    assert listed == [["0.tar", "2.tar", "4.tar"], ["1.tar", "3.tar"], []]
+    assert source.load([0, 1, 2, 3, 4]).prompts == [f"caption {level}" for level in range(5)]

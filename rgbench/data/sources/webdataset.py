@@ -76,6 +76,16 @@ class WebDatasetSource:
         return decode_image(image, self._resolution, where), decode_caption(text, where), f"{path.stem}/{key}"
 
 
+def index_part(section: WebDatasetData, part: int, num_parts: int) -> None:
+    """Index every ``num_parts``-th tar, from number ``part`` on; the indices are kept in the user's cache folder.
+
+    Raises:
+        UsageError: no tar found, or a damaged or hostile one.
+    """
+    for path in _find_shards(section.path)[part::num_parts]:
+        index_shard(path)
+
+
 def _find_shards(path: str | list[str]) -> list[Path]:
     if isinstance(path, list):
         if not path:

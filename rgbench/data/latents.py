@@ -1,0 +1,165 @@
+"""The latents cache: VAE moments and text states of a data set, computed once, read a row at a time.
+
+A cache lies under the name of its contents' hash: the data's fingerprint, the weights that encoded it, the arithmetic.
+Another VAE or a changed data set is another cache; nothing has to be invalidated. Shards are written whole or not at
+all, and every row carries a checksum, since safetensors has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgbench.data.contract import Batch, DataSource, Encoded
+from rgbench.errors import RgbenchError, UsageError
+from rgbench.files import open_safetensors, read_json, save_safetensors_atomic, write_json_atomic
+
+SCHEMA_VERSION = 1
+SHARD_SAMPLES = 256  # about 90 MB of SD1.5's float32 moments and text states
+INDEX_NAME = "cache.json"  # written last: with it, the cache is complete
+OPEN_SHARDS = 256
+
+
+def cache_root(folder: str | None = None) -> Path:
+    """Where caches lie: the recipe's folder, else ``$XDG_CACHE_HOME/rgbench/latents``."""
+    if folder is not None:
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rgbench" / "latents"
+
+
+@dataclass(frozen=True)
+class LatentsCache:
+    """One cache on disk, complete or in the making.
+
+    Attributes:
+        folder: its place.
+        identity: what it holds: data fingerprint, hashes of the encoders, arithmetic; JSON-able.
+        num: samples.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+    num: int
+
+    @classmethod
+    def at(cls, root: Path, identity: dict[str, Any], num: int) -> LatentsCache:
+        """The cache of these contents under ``root``, whether it is there or not."""
+        described = json.dumps([SCHEMA_VERSION, SHARD_SAMPLES, identity, num], sort_keys=True, allow_nan=False)
+        return cls(root / hashlib.sha256(described.encode()).hexdigest()[:32], identity, num)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard was written."""
+        return (self.folder / INDEX_NAME).is_file()
+
+    def shards(self) -> Iterator[tuple[Path, range]]:
+        """Every shard's file and its samples."""
+        for first in range(0, self.num, SHARD_SAMPLES):
+            yield self.shard_of(first), range(first, min(first + SHARD_SAMPLES, self.num))
+
+    def shard_of(self, index: int) -> Path:
+        """The file that holds a sample."""
+        return self.folder / f"{index // SHARD_SAMPLES * SHARD_SAMPLES:09d}.safetensors"
+
+    def write_shard(self, path: Path, batches: list[Batch]) -> None:
+        """Write one shard from encoded batches in order; text states of a caption that recurs are kept once."""
+        encoded = [batch.encoded for batch in batches if batch.encoded is not None]
+        prompts = [prompt for batch in batches for prompt in batch.prompts]
+        mean, std = torch.cat([e.mean for e in encoded]).cpu(), torch.cat([e.std for e in encoded]).cpu()
+        states = torch.cat([e.prompt_embeds for e in encoded]).cpu()
+        first: dict[str, int] = {}
+        for row, prompt in enumerate(prompts):
+            first.setdefault(prompt, row)
+        rows = {prompt: number for number, prompt in enumerate(first)}
+        names = json.dumps([prompts, [identity for batch in batches for identity in batch.ids]]).encode()
+        kept = states[list(first.values())]
+        tensors = {
+            "mean": mean,
+            "std": std,
+            "prompt_embeds": kept,
+            "row": torch.tensor([rows[prompt] for prompt in prompts]),
+            "names": torch.frombuffer(bytearray(names), dtype=torch.uint8),
+            "checksums": torch.tensor([_checksum(m, s) for m, s in zip(mean, std, strict=True)]),
+            "text_checksums": torch.tensor([_checksum(text) for text in kept]),
+        }
+        save_safetensors_atomic(tensors, path)
+
+    def complete(self) -> None:
+        """Mark it complete; raises ``RgbenchError`` where a shard is missing."""
+        missing = [path.name for path, _ in self.shards() if not path.is_file()]
+        if missing:
+            raise RgbenchError(f"{self.folder}: {len(missing)} shards are missing, first {missing[0]}; run it again")
+        index = {"schema_version": SCHEMA_VERSION, "num": self.num, "shard_samples": SHARD_SAMPLES}
+        write_json_atomic(self.folder / INDEX_NAME, index | {"identity": self.identity})
+
+
+class CachedSource:
+    """A data source whose samples come encoded from a cache; images are not read at all.
+
+    Args:
+        source: what was cached.
+        cache: complete.
+
+    Raises:
+        UsageError: the cache is not complete, or of another version.
+    """
+
+    def __init__(self, source: DataSource, cache: LatentsCache) -> None:
+        if not cache.is_complete:
+            raise UsageError(f"{cache.folder}: no complete latents cache; make it with: rgbench cache RECIPE")
+        index = read_json(cache.folder / INDEX_NAME)
+        if index.get("identity") != json.loads(json.dumps(cache.identity)):
+            raise UsageError(f"{cache.folder / INDEX_NAME}: describes other contents; remove this folder")
+        self.name, self.length = source.name, source.length
+        self._source, self._cache = source, cache
+        self._shard = lru_cache(maxsize=OPEN_SHARDS)(_Shard)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The data's own: cached or not, it is the same."""
+        return self._source.fingerprint()
+
+    def load(self, indices: list[int]) -> Batch:
+        """Encoded samples.
+
+        Raises:
+            UsageError: a shard is missing or damaged.
+        """
+        rows = [self._shard(self._cache.shard_of(index)).row(index % SHARD_SAMPLES) for index in indices]
+        mean, std, states = (torch.stack(column) for column in zip(*(tensors for tensors, _, _ in rows), strict=True))
+        prompts, ids = [prompt for _, prompt, _ in rows], [identity for _, _, identity in rows]
+        return Batch(None, prompts, ids, Encoded(mean, std, states))
+
+
+class _Shard:
+    """An open shard."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.tensors = path, open_safetensors(path)
+        self.prompts, self.ids = json.loads(self.tensors["names"][:].numpy().tobytes())
+        self.text_row, self.sums = self.tensors["row"][:].tolist(), self.tensors["checksums"][:].tolist()
+        self.text_sums = self.tensors["text_checksums"][:].tolist()
+
+    def row(self, number: int) -> tuple[tuple[Tensor, Tensor, Tensor], str, str]:
+        text = self.text_row[number]
+        mean, std = self.tensors["mean"][number], self.tensors["std"][number]
+        states = self.tensors["prompt_embeds"][text]
+        if _checksum(mean, std) != self.sums[number] or _checksum(states) != self.text_sums[text]:
+            raise UsageError(f"{self.path}: row {number} is damaged; remove this file and run: rgbench cache RECIPE")
+        return (mean, std, states), self.prompts[number], self.ids[number]
+
+
+def _checksum(*tensors: Tensor) -> int:
+    value = 0
+    for tensor in tensors:
+        value = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
+    return value

@@ -1,0 +1,105 @@
+"""Loops at tiny shapes for the tests of this folder, in one process or in several."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rgbench import checkpoint
+from rgbench.data.sampler import batch_indices
+from rgbench.launch.ranks import Ranks
+from rgbench.run import RunDirectory
+from rgbench.trainers.lcd import LCD
+from rgbench.trainers.loop import Loop
+from rgbench.trainers.lrm import LRM
+from rgbench.trainers.rg_lcd import RGLCD
+from rgbench.trainers.stop import StopRequest
+from tests.parity import tiny
+
+KINDS = ("lcd", "rg_lcd", "lrm")
+COMMAND = "rgbench train tiny"
+
+
+class SignallingSource(tiny.TinySource):
+    """Sends this process a signal while a given batch is loaded."""
+
+    def __init__(self, at_load: int | None = None, number: int = signal.SIGTERM) -> None:
+        self.loads, self.at_load, self.number = 0, at_load, number
+
+    def load(self, indices):
+        if self.loads == self.at_load:
+            os.kill(os.getpid(), self.number)
+        self.loads += 1
+        return super().load(indices)
+
+
+def make_loop(
+    kind: str,
+    folder: Path,
+    path: Path,
+    source: Any = None,
+    ranks: Ranks | None = None,
+    dtype: torch.dtype = torch.float32,
+    precision: str = "float32",
+    **train: Any,
+) -> Loop:
+    """A trainer of ``kind`` in its loop, weights of ``dtype``, the recipe's ``train.dtype`` = ``precision``."""
+    models, recipe = tiny.models(folder, dtype), tiny.recipe(train={"dtype": precision, **train})
+    if kind == "lcd":
+        trainer = LCD(recipe, models)
+    elif kind == "rg_lcd":
+        trainer = RGLCD(recipe, models, tiny.expert(dtype=dtype))
+    else:
+        trainer = LRM(recipe, models, tiny.expert(dtype=dtype), tiny.proxy(dtype))
+    run = RunDirectory(path)
+    (ranks or Ranks()).on_main(lambda: run.create(recipe.model_dump(mode="json"), {"status": "running", "step": 0}))
+    return Loop(trainer, source or tiny.TinySource(), recipe, run, ranks)
+
+
+def everything(loop: Loop) -> dict[str, torch.Tensor]:
+    """Networks, optimisers and the next 8 batches of a run."""
+    out = {}
+    for stem, module in loop.trainer.modules().items():
+        out |= {f"{stem}.{name}": value.clone() for name, value in module.state_dict().items()}
+    for name, optimiser in loop.optimisers.items():
+        tensors, _ = checkpoint.flatten_optimiser(optimiser)
+        out |= {f"optimiser-{name}.{key}": value.clone() for key, value in tensors.items()}
+    for step in range(loop.step, loop.step + 8):
+        out[f"batch-{step}"] = torch.from_numpy(batch_indices(loop.recipe.seed, step, 4, 10))
+    return out
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def run_to_end(loop: Loop) -> Loop:
+    with StopRequest() as stop:
+        loop.train(stop, COMMAND)
+    return loop
+
+
+def assert_same_gradients(one: Loop, other: Loop, relative: float) -> None:
+    """The next step's, in the L2 norm over all of the student's parameters."""
+    wanted, found = (torch.cat([g.flatten() for g in gradients(loop)]) for loop in (one, other))
+    error = float((wanted - found).norm() / wanted.norm())
+    assert error <= relative, error
+
+
+def gradients(loop: Loop) -> list[torch.Tensor]:
+    """The student's gradients of the next step, averaged over ranks and clipped; the step is then taken."""
+    caught: list[torch.Tensor] = []
+    update = loop.updater.step
+
+    def take(finite: bool) -> bool:
+        caught.extend(parameter.grad.clone() for parameter in loop.learners["student"].parameters)
+        return update(finite)
+
+    loop.updater.step = take  # type: ignore[method-assign]
+    loop.train_step()
+    return caught

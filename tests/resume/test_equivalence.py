@@ -1,0 +1,205 @@
+"""What may differ between two runs without changing their result: micro-batches, checkpointing, threads, precision."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+
+import pytest
+import torch
+
+from rgbench import checkpoint
+from rgbench.errors import RgbenchError, UsageError
+from rgbench.trainers.loop import Loop
+from rgbench.trainers.rg_lcd import RGLCD
+from rgbench.trainers.stop import StopRequest
+from tests.faults.disk import FailingDisk
+from tests.parity import tiny
+from tests.resume.loops import (
+    COMMAND,
+    KINDS,
+    assert_same,
+    assert_same_gradients,
+    everything,
+    gradients,
+    make_loop,
+    run_to_end,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_pipeline(tmp_path_factory.mktemp("equivalence") / "teacher")
+
+
+def assert_close(folder, tmp_path, kind: str, steps: int, rounding: float, **train) -> None:
+    """The gradients of one step to 1e-12 and the parameters after some to 1e-9, in float64.
+
+    Args:
+        rounding: bound on the gradients' relative difference in float32. Where the order of sums changes, 1e-4: the
+            pseudo-Huber loss bends within 0.001 of zero, and so magnifies the rounding of what it is given.
+    """
+    plain = make_loop(kind, folder, tmp_path / "a", batch_size=8)
+    assert_same_gradients(plain, make_loop(kind, folder, tmp_path / "b", batch_size=8, **train), rounding)
+    plain = make_loop(kind, folder, tmp_path / "c", dtype=torch.float64, batch_size=8)
+    other = make_loop(kind, folder, tmp_path / "d", dtype=torch.float64, batch_size=8, **train)
+    assert_same_gradients(plain, other, 1e-12)
+    for _ in range(steps - 1):
+        values, others = plain.train_step(), other.train_step()
+        assert all(abs(values[name] - others[name]) <= 1e-8 * max(1.0, abs(values[name])) for name in values)
+    before = everything(plain)
+    assert all((value - before[name]).abs().max() <= 1e-9 for name, value in everything(other).items())
+    assert plain.cost.reward_calls == other.cost.reward_calls
+
+
+LONG = [pytest.param(kind, 10, marks=pytest.mark.long) for kind in KINDS]
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("lrm", 2), *LONG])
+def test_one_batch_of_eight_is_eight_of_one(folder, tmp_path, kind, steps):
+    assert_close(folder, tmp_path, kind, steps, 1e-4, gradient_accumulation_steps=8)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("rg_lcd", 2), *LONG])
+def test_gradient_checkpointing_changes_nothing(folder, tmp_path, kind, steps):
+    assert_close(folder, tmp_path, kind, steps, 1e-5, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize(("kind", "steps"), LONG)
+def test_compiled_networks_train_the_same(folder, tmp_path, kind, steps):
+    assert_close(folder, tmp_path, kind, steps, 1e-4, compile=True)
+
+
+def test_threads_that_read_ahead_change_nothing(folder, tmp_path):
+    options = {"gradient_accumulation_steps": 2, "steps": 6}
+    plain = run_to_end(make_loop("lcd", folder, tmp_path / "a", **options))
+    ahead = run_to_end(make_loop("lcd", folder, tmp_path / "b", num_workers=3, **options))
+    assert_same(everything(plain), everything(ahead))
+
+
+class CountingSource(tiny.TinySource):
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def load(self, indices):
+        self.asked.append(indices)
+        return super().load(indices)
+
+
+def test_nothing_is_read_twice_nor_beyond_the_end(folder, tmp_path):
+    asked = []
+    for workers in (0, 4):
+        source = CountingSource()
+        run_to_end(make_loop("lcd", folder, tmp_path / str(workers), source, num_workers=workers, steps=5))
+        asked.append(sorted(map(tuple, source.asked)))
+    assert asked[0] == asked[1] and len(asked[0]) == 6  # the preview's, and five steps
+
+
+def test_a_reader_that_fails_ends_the_run(folder, tmp_path):
+    class Failing(tiny.TinySource):
+        def load(self, indices):
+            if len(indices) == 4:
+                raise UsageError("tar: 12 of 100 samples cannot be used")
+            return super().load(indices)
+
+    loop = make_loop("lcd", folder, tmp_path / "a", Failing(), num_workers=2)
+    with pytest.raises(UsageError, match="12 of 100 samples"), StopRequest() as stop:
+        loop.train(stop, COMMAND)
+
+
+def test_what_saves_memory_is_switched_on(folder, tmp_path):
+    loop = make_loop("lcd", folder, tmp_path / "a", gradient_checkpointing=True)
+    assert loop.trainer.student.is_gradient_checkpointing and loop.trainer.models.vae.is_gradient_checkpointing
+
+
+def test_a_batch_that_cannot_be_split_is_refused(folder, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"batch_size 4 cannot be split over 1 processes × .*_steps 3; .*multiple of 3"
+    ):
+        make_loop("lcd", folder, tmp_path / "a", gradient_accumulation_steps=3)
+
+
+# ---- precision --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_trains_float32_weights(folder, tmp_path, dtype):
+    plain = make_loop("lrm", folder, tmp_path / "plain")
+    mixed = make_loop("lrm", folder, tmp_path / "mixed", precision=dtype, sample_every=2, steps=3)
+    mixed.updater.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=dtype == "float16")
+    wanted, found = (torch.cat([g.flatten() for g in gradients(loop)]) for loop in (plain, mixed))
+    error = (wanted - found).norm() / wanted.norm()
+    assert 1e-5 < error < 0.2, "another arithmetic, and the same gradient"
+    run_to_end(mixed)
+    assert all(value.dtype == torch.float32 for value in mixed.trainer.student.state_dict().values())
+    assert (tmp_path / "mixed" / "samples" / "step-00000003.png").is_file()
+
+
+def test_float16_goes_on_after_an_overflow_and_after_a_resume(folder, tmp_path):
+    straight = make_loop("lcd", folder, tmp_path / "a", precision="float16", steps=6)
+    straight.updater.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = everything(straight)
+    values = straight.train_step()
+    assert straight.updater.num_skipped == 1 and values["loss_scale"] == 2.0**39 and "grad_norm/student" not in values
+    kept = {name: value for name, value in everything(straight).items() if not name.startswith("batch-")}
+    assert kept and all(torch.equal(value, before[name]) for name, value in kept.items())
+    while straight.updater.num_skipped == straight.step:
+        straight.train_step()
+    straight.save()
+    resumed = make_loop("lcd", folder, tmp_path / "a", precision="float16", steps=6)
+    resumed.restore()
+    assert resumed.updater.scaler.get_scale() == straight.updater.scaler.get_scale()
+    assert resumed.updater.num_skipped == straight.updater.num_skipped
+    for loop in (straight, resumed):
+        loop.train_step()
+    assert_same(everything(straight), everything(resumed))
+
+
+class Steep:
+    """A finite reward whose gradient is not."""
+
+    name, differentiable = "steep", True
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"name": self.name}
+
+    def __call__(self, images, prompts):
+        scores = images.float().mean((1, 2, 3))
+        return scores + (scores * 0).sqrt()
+
+
+def test_float16_without_room_stops(folder, tmp_path):
+    run = make_loop("lcd", folder, tmp_path / "a", precision="float16").run
+    recipe = tiny.recipe(train={"dtype": "float16"})
+    loop = Loop(RGLCD(recipe, tiny.models(folder), Steep()), tiny.TinySource(), recipe, run)
+    with pytest.raises(RgbenchError, match=r"overflows float16 at any loss scale; .*train\.dtype=bfloat16"):
+        for _ in range(20):
+            loop.train_step()
+    assert loop.step == 16, "two to the sixteenth is where the scale begins"
+
+
+# ---- saving on a full disk --------------------------------------------------------------
+
+
+def test_a_disk_that_fails_at_the_nth_operation_of_a_save(folder, tmp_path):
+    """For every n: the error comes out, or all is there; the newest checkpoint loads, and is one of the two."""
+    straight = run_to_end(make_loop("lcd", folder, tmp_path / "straight", steps=4))
+    loop, again = (make_loop("lcd", folder, tmp_path / name, steps=4) for name in ("full", "again"))
+    again.run = loop.run
+    for _ in range(2):
+        loop.train_step()
+    loop.save()
+    loop.train_step()
+    third, n, survived = checkpoint.path_of(loop.run.checkpoints, 3), 0, False
+    while not survived:
+        n += 1
+        shutil.rmtree(third, ignore_errors=True)
+        with pytest.MonkeyPatch.context() as patch:
+            disk = FailingDisk(patch, n)
+            with contextlib.suppress(OSError):
+                loop.save()
+            survived = disk.count < n
+        again.restore()
+        assert again.step == (3 if third.is_dir() else 2), f"operation {n}"
+    assert n > 20 and again.step == 3
+    assert_same(everything(run_to_end(again)), everything(straight))

@@ -1,0 +1,57 @@
+"""Two processes against one: the same gradients, bit-equal ranks, one rank's trouble stops both."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.parity import tiny
+
+TWO_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def on_two_ranks(folder: Path, *checks: str) -> None:
+    """Run checks of :mod:`tests.resume.on_ranks`; the output of a rank that failed is the message."""
+    tiny.save_pipeline(folder / "teacher")
+    port = str(free_port())
+    shared = os.environ | TWO_THREADS | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "tests.resume.on_ranks", str(folder), *checks]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    for process, text in zip(processes, said, strict=True):
+        assert process.returncode == 0, text
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.enable_socket
+def test_two_ranks(tmp_path: Path) -> None:
+    on_two_ranks(tmp_path, "quick")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.enable_socket
+def test_two_ranks_in_every_cell(tmp_path: Path) -> None:
+    on_two_ranks(tmp_path, "matrix")

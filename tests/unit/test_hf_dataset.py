@@ -1,0 +1,90 @@
+"""Data sets of the Hugging Face library: from disk and from parquet, decoded here, with clear errors."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rgbench.data import open_source
+from rgbench.data.config import HFDatasetData
+from rgbench.errors import UsageError
+
+datasets = pytest.importorskip("datasets")
+
+
+def png(level: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (24, 16), (level, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rows(num: int = 5, **columns: list[Any]) -> Any:
+    values = {
+        "image": [{"bytes": png(10 * number), "path": None} for number in range(num)],
+        "text": [f"caption {number}" for number in range(num)],
+        **columns,
+    }
+    return datasets.Dataset.from_dict(values).cast_column("image", datasets.Image())
+
+
+def section(path: Path | str, **fields: Any) -> HFDatasetData:
+    return HFDatasetData.model_validate({"path": str(path), "resolution": 16, **fields})
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_a_saved_one_and_parquet_files_are_the_same_data(tmp_path: Path) -> None:
+    made = rows()
+    made.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": made, "val": made.select([4])}).save_to_disk(tmp_path / "splits")
+    (tmp_path / "files").mkdir()
+    made.to_parquet(tmp_path / "files" / "0.parquet")
+    sources = [open_source(section(tmp_path / name)) for name in ("saved", "splits", "files", "files/0.parquet")]
+    for source in sources:
+        batch = source.load([3, 0])
+        assert (source.length, batch.prompts, batch.ids) == (5, ["caption 3", "caption 0"], ["row 3", "row 0"])
+        assert batch.images_BCHW is not None and batch.images_BCHW.shape == (2, 3, 16, 16)
+        assert batch.images_BCHW[:, 0, 0, 0].mul(255).round().tolist() == [30, 0]
+        assert source.fingerprint() == sources[0].fingerprint()
+    other = open_source(section(tmp_path / "splits", split="val"))
+    assert other.load([0]).prompts == ["caption 4"] and other.fingerprint() != sources[0].fingerprint()
+
+
+def test_of_several_captions_the_first(tmp_path: Path) -> None:
+    rows(2, captions=[["a", "b"], ["c"]]).save_to_disk(tmp_path / "d")
+    assert open_source(section(tmp_path / "d", caption_column="captions")).load([0, 1]).prompts == ["a", "c"]
+
+
+def test_what_cannot_be_read_stops_the_run_with_the_reasons(tmp_path: Path) -> None:
+    broken = [{"bytes": png(1)[:50], "path": None}, {"bytes": png(1), "path": None}]
+    made = datasets.Dataset.from_dict({"image": broken, "text": ["a", " "]})
+    made.cast_column("image", datasets.Image(decode=False)).save_to_disk(tmp_path / "d")
+    with pytest.raises(UsageError, match=r"samples cannot be used .*\n  row 0: "):
+        open_source(section(tmp_path / "d"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"split": "test"}, "cannot be opened as a data set"),
+        ({"image_column": "picture"}, r"no column 'picture' \(data\.image_column\); it has image, text"),
+        ({"caption_column": "caption"}, r"no column 'caption' \(data\.caption_column\)"),
+    ],
+)
+def test_wrong_names_are_said(tmp_path: Path, fields: dict[str, str], said: str) -> None:
+    datasets.DatasetDict({"train": rows(1)}).save_to_disk(tmp_path / "d")
+    with pytest.raises(UsageError, match=said):
+        open_source(section(tmp_path / "d", **fields))
+
+
+def test_a_folder_of_something_else_is_said(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    with pytest.raises(UsageError, match="neither a folder that save_to_disk wrote nor one with parquet"):
+        open_source(section(tmp_path / "d"))

@@ -1,0 +1,168 @@
+"""The latents cache: the same numbers as without it, whole after any interruption, another one for other contents."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rgbench.data import latents, open_source
+from rgbench.errors import UsageError
+from rgbench.models import load_models
+from rgbench.run import RunDirectory
+from rgbench.trainers import caching
+from rgbench.trainers.api import train
+from rgbench.trainers.caching import cache, cache_of, encode, open_cached
+from rgbench.trainers.recipe import load_recipe
+from tests.parity import tiny
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    return tiny.save_pipeline(tmp_path_factory.mktemp("latents") / "teacher")
+
+
+@pytest.fixture
+def recipe(teacher, tmp_path, monkeypatch) -> str:
+    """Ten images with a caption that recurs, in a folder; shards of four."""
+    from PIL import Image
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    monkeypatch.setattr(latents, "SHARD_SAMPLES", 4)
+    monkeypatch.chdir(tmp_path)
+    batch = tiny.TinySource().load(list(range(10)))
+    (tmp_path / "images").mkdir()
+    for number, (image, prompt) in enumerate(zip(batch.images_BCHW, batch.prompts, strict=True)):
+        Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(tmp_path / "images" / f"{number}.png")
+        (tmp_path / "images" / f"{number}.txt").write_text(prompt)
+    values = tiny.recipe(train={"steps": 5, "log_every": 1}).model_dump(mode="json")
+    values = {key: values[key] for key in ("name", "seed", "train", "lcd", "sampling")}
+    values |= {"kind": "lcd", "model": {"path": str(teacher)}}
+    values["data"] = {"kind": "image_folder", "path": str(tmp_path / "images"), "resolution": 16}
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return str(file)
+
+
+def opened(recipe: str, *overrides: str, wanted: str = "always"):
+    settings = load_recipe(recipe, list(overrides))
+    return open_cached(settings, open_source(settings.data), settings.model.teacher_folder(), wanted)
+
+
+def test_rows_are_what_the_encoders_make(recipe, teacher):
+    folder = cache(recipe, [], device="cpu")
+    names = ["000000000.safetensors", "000000004.safetensors", "000000008.safetensors"]
+    assert sorted(os.listdir(folder)) == [*names, "cache.json"]
+    models, cached = load_models(teacher, "cpu", torch.float32), opened(recipe)
+    settings = load_recipe(recipe)
+    source = open_source(settings.data)
+    order = [7, 0, 9, 3, 6, 7]
+    plain, found = source.load(order), cached.load(order)
+    assert (found.prompts, found.ids, found.images_BCHW) == (plain.prompts, plain.ids, None)
+    wanted, got = encode(models, plain), encode(models, found)
+    for part in ("mean", "std", "prompt_embeds"):
+        assert torch.allclose(getattr(got, part), getattr(wanted, part), rtol=1e-5, atol=1e-6), part
+    assert cached.fingerprint() == source.fingerprint() and cached.length == 10
+    texts = latents.open_safetensors(folder / names[0])["prompt_embeds"][:]
+    assert len(texts) == 4 and len(latents.open_safetensors(folder / names[1])["prompt_embeds"][:]) == 4
+
+
+def test_training_gives_the_same_numbers_and_says_that_it_used_it(recipe, monkeypatch):
+    plain = RunDirectory.open(train(recipe, [], out=Path("plain"), device="cpu"))
+    cache(recipe, [], device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(caching.DiffusionModels, "encode_images", None)  # the VAE's encoder must not be needed
+        cached = RunDirectory.open(train(recipe, [], out=Path("cached"), device="cpu"))
+    assert (plain.read()["latents_cache"], cached.read()["latents_cache"]) == (False, True)
+    assert plain.read()["data"] == cached.read()["data"]
+    for row, wanted in zip(cached.read_log(), plain.read_log(), strict=True):
+        assert row["loss/lcd"] == pytest.approx(wanted["loss/lcd"], rel=1e-4)
+    never = RunDirectory.open(train(recipe, ["train.latents_cache=never"], out=Path("never"), device="cpu"))
+    assert never.read()["latents_cache"] is False
+    assert [row["loss/lcd"] for row in never.read_log()] == [row["loss/lcd"] for row in plain.read_log()]
+
+
+def test_a_run_that_began_without_goes_on_without(recipe):
+    path = train(recipe, ["train.save_every=2"], out=Path("run"), device="cpu")
+    straight = [row["loss/lcd"] for row in RunDirectory.open(path).read_log()]
+    run = RunDirectory.open(path)
+    for step in (5,):
+        for file in (run.checkpoints / f"step-{step:08d}").iterdir():
+            file.unlink()
+        (run.checkpoints / f"step-{step:08d}").rmdir()
+    run.update(status="interrupted", step=4)
+    cache(recipe, [], device="cpu")
+    train(recipe, ["train.save_every=2"], out=Path("run"), device="cpu")
+    assert [row["loss/lcd"] for row in run.read_log()] == straight
+
+
+def test_an_interrupted_cache_goes_on(recipe, monkeypatch):
+    real, written = latents.LatentsCache.write_shard, []
+
+    def write(self, path, batches):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        real(self, path, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latents.LatentsCache, "write_shard", write)
+        with pytest.raises(KeyboardInterrupt):
+            cache(recipe, [], device="cpu")
+    with pytest.raises(UsageError, match="no complete latents cache; make it with: rgbench cache"):
+        opened(recipe)
+    assert opened(recipe, wanted="auto").load([0]).encoded is None
+    before = {path: path.stat().st_mtime_ns for path in written}
+    said: list[str] = []
+    cache(recipe, [], device="cpu", say=said.append)
+    assert len(said) == 1 and {path: path.stat().st_mtime_ns for path in written} == before
+    assert opened(recipe).load([9]).encoded is not None
+
+
+def test_other_contents_are_another_cache(recipe, tmp_path, teacher):
+    settings = load_recipe(recipe)
+    source, folder = open_source(settings.data), settings.model.teacher_folder()
+    first = cache_of(settings, source, folder).folder
+    assert cache_of(load_recipe(recipe, ["seed=3", "train.lr=0.1"]), source, folder).folder == first
+    assert cache_of(load_recipe(recipe, ["train.dtype=bfloat16"]), source, folder).folder != first
+    (tmp_path / "images" / "3.txt").write_text("another caption")
+    assert cache_of(settings, open_source(settings.data), folder).folder != first
+    torch.manual_seed(3)
+    other = tiny.save_pipeline(tmp_path / "other")
+    file = other / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    assert cache_of(settings, source, other).folder != first
+    elsewhere = load_recipe(recipe, [f"train.latents_cache_root={tmp_path / 'big'}"])
+    assert cache_of(elsewhere, source, folder).folder == tmp_path / "big" / first.name
+
+
+def test_a_damaged_row_is_found(recipe):
+    folder = cache(recipe, [], device="cpu")
+    file = folder / "000000004.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-4 * 4 * 8 * 8] ^= 1  # among the float32 rows, which the file holds after its int64 ones
+    file.write_bytes(data)
+    source = opened(recipe)
+    with pytest.raises(UsageError, match=r"000000004\.safetensors: row \d is damaged; .*rgbench cache"):
+        source.load([4, 5, 6, 7])
+    assert source.load([0, 1, 8]).encoded is not None
+    file.unlink()
+    with pytest.raises(UsageError, match=r"000000004\.safetensors"):
+        opened(recipe).load([4])
+
+
+def test_data_without_end_is_refused(recipe):
+    with pytest.raises(UsageError, match=r"without end cannot be cached; give data\.num"):
+        cache(recipe, ["data={kind: scenes}"], device="cpu")
+
+
+def test_bfloat16_is_kept_as_it_was_computed(recipe):
+    words = ["train.dtype=bfloat16"]
+    cache(recipe, words, device="cpu")
+    encoded = opened(recipe, *words).load([2]).encoded
+    assert encoded.mean.dtype == torch.bfloat16
+    run = RunDirectory.open(train(recipe, words, device="cpu"))
+    assert run.read()["latents_cache"] is True and run.read()["status"] == "finished"
