@@ -139,5 +139,7 @@ def test_all_pages_are_seen() -> None:
         "evaluate-my-own-model",
         "judge-over-optimisation",
         "read-the-report",
+        "resume-and-move-a-run",
+        "train-from-my-own-tars",
         "train-on-my-own-teacher",
     }
