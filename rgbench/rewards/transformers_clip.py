@@ -82,7 +82,7 @@ class ClipTokenizer:
 
     def num_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, uncut."""
-        return num_tokens(self._standard if self._own is None else self._own, texts)
+        return num_tokens(self._tokenizer, texts)
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Ids (B, L) int64 of texts."""

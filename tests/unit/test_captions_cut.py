@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer
 
 from rgbench.data.contract import Batch
 from rgbench.rewards.tokens import num_tokens
+from rgbench.rewards.transformers_clip import ClipTokenizer
 from rgbench.trainers.captions import CaptionCount, total
 from rgbench.trainers.contract import Reader
 from tests.parity import tiny
@@ -44,6 +45,13 @@ def test_a_text_of_the_limit_is_not_cut_and_one_more_is(tokenizer):
             else tokenizer([longer], limit)
         )
         assert (rows == rows_longer).all() == (num >= limit), text
+
+
+def test_a_published_clips_tokenizer_counts_as_its_own_does(tmp_path):
+    own = CLIPTokenizer.from_pretrained(tiny.TOKENIZER)
+    assert num_tokens(ClipTokenizer(tiny.TOKENIZER, 32), TEXTS) == num_tokens(own, TEXTS)
+    standard = open_clip.get_tokenizer("ViT-H-14")
+    assert num_tokens(ClipTokenizer(tmp_path, 77), TEXTS) == num_tokens(standard, TEXTS)
 
 
 def test_cut_captions_are_counted_and_the_first_is_said(caplog):
