@@ -39,6 +39,23 @@ def validate(
     print_paths(files)
 
 
+@probes_app.command()
+def repeat_prompts(
+    out: Annotated[Path, typer.Argument(help="A .jsonl for rgbench eval --prompts.")],
+    times: Annotated[int, typer.Option(min=2, help="Images of each prompt.")] = 8,
+    num: Annotated[int | None, typer.Option(min=1, help="Prompts; 64 of the benchtop's, or all of a file.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A prompt file; the benchtop's by default.")] = None,
+) -> None:
+    """Write a prompt list with several images of each prompt, for diversity and best of n."""
+    tune()
+    from rgbench.data.prompts import benchtop_prompts, load_prompts
+    from rgbench.evaluation.repeats import repeat_prompts as repeat
+    from rgbench.evaluation.repeats import write_prompts
+
+    chosen = load_prompts(prompts) if prompts else benchtop_prompts(num or 64)
+    typer.echo(write_prompts(repeat(chosen.first(num) if num else chosen, times), out))
+
+
 ResultsArgument = Annotated[Path, typer.Argument(help="Folder of result files.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
@@ -61,7 +78,7 @@ def gold(results: ResultsArgument = Path("results"), json: JsonOption = False) -
 @probes_app.command()
 def best_of_n(
     model: Annotated[str, typer.Argument(help="The trained model, as in the results.")],
-    base: Annotated[str, typer.Option(help="The model whose draws are counted; evaluated with several seeds.")],
+    base: Annotated[str, typer.Option(help="The model whose draws are counted; see repeat-prompts.")],
     reward: Annotated[str, typer.Option(help="A metric with per-image rows.")] = "hps_aa1",
     results: ResultsArgument = Path("results"),
     json: JsonOption = False,

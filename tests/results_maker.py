@@ -24,7 +24,8 @@ FAMILIES: dict[str, tuple[str, Direction]] = {
 
 
 def put(root: Path, model: str, metric: str, value: float | None = None, **given: Any) -> Path:
-    """One result of a model such as "lcd-s3"; ``rows``, ``jackknife``, ``half`` (of the interval), ``step`` as given.
+    """One result of a model such as "lcd-s3"; ``rows`` (``per_prompt`` images of each, as seeds or
+    ``copies``), ``jackknife``, ``half`` (of the interval), ``step`` as given.
 
     Models other than LCD students and the teacher were trained on ``REWARD``.
     """
@@ -61,10 +62,10 @@ def put(root: Path, model: str, metric: str, value: float | None = None, **given
     )
     table = None
     if rows is not None:
-        images = range(len(rows))
+        images, each = range(len(rows)), given.get("per_prompt", 1)
         table = {
-            "prompt_id": [f"p/{i // given.get('per_prompt', 1)}" for i in images],
-            "seed": [i % given.get("per_prompt", 1) for i in images],
+            "prompt_id": [f"p/{i // each}{f'#{i % each}' if given.get('copies') else ''}" for i in images],
+            "seed": [0 if given.get("copies") else i % each for i in images],
             "group": ["test" if i % 2 else "heldout" for i in images],
             "value": [float(x) for x in rows],
         }

@@ -6,7 +6,7 @@
     Pareto front         models and checkpoints that no other beats in reward and in set distance
 
 Checkpoints are evaluated with ``rgbench eval RUN --checkpoints``; rewards of several images
-per prompt come with several seeds.
+per prompt come with a list in which each stands several times.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from rgbench.errors import UsageError, suggest
 from rgbench.evaluation.paired import Paired, badness, deterioration, target_of
+from rgbench.evaluation.repeats import without_copy
 from rgbench.evaluation.results import Result, load_samples
 from rgbench.evaluation.verdict import HELD_OUT, Key, family_of, trained_keys
 from rgbench.metrics.overopt.best_of_n import BestOfN, equivalent_n
@@ -137,18 +138,20 @@ def best_of_n(model: Result, base: Result) -> BestOfN:
 
     Args:
         model: a reward of the trained model, with per-image rows.
-        base: the same reward of the base model, with rows for several seeds of each prompt.
+        base: the same reward of the base model, with rows for several images of each prompt: seeds, or copies of it.
 
     Raises:
-        UsageError: no rows, no common prompt, or prompts with fewer than two images of the base.
+        UsageError: two reward models, no rows, no common prompt, or prompts with fewer than two images of the base.
     """
+    if model.protocol.fields.get("reward") != base.protocol.fields.get("reward"):
+        raise UsageError(f"{model.model} and {base.model} were scored by two reward models; nothing to compare")
     ours, theirs = (_by_prompt(result) for result in (model, base))
     prompts = sorted(ours.keys() & theirs.keys())
     fewest = min((len(theirs[prompt]) for prompt in prompts), default=0)
     if fewest < 2:
         raise UsageError(
             f"best of n needs several images of each prompt of {base.model} and {model.model}, found {fewest}; "
-            "evaluate the base with several seeds"
+            "evaluate it on a list from: rgbench probes repeat-prompts"
         )
     draws = np.array([theirs[prompt][:fewest] for prompt in prompts])
     return equivalent_n(draws, np.array([np.mean(ours[prompt]) for prompt in prompts]))
@@ -157,7 +160,7 @@ def best_of_n(model: Result, base: Result) -> BestOfN:
 def _by_prompt(result: Result) -> dict[str, list[float]]:
     rows: dict[str, list[float]] = {}
     for (prompt, _), value in sorted((load_samples(result) or {}).items()):
-        rows.setdefault(prompt, []).append(value)
+        rows.setdefault(without_copy(prompt), []).append(value)
     return rows
 
 

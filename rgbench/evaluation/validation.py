@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
+from rgbench.data.prompts import PromptSet, benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError, suggest
 from rgbench.evaluation.hacks import HACKS
 from rgbench.evaluation.paired import badness
+from rgbench.evaluation.repeats import repeat_prompts
 from rgbench.evaluation.statistics import detection_auc
 from rgbench.files import write_json_atomic, write_text_atomic
 from rgbench.metrics.contract import Context, Metric
@@ -152,8 +153,8 @@ def smallest_doses(rows: Sequence[Detection]) -> dict[str, dict[str, float | Non
 def _set(index: int, device: torch.device, cache: Path) -> tuple[Context, Tensor]:
     """A context of 4 prompts × 8, and clean model images for it."""
     base = benchtop_prompts((index + 1) * NUM_PROMPTS).prompts[-NUM_PROMPTS:]
-    prompts = tuple(Prompt(f"{p.id}#{j}", p.text, p.group, p.scene) for p in base for j in range(PER_PROMPT))
-    chosen = PromptSet(f"planted {index}", prompts)
+    chosen = repeat_prompts(PromptSet(f"planted {index}", base), PER_PROMPT)
+    prompts = chosen.prompts
     reference = ReferenceScenes(chosen, cache / ".cache")
     preset = PRESETS["benchtop"]
     context = Context(

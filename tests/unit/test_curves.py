@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rgbench.data.prompts import benchtop_prompts, load_prompts
 from rgbench.errors import UsageError
 from rgbench.evaluation.curves import gold_curves, pareto_points
+from rgbench.evaluation.repeats import without_copy
 from rgbench.evaluation.results import load_results
 from rgbench.metrics.overopt.best_of_n import equivalent_n, expected_maxima, kl_best_of
 from rgbench.metrics.overopt.pareto import pareto_front
@@ -98,6 +101,9 @@ def test_best_of_n_reads_the_rows_of_several_seeds(tmp_path, cli):
     assert done.returncode == 0, done.stderr
     assert '"best of n": "4"' in done.stdout or '"best of n": "3"' in done.stdout or '"best of n": "5"' in done.stdout
     assert '"prompts": "200"' in done.stdout
+    put(results, "lcd-s1", "hps_aa0", rows=draws.ravel(), per_prompt=16, copies=True)
+    again = cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "lcd-s1", "--reward", "hps_aa0", "--json")
+    assert again.stdout == done.stdout.replace("teacher", "lcd-s1"), "copies of a prompt are as good as seeds"
     put(results, "lcd-s0", "hps_aa0", rows=RNG.normal(size=200))
     done = cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "lcd-s0", "--reward", "hps_aa0")
     assert (
@@ -105,6 +111,22 @@ def test_best_of_n_reads_the_rows_of_several_seeds(tmp_path, cli):
     )
     done = cli("probes", "best-of-n", "rg_ldc-s0", results, "--base", "teacher")
     assert done.returncode == 2 and "did you mean 'rg_lcd-s0'" in done.stderr
+
+
+def test_copies_of_a_prompt_are_draws_of_it(tmp_path, cli):
+    done = cli("probes", "repeat-prompts", "lists/twice.jsonl", "--times", "3", "--num", "2")
+    assert done.returncode == 0 and done.stdout.strip() == "lists/twice.jsonl"
+    copies, base = load_prompts("lists/twice.jsonl").prompts, benchtop_prompts(2).prompts
+    assert [prompt.id for prompt in copies] == [f"test/{i}#{k}" for i in range(2) for k in range(3)]
+    assert [(p.text, p.group, p.scene) for p in copies[::3]] == [(p.text, p.group, p.scene) for p in base]
+    assert without_copy("a#1/b#12") == "a#1/b" and without_copy("test/3") == "test/3"
+    done = cli("probes", "repeat-prompts", "lists/twice.jsonl")
+    assert done.returncode == 2 and "exists already" in done.stderr
+    Path("own.txt").write_text("a cat\na dog\n")
+    assert cli("probes", "repeat-prompts", "own.jsonl", "--prompts", "own.txt").returncode == 0
+    assert len(load_prompts("own.jsonl")) == 16
+    done = cli("probes", "repeat-prompts", "own.txt")
+    assert done.returncode == 2 and "written as .jsonl" in done.stderr
 
 
 def test_pareto_marks_the_front_and_refuses_two_protocols(tmp_path, cli):

@@ -278,7 +278,7 @@ def test_diversity_sees_mode_collapse(repeated):
 
 
 def test_diversity_needs_eight_images_of_a_prompt(context):
-    with pytest.raises(UsageError, match="at least 8 images of each prompt, not 1; give a --prompts file"):
+    with pytest.raises(UsageError, match="at least 8 images of each prompt, not 1; give --prompts a list"):
         diversity.Diversity(context)
 
 

@@ -60,7 +60,7 @@ class Diversity:
         if fewest < MIN_IMAGES:
             raise UsageError(
                 f"metric diversity needs at least {MIN_IMAGES} images of each prompt, not {fewest}; "
-                f"give a --prompts file in which each text stands {MIN_IMAGES} times, under ids of their own"
+                f"give --prompts a list in which each text stands {MIN_IMAGES} times: rgbench probes repeat-prompts"
             )
         fields = context.features.fields()
         if not self.against_real:
