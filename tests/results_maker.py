@@ -23,8 +23,8 @@ FAMILIES: dict[str, tuple[str, Direction]] = {
 }
 
 
-def put(root: Path, model: str, metric: str, value: float | None = None, **given: Any) -> Path:
-    """One result of a model such as "lcd-s3"; ``rows`` (``per_prompt`` images of each, as seeds or
+def make(model: str, metric: str, value: float | None = None, **given: Any) -> Result:
+    """One result, in memory, of a model such as "lcd-s3"; ``rows`` (``per_prompt`` images of each, as seeds or
     ``copies``), ``jackknife``, ``half`` (of the interval), ``step`` as given.
 
     Models other than LCD students and the teacher were trained on ``REWARD``.
@@ -43,7 +43,7 @@ def put(root: Path, model: str, metric: str, value: float | None = None, **given
     if family == "reward":
         protocol["reward"] = REWARD | {"antialias": metric == "hps_aa1"}
     half = given.get("half")
-    result = Result(
+    return Result(
         world=given.get("world", "benchtop"),
         model=model,
         method=stem,
@@ -60,6 +60,11 @@ def put(root: Path, model: str, metric: str, value: float | None = None, **given
         trained_rewards=(fingerprint_id(REWARD),) if guided else (),
         extra={"jackknife": list(given["jackknife"])} if "jackknife" in given else {},
     )
+
+
+def put(root: Path, model: str, metric: str, value: float | None = None, **given: Any) -> Path:
+    """The same, written with its rows under a results folder."""
+    result, rows = make(model, metric, value, **given), given.get("rows")
     table = None
     if rows is not None:
         images, each = range(len(rows)), given.get("per_prompt", 1)

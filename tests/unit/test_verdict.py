@@ -16,7 +16,7 @@ from rgbench.evaluation.verdict import false_positives, judge, thresholds, train
 from rgbench.evaluation.verdict_file import load_verdicts
 from rgbench.evaluation.verdicts import Model, give_verdicts, models_of
 from tests.conftest import ROOT
-from tests.results_maker import put
+from tests.results_maker import make, put
 
 NUM = 64
 RNG = np.random.default_rng(0)
@@ -177,6 +177,28 @@ def test_an_odd_lcd_seed_is_counted_as_a_false_positive(world, tmp_path):
     seeds = [model(world, f"lcd-s{i}").figures for i in range(1, 7)]
     odd = false_positives([model(tmp_path, "lcd-s0").figures, *seeds], model(world, "rg_lcd-s1").figures)
     assert odd.over_optimised == 6, "against each of the six others"
+
+
+def made_up(rng: np.random.Generator, name: str, shift: float) -> dict:
+    """Figures of four families; training luck has deviation 1, images 0.2."""
+    figures = {}
+    for metric, sign in (("hps_aa0", 1), ("oracle_mean", -1), ("hfer_gap_db", 1), ("grid_vae_gap_db", 1),
+                         ("wavelet_noise_gap", 1), ("fd_efflite0", 1)):  # fmt: skip
+        value = 10 + rng.normal() + sign * shift
+        left = value + 0.2 / 19**0.5 * rng.normal(size=20) / 19**0.5
+        result = make(name, metric, value, jackknife=left)
+        figures[metric, result.protocol.id] = result
+    return figures
+
+
+def test_the_rule_rarely_errs_and_finds_what_is_large():
+    """Of students that differ from LCD by training luck alone few are condemned; five deviations are found."""
+    rng, wrong, found = np.random.default_rng(1), 0, 0
+    for _ in range(100):
+        seeds = [made_up(rng, f"lcd-s{i}", 0) for i in range(7)]
+        wrong += judge(made_up(rng, "rg_lcd-s0", 0), seeds[0], seeds).over_optimised
+        found += judge(made_up(rng, "rg_lcd-s0", 6), seeds[0], seeds).over_optimised
+    assert wrong <= 3 and found >= 85
 
 
 def test_verdicts_are_words_and_files(world):
