@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-
 
 def num_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """Tokens of each text with its begin and end marks, uncut.
@@ -17,8 +15,10 @@ def num_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """
     if hasattr(tokenizer, "num_tokens"):
         return tokenizer.num_tokens(texts)
-    if isinstance(tokenizer, SimpleTokenizer):
-        return [len(tokenizer.encode(text)) + 2 for text in texts]
-    if isinstance(tokenizer, HFTokenizer):
+    if type(tokenizer).__module__.startswith("open_clip"):
+        from open_clip.tokenizer import SimpleTokenizer  # seconds to import, and only where it is imported already
+
+        if isinstance(tokenizer, SimpleTokenizer):
+            return [len(tokenizer.encode(text)) + 2 for text in texts]
         texts, tokenizer = [tokenizer.clean_fn(text) for text in texts], tokenizer.tokenizer
     return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False).input_ids]

@@ -84,3 +84,12 @@ def test_validation_imports_no_torch():
     code = "import sys; from rgbench.trainers.recipe import load_recipe; load_recipe('lrm')"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_training_without_a_reward_imports_no_reward_library():
+    """They take seconds; a single process needs accelerate no more than diffusers does."""
+    code = "import sys, rgbench.trainers.api, rgbench.trainers.lcd; from rgbench.trainers.captions import CaptionCount"
+    code += "; print(*[m for m in ('open_clip', 'timm', 'datasets', 'wandb', 'torch.distributed.launcher') "
+    code += "if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=600, capture_output=True, text=True)
+    assert done.stdout.split() == []
