@@ -183,8 +183,9 @@ def test_float16_without_room_stops(folder, tmp_path):
 
 @pytest.mark.parametrize("stride", [97, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_a_disk_that_fails_at_the_nth_operation_of_a_save(folder, tmp_path, stride):
-    """For every n, in the short tier for every 97th (each tensor is a write): the newest checkpoint loads, and it is the
-    one before where this one is not whole.
+    """For every n, in the short tier for every 97th (each tensor is a write): the newest checkpoint loads.
+
+    It is the one before where this one is not whole.
     """
     straight = run_to_end(make_loop("lcd", folder, tmp_path / "straight", steps=4))
     loop, again = (make_loop("lcd", folder, tmp_path / name, steps=4) for name in ("full", "again"))
