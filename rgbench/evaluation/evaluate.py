@@ -12,6 +12,7 @@ from rich.text import Text
 from rgbench.evaluation.generate import ImageStream, settle_sampling
 from rgbench.evaluation.given import GivenImages
 from rgbench.evaluation.job import ImageSource, Job
+from rgbench.evaluation.logged import keep_log
 from rgbench.evaluation.pictures import KeptImages
 from rgbench.evaluation.progress import track_images
 from rgbench.evaluation.record import Record, file_of, is_stored, shown
@@ -49,6 +50,8 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
         done = ", ".join(name for name, metric in metrics if (name, metric) not in pending)
         job.progress.console.print(f"{target.name}, {generation.id}: {done}: there already (--force measures again)")
     kept = KeptImages(folder / "images", job.prompts.prompts[: job.keep_images], job.seed, job.force)
+    if target.training and target.training["step"] == target.training["steps"]:
+        keep_log(target.folder.parent, folder)
     positions = np.arange(len(job.prompts)) if pending else kept.positions
     if len(positions):
         _run_through(source, positions, [metric for _, metric in pending], kept, target.name, job)

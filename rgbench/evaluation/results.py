@@ -174,12 +174,25 @@ def load_samples(result: Result) -> dict[tuple[str, int], float] | None:
     Raises:
         UsageError: the file is missing or damaged.
     """
+    return _by_image(result, "value")
+
+
+def load_groups(result: Result) -> dict[tuple[str, int], str] | None:
+    """The prompt group of each image by (prompt id, seed), "" where there is none; None without per-image rows.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    return _by_image(result, "group")
+
+
+def _by_image(result: Result, column: str) -> dict[tuple[str, int], Any] | None:
     if result.samples is None or result.path is None:
         return None
     path = result.path.with_name(Path(result.samples).name)
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes())).to_pydict()
         keys = zip(table["prompt_id"], table["seed"], strict=True)
-        return dict(zip(keys, table["value"], strict=True))
+        return dict(zip(keys, table[column], strict=True))
     except (OSError, pa.ArrowException, KeyError) as error:
         raise UsageError(f"{path}: per-image rows of {result.path.name} cannot be read ({error})") from error
