@@ -1,5 +1,5 @@
 # make demo       train three students on the benchtop, evaluate them beside their teacher, report
-# make test       lint, types, tests (minutes)
+# make test       lint, types, tests (minutes); as root on Debian it installs chromium, to open the report's page
 # make test-long  the tests that take long
 # make test-gpu   the tests that need a CUDA GPU
 # make readme     the report of the committed results, and the README's tables from it
@@ -42,9 +42,12 @@ test: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	scripts/install_debian.sh chromium chromium fonts-dejavu-core
 	$(BIN)/python -m pytest -q -m "not long and not gpu"
 
 test-long: $(STAMP)
+	scripts/install_debian.sh chromium chromium fonts-dejavu-core
+	scripts/install_debian.sh pdflatex texlive-latex-recommended
 	$(BIN)/python -m pytest -q -m "long and not gpu" --timeout 3600
 
 test-gpu: $(STAMP)

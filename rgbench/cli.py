@@ -177,11 +177,13 @@ def report(
     results: Annotated[Path, typer.Argument(help="Folder of result files.")] = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Where it is written; RESULTS/report by default.")] = None,
     format: Annotated[list[str] | None, typer.Option(help="md, csv, tex, html; all by default.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing: exit 1 unless it is there already.")] = False,
 ) -> None:
     """Write comparison tables, plots and one page from result files."""
     tune()
-    from rgbench.reporting.api import report as run
+    from rgbench.reporting import api
 
+    run = api.check if check else api.report
     print_paths(run(results, out or results / "report", split_names(format)))
 
 

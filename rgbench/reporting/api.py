@@ -1,22 +1,33 @@
-"""``rgbench report``: comparison tables, plots, image grid and page, from result files alone."""
+"""``rgbench report``: comparison tables, plots, image grids and page, from result files alone."""
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Callable
 from difflib import get_close_matches
+from itertools import zip_longest
 from pathlib import Path
 
-from rgbench.errors import UsageError
+from rgbench.errors import RgbenchError, UsageError
 from rgbench.files import write_bytes_atomic, write_text_atomic
 from rgbench.reporting import plots
 from rgbench.reporting.document import markdown_document
 from rgbench.reporting.gather import gather
 from rgbench.reporting.grids import grid_png
 from rgbench.reporting.latex import latex_document
-from rgbench.reporting.page import page
+from rgbench.reporting.page import page, without_pictures
 from rgbench.reporting.sections import Section, section
 from rgbench.reporting.spreadsheet import long_csv
 
 FORMATS = ("md", "tex", "csv", "html")
+WRITERS: dict[str, Callable[[list[Section]], str]] = {
+    "md": markdown_document,
+    "tex": latex_document,
+    "csv": lambda sections: long_csv([part.comparison for part in sections]),
+    "html": page,
+}
+SHOWN = re.compile(r"(?m)^!\[.*\]\(([^)]+)\)$")
 
 
 def report(results: Path, out: Path, formats: list[str]) -> list[Path]:
@@ -39,21 +50,68 @@ def report(results: Path, out: Path, formats: list[str]) -> list[Path]:
     wanted = _formats(formats)
     sections = [section(comparison, results) for comparison in gather(results)]
     out.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "md": ("report.md", lambda: markdown_document(sections)),
-        "tex": ("report.tex", lambda: latex_document(sections)),
-        "csv": ("report.csv", lambda: long_csv([part.comparison for part in sections])),
-        "html": ("report.html", lambda: page(sections)),
-    }
     written = []
     for name in wanted:
-        file, make = texts[name]
-        write_text_atomic(out / file, make())
-        written.append(out / file)
+        written.append(out / f"report.{name}")
+        write_text_atomic(written[-1], WRITERS[name](sections))
     if "md" in wanted:
         for part in sections:
             written += _pictures(part, out)
     return written
+
+
+def check(results: Path, out: Path, formats: list[str]) -> list[Path]:
+    """Compares a written report with what the results give now, byte for byte; writes nothing.
+
+    Pictures depend on the versions of the libraries that draw them, so of the page their
+    bytes are left out; those that ``report.md`` shows must be there.
+
+    Args:
+        results: folder of result files.
+        out: where the report lies.
+        formats: as for :func:`report`.
+
+    Returns:
+        The files compared, all of them equal.
+
+    Raises:
+        UsageError: as :func:`report`.
+        RgbenchError: a file is missing or differs; the message names the first line of each that does.
+    """
+    wanted = _formats(formats)
+    sections = [section(comparison, results) for comparison in gather(results)]
+    files = [out / f"report.{name}" for name in wanted]
+    faults = [fault for file in files if (fault := _fault(file, WRITERS[file.suffix[1:]](sections)))]
+    if "md" in wanted and not faults:
+        shown = SHOWN.findall((out / "report.md").read_text(encoding="utf-8"))
+        faults = [f"{out / name}: missing, though report.md shows it" for name in shown if not (out / name).is_file()]
+    if faults:
+        command = shlex.join(["rgbench", "report", str(results), "--out", str(out)])
+        raise RgbenchError("\n".join([*faults, f"make it again with: {command}"]))
+    return files
+
+
+def _fault(file: Path, wanted: str) -> str:
+    """How a file differs from what it should be, or nothing."""
+    try:
+        found = file.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        return f"{file}: cannot be read: {error.strerror}"
+    if file.suffix == ".html":
+        found, wanted = without_pictures(found), without_pictures(wanted)
+    if found == wanted:
+        return ""
+    lines = zip_longest(found.splitlines(keepends=True), wanted.splitlines(keepends=True))
+    number, (ours, theirs) = next((i, pair) for i, pair in enumerate(lines, start=1) if pair[0] != pair[1])
+    return f"{file}:{number}: {_excerpt(ours, theirs)} stands where the results give {_excerpt(theirs, ours)}"
+
+
+def _excerpt(line: str | None, other: str | None) -> str:
+    """What of a line begins to differ from another one, in a few words."""
+    if line is None:
+        return "nothing"
+    start = next((i for i, (a, b) in enumerate(zip(line, other or "", strict=False)) if a != b), 0)
+    return repr(line[max(0, start - 20) : start + 40])
 
 
 def _formats(formats: list[str]) -> list[str]:
@@ -71,8 +129,7 @@ def _pictures(part: Section, out: Path) -> list[Path]:
         canvas = plot.draw(part.comparison, plots.LIGHT)
         files[part.plot_name(plot, "svg")] = plots.svg(canvas)
         files[part.plot_name(plot, "png")] = plots.png(canvas)
-    if part.grid is not None:
-        files[part.grid_name] = grid_png(part.grid)
+    files |= {part.grid_name(grid): grid_png(grid) for grid in part.grids}
     for name, data in files.items():
         write_bytes_atomic(out / name, data)
     return [out / name for name in files]

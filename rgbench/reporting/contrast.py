@@ -72,7 +72,7 @@ def contrast(row: Row, base: Row, column: Column) -> Contrast | None:
 def leaders(rows: tuple[Row, ...], column: Column) -> tuple[Row | None, Row | None]:
     """The best and second-best rows of a column that training seeds separate from all behind them, else None."""
     able = [row for row in rows if len(row.seeds(column)) >= MIN_SEEDS]
-    ranked = sorted(able, key=lambda row: _goodness(column, _mean(row, column)), reverse=True)
+    ranked = sorted(able, key=lambda row: column.goodness(_mean(row, column)), reverse=True)
     if len(ranked) < 2 or not _separated(ranked[0], ranked[1:], column):
         return None, None
     second = ranked[1] if len(ranked) > 2 and _separated(ranked[1], ranked[2:], column) else None
@@ -111,13 +111,7 @@ def _per_image(row: Row, base: Row, ours: Result, theirs: Result) -> list[float]
 
 
 def _gain(column: Column, value: float, base: float) -> float:
-    return _goodness(column, value) - _goodness(column, base)
-
-
-def _goodness(column: Column, value: float) -> float:
-    if column.metric.direction == "target":
-        return -abs(value - column.target)
-    return value if column.metric.direction == "higher" else -value
+    return column.goodness(value) - column.goodness(base)
 
 
 def _mean(row: Row, column: Column) -> float:

@@ -79,7 +79,8 @@ def _parts(comparison: Comparison, column: Column, key: str) -> list[Detail]:
     metric = column.metric
     if key == OCTAVES:
         return [
-            Detail(key, column, (key, name), Heading(_octave(name), "dB", "→0", note), 2, signed=True) for name in names
+            Detail(key, column, (key, name), Heading(octave_name(name), "dB", "→0", note), 2, signed=True)
+            for name in names
         ]
     return [
         Detail(key, column, (key, name), Heading(f"{metric.label}, {name}", metric.unit, "", note), metric.decimals)
@@ -99,8 +100,12 @@ def _checks(comparison: Comparison, columns: Sequence[Column]) -> list[Detail]:
     return [detail for detail in details if any(detail.value(row) is not None for row in comparison.rows)]
 
 
-def _octave(name: str) -> str:
-    """Such as ``0.125-0.25`` as ``1/8 to 1/4``."""
+def octave_name(name: str) -> str:
+    """A band's ends as fractions.
+
+    >>> octave_name("0.125-0.25")
+    '1/8 to 1/4'
+    """
     low, high = (Fraction(end).limit_denominator(4096) for end in name.split("-"))
     return f"{low} to {high}"
 

@@ -24,10 +24,14 @@ def _section(section: Section) -> str:
     if section.note:
         parts += [f"*{section.note}*", ""]
     parts += [_reading(comparison), *(markdown_table(table) for table in section.tables)]
-    for title, name in section.pictures:
-        parts += [f"![{escape(title)}]({name})", ""]
-    if section.grid is not None:
-        parts += [escape_note(section.grid.note), ""]
+    for plot in section.plots:
+        title = f"{plot.title}, {comparison.world}"
+        parts += [f"![{escape(title)}]({section.plot_name(plot, 'png')})", ""]
+    if section.undrawn:
+        parts += ["Not drawn:", "", *(f"- {escape_note(reason)}" for reason in section.undrawn), ""]
+    for grid in section.grids:
+        title = f"{grid.title}, {comparison.world}"
+        parts += [f"![{escape(title)}]({section.grid_name(grid)})", "", escape_note(grid.note), ""]
     parts += ["### Protocols", "", *(f"- {escape_note(note)}" for note in protocol_notes(comparison)), ""]
     parts += ["### Commands", "", *_commands(comparison), ""]
     return "\n".join(parts)
@@ -45,5 +49,5 @@ def _reading(comparison: Comparison) -> str:
 
 
 def _commands(comparison: Comparison) -> list[str]:
-    commands = dict.fromkeys(result.command for row in comparison.rows for result in row.results)
+    commands = dict.fromkeys(result.command for _, result in comparison.all_results)
     return [f"    {' '.join(command.split())}" for command in commands if command]

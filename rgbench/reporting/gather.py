@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rgbench.errors import UsageError
+from rgbench.evaluation.logged import Row as Logged
+from rgbench.evaluation.logged import load_log
 from rgbench.evaluation.results import Result, load_results, load_samples
 from rgbench.evaluation.statistics import t_interval
 from rgbench.metrics.contract import Metric
@@ -24,11 +26,6 @@ METHODS = {"teacher": "Teacher", "lcd": "LCD", "rg_lcd": "RG-LCD", "lrm": "LRM",
 Scores = dict[tuple[str, int], float]
 FAMILIES = ("reward", "oracle", "set distance", "spectrum")
 LEADS = ("hps_aa1", "hps_aa0", "oracle_all", "oracle_mean", "hfer_gap_db", "band_gap_db")
-BENCHTOP = "benchtop"
-BENCHTOP_NOTE = (
-    "Benchtop: a 1/8-scale world of rendered scenes, shipped inside the package. "
-    "These figures compare methods with each other; none of them is comparable with a full-size model's."
-)
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,12 @@ class Column:
     def key(self) -> tuple[str, str]:
         return self.metric.name, self.protocol_id
 
+    def goodness(self, value: float) -> float:
+        """Higher is better, whatever the metric's direction."""
+        if self.metric.direction == "target":
+            return -abs(value - self.target)
+        return value if self.metric.direction == "higher" else -value
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -88,12 +91,17 @@ class Row:
         return [result for member in self.members.values() for result in member.values()]
 
     @property
+    def first_results(self) -> list[Result]:
+        """One result of each training seed, for what its results share."""
+        return [next(iter(member.values())) for member in self.members.values()]
+
+    @property
     def method_label(self) -> str:
         return METHODS.get(self.method, self.method)
 
     @property
     def sampler_label(self) -> str:
-        """Such as ``LCM, 4 steps, g 5``; what a result does not say is left out."""
+        """Such as ``LCM, 4 steps, g 5``."""
         parts = [str(self.sampling.get("sampler") or "").upper()]
         if (steps := self.sampling.get("steps")) is not None:
             parts.append(f"{steps} step{'s' if steps != 1 else ''}")
@@ -128,7 +136,6 @@ class Row:
         return self._scores[result.path]
 
     def seeds(self, column: Column) -> list[int | None]:
-        """Training seeds that have a value in `column`."""
         return [seed for seed in self.members if self.result(column, seed) is not None]
 
     def figure(self, column: Column) -> Figure | None:
@@ -146,20 +153,37 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was measured in one world."""
+    """Everything that was measured in one world.
+
+    `checkpoints` are results of runs before their last step, which are in no row; `logs`
+    what runs logged in training, by generation id.
+    """
 
     world: str
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
+    checkpoints: tuple[Result, ...] = field(default=(), compare=False)
+    logs: dict[str, list[Logged]] = field(default_factory=dict, compare=False)
 
-    @cached_property
+    @property
     def title(self) -> str:
         return f"World: {self.world}"
 
     @cached_property
+    def protocols(self) -> dict[str, dict[str, Any]]:
+        """Fields of each protocol by its id, in the order of the columns; those of checkpoints alone are last."""
+        found = {column.protocol_id: column.protocol for column in self.columns}
+        return found | {r.protocol.id: r.protocol.fields for r in self.checkpoints if r.protocol.id not in found}
+
+    @cached_property
     def protocol_numbers(self) -> dict[str, int]:
-        """Footnote number of each protocol id, in the order of the columns."""
-        return {name: i for i, name in enumerate(dict.fromkeys(column.protocol_id for column in self.columns), start=1)}
+        """Footnote number of each protocol id."""
+        return {name: i for i, name in enumerate(self.protocols, start=1)}
+
+    @property
+    def all_results(self) -> list[tuple[Row | None, Result]]:
+        """Every result with its row; those of checkpoints, which are in no row, last."""
+        return [*((row, result) for row in self.rows for result in row.results), *((None, r) for r in self.checkpoints)]
 
     @cached_property
     def teacher(self) -> Row | None:
@@ -205,18 +229,28 @@ def gather(results: Path) -> list[Comparison]:
     return [_compare(world, list(members)) for world, members in groupby(ordered, key=lambda result: result.world)]
 
 
-def _compare(world: str, results: list[Result]) -> Comparison:
+def _compare(world: str, loaded: list[Result]) -> Comparison:
+    checkpoints = tuple(result for result in loaded if is_checkpoint(result))
+    results = [result for result in loaded if not is_checkpoint(result)]
     columns = {(r.metric.name, r.protocol.id): r for r in results}
     by_row: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
-        by_row.setdefault((result.method, _stem(result), _canonical(_sampling(result))), []).append(result)
+        by_row.setdefault((result.method, _stem(result), _canonical(sampling_of(result))), []).append(result)
     rows = [row for (method, stem, _), found in by_row.items() for row in _rows(method, stem, found)]
-    return Comparison(world, tuple(sorted(rows, key=_row_rank)), tuple(sorted(map(_column, columns.values()))))
+    ordered = tuple(sorted(rows, key=_row_rank)), tuple(sorted(map(column_of, columns.values())))
+    folders = {result.generation.id: result.path.parent for result in results if result.path is not None}
+    logs = {generation: logged for generation, folder in folders.items() if (logged := load_log(folder))}
+    return Comparison(world, *ordered, checkpoints, logs)
+
+
+def is_checkpoint(result: Result) -> bool:
+    """Whether the weights are those of a step before the run's last."""
+    return bool(result.training) and result.training["step"] < result.training["steps"]
 
 
 def _rows(method: str, stem: str, results: list[Result]) -> Iterable[Row]:
     """One row of several seeds; or one row each, told apart by generation id, where a seed has two sets of weights."""
-    sampling = _sampling(results[0])
+    sampling = sampling_of(results[0])
     runs: dict[tuple[int | None, str, str], dict[tuple[str, str], Result]] = {}
     for result in results:
         key = (result.training_seed, result.model, result.generation.id)
@@ -238,7 +272,8 @@ def _row_rank(row: Row) -> tuple[Any, ...]:
     return method, row.stem, -steps if row.method == "teacher" else steps, _canonical(row.sampling), row.distinct
 
 
-def _column(result: Result) -> Column:
+def column_of(result: Result) -> Column:
+    """The column that a result belongs to."""
     metric = result.metric
     family = FAMILIES.index(metric.family) if metric.family in FAMILIES else len(FAMILIES)
     lead = LEADS.index(metric.name) if metric.name in LEADS else len(LEADS)
@@ -247,7 +282,7 @@ def _column(result: Result) -> Column:
 
 
 def file_of(result: Result) -> str:
-    """Where a result lies in the results folder: world/model/generation/file."""
+    """World/model/generation/file."""
     return "/".join(result.path.parts[-4:]) if result.path else ""
 
 
@@ -255,7 +290,7 @@ def _stem(result: Result) -> str:
     return result.model if result.training_seed is None else result.model.removesuffix(f"-s{result.training_seed}")
 
 
-def _sampling(result: Result) -> dict[str, Any]:
+def sampling_of(result: Result) -> dict[str, Any]:
     """The generation's fields without the weights: what two training seeds of one method share."""
     return {key: value for key, value in result.generation.fields.items() if key != "weights_sha256"}
 

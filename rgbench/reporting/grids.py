@@ -1,24 +1,29 @@
-"""The image grid: rows are prompts, columns are models, each row from one prompt and one seed.
+"""Image grids: rows are prompts, columns are models, each row from one prompt and one seed.
 
-Which prompts are shown is drawn by a stated seed from those that every shown model
-kept, so that nobody picks them.
+Which prompts the first grid shows is drawn by a stated seed from those that every shown
+model kept, so that nobody picks them; its further views are the same images' differences
+to a baseline and their spectra. Grids of the worst prompts by each probe stand apart.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rgbench.errors import UsageError
-from rgbench.files import open_image, read_json
-from rgbench.reporting.gather import Comparison, Row
+from rgbench.files import open_image
+from rgbench.reporting.gather import Column, Comparison, Row
+from rgbench.reporting.images import Kept, Key
+from rgbench.reporting.tables import format_number, headlines
+from rgbench.reporting.views import difference, log_spectra
 
 NUM_PROMPTS = 8
+NUM_WORST = 4
 CHOICE_SEED = 0
 CELL = 192  # pixels of one image's side in the PNG
 CAPTION = 250  # pixels of the prompt column
@@ -28,69 +33,142 @@ MAX_CAPTION_LINES = 7
 MAX_HEAD_LINES = 4
 INK, QUIET, PAPER = "#1f2328", "#59636e", "#ffffff"
 
-Key = tuple[str, str, int]  # prompt id, prompt, seed
-
 
 @dataclass(frozen=True)
 class Shown:
-    """One line of the grid: a prompt, a seed, and one image per column."""
+    """One line of a grid: a prompt, a seed, one image per column, and what is written under each."""
 
     prompt_id: str
     prompt: str
     seed: int
     images: tuple[Image.Image, ...]
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The chosen images; `note` says how they were chosen and what is left out."""
+    """Chosen images; `key` is part of its file's name, `note` says how they were chosen and what is left out.
 
+    `is_view`: the random grid or a view of it; `computed`: its images are not the kept ones themselves.
+    """
+
+    key: str
+    title: str
     world: str
     columns: tuple[Row, ...]
     lines: tuple[Shown, ...]
     note: str
+    is_view: bool = False
+    computed: bool = False
 
 
-def choose(comparison: Comparison, results: Path) -> Grid | None:
-    """Draws the prompts to show; None where no images were kept, or no (prompt, seed) is common to all models.
-
-    Of a row with several training seeds the first seed's images stand for it.
+def random_grid(comparison: Comparison, kept: Kept) -> Grid | None:
+    """Prompts drawn by the stated seed; None where no images were kept, or no (prompt, seed) is common to all models.
 
     Raises:
-        UsageError: an index or an image that it names cannot be read.
+        UsageError: an image cannot be read.
     """
-    kept, common = _kept(comparison, results)
-    if not common:
+    if not kept.common:
         return None
-    ordered = sorted(common)
-    picked = np.random.default_rng(CHOICE_SEED).permutation(len(ordered))[:NUM_PROMPTS]
-    lines = []
-    for key in (ordered[int(i)] for i in picked):
-        images = tuple(open_image(path[key]) for path in kept.values())
-        lines.append(Shown(*key, images))
-    return Grid(comparison.world, tuple(kept), tuple(lines), _note(comparison, kept, len(lines), len(common)))
-
-
-def _kept(comparison: Comparison, results: Path) -> tuple[dict[Row, dict[Key, Path]], set[Key]]:
-    """The rows that kept images of common prompts, in order, and what is common to them."""
-    kept: dict[Row, dict[Key, Path]] = {}
-    common: set[Key] = set()
-    for row in comparison.rows:
-        index = _index(_folder(row, results))
-        shared = common & set(index) if kept else set(index)
-        if shared:
-            kept[row], common = index, shared
-    return kept, common
-
-
-def _note(comparison: Comparison, kept: dict[Row, dict[Key, Path]], num_shown: int, num_common: int) -> str:
+    picked = np.random.default_rng(CHOICE_SEED).permutation(len(kept.common))[:NUM_PROMPTS]
+    lines = [_line(kept, kept.common[int(i)]) for i in picked]
     note = (
-        f"World: {comparison.world}. {num_shown} of the {num_common} prompts whose images every shown model kept, "
-        f"drawn with numpy's default_rng({CHOICE_SEED}), not picked; one prompt and one noise seed per row."
+        f"World: {comparison.world}. {len(lines)} of the {len(kept.common)} prompts whose images every shown model "
+        f"kept, drawn with numpy's default_rng({CHOICE_SEED}), not picked; one prompt and one noise seed per row."
     )
-    if any(len(row.members) > 1 for row in kept):
-        note += " Of several training seeds the first is shown."
-    missing = [row.name for row in comparison.rows if row not in kept]
+    title, note = "The same prompts and seeds from every model", note + _left_out(comparison, kept)
+    return Grid("grid", title, comparison.world, tuple(kept.files), tuple(lines), note, is_view=True)
+
+
+def view_grids(grid: Grid) -> list[Grid]:
+    """The same lines as differences to the LCD student (else the teacher), and as log power spectra."""
+    methods = [row.method for row in grid.columns]
+    base = next((methods.index(method) for method in ("lcd", "teacher") if method in methods), 0)
+    differences = [
+        replace(line, images=tuple(difference(image, line.images[base]) for image in line.images))
+        for line in grid.lines
+    ]
+    spectra, (low, high) = log_spectra([image for line in grid.lines for image in line.images])
+    width = len(grid.columns)
+    lines = [replace(line, images=tuple(spectra[i * width :][:width])) for i, line in enumerate(grid.lines)]
+    name = grid.columns[base].short_name
+    views = [
+        (
+            "difference", f"Difference to {name}", differences,
+            f"The images above minus {name}'s: grey is no difference, contrast doubled.",
+        ),
+        (
+            "spectrum", "Log power spectrum", lines,
+            f"Of the images above: luma, Hann window, frequency zero in the middle; black is {low:.0f} dB, "
+            f"white {high:.0f} dB, in all of them alike.",
+        ),
+    ]  # fmt: skip
+    return [
+        replace(grid, key=f"grid-{key}", title=title, lines=tuple(to), note=note, computed=True)
+        for key, title, to, note in views
+    ]
+
+
+def worst_grids(comparison: Comparison, kept: Kept) -> list[Grid]:
+    """For one metric of each family with per-image scores, the kept prompts on which guided students do worst.
+
+    Raises:
+        UsageError: an image cannot be read.
+    """
+    return [grid for column in _probes(comparison, kept) if (grid := _worst(comparison, kept, column)) is not None]
+
+
+def _worst(comparison: Comparison, kept: Kept, column: Column) -> Grid | None:
+    scores = {row: _scores(row, column) for row in kept.files}
+    guided = [row for row in kept.files if scores[row] and any(result.trained_rewards for result in row.results)]
+    judged = guided or [row for row in kept.files if scores[row] and row.method != "teacher"]
+    able = [key for key in kept.common if all((key[0], key[2]) in scores[row] for row in judged)]
+    if not judged or not able:
+        return None
+    ranked = sorted(able, key=lambda key: min(column.goodness(scores[row][key[0], key[2]]) for row in judged))
+    lines = []
+    for key in ranked[:NUM_WORST]:
+        values = (scores[row].get((key[0], key[2])) for row in kept.files)
+        captions = tuple("" if value is None else _caption(column, value) for value in values)
+        lines.append(replace(_line(kept, key), captions=captions))
+    whom = ", ".join(row.short_name for row in judged)
+    note = (
+        f"World: {comparison.world}. The {len(lines)} of {len(able)} kept prompts on which {column.metric.label} is "
+        f"worst in any of: {whom}. Picked to be bad: they show how these models fail, not how often."
+    )
+    title = f"Worst by {column.metric.label}"
+    name = f"worst-{column.metric.name.replace('_', '-')}"
+    return Grid(name, title, comparison.world, tuple(kept.files), tuple(lines), note + _left_out(comparison, kept))
+
+
+def _probes(comparison: Comparison, kept: Kept) -> Iterable[Column]:
+    """Per family the first metric of the main table with per-image scores, a graded one before a yes or no."""
+    found: dict[str, list[tuple[bool, Column]]] = {}
+    for column in headlines(comparison):
+        values = {value for row in kept.files for value in _scores(row, column).values()}
+        if values:
+            found.setdefault(column.metric.family, []).append((len(values) <= 2, column))
+    for columns in found.values():
+        yield min(columns, key=lambda item: item[0])[1]
+
+
+def _scores(row: Row, column: Column) -> dict[tuple[str, int], float]:
+    """Per-image scores of the row's first training seed, whose images stand for it."""
+    result = row.result(column, next(iter(row.members)))
+    return (row.scores(result) if result is not None else None) or {}
+
+
+def _caption(column: Column, value: float) -> str:
+    return f"{format_number(value, column.metric.decimals)} {column.metric.unit}".strip()
+
+
+def _line(kept: Kept, key: Key) -> Shown:
+    return Shown(*key, tuple(open_image(files[key]) for files in kept.files.values()))
+
+
+def _left_out(comparison: Comparison, kept: Kept) -> str:
+    note = " Of several training seeds the first is shown." if any(len(row.members) > 1 for row in kept.files) else ""
+    missing = [row.name for row in comparison.rows if row not in kept.files]
     return note + (f" No images of these prompts kept: {'; '.join(missing)}." if missing else "")
 
 
@@ -104,7 +182,8 @@ def grid_png(grid: Grid) -> bytes:
     heads = [wrap(_detail(row), small, CELL, MAX_HEAD_LINES) for row in grid.columns]
     top = (1 + max(map(len, heads))) * line_height + 2 * GAP
     note = wrap(grid.note, small, width - 2 * GAP, 12)
-    height = top + len(grid.lines) * (CELL + GAP) + GAP + len(note) * line_height
+    step = CELL + GAP + (line_height if any(line.captions for line in grid.lines) else 0)
+    height = top + len(grid.lines) * step + GAP + len(note) * line_height
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, (row, head) in enumerate(zip(grid.columns, heads, strict=True)):
@@ -112,11 +191,13 @@ def grid_png(grid: Grid) -> bytes:
         _write(draw, (left, GAP), wrap(row.method_label, bold, CELL, 1), bold, INK)
         _write(draw, (left, GAP + line_height), head, small, QUIET)
     for j, line in enumerate(grid.lines):
-        upper = top + j * (CELL + GAP)
+        upper = top + j * step
         _write(draw, (GAP, upper), wrap(line.prompt, font, CAPTION - 3 * GAP, MAX_CAPTION_LINES), font, INK)
         _write(draw, (GAP, upper + CELL - line_height), [f"seed {line.seed}"], small, QUIET)
         for i, image in enumerate(line.images):
             sheet.paste(enlarge(image, CELL), (CAPTION + i * (CELL + GAP), upper))
+        for i, caption in enumerate(line.captions):
+            _write(draw, (CAPTION + i * (CELL + GAP), upper + CELL + 2), [caption], small, QUIET)
     _write(draw, (GAP, height - len(note) * line_height), note, small, QUIET)
     out = io.BytesIO()
     sheet.save(out, format="PNG")
@@ -169,22 +250,3 @@ def _write(
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
-def _folder(row: Row, results: Path) -> Path:
-    first = row.results[0]
-    return results / first.world / first.model / first.generation.id / "images"
-
-
-def _index(folder: Path) -> dict[Key, Path]:
-    """The kept images of one model; empty where none were kept."""
-    path = folder / "index.json"
-    if not path.is_file():
-        return {}
-    index = {}
-    for entry in read_json(path):
-        name = entry.get("file") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UsageError(f"{path}: each entry needs a plain file name, not {name!r}; run `rgbench eval` again")
-        index[(str(entry["prompt_id"]), str(entry["prompt"]), int(entry["seed"]))] = folder / name
-    return index

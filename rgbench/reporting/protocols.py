@@ -29,7 +29,7 @@ def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, str]:
 def protocol_notes(comparison: Comparison) -> list[str]:
     """One line per distinct set of fields, with the numbers and ids of the protocols that have it."""
     numbers = comparison.protocol_numbers
-    protocols = {column.protocol_id: describe(column) for column in comparison.columns}
+    protocols = {name: describe(fields) for name, fields in comparison.protocols.items()}
     lines = []
     for fields in dict.fromkeys(protocols.values()):
         named = [f"{numbers[name]} {name}" for name, found in protocols.items() if found == fields]
@@ -37,9 +37,9 @@ def protocol_notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def describe(column: Column) -> str:
-    """The protocol's fields in one line."""
-    return "; ".join(f"{key}: {value}" for key, value in flatten(column.protocol).items()) or "no fields recorded"
+def describe(fields: dict[str, Any]) -> str:
+    """A protocol's fields in one line."""
+    return "; ".join(f"{key}: {value}" for key, value in flatten(fields).items()) or "no fields recorded"
 
 
 def differences(comparison: Comparison, columns: list[Column]) -> list[str]:

@@ -12,6 +12,7 @@ REPORT = Path("results/report/report.md")
 README = Path("README.md")
 BLOCK = re.compile(r"(<!-- results: begin [^\n]*-->\n).*?(<!-- results: end -->)", re.DOTALL)
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
+KEPT = re.compile(r"(spectra|rewards|training)-|grid-[^-]+\.png")  # of the report's pictures, those in the README
 SHOWN = re.compile(r"(?ms)^### In words\n.*?(?=^### Protocols\n)")
 
 
@@ -29,7 +30,8 @@ def shown_results(report: str, folder: Path) -> str:
     if found is None:
         raise UsageError(f"{folder / 'report.md'}: no results to show; make it with `rgbench report`")
     first, *_ = re.split(r"(?m)^\*\*Difference", found[0])
-    pictures = [f"![{title}]({folder.as_posix()}/{file})" for title, file in PICTURE.findall(found[0])]
+    shown = [(title, file) for title, file in PICTURE.findall(found[0]) if KEPT.match(file)]
+    pictures = [f"![{title}]({folder.as_posix()}/{file})" for title, file in shown]
     return "\n\n".join([first.strip(), *pictures])
 
 

@@ -3,61 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure as Canvas
-
-from rgbench.reporting import plots
 from rgbench.reporting.details import detail_tables
-from rgbench.reporting.gather import BENCHTOP, BENCHTOP_NOTE, Comparison
-from rgbench.reporting.grids import Grid, choose
-from rgbench.reporting.plots import Theme
+from rgbench.reporting.gather import Comparison
+from rgbench.reporting.grids import Grid, random_grid, view_grids, worst_grids
+from rgbench.reporting.images import Kept, kept_images
+from rgbench.reporting.plots import PLOTS, Plot
 from rgbench.reporting.tables import Table, cost_tables, tables
 
-GRID_TITLE = "The same prompts and seeds from every model"
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot by file stem; `alt` says in words what it shows."""
-
-    stem: str
-    title: str
-    alt: str
-    draw: Callable[[Comparison, Theme], Canvas]
-    drawable: Callable[[Comparison], bool]
-
-
-PLOTS = (
-    Plot(
-        "spectra",
-        "Radial spectra and their gap to real",
-        "Line plot of radially averaged luma power against spatial frequency for each model and real images, "
-        "and beside it each model's gap to real in decibels.",
-        plots.spectra,
-        plots.has_spectra,
-    ),
-    Plot(
-        "rewards",
-        "The trained reward against other evidence",
-        "Scatter of each model's trained reward against the oracle and against the set distance.",
-        plots.rewards,
-        plots.has_rewards,
-    ),
+BENCHTOP = "benchtop"
+BENCHTOP_NOTE = (
+    "Benchtop: a 1/8-scale world of rendered scenes, shipped inside the package. "
+    "These figures compare methods with each other; none of them is comparable with a full-size model's."
 )
 
 
 @dataclass(frozen=True)
 class Section:
-    """A world's comparison with its tables, drawable plots and image grid."""
+    """A world's comparison with its tables, drawable plots and image grids.
+
+    `undrawn` says why other plots are not there. `grids` are the random one, its further
+    views, and those of the worst prompts, or nothing.
+    """
 
     comparison: Comparison
     note: str
     tables: tuple[Table, ...]
     plots: tuple[Plot, ...]
-    grid: Grid | None
+    undrawn: tuple[str, ...]
+    grids: tuple[Grid, ...]
+    kept: Kept
+    results: Path
 
     @property
     def slug(self) -> str:
@@ -66,25 +44,24 @@ class Section:
     def plot_name(self, plot: Plot, suffix: str) -> str:
         return f"{plot.stem}-{self.slug}.{suffix}"
 
-    @property
-    def grid_name(self) -> str:
-        return f"grid-{self.slug}.png"
-
-    @property
-    def pictures(self) -> list[tuple[str, str]]:
-        """(title, PNG file name) of everything there is to see."""
-        shown = [(f"{plot.title}, {self.comparison.world}", self.plot_name(plot, "png")) for plot in self.plots]
-        return shown + ([(f"{GRID_TITLE}, {self.comparison.world}", self.grid_name)] if self.grid else [])
+    def grid_name(self, grid: Grid) -> str:
+        return f"{grid.key}-{self.slug}.png"
 
 
 def section(comparison: Comparison, results: Path) -> Section:
     """Tables, the plots that have data, and the chosen images of one world."""
     note = BENCHTOP_NOTE if comparison.world == BENCHTOP else ""
-    drawable = tuple(plot for plot in PLOTS if plot.drawable(comparison))
+    lacking = {plot: plot.lacking(comparison) for plot in PLOTS}
+    kept = kept_images(comparison, results)
+    grid = random_grid(comparison, kept)
+    grids = (grid, *view_grids(grid), *worst_grids(comparison, kept)) if grid else ()
     return Section(
         comparison,
         note,
         (*tables(comparison), *detail_tables(comparison), *cost_tables(comparison)),
-        drawable,
-        choose(comparison, results),
+        tuple(plot for plot, reason in lacking.items() if not reason),
+        tuple(f"{plot.title}: {reason}" for plot, reason in lacking.items() if reason),
+        grids,
+        kept,
+        results,
     )

@@ -1,9 +1,10 @@
 """Every figure of the report as one long CSV: a line per figure, unrounded, with where it comes from.
 
 `kind` is "figure" (a row of the tables), "seed" (one training seed of a row of several),
-"delta_lcd" or "delta_teacher" (row minus baseline), "detail" (a part of a figure), or
-"cost". `shown` is the text that the tables print, "—" where there is no figure; the
-numeric fields are empty there.
+"checkpoint" (a run before its last step; `step` says which), "delta_lcd" or
+"delta_teacher" (row minus baseline), "detail" (a part of a figure), or "cost". `shown` is
+the text that the tables print, "—" where there is no figure; the numeric fields are empty
+there.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Any
 
 import pandas as pd
 
+from rgbench.evaluation.results import Result
 from rgbench.reporting.contrast import contrast
 from rgbench.reporting.details import Detail, all_details
-from rgbench.reporting.gather import Column, Comparison, Figure, Row, file_of
+from rgbench.reporting.gather import Column, Comparison, Figure, Row, column_of, file_of, sampling_of
 from rgbench.reporting.tables import COSTS, MISSING, cost, format_figure, format_number
 
 FIELDS = (
-    "world", "kind", "method", "model", "sampler", "training_seeds", "metric", "label", "unit", "direction",
+    "world", "kind", "method", "model", "sampler", "training_seeds", "step", "metric", "label", "unit", "direction",
     "protocol", "shown", "value", "low", "high", "interval", "num_samples", "in_sample", "flags", "files", "commands",
 )  # fmt: skip
 
@@ -33,6 +35,7 @@ def long_csv(comparisons: list[Comparison]) -> str:
                 lines += _deltas(comparison, row, column)
             lines += [_detail(comparison, row, detail) for detail in all_details(comparison, comparison.columns)]
             lines += _costs(comparison, row)
+        lines += [_checkpoint(comparison, result) for result in comparison.checkpoints]
     frame = pd.DataFrame(lines, columns=list(FIELDS), dtype=object)
     return frame.to_csv(index=False, lineterminator="\n")
 
@@ -64,6 +67,13 @@ def _line(comparison: Comparison, row: Row, column: Column, kind: str, figure: F
         "files": _joined(file_of(result) for result in results),
         "commands": _joined(result.command for result in results),
     }
+
+
+def _checkpoint(comparison: Comparison, result: Result) -> dict[str, Any]:
+    column = column_of(result)
+    row = Row(result.method, result.model, sampling_of(result), {result.training_seed: {column.key: result}})
+    figure = row.figure(column)
+    return _line(comparison, row, column, "checkpoint", figure) | {"step": result.training["step"]}
 
 
 def _deltas(comparison: Comparison, row: Row, column: Column) -> list[dict[str, Any]]:

@@ -80,6 +80,11 @@ class Table:
     rows: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def is_further(self) -> bool:
+        """Whether it holds more than the question needs, and the page may fold it away."""
+        return self.key not in ("comparison", "delta-lcd", "delta-teacher", "cost")
+
 
 LABELS = ("Method", "Sampler", "Model")
 

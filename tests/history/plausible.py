@@ -62,18 +62,40 @@ def write_model(
     images: int = 0,
     prompts: list[str] | None = None,
     size: int = 64,
+    training: tuple[int, int] | None = None,
 ) -> None:
-    """Writes one model's results, and its images where asked; everything is a function of the arguments."""
+    """Writes one model's results, and its images where asked; everything is a function of the arguments.
+
+    `training` (step, steps) makes it a checkpoint: the reward rises all along, the oracle falls after the middle.
+    """
     name = model or (method if seed is None else f"{method}-s{seed}")
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
-    generation = _generation(name, method, steps, size)
+    weights = name if training is None or training[0] == training[1] else f"{name} at step {training[0]}"
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(weights.encode()).digest()[:4], "big"))
+    generation = _generation(weights, method, steps, size)
     jitter = 0.0 if seed is None else 0.05 * rng.standard_normal()
     for metric in metrics:
-        result, table = _result(world, name, method, seed, generation, metric, num, protocol_num, rng, jitter)
+        result, table = _result(world, name, method, seed, generation, metric, num, protocol_num, rng, jitter, training)
         write_result(root, result, table if rows else None)
     if images:
         folder = root / world / name / generation.id / "images"
         _images(folder, images, prompts or [f"{PROMPT}, number {i}" for i in range(images)], rng, size)
+
+
+def write_fragility(root: Path, method: str, seed: int = 0, world: str = "benchtop") -> None:
+    """Writes the fragility of a model whose other results :func:`write_model` wrote."""
+    name = f"{method}-s{seed}"
+    level = LEVELS[method][3] / 4
+    metric = Metric(
+        name="fragility_gap", label="Fragility gap", direction="lower", unit="", family="fragility", decimals=2
+    )
+    fields = {"prompts": {"name": "benchtop", "sha256": "ab" * 32, "num": 512}}
+    result = Result(
+        world=world, model=name, method=method, training_seed=seed, generation=_generation(name, method, 4, 64),
+        metric=metric, protocol=Protocol(id=identify("fragility_gap-512", fields), fields=fields), value=level,
+        interval=Interval(low=level - 0.1, high=level + 0.1, level=0.95, method="jackknife, 20 groups"),
+        num_samples=512, extra={"drops": {"jpeg75": 1.0, "blur1": level}},
+    )  # fmt: skip
+    write_result(root, result)
 
 
 def _generation(name: str, method: str, steps: int, size: int) -> Generation:
@@ -91,9 +113,13 @@ def _generation(name: str, method: str, steps: int, size: int) -> Generation:
 
 def _result(
     world: str, name: str, method: str, seed: int | None, generation: Generation, metric: str, num: int,
-    protocol_num: int, rng: np.random.Generator, jitter: float,
+    protocol_num: int, rng: np.random.Generator, jitter: float, training: tuple[int, int] | None,
 ) -> tuple[Result, dict[str, list[Any]] | None]:  # fmt: skip
     reward, oracle, distance, high = (level + jitter for level in LEVELS[method])
+    if training is not None:
+        done = training[0] / training[1]
+        reward, oracle = reward - 3 * (1 - done), oracle + 9 * (min(done, 1 - done) - 0.2)
+        distance, high = distance * (2 - done), high * done
     what = METRICS[metric]
     scores = None
     value, half = {
@@ -113,6 +139,7 @@ def _result(
     trained = method in ("rg_lcd", "lrm") and what.family == "reward"
     result = Result(
         world=world, model=name, method=method, training_seed=seed, generation=generation, metric=what,
+        training={} if training is None else {"step": training[0], "steps": training[1]},
         protocol=Protocol(id=identify(f"{metric}-{protocol_num}", fields), fields=fields), value=value,
         interval=Interval(low=value - half, high=value + half, level=0.95, method="jackknife, 20 groups"),
         num_samples=protocol_num, in_sample=trained, trained_rewards=("0a1b2c3d",) if trained else (),

@@ -10,7 +10,20 @@ from PIL import Image
 
 from rgbench.errors import UsageError
 from rgbench.reporting.gather import gather
-from rgbench.reporting.grids import CAPTION, CELL, GAP, choose, enlarge, grid_png, wrap
+from rgbench.reporting.grids import (
+    CAPTION,
+    CELL,
+    GAP,
+    Grid,
+    enlarge,
+    grid_png,
+    random_grid,
+    view_grids,
+    worst_grids,
+    wrap,
+)
+from rgbench.reporting.images import kept_images
+from rgbench.reporting.views import difference, log_spectra
 from tests.history.plausible import write_model
 
 ONE = ("hps_aa1",)
@@ -20,6 +33,10 @@ def world(root: Path, images: int = 12, **how) -> Path:
     write_model(root, "teacher", None, metrics=ONE, num=4, images=images, **how)
     write_model(root, "lcd", 0, metrics=ONE, num=4, images=images, **how)
     return root
+
+
+def choose(comparison, root: Path) -> Grid | None:
+    return random_grid(comparison, kept_images(comparison, root))
 
 
 def test_the_choice_is_random_by_a_stated_seed_and_the_same_each_time(tmp_path):
@@ -55,6 +72,7 @@ def test_only_prompts_common_to_all_are_shown_and_other_models_named(tmp_path):
 
 def test_no_images_no_grid(tmp_path):
     write_model(tmp_path, "lcd", 0, metrics=ONE, num=4)
+    assert worst_grids(gather(tmp_path)[0], kept_images(gather(tmp_path)[0], tmp_path)) == []
     assert choose(gather(tmp_path)[0], tmp_path) is None
 
 
@@ -107,3 +125,56 @@ def test_a_broken_image_is_named(tmp_path):
     next(root.rglob("*.png")).write_bytes(b"not an image")
     with pytest.raises(UsageError, match="png"):
         choose(gather(root)[0], root)
+
+
+def test_the_worst_prompts_are_those_of_the_guided_students_and_say_so(tmp_path):
+    metrics = ("hps_aa1", "oracle_all", "oracle_mean", "fd_efflite0")
+    for method in ("lcd", "rg_lcd", "lrm"):
+        write_model(tmp_path, method, 0, metrics=metrics, num=12, images=10)
+    comparison = gather(tmp_path)[0]
+    grids = worst_grids(comparison, kept_images(comparison, tmp_path))
+    assert [grid.title for grid in grids] == ["Worst by HPS aa1", "Worst by Oracle, all right"]
+    column = comparison.column("hps_aa1")
+    scores = [row.scores(row.result(column, 0)) for row in comparison.rows]
+    lowest = {key: min(scores[1][key], scores[2][key]) for key in ((f"test/{i}", 0) for i in range(10))}
+    assert [(line.prompt_id, line.seed) for line in grids[0].lines] == sorted(lowest, key=lowest.__getitem__)[:4]
+    line = grids[0].lines[0]
+    assert list(line.captions) == [f"{found[line.prompt_id, 0]:.2f}" for found in scores]
+    assert "RG-LCD (rg_lcd-s0), LRM (lrm-s0)" in grids[0].note and "LCD (lcd-s0)," not in grids[0].note
+    assert "Picked to be bad" in grids[0].note and "4 of 10" in grids[0].note
+
+
+def test_a_graded_metric_finds_the_worst_before_a_yes_or_no(tmp_path):
+    write_model(tmp_path, "lrm", 0, metrics=("oracle_all", "oracle_mean"), num=12, images=4)
+    comparison = gather(tmp_path)[0]
+    row, column = comparison.rows[0], comparison.column("oracle_all")
+    scores = row.scores(row.result(column, 0))
+    scores.update({key: float(i % 2) for i, key in enumerate(scores)})
+    (grid,) = worst_grids(comparison, kept_images(comparison, tmp_path))
+    assert grid.title == "Worst by Oracle, mean"
+
+
+def test_views_show_the_difference_to_lcd_and_the_spectrum_of_the_same_lines(tmp_path):
+    root = world(tmp_path, images=3)
+    grid = choose(gather(root)[0], root)
+    changed, spectra = view_grids(grid)
+    assert [line.prompt_id for line in changed.lines] == [line.prompt_id for line in grid.lines]
+    assert changed.title == "Difference to LCD (lcd-s0)" and "dB" in spectra.note
+    teacher, lcd = changed.lines[0].images
+    assert (np.asarray(lcd) == 128).all() and np.asarray(teacher).std() > 1
+    assert {grid.key, changed.key, spectra.key} == {"grid", "grid-difference", "grid-spectrum"}
+
+
+def test_difference_doubles_and_clips():
+    one, two = (Image.new("RGB", (4, 4), colour) for colour in ((10, 100, 255), (20, 100, 0)))
+    assert difference(one, two).getpixel((0, 0)) == (108, 128, 255)
+    assert difference(one, two.resize((8, 8))).getpixel((3, 3)) == (108, 128, 255)
+
+
+def test_log_spectrum_of_a_grating_has_its_two_peaks():
+    x = np.arange(64)
+    pixels = np.broadcast_to((128 + 100 * np.sin(2 * np.pi * 8 * x / 64))[None, :, None], (64, 64, 3))
+    (picture,), (low, high) = log_spectra([Image.fromarray(pixels.astype(np.uint8))])
+    seen = np.asarray(picture)
+    assert high > low and seen[32, 32 - 8] == seen[32, 32 + 8] == 255
+    assert seen[32, 32] < 128 and seen[0, 0] < 128

@@ -1,17 +1,19 @@
-"""The page: offline, escaped, complete without JavaScript, small; opened in a browser where there is one."""
+"""The page: offline, escaped, complete without JavaScript, small. What its script does: test_page_browser.py."""
 
-import html
+import base64
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from rgbench.files import open_image
 from rgbench.reporting.gather import gather
-from rgbench.reporting.page import page
+from rgbench.reporting.page import page, without_pictures
+from rgbench.reporting.page.pictures import LEVELS, Album
 from rgbench.reporting.sections import section
 from tests.history.plausible import write_model
 
@@ -20,11 +22,6 @@ HOSTILE = [
     "<script>alert('prompt')</script> \"quoted\" & $\\alpha$ 🙂 " + "long " * 380,
     "</figcaption><img src=x onerror=1>",
 ]
-CHROMIUM = shutil.which("chromium")
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 
 
 class Tags(HTMLParser):
@@ -48,7 +45,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     few = ("hps_aa1", "oracle_all", "fd_efflite0", "hfer_gap_db")
     write_model(root, "teacher", None, metrics=few, num=8, images=2, prompts=HOSTILE)
     write_model(root, "lcd", 0, metrics=few, num=8, images=2, prompts=HOSTILE)
-    write_model(root, "lrm", 0, model="lrm<b onclick=1>-s0", metrics=few, num=8, images=2, prompts=HOSTILE)
+    for step in (1, 2, 3):
+        write_model(
+            root, "lrm", 0, model="lrm<b onclick=1>-s0", metrics=few, num=8, images=2, prompts=HOSTILE,
+            training=(step, 3),
+        )  # fmt: skip
     return page([section(comparison, root) for comparison in gather(root)])
 
 
@@ -68,7 +69,7 @@ def test_nothing_is_loaded_from_anywhere(text, tags):
 
 
 def test_texts_from_files_are_escaped(text, tags):
-    assert [tag for tag, _ in tags.found].count("script") == 1, "the page's own"
+    assert [attrs.get("id") for tag, attrs in tags.found if tag == "script"] == ["data", None], "the page's own"
     assert "&lt;script&gt;alert(&#39;prompt&#39;)" in text and "<script>alert" not in text
     assert not any(name.startswith("on") for _, attrs in tags.found for name in attrs)
     assert "lrm&lt;b onclick=1&gt;-s0" in text
@@ -84,13 +85,16 @@ def test_every_figure_names_its_file_and_command(text, tags):
     titles = tags.values("title")
     assert any(title.startswith("benchtop/lcd-s0/") and title.endswith(".json") for title in titles)
     assert "rgbench eval runs/lcd-s0 --metric fid,hps,oracle,spectrum" in text
-    assert text.count('<tr id="e-benchtop-') == 12
+    assert text.count('<tr id="e-benchtop-') == 3 * 4 + 2 * 4, "those of checkpoints too"
+    assert "step 1</td>" in text
 
 
 def test_it_is_readable_without_script_and_by_keyboard_and_screen_reader(tags):
     assert not tags.values("hidden")
-    images = [attrs for tag, attrs in tags.found if tag == "img"]
-    assert len(images) == 2 + 6 and all(attrs.get("alt") for attrs in images)
+    images = [attrs for tag, attrs in tags.found if tag == "img" and attrs.get("id") != "zoom-image"]
+    num_plots, num_grids = 6, 3 + 2
+    assert len(images) == num_plots + num_grids * 2 * 3 and all(attrs.get("alt") for attrs in images)
+    assert [attrs.get("type") for tag, attrs in tags.found if tag == "input"].count("radio") == 3, "views by CSS alone"
     regions = [attrs for _, attrs in tags.found if attrs.get("class") == "scroll"]
     assert regions and all(attrs.get("tabindex") == "0" and attrs.get("aria-label") for attrs in regions)
     assert {attrs.get("scope") for tag, attrs in tags.found if tag == "th"} == {"col", "row"}
@@ -105,28 +109,54 @@ def test_same_results_same_page():
     assert one == two and "—" in one and len(one) < 1_000_000
 
 
-@pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here; `apt-get install chromium` to open the page in a browser"
-)
-def test_a_browser_opens_and_sorts_it_without_an_error(tmp_path, text):
-    """Sorts the first table by its last column, and reports through the document's title."""
-    probe = """
-    const errors = []; addEventListener("error", (e) => errors.push(e.message));
-    addEventListener("securitypolicyviolation", (e) => errors.push("blocked " + e.blockedURI));
-    addEventListener("load", () => {
-      const table = document.querySelector("table.sortable");
-      const values = () => [...table.tBodies[0].rows].map((row) => Number(row.cells[1].dataset.n));
-      table.tHead.rows[0].cells[1].querySelector("button").click(); const up = values();
-      table.tHead.rows[0].cells[1].querySelector("button").click(); const down = values();
-      const loads = performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:"));
-      const wide = document.documentElement.scrollWidth;
-      document.title = JSON.stringify({ up, down, errors, loads: loads.length, wide });
-    });"""
-    file = tmp_path / "page.html"
-    file.write_text(text.replace("<script>", f"<script>{probe}</script>\n<script>", 1), encoding="utf-8")
-    command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", "--dump-dom"]
-    done = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, timeout=240, check=True)
-    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
-    assert seen["errors"] == [] and seen["loads"] == 0
-    assert seen["up"] == sorted(seen["up"]) and seen["down"] == seen["up"][::-1] and len(seen["up"]) == 3
-    assert seen["wide"] <= 500, "tables scroll, the page does not"
+def data(text: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_the_scripts_data_are_the_files_figures(text):
+    found = data(text)["worlds"]["benchtop"]
+    prompts = found["prompts"]
+    assert [prompt["text"] for prompt in prompts["prompts"]] == [prompt[:2000] for prompt in HOSTILE]
+    assert {prompt["group"] for prompt in prompts["prompts"]} == {"test"} and prompts["base"] == 1
+    assert all(len(prompt["scores"]) == len(prompts["metrics"]) == 2 for prompt in prompts["prompts"])
+    training = found["training"]
+    assert training["steps"] == [1, 2, 3] and len(training["prompts"]) == 2
+    (run,) = training["runs"]
+    assert all(len(run[key]) == 3 and None not in run[key] for key in ("gaps", "images"))
+    assert run["hack"] is None or run["hack"]["step"] in (1, 2)
+    reward = [metric["name"] for metric in training["metrics"]].index("hps_aa1")
+    assert all(
+        low < value < high and text.startswith(f"{value:.2f} ± ") for value, low, high, text in run["figures"][reward]
+    )
+
+
+def test_an_image_is_on_the_page_once_and_not_again_in_the_data(text, tags):
+    images = data(text)["images"]
+    shown = {int(attrs["data-i"]) for _, attrs in tags.found if "data-i" in attrs}
+    assert shown and all((image is None) == (i in shown) for i, image in enumerate(images))
+    assert sum(image is not None for image in images) == 2 * 2, "the checkpoints' alone"
+
+
+def test_pictures_are_left_out_of_the_comparison_and_nothing_else(text):
+    bare = without_pictures(text)
+    assert ";base64," not in bare and len(bare) < len(text) / 3
+    assert re.sub(r"data:image[^\"')]*", "", bare) == re.sub(r"data:image[^\"')]*", "", text)
+
+
+@pytest.mark.parametrize(("budget", "level"), [(10**9, 0), (40_000, None), (1, len(LEVELS) - 1)])
+def test_the_album_takes_the_best_level_that_fits(tmp_path, budget, level):
+    rng = np.random.default_rng(0)
+    album = Album(budget)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (96, 96, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        assert album.add(tmp_path / f"{i}.png") == album.add(tmp_path / f"{i}.png") == i
+    uris = album.encode()
+    pixels = open_image(base64.b64decode(uris[0].partition(",")[2]))
+    same = np.array_equal(np.asarray(pixels), np.asarray(Image.open(tmp_path / "0.png")))
+    assert same == (level == 0), "small images are exact as long as they fit"
+    assert level == len(LEVELS) - 1 or sum(map(len, uris)) <= budget
+
+
+def test_snapshot_of_everything_but_pictures_style_and_script(snapshot):
+    text = without_pictures(page([section(comparison, HISTORY) for comparison in gather(HISTORY)]))
+    assert re.search(r"<main.*</main>", text, re.DOTALL)[0] == snapshot

@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rgbench.evaluation.logged import FILE
+from rgbench.files import write_json_atomic
 from rgbench.reporting import plots
 from rgbench.reporting.gather import Comparison, gather
-from tests.history.plausible import write_model
+from rgbench.reporting.plots import (
+    distributions,
+    drawing,
+    fidelity,
+    fragility,
+    octaves,
+    rewards,
+    spectra,
+    training,
+    wins,
+)
+from tests.history.plausible import write_fragility, write_model
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
 
@@ -20,26 +33,56 @@ def old() -> Comparison:
     return gather(HISTORY)[0]
 
 
-@pytest.mark.parametrize("draw", [plots.spectra, plots.rewards])
-def test_svg_is_the_same_bytes_and_loads_nothing(old, draw):
-    one, two = plots.svg(draw(old)), plots.svg(draw(old))
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """Three runs with checkpoints at 2 of 4 steps each, fragility and a log of the proxy's agreement."""
+    root = tmp_path_factory.mktemp("full")
+    write_model(root, "teacher", None, num=16)
+    for method in ("lcd", "rg_lcd", "lrm"):
+        for step in (1, 2, 3, 4):
+            write_model(root, method, 0, num=16, training=(step, 4))
+        write_fragility(root, method)
+    folder = next(path.parent for path in root.glob("*/lrm-s0/*/*.json") if '"step": 4' in path.read_text())
+    logged = [{"step": step, "pair_accuracy": 0.6, "fidelity/kendall_tau@250": 0.1 * step} for step in (1, 2, 3, 4)]
+    write_json_atomic(folder / FILE, {"schema_version": 1, "rows": logged})
+    return gather(root)[0]
+
+
+def test_the_full_results_have_every_plot_and_old_ones_a_word_on_each_that_is_missing(full, old):
+    assert [plot.stem for plot in plots.PLOTS if plot.lacking(full)] == []
+    assert len({plot.stem for plot in plots.PLOTS}) == 8
+    reasons = {plot.stem: plot.lacking(old) for plot in plots.PLOTS}
+    assert {stem for stem, reason in reasons.items() if not reason} == {"rewards", "spectra"}
+    assert "--checkpoints" in reasons["training"] and "--metric fragility" in reasons["fragility"]
+    assert "lrm.yaml" in reasons["fidelity"] and "--metric spectrum" in reasons["octaves"]
+
+
+@pytest.mark.parametrize("plot", plots.PLOTS, ids=lambda plot: plot.stem)
+def test_svg_is_the_same_bytes_and_loads_nothing_and_axes_are_labelled(full, plot):
+    canvas = plot.draw(full, plots.LIGHT)
+    one, two = plots.svg(canvas), plots.svg(plot.draw(full, plots.LIGHT))
     assert one == two
     assert not re.search(rb'(href|src)="https?:', one) and b"<dc:date>" not in one
+    for axes in canvas.axes:
+        assert axes.get_title(loc="left") or axes.get_ylabel(), "a panel says what it shows"
 
 
-def test_spectra_draw_each_models_gap_to_real(old):
-    canvas = plots.spectra(old)
-    left, right = canvas.axes
-    lines = {line.get_label(): line for line in right.lines}
+def test_spectra_draw_each_models_gap_to_real_and_to_the_teacher(old):
+    left, real, teacher = spectra.draw(old).axes
+    lines = {line.get_label(): line for line in real.lines}
     assert set(lines) >= {"Teacher: HFER -1.10 dB", "LCD: HFER -1.90 dB", "RG-LCD: HFER +4.20 dB", "LRM: HFER 0.00 dB"}
     gap = lines["RG-LCD: HFER +4.20 dB"].get_ydata()
     radius = np.array([2.0**-k for k in (6, 5, 4, 3, 2, 1)])
     np.testing.assert_allclose(gap, 10 * 4.2 * radius / 5)
-    assert "dB" in left.get_ylabel() and "cycles/pixel" in left.get_xlabel()
+    against = {line.get_label(): line for line in teacher.lines}
+    np.testing.assert_allclose(
+        against["RG-LCD: HFER +4.20 dB"].get_ydata(), gap - lines["Teacher: HFER -1.10 dB"].get_ydata()
+    )
+    assert "dB" in left.get_ylabel() and "cycles/pixel" in left.get_xlabel() and "teacher" in teacher.get_ylabel()
 
 
 def test_rewards_hold_the_trained_reward_against_oracle_and_distance(old):
-    left, right = plots.rewards(old).axes
+    left, right = rewards.draw(old).axes
     assert left.get_title(loc="left") == "HPS aa1 against Oracle, all right"
     assert right.yaxis_inverted(), "better upwards"
     points = {line.get_label(): line for line in right.lines if line.get_marker() not in ("None", "|", "_")}
@@ -48,8 +91,88 @@ def test_rewards_hold_the_trained_reward_against_oracle_and_distance(old):
     assert points["LCD"].get_markerfacecolor() != plots.LIGHT.paper
 
 
+def test_the_pareto_front_holds_the_students_that_no_other_one_beats_in_both(full):
+    axes = rewards.draw(full).axes[1]
+    (front,) = [line for line in axes.lines if str(line.get_label()).startswith("Pareto")]
+    drawn = [line.get_xydata() for line in axes.lines if line.get_marker() == "."]
+    reached = np.concatenate(drawn)
+    assert len(drawn) == 3 and len(reached) == 12, "three runs of four points each"
+    for x, y in front.get_xydata():
+        assert [x, y] in reached.tolist()
+        assert not ((reached[:, 0] > x) & (reached[:, 1] < y)).any()
+
+
+@pytest.mark.parametrize(
+    ("points", "lower", "front"),
+    [
+        ([(1, 5), (2, 4), (2, 6), (3, 9)], True, [(2, 4), (3, 9)]),
+        ([(1, 5), (2, 4), (3, 3)], False, [(1, 5), (2, 4), (3, 3)]),
+        ([(1, 1), (1, 1)], True, [(1, 1)]),
+        ([], True, []),
+    ],
+)
+def test_pareto_front(points, lower, front):
+    assert rewards.pareto_front(points, lower_is_better=lower) == front
+
+
+def test_training_draws_proxy_and_gold_and_marks_the_hack_step(full):
+    proxy, gold, path = training.draw(full).axes
+    assert proxy.get_title(loc="left") == "Trained reward (proxy): HPS aa1"
+    assert gold.get_title(loc="left") == "Gold: Oracle, mean"
+    assert proxy.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+    marks = [line for line in gold.lines if line.get_marker() == "v"]
+    assert [mark.get_xdata()[0] for mark in marks] == [2, 2], "both guided runs; LCD was trained on no reward"
+    assert all(mark.get_markerfacecolor() == plots.LIGHT.ink for mark in marks), "clear of the intervals"
+    assert path.get_xlabel() == proxy.get_ylabel() and path.get_ylabel() == gold.get_ylabel()
+
+
+def test_octaves_draw_each_models_gaps(full):
+    (axes,) = octaves.draw(full).axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert lines["LRM"] == [-0.5, 1.25] and "dB" in axes.get_ylabel()
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1/8 to 1/4", "1/4 to 1/2"]
+
+
+def test_distributions_count_every_image_once(full):
+    column = full.trained_reward()
+    scores = distributions.scored_rows(full, column)
+    assert [len(values) for values in scores.values()] == [16] * 4
+    axes = distributions.draw(full).axes[0]
+    medians = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+    assert medians == [float(np.median(values)) for values in reversed(scores.values())]
+
+
+def test_win_rates_count_ties_half_and_add_up_to_one(full, tmp_path):
+    column = full.trained_reward()
+    rows = {row.method: row for row in full.rows}
+    ours, theirs = (list(rows[name].scores(rows[name].result(column, 0)).values()) for name in ("lrm", "lcd"))
+    share = np.mean([a > b for a, b in zip(ours, theirs, strict=True)])
+    assert wins.win_rate(rows["lrm"], rows["lcd"], column) == pytest.approx(share)
+    assert wins.win_rate(rows["lcd"], rows["lrm"], column) == pytest.approx(1 - share)
+    assert wins.win_rate(rows["lcd"], rows["lcd"], column) == 0.5, "all ties"
+    matrix = np.asarray(wins.draw(full).axes[0].images[0].get_array())
+    np.testing.assert_allclose((matrix + matrix.T)[~np.eye(4, dtype=bool)], 100)
+
+
+def test_fragility_draws_means_with_intervals_and_each_change(full):
+    left, right = fragility.draw(full).axes
+    heights = [bar.get_height() for bar in right.patches]
+    assert len(heights) == 3 * 2 and heights[0] == 1.0
+    assert [text.get_text() for text in right.get_xticklabels()] == ["JPEG 75", "blur, 1 px"]
+    assert "real images" in left.get_ylabel()
+
+
+def test_fidelity_draws_held_out_measures_before_training_pairs(full):
+    held_out, pairs = fidelity.draw(full).axes
+    assert held_out.get_title(loc="left") == "Kendall tau, held-out samples"
+    (line, _) = held_out.lines
+    np.testing.assert_allclose(line.get_xydata(), [(step, 0.1 * step) for step in (1, 2, 3, 4)])
+    assert line.get_label() == "LRM, t 250"
+    assert pairs.get_title(loc="left") == "Pair accuracy, training pairs"
+
+
 def test_dark_theme_has_its_own_paper(old):
-    assert plots.spectra(old, plots.DARK).axes[0].get_facecolor() != plots.spectra(old).axes[0].get_facecolor()
+    assert spectra.draw(old, plots.DARK).axes[0].get_facecolor() != spectra.draw(old).axes[0].get_facecolor()
 
 
 def test_many_models_are_named_by_method(tmp_path):
@@ -57,26 +180,22 @@ def test_many_models_are_named_by_method(tmp_path):
         write_model(
             tmp_path, "external", None, model=f"model-{i}", metrics=("hps_aa1", "oracle_all"), num=4, rows=False
         )
-    canvas = plots.rewards(gather(tmp_path)[0])
+    canvas = rewards.draw(gather(tmp_path)[0])
     texts = [text.get_text() for text in canvas.legends[0].get_texts()]
-    assert texts == ["External, 12 models"]
+    assert texts[0] == "External, 12 models" and not any("model-" in text for text in texts)
 
 
 def test_dollar_signs_in_names_are_no_mathematics(tmp_path):
     for name in ("a$x^{$", "b"):
-        write_model(tmp_path, "external", None, model=name, metrics=("hps_aa1", "oracle_all"), num=4, rows=False)
-    assert plots.png(plots.rewards(gather(tmp_path)[0])).startswith(b"\x89PNG")
-
-
-def test_nothing_is_drawn_without_data(tmp_path):
-    write_model(tmp_path, "lcd", 0, metrics=("hps_aa1",), num=4)
+        write_model(tmp_path, "external", None, model=name, metrics=("hps_aa1", "oracle_mean"), num=4)
     comparison = gather(tmp_path)[0]
-    assert not plots.has_spectra(comparison) and not plots.has_rewards(comparison)
+    for module in (rewards, distributions, wins):
+        assert plots.png(module.draw(comparison)).startswith(b"\x89PNG")
 
 
 def test_colours_keep_apart_without_colour_vision():
     """Pairwise luminance or blue-yellow contrast, which every common colour blindness keeps."""
-    for palette in (plots.COLOURS, plots.DARK_COLOURS):
+    for palette in (drawing.COLOURS, drawing.DARK_COLOURS):
         rgb = {name: np.array([int(code[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for name, code in palette.items()}
         seen = {name: np.array([c @ [0.3, 0.6, 0.1], c[2] - c[:2].mean()]) for name, c in rgb.items()}
         names = list(seen)
@@ -84,5 +203,5 @@ def test_colours_keep_apart_without_colour_vision():
 
 
 def test_png_has_the_figures_size(old):
-    image = Image.open(io.BytesIO(plots.png(plots.spectra(old))))
-    assert image.width == 1600 and image.info.get("Software") is None
+    image = Image.open(io.BytesIO(plots.png(spectra.draw(old))))
+    assert image.width == 2400 and image.info.get("Software") is None

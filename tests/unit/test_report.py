@@ -1,6 +1,7 @@
 """The whole report: its files, their bytes, and what happens with little, much or nothing to report."""
 
 import csv
+import re
 import shutil
 import subprocess
 import time
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import UsageError
+from rgbench.errors import RgbenchError, UsageError
 from rgbench.evaluation.results import load_results
-from rgbench.reporting.api import report
+from rgbench.reporting.api import FORMATS, check, report
 from tests.history.plausible import write_model
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
@@ -39,9 +40,8 @@ def test_markdown_names_the_pictures_that_it_wrote(tmp_path):
     files = report(tmp_path / "results", tmp_path / "out", ["md"])
     text = files[0].read_text()
     assert {f.name for f in files if f.suffix == ".png"} == {
-        "rewards-benchtop.png",
-        "spectra-benchtop.png",
-        "grid-benchtop.png",
+        *("rewards-benchtop.png", "spectra-benchtop.png", "distributions-benchtop.png", "grid-benchtop.png"),
+        *("grid-difference-benchtop.png", "grid-spectrum-benchtop.png", "worst-hps-aa1-benchtop.png"),
     }
     assert all(f"]({f.name})" in text for f in files if f.suffix == ".png")
 
@@ -58,6 +58,7 @@ def test_csv_holds_every_figure_unrounded(tmp_path):
             assert float(line["value"]) == result.value and line["files"].endswith(result.path.name)
             assert line["commands"] == result.command
     assert {line["kind"] for line in lines} == {"figure", "delta_lcd", "delta_teacher", "cost"}
+    assert {line["step"] for line in lines} == {""}
     assert {line["world"] for line in lines} == {"benchtop"}
 
 
@@ -79,17 +80,100 @@ def test_the_report_may_lie_inside_the_results(tmp_path):
     assert one == two
 
 
-def test_fifty_models_take_seconds_of_cpu(tmp_path):
+def test_figures_of_checkpoints_are_in_the_csv_with_their_step_and_command(tmp_path):
+    for step in (1, 2, 3):
+        write_model(tmp_path, "lrm", 0, metrics=("hps_aa1",), num=4, training=(step, 3))
+    lines = list(csv.DictReader(report(tmp_path, tmp_path / "out", ["csv"])[0].read_text("utf-8").splitlines()))
+    found = {line["step"]: float(line["value"]) for line in lines if line["kind"] == "checkpoint"}
+    assert found == {str(r.training["step"]): r.value for r in load_results(tmp_path) if r.training["step"] < 3}
+    assert all(line["commands"] for line in lines if line["kind"] == "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("written")
+    for method in ("lcd", "lrm"):
+        write_model(root, method, 0, metrics=("hps_aa1", "oracle_all"), num=4, images=2)
+    report(root, root / "report", [])
+    return root
+
+
+def test_a_report_of_the_same_results_passes_the_check_and_nothing_is_written(written):
+    before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
+    assert [path.name for path in check(written, written / "report", [])] == [f"report.{name}" for name in FORMATS]
+    assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_changed_figure_fails_the_check_in_every_format(written, tmp_path, name):
+    root = tmp_path / "results"
+    shutil.copytree(written, root)
+    path = next(root.glob("*/lrm-s0/*/oracle_all@*.json"))
+    path.write_text(re.sub(r'"value": [\d.]+', '"value": 12.5', path.read_text()))
+    with pytest.raises(RgbenchError, match=rf"report\.{name}:\d+: .* stands where the results give") as caught:
+        check(root, root / "report", [name])
+    assert "rgbench report" in str(caught.value) and caught.value.exit_code == 1
+
+
+def test_the_check_names_missing_files_and_forgives_redrawn_pictures(written, tmp_path):
+    root = tmp_path / "results"
+    shutil.copytree(written, root)
+    page = root / "report" / "report.html"
+    page.write_text(re.sub(r"(image/webp;base64,)\w{9}", r"\1AAAAAAAAA", page.read_text("utf-8")), encoding="utf-8")
+    assert check(root, root / "report", [])
+    (root / "report" / "grid-benchtop.png").unlink()
+    with pytest.raises(RgbenchError, match=r"grid-benchtop\.png: missing"):
+        check(root, root / "report", [])
+    (root / "report" / "report.csv").unlink()
+    with pytest.raises(RgbenchError, match=r"report\.csv: cannot be read"):
+        check(root, root / "report", ["csv"])
+
+
+def test_the_check_on_the_command_line(cli, written):
+    assert cli("report", written, "--check").returncode == 0
+    done = cli("report", written, "--check", "--out", written / "elsewhere")
+    assert done.returncode == 1 and "report.md: cannot be read" in done.stderr
+
+
+@pytest.mark.long
+def test_sixty_runs_take_less_than_thirty_seconds_of_cpu(tmp_path):
+    for i in range(60):
+        write_model(tmp_path, ("lcd", "rg_lcd", "lrm")[i % 3], i // 3, images=8, num=512)
+    start = time.process_time()
+    report(tmp_path, tmp_path / "out", [])
+    assert time.process_time() - start < 30
+
+
+@pytest.mark.long
+def test_fifty_models_are_readable_in_every_format(tmp_path):
     for i in range(50):
         method = ("lcd", "rg_lcd", "lrm")[i % 3]
-        write_model(tmp_path, method, 0, model=f"{method}-{i}-s0", num=4)
-    start = time.process_time()
-    texts = report(tmp_path, tmp_path / "out", ["md", "tex", "csv"])
-    assert time.process_time() - start < 20
+        write_model(tmp_path, method, 0, model=f"{method}-{i}-s0", num=4, images=3)
+    texts = report(tmp_path, tmp_path / "out", [])
     assert texts[0].read_text().count("| LRM |") >= 16
+    assert max(file.stat().st_size for file in texts) < 25e6
 
 
-@pytest.mark.skipif(PDFLATEX is None, reason="no pdflatex here; `apt-get install texlive-latex-recommended` to compile")
+@pytest.mark.long
+def test_the_page_of_eight_models_and_64_large_prompts_stays_under_25_mb(tmp_path):
+    write_model(tmp_path, "teacher", None, images=64, num=64, size=256)
+    for i in range(7):
+        method = ("lcd", "rg_lcd", "lrm")[i % 3]
+        for step in (*range(10, 60, 10), 60):
+            kept = 64 if step == 60 else 8
+            write_model(
+                tmp_path, method, 0, model=f"{method}-{i}-s0", images=kept, num=64, size=256, training=(step, 60)
+            )
+    file = report(tmp_path, tmp_path / "out", ["html"])[0]
+    assert 1e6 < file.stat().st_size < 25e6
+    assert file.read_text("utf-8").count('"group":"test"') == 64
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    PDFLATEX is None,
+    reason="no pdflatex here; as root on Debian: scripts/install_debian.sh pdflatex texlive-latex-recommended",
+)
 def test_latex_compiles_alone(tmp_path):
     shutil.copytree(HISTORY, tmp_path / "results")
     write_model(tmp_path / "results", "lrm", 0, model="a_b%c&d$e#f{g}~^\\h<é🙂>-s0", metrics=("hps_aa1",), num=4)

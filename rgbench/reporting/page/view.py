@@ -2,32 +2,34 @@
 
 The page loads nothing: styles and script are inline, images are data URIs, and a
 content security policy forbids the rest. Jinja escapes every text that comes from a
-result file; without JavaScript everything but sorting is there.
+result file. Without JavaScript words, tables, plots, grids and provenance are there;
+sorting, the slider, the prompt browser and zoom need it.
 """
 
 from __future__ import annotations
 
-import base64
-import io
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from rgbench.evaluation.results import Result
 from rgbench.reporting import plots
-from rgbench.reporting.gather import file_of
-from rgbench.reporting.grids import Grid, enlarge
+from rgbench.reporting.gather import METHODS, file_of
+from rgbench.reporting.grids import Grid
+from rgbench.reporting.page.data import page_json, prompts_data, training_data
+from rgbench.reporting.page.pictures import Album, data_uri, webp_uri
 from rgbench.reporting.protocols import flatten, protocol_notes
 from rgbench.reporting.reading import readings
 from rgbench.reporting.sections import Section
 from rgbench.reporting.tables import Cell, Table, format_figure
 
-THUMB = 256  # longest side of an image on the page, in pixels; smaller ones stay as they are
-MAX_IMAGE_BYTES = 16 << 20  # of all images together, so that the page stays under 25 MB
+MAX_IMAGE_BYTES = 16 << 20  # of the album, so that the page stays under 25 MB
+PICTURE = re.compile(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]*")
+SCRIPTS = ("shared.js", "sort.js", "zoom.js", "browse.js", "training.js")
 TONES = {
     "worse": "reads like over-optimisation",
     "mixed": "mixed evidence",
@@ -56,18 +58,48 @@ def page(sections: list[Section]) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["bar"] = _bar
     template = environment.from_string(_asset("page.html.j2"))
-    budget = MAX_IMAGE_BYTES // max(1, len(sections))
+    album = Album(MAX_IMAGE_BYTES)
+    static = [_numbers(section, album) for section in sections]
+    worlds = {
+        section.slug: {"prompts": prompts_data(section, album), "training": training_data(section, album)}
+        for section in sections
+    }
+    uris = album.encode()
+    shown = {number for numbers in static for lines in numbers.values() for line in lines for number in line}
+    data = {"worlds": worlds, "images": [None if i in shown else uri for i, uri in enumerate(uris)]}
     return template.render(
-        sections=[_view(section, budget) for section in sections],
+        sections=[
+            _view(section, numbers, uris) | worlds[section.slug]
+            for section, numbers in zip(sections, static, strict=True)
+        ],
         style=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")),
+        script=Markup("\n".join(map(_asset, SCRIPTS))),
+        data=Markup(page_json(data)),
         tones=TONES,
-        num_files=sum(len(row.results) for section in sections for row in section.comparison.rows),
+        num_files=sum(len(section.comparison.all_results) for section in sections),
     )
 
 
-def _view(section: Section, budget: int) -> dict[str, Any]:
-    """Everything the template shows of one world."""
+def without_pictures(text: str) -> str:
+    """A page's text with every picture's bytes left out: what `rgbench report --check` compares."""
+    return PICTURE.sub("data:image", text)
+
+
+def _numbers(section: Section, album: Album) -> dict[str, list[list[int]]]:
+    """Album numbers of the images of each grid that shows the files themselves, by grid and line."""
+    kept = section.kept.files
+    return {
+        grid.key: [
+            [album.add(kept[row][line.prompt_id, line.prompt, line.seed]) for row in grid.columns]
+            for line in grid.lines
+        ]
+        for grid in section.grids
+        if not grid.computed
+    }
+
+
+def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str]) -> dict[str, Any]:
+    """Everything the template shows of one world without its script."""
     comparison = section.comparison
     commands, environments, evidence = _evidence(section)
     return {
@@ -79,9 +111,10 @@ def _view(section: Section, budget: int) -> dict[str, Any]:
         "tables": [(table, _scales(table)) for table in section.tables],
         "row_methods": {(row.method_label, row.sampler_label, row.model_label): row.method for row in comparison.rows},
         "plots": [_plot(section, plot) for plot in section.plots],
-        "grid": _grid(section.grid, budget) if section.grid else None,
+        "undrawn": section.undrawn,
+        "grids": [_grid(grid, numbers.get(grid.key), uris) for grid in section.grids],
         "protocols": list(comparison.protocol_numbers.items()),
-        "protocol_fields": {c.protocol_id: flatten(c.protocol) for c in comparison.columns},
+        "protocol_fields": {name: flatten(fields) for name, fields in comparison.protocols.items()},
         "protocol_notes": protocol_notes(comparison),
         "evidence": evidence,
         "anchors": {item.path: i for i, item in enumerate(evidence)},
@@ -96,20 +129,19 @@ def _evidence(section: Section) -> tuple[list[str], list[dict[str, str]], list[E
     environments: dict[str, tuple[int, dict[str, str]]] = {}
     evidence = []
     numbers = section.comparison.protocol_numbers
-    for row in section.comparison.rows:
-        for result in sorted(row.results, key=lambda r: (r.model, r.metric.name, r.protocol.id)):
-            command = commands.setdefault(result.command, len(commands) + 1)
-            fields = flatten(result.provenance)
-            fields.pop("time", None)
-            number, _ = environments.setdefault(repr(sorted(fields.items())), (len(environments) + 1, fields))
-            name = f"{row.method_label}, {result.model}, {row.sampler_label}"
-            protocol = numbers[result.protocol.id]
-            evidence.append(
-                Evidence(
-                    name, result.metric.label, _value(result), protocol, result.num_samples, file_of(result),
-                    command, number,
-                )
-            )  # fmt: skip
+    for row, result in section.comparison.all_results:
+        command = commands.setdefault(result.command, len(commands) + 1)
+        fields = flatten(result.provenance)
+        fields.pop("time", None)
+        number, _ = environments.setdefault(repr(sorted(fields.items())), (len(environments) + 1, fields))
+        name = row.sampler_label if row else f"step {result.training['step']}"
+        method = METHODS.get(result.method, result.method)
+        evidence.append(
+            Evidence(
+                f"{method}, {result.model}, {name}", result.metric.label, _value(result), numbers[result.protocol.id],
+                result.num_samples, file_of(result), command, number,
+            )
+        )  # fmt: skip
     return list(commands), [fields for _, fields in environments.values()], evidence
 
 
@@ -144,42 +176,29 @@ def _bar(cell: Cell, scale: tuple[float, float] | None) -> str:
     return ";".join(f"--{key}:{place:.1f}%" for key, place in places.items())
 
 
-def _plot(section: Section, plot: Any) -> dict[str, str]:
-    drawn = {}
+def _plot(section: Section, plot: plots.Plot) -> dict[str, Any]:
+    drawn: dict[str, Any] = {}
     for name, theme in (("light", plots.LIGHT), ("dark", plots.DARK)):
         canvas = plot.draw(section.comparison, theme)
-        drawn[name] = _data_uri(plots.svg(canvas), "image/svg+xml")
+        drawn[name] = data_uri(plots.svg(canvas), "image/svg+xml")
+        drawn["panels"] = round(canvas.get_figwidth() / plots.PANEL_INCHES)
     return {"title": plot.title, "alt": plot.alt, **drawn}
 
 
-def _grid(grid: Grid, budget: int) -> dict[str, Any]:
-    """The grid's lines with images as data URIs; as many lines as `budget` bytes hold."""
-    lines, used = [], 0
-    for line in grid.lines:
-        images = [_image_uri(image) for image in line.images]
-        used += sum(map(len, images))
-        if used > budget:
-            break
+def _grid(grid: Grid, numbers: list[list[int]] | None, uris: list[str]) -> dict[str, Any]:
+    """The grid's lines with their images as data URIs, numbered where the album has them."""
+    lines = []
+    for i, line in enumerate(grid.lines):
+        images = []
+        for j, image in enumerate(line.images):
+            number = numbers[i][j] if numbers else None
+            caption = line.captions[j] if line.captions else ""
+            uri = uris[number] if number is not None else webp_uri(image)
+            images.append({"number": number, "uri": uri, "caption": caption})
         lines.append({"prompt": line.prompt, "prompt_id": line.prompt_id, "seed": line.seed, "images": images})
     columns = [(row.method, row.method_label, f"{row.results[0].model}; {row.sampler_label}") for row in grid.columns]
-    left_out = len(grid.lines) - len(lines)
-    note = grid.note + (f" {left_out} prompts are left out to keep this page small." if left_out else "")
-    return {"columns": columns, "lines": lines, "note": note}
-
-
-def _image_uri(image: Image.Image) -> str:
-    """PNG for small images, exact; JPEG at 256 px for larger ones."""
-    out = io.BytesIO()
-    if max(image.size) <= THUMB // 2:
-        image.save(out, format="PNG")
-        return _data_uri(out.getvalue(), "image/png")
-    enlarge(image, min(THUMB, max(image.size))).save(out, format="JPEG", quality=88)
-    return _data_uri(out.getvalue(), "image/jpeg")
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return {"title": grid.title, "note": grid.note, "columns": columns, "lines": lines, "view": grid.is_view}
 
 
 def _asset(name: str) -> str:
-    return (files("rgbench.reporting") / name).read_text(encoding="utf-8")
+    return (files("rgbench.reporting.page") / name).read_text(encoding="utf-8")

@@ -1,0 +1,117 @@
+"""Win rates: how often one model's image of a prompt and seed scores above another's."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from numpy.typing import NDArray
+
+from rgbench.reporting.gather import Column, Comparison, Row, Scores
+from rgbench.reporting.plots.drawing import LIGHT, Plot, Theme, panels
+
+GOLD = ("oracle_mean", "oracle_all")
+MAX_WRITTEN = 10  # models up to which the rates are written into the cells
+MAX_ROWS = 60
+COLOURS = "PuOr"  # diverging, told apart with any colour vision; white is an even match
+
+
+def lacking(comparison: Comparison) -> str:
+    """Why there is nothing to draw, or nothing."""
+    return (
+        "" if _columns(comparison) else "no two models hold scores of the same images; evaluate two with --metric hps"
+    )
+
+
+def draw(comparison: Comparison, theme: Theme = LIGHT) -> Canvas:
+    """One matrix per column of scores: row's share of wins against column's, ties half."""
+    columns = _columns(comparison)
+    with mpl.rc_context({**theme.settings, "axes.grid": False}):
+        most = max(len(_rows(comparison, column)) for column in columns)
+        canvas, drawn = panels(comparison, 0, len(columns), height=min(9.0, 2.6 + 0.42 * most))
+        for axes, column in zip(drawn, columns, strict=True):
+            shown = _matrix(axes, comparison, column, theme)
+        bar = canvas.colorbar(shown, ax=drawn, shrink=0.8, label="images on which the row wins (%), ties half")
+        bar.outline.set_visible(False)
+    return canvas
+
+
+def win_rate(row: Row, other: Row, column: Column) -> float | None:
+    """Mean over common training seeds of the share of common images on which `row` is better, ties half.
+
+    A model without training seeds (the teacher) meets each seed of the other one.
+    None where they share no images.
+    """
+    rates = [
+        _share(ours, theirs, column)
+        for seed in row.members
+        for against in other.members
+        if (seed == against or None in (seed, against))
+        and (ours := _scores(row, seed, column)) is not None
+        and (theirs := _scores(other, against, column)) is not None
+        and ours.keys() & theirs.keys()
+    ]
+    return float(np.mean(rates)) if rates else None
+
+
+def _share(ours: Scores, theirs: Scores, column: Column) -> float:
+    keys = sorted(ours.keys() & theirs.keys())
+    difference = np.array([ours[key] - theirs[key] for key in keys])
+    if column.metric.direction == "lower":
+        difference = -difference
+    return float(((difference > 0) + (difference == 0) / 2).mean())
+
+
+def _scores(row: Row, seed: int | None, column: Column) -> Scores | None:
+    result = row.result(column, seed)
+    return row.scores(result) if result is not None else None
+
+
+def _columns(comparison: Comparison) -> list[Column]:
+    """The trained reward, and the oracle beside it."""
+    chosen = [comparison.trained_reward(), comparison.column(*GOLD)]
+    return [column for column in chosen if column is not None and len(_rows(comparison, column)) > 1]
+
+
+def _rows(comparison: Comparison, column: Column) -> list[Row]:
+    return [row for row in comparison.rows if any(_scores(row, seed, column) for seed in row.members)][:MAX_ROWS]
+
+
+def _matrix(axes: Axes, comparison: Comparison, column: Column, theme: Theme) -> mpl.image.AxesImage:
+    rows = _rows(comparison, column)
+    rates: NDArray = np.full((len(rows), len(rows)), np.nan)
+    for i, row in enumerate(rows):
+        for j, other in enumerate(rows[:i]):
+            rate = win_rate(row, other, column)
+            if rate is not None:
+                rates[i, j], rates[j, i] = 100 * rate, 100 - 100 * rate
+    image = axes.imshow(rates, cmap=COLOURS, vmin=0, vmax=100)
+    names = [_short(row) for row in rows]
+    axes.set_xticks(
+        range(len(rows)), names, rotation=90 if len(rows) > 4 else 20, ha="center" if len(rows) > 4 else "right"
+    )
+    axes.set_yticks(range(len(rows)), names)
+    axes.tick_params(length=0, labelsize=9 if len(rows) <= MAX_WRITTEN else 6)
+    axes.spines[:].set_visible(False)
+    axes.set_title(f"{column.metric.label}: row against column")
+    if len(rows) <= MAX_WRITTEN:
+        for i, j in np.argwhere(np.isfinite(rates)):
+            ink = "#ffffff" if abs(rates[i, j] - 50) > 33 else "#24292f"
+            axes.text(j, i, f"{rates[i, j]:.0f}", ha="center", va="center", color=ink)
+    return image
+
+
+def _short(row: Row) -> str:
+    name = row.model_label if row.method != "teacher" else f"{row.method_label}, {row.sampler_label}"
+    return (name if len(name) <= 28 else f"{name[:27]}…").replace("$", r"\$")
+
+
+PLOT = Plot(
+    "wins",
+    "Win rates, image by image",
+    "Matrix of the share of common prompts and seeds on which the row's image scores above the column's, for the "
+    "trained reward and for the oracle.",
+    draw,
+    lacking,
+)

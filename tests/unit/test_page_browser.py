@@ -1,0 +1,172 @@
+"""The page in a real browser: sorts, moves the slider, filters, zooms; no error, no request, at any width."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+
+from rgbench.reporting.gather import gather
+from rgbench.reporting.page import page
+from rgbench.reporting.sections import section
+from tests.history.plausible import write_model
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FEW = ("hps_aa1", "oracle_mean", "fd_efflite0", "hfer_gap_db")
+PROMPTS = [f"a large red circle, number {i}" for i in range(14)]
+PROMPTS[3] = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)> & 🙂 " + "long " * 380
+PHONE = {"width": 390, "height": 844}
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ,
+    reason="no browser here to open the page in; as root on Debian: scripts/install_debian.sh chromium chromium",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert CHROMIUM, "no chromium, though CI is set: scripts/install_debian.sh installs it"
+    with sync_playwright() as found:
+        yield launch(found)
+
+
+def launch(found: Playwright) -> Browser:
+    return found.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=120_000)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("browser")
+    write_model(root, "teacher", None, metrics=FEW, num=16, images=14, prompts=PROMPTS)
+    for method in ("lcd", "lrm"):
+        for step in (10, 20, 30):
+            write_model(root, method, 0, metrics=FEW, num=16, images=14, prompts=PROMPTS, training=(step, 30))
+    text = page([section(comparison, root) for comparison in gather(root)])
+    file = root / "report.html"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def opened(browser: Browser, file: Path) -> Iterator[Page]:
+    """The page in a window of its own; afterwards no error and no request but for the file itself."""
+    complaints: list[str] = []
+    requests: list[str] = []
+    window = browser.new_page(viewport={"width": 1280, "height": 900})
+    window.set_default_timeout(60_000)
+    window.on("console", lambda message: complaints.append(message.text))
+    window.on("pageerror", lambda error: complaints.append(str(error)))
+    window.on("request", lambda request: requests.append(request.url))
+    window.goto(file.as_uri())
+    yield window
+    title = window.title()
+    window.close()
+    assert complaints == [] and title == "rgbench: benchtop"
+    assert {url for url in requests if not url.startswith("data:")} == {file.as_uri()}
+
+
+def test_a_table_sorts_by_any_column_and_back_missing_last(opened):
+    table = opened.locator("table.sortable").first
+    values = "(table) => [...table.tBodies[0].rows].map((row) => row.cells[1].dataset.n).map(Number)"
+    table.locator("thead button").nth(1).click()
+    up = table.evaluate(values)
+    assert up == sorted(up) and len(up) == 3
+    table.locator("thead button").nth(1).press("Enter")
+    assert table.evaluate(values) == up[::-1]
+    assert table.locator("th[aria-sort=descending]").count() == 1
+
+
+def test_the_slider_moves_figures_spectrum_and_images_together(opened):
+    box = opened.locator(".training")
+    slider = box.locator("input[type=range]")
+    assert box.locator("output").inner_text() == "step 30 of 30"
+
+    def shown() -> tuple[str, str, str, list[str]]:
+        spectrum = box.locator(".chart").last.locator("polyline").first.get_attribute("points")
+        cursor = box.locator(".cursor").first.get_attribute("x1")
+        images = box.locator("li img").evaluate_all("(images) => images.map((image) => image.src)")
+        return box.locator("tbody").inner_text(), spectrum or "", cursor or "", images
+
+    late = shown()
+    slider.focus()
+    slider.press("ArrowLeft")
+    assert box.locator("output").inner_text() == "step 20 of 30"
+    early = shown()
+    assert all(one != two for one, two in zip(early, late, strict=True))
+    assert len(early[3]) == 8 * 2 and all(src.startswith("data:image/webp") for src in early[3])
+    box.locator(".later").click()
+    assert shown() == late
+
+
+def test_the_sliders_figures_are_those_of_the_table(opened):
+    row = opened.locator(".training tbody tr").last.inner_text()
+    cell = opened.locator("table.sortable").first.locator("tbody tr").last.locator("td").first.inner_text()
+    assert re.search(r"[\d.]+ ± [\d.]+", row)[0] == re.search(r"[\d.]+ ± [\d.]+", cell)[0]
+
+
+def test_prompts_are_filtered_ordered_and_shown_as_text(opened):
+    box = opened.locator(".browse")
+    assert box.locator(".count").inner_text() == "12 of 14 prompts shown"
+    box.locator(".more").click()
+    assert box.locator("figure.line").count() == 14 and box.locator(".more").is_hidden()
+    box.get_by_label("Words").fill("number 1 CIRCLE")
+    texts = box.locator(".prompt").all_inner_texts()
+    assert texts == [text for text in PROMPTS if "number 1" in text]
+    box.get_by_label("Words").fill("owned")
+    assert box.locator(".prompt").inner_text().startswith("<script>document.title = 'owned'</script><img src=x")
+    box.get_by_label("Words").fill("")
+    box.get_by_label("Order").select_option("worst")
+    scores = [float(text.split()[-1]) for text in box.locator("li:nth-child(3) .score").all_inner_texts()]
+    assert scores == sorted(scores) and len(scores) == 12
+    box.get_by_label("Words").fill("nothing like it")
+    assert box.locator(".count").inner_text() == "No prompt fits."
+
+
+def test_zoom_opens_by_keyboard_goes_through_the_models_and_closes(opened):
+    line = opened.locator(".browse figure.line").first
+    line.locator("img").first.focus()
+    opened.keyboard.press("ArrowRight")
+    opened.keyboard.press("Enter")
+    zoom = opened.locator("#zoom")
+    assert zoom.is_visible() and "2 of 3" in zoom.inner_text()
+    assert zoom.locator("#zoom-image").get_attribute("src") == line.locator("img").nth(1).get_attribute("src")
+    assert "HPS aa1" in zoom.inner_text() and "LCD" in zoom.locator("#zoom-model").inner_text()
+    opened.keyboard.press("ArrowRight")
+    assert "3 of 3" in zoom.inner_text()
+    zoom.locator("#zoom-next").click()
+    assert "1 of 3" in zoom.inner_text()
+    opened.keyboard.press("Escape")
+    assert zoom.is_hidden()
+
+
+def test_views_of_the_grid_change_without_script(browser, file):
+    context = browser.new_context(java_script_enabled=False)
+    window = context.new_page()
+    window.goto(file.as_uri())
+    assert window.locator(".view.v1").is_visible() and not window.locator(".view.v3").is_visible()
+    window.get_by_text("Log power spectrum", exact=True).click()
+    assert window.locator(".view.v3").is_visible() and not window.locator(".view.v1").is_visible()
+    assert window.locator("table.sortable").first.is_visible() and window.locator("noscript").count() == 2
+    assert not window.locator(".training").is_visible() and not window.locator(".browse").is_visible()
+    context.close()
+
+
+def test_a_link_opens_what_is_folded_away(opened):
+    opened.locator("table.sortable").first.locator("tbody td a").first.click()
+    assert opened.locator("details.evidence").get_attribute("open") is not None
+    assert opened.locator("tr:target").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_tables_scroll_and_the_page_does_not(opened, scheme):
+    opened.set_viewport_size(PHONE)
+    opened.emulate_media(color_scheme=scheme)
+    assert opened.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    small = opened.locator(".slide button, .browse button, .browse select, .browse input")
+    heights = small.evaluate_all("(all) => all.filter((one) => one.offsetParent).map((one) => one.offsetHeight)")
+    assert heights and min(heights) >= 36, "large enough for a thumb"
+    opened.locator(".browse figure.line img").first.click()
+    assert opened.locator("#zoom").bounding_box()["width"] <= PHONE["width"]
