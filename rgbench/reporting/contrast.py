@@ -1,8 +1,9 @@
 """Differences between two rows of one column, with an interval, and which rows a column separates.
 
 Over several training seeds the seed is the unit (paired t). Between single runs the
-image is the unit, paired by prompt and seed where both kept per-image scores; where
-they did not (set metrics have none), the half widths are added in quadrature, which
+image is the unit, paired by prompt and seed where both kept per-image scores. Set metrics
+have none: where both kept what the figure is without each group of prompts, those are
+subtracted (a paired jackknife), else the half widths are added in quadrature, which
 ignores that both sides drew the same prompts and noise, and is usually too wide.
 """
 
@@ -12,6 +13,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from rgbench.evaluation.paired import difference
 from rgbench.evaluation.results import Result
 from rgbench.evaluation.statistics import holm, paired_t, t_interval
 from rgbench.reporting.gather import Column, Figure, Row
@@ -26,7 +28,7 @@ class Contrast:
     """`value` = row − base in the metric's unit, with its 95 % interval where there is one.
 
     `gain` is positive where the row is nearer the metric's good end; `basis` is the
-    unit of the interval: "seeds", "images", "quadrature" or "none".
+    unit of the interval: "seeds", "images", "jackknife", "quadrature" or "none".
     """
 
     row: float
@@ -62,6 +64,10 @@ def contrast(row: Row, base: Row, column: Column) -> Contrast | None:
     if single and (scores := _per_image(row, base, ours.results[0], theirs.results[0])) is not None:
         _, low, high = t_interval(scores)
         return Contrast(ours.value, theirs.value, low, high, gain, "images")
+    if single:
+        paired = difference(ours.results[0], theirs.results[0])
+        if paired is not None and paired.basis == "jackknife":
+            return Contrast(ours.value, theirs.value, paired.low, paired.high, gain, "jackknife")
     ends = _quadrature(ours, theirs)
     if ends is None:
         return Contrast(ours.value, theirs.value, None, None, gain, "none")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rgbench.reporting.gather import Comparison
 from rgbench.reporting.markdown import escape, escape_note, markdown_table
 from rgbench.reporting.protocols import protocol_notes
-from rgbench.reporting.reading import readings
 from rgbench.reporting.sections import Section
 
 HEAD = """<!-- Made by `rgbench report` from result files alone; do not edit. -->
@@ -23,7 +22,7 @@ def _section(section: Section) -> str:
     parts = [f"## {escape(comparison.title)}", ""]
     if section.note:
         parts += [f"*{section.note}*", ""]
-    parts += [_reading(comparison), *(markdown_table(table) for table in section.tables)]
+    parts += [_reading(section), *(markdown_table(table) for table in section.tables)]
     for plot in section.plots:
         title = f"{plot.title}, {comparison.world}"
         parts += [f"![{escape(title)}]({section.plot_name(plot, 'png')})", ""]
@@ -37,13 +36,14 @@ def _section(section: Section) -> str:
     return "\n".join(parts)
 
 
-def _reading(comparison: Comparison) -> str:
-    found = readings(comparison)
+def _reading(section: Section) -> str:
+    found = section.readings
     if not found:
         return ""
     lines = ["### In words", ""]
     for reading in found:
-        lines += [f"**{escape(reading.title)}.** {escape_note(reading.weighing)}", ""]
+        words = f"{reading.verdict} {reading.weighing}".strip()
+        lines += [f"**{escape(reading.title)}.** {escape_note(words)}", ""]
         lines += [*(f"- {escape_note(fact)}" for fact in reading.facts), ""]
     return "\n".join([*lines, "### Figures", ""])
 

@@ -7,28 +7,42 @@ purpose, for the formal verdict needs the spread between LCD seeds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from rgbench.evaluation.verdict_file import Verdict
 from rgbench.reporting.contrast import MIN_SEEDS, Contrast, contrast
 from rgbench.reporting.gather import Column, Comparison, Row
 from rgbench.reporting.tables import format_figure, format_number
+from rgbench.reporting.verdicts import verdict_tone, verdict_words, verdicts_of
 
 WITNESSES = ("oracle_all", "fd_efflite0", "fid", "hfer_gap_db", "band_gap_db")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One method against LCD: `tone` is "worse", "mixed", "better", "flat" or "none"."""
+    """One method against LCD: `tone` is "worse", "mixed", "better", "flat" or "none".
+
+    `verdict` is what `rgbench verdict` found, or nothing.
+    """
 
     title: str
     facts: tuple[str, ...]
     weighing: str
     tone: str
+    verdict: str = ""
 
 
-def readings(comparison: Comparison) -> list[Reading]:
-    """One reading per student that is not the LCD baseline itself."""
-    return [_read(comparison, row) for row in comparison.rows if row.method not in ("teacher", "lcd")]
+def readings(comparison: Comparison, verdicts: Sequence[Verdict] = ()) -> list[Reading]:
+    """One reading per student that is not the LCD baseline itself; a formal verdict sets its tone."""
+    read = []
+    for row in comparison.rows:
+        if row.method not in ("teacher", "lcd"):
+            found = verdicts_of(verdicts, row)
+            reading = _read(comparison, row)
+            formal = verdict_tone(found)
+            read.append(replace(reading, verdict=verdict_words(found), tone=formal or reading.tone))
+    return read
 
 
 def _read(comparison: Comparison, row: Row) -> Reading:

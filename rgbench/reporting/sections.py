@@ -6,12 +6,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rgbench.evaluation.verdict_file import load_verdicts
 from rgbench.reporting.details import detail_tables
 from rgbench.reporting.gather import Comparison
 from rgbench.reporting.grids import Grid, random_grid, view_grids, worst_grids
 from rgbench.reporting.images import Kept, kept_images
 from rgbench.reporting.plots import PLOTS, Plot
+from rgbench.reporting.reading import Reading, readings
 from rgbench.reporting.tables import Table, cost_tables, tables
+from rgbench.reporting.verdicts import verdict_table
 
 BENCHTOP = "benchtop"
 BENCHTOP_NOTE = (
@@ -30,6 +33,7 @@ class Section:
 
     comparison: Comparison
     note: str
+    readings: tuple[Reading, ...]
     tables: tuple[Table, ...]
     plots: tuple[Plot, ...]
     undrawn: tuple[str, ...]
@@ -51,6 +55,7 @@ class Section:
 def section(comparison: Comparison, results: Path) -> Section:
     """Tables, the plots that have data, and the chosen images of one world."""
     note = BENCHTOP_NOTE if comparison.world == BENCHTOP else ""
+    verdicts = [verdict for verdict in load_verdicts(results) if verdict.world == comparison.world]
     lacking = {plot: plot.lacking(comparison) for plot in PLOTS}
     kept = kept_images(comparison, results)
     grid = random_grid(comparison, kept)
@@ -58,7 +63,13 @@ def section(comparison: Comparison, results: Path) -> Section:
     return Section(
         comparison,
         note,
-        (*tables(comparison), *detail_tables(comparison), *cost_tables(comparison)),
+        tuple(readings(comparison, verdicts)),
+        (
+            *filter(None, [verdict_table(comparison, verdicts)]),
+            *tables(comparison),
+            *detail_tables(comparison),
+            *cost_tables(comparison),
+        ),
         tuple(plot for plot, reason in lacking.items() if not reason),
         tuple(f"{plot.title}: {reason}" for plot, reason in lacking.items() if reason),
         grids,

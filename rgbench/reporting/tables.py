@@ -20,7 +20,7 @@ MARKS = {
     "†": "in-sample: this model was trained on this very reward, so the figure is no evidence of better images",
     "‡": "flagged by the evaluation: {flags}",
     "§": "fewer training seeds than the row has: {seeds}",
-    "¶": "no per-image pairing available: the two intervals are added in quadrature, usually wider than a paired one",
+    "¶": "no pairing available: the two intervals are added in quadrature, usually wider than a paired one",
 }
 FLAGS = {"n<=d": "n<=d, no more images than features, so the covariance is singular"}
 COSTS = (
@@ -83,7 +83,7 @@ class Table:
     @property
     def is_further(self) -> bool:
         """Whether it holds more than the question needs, and the page may fold it away."""
-        return self.key not in ("comparison", "delta-lcd", "delta-teacher", "cost")
+        return self.key not in ("verdict", "comparison", "delta-lcd", "delta-teacher", "cost")
 
 
 LABELS = ("Method", "Sampler", "Model")
@@ -165,8 +165,8 @@ def _deltas(comparison: Comparison, key: str, caption: str, columns: list[Column
     rows = [(labels, tuple(cells[i] for i in kept)) for labels, cells in rows]
     notes = _mark_notes([(row, column) for row in comparison.rows for column in columns], rows)
     first = (
-        "Row minus baseline, with the 95 % interval of the difference: paired over images, or by a t interval where "
-        "the row has several training seeds (the teacher, trained once, then counts as exact)."
+        "Row minus baseline, with the 95 % interval of the difference: paired over images or groups of prompts, or by "
+        "a t interval where the row has several training seeds (the teacher, trained once, then counts as exact)."
     )
     headings = tuple(_heading(comparison, columns[i]) for i in kept)
     name = f"{caption}, {comparison.world}"

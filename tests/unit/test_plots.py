@@ -43,7 +43,10 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
             write_model(root, method, 0, num=16, training=(step, 4))
         write_fragility(root, method)
     folder = next(path.parent for path in root.glob("*/lrm-s0/*/*.json") if '"step": 4' in path.read_text())
-    logged = [{"step": step, "pair_accuracy": 0.6, "fidelity/kendall_tau@250": 0.1 * step} for step in (1, 2, 3, 4)]
+    logged = [
+        {"step": step, "pair_accuracy": 0.6, "fidelity/kendall_tau": 0.1 * step, "fidelity/kendall_tau/0-250": 0.2}
+        for step in (1, 2, 3, 4)
+    ]
     write_json_atomic(folder / FILE, {"schema_version": 1, "rows": logged})
     return gather(root)[0]
 
@@ -165,9 +168,10 @@ def test_fragility_draws_means_with_intervals_and_each_change(full):
 def test_fidelity_draws_held_out_measures_before_training_pairs(full):
     held_out, pairs = fidelity.draw(full).axes
     assert held_out.get_title(loc="left") == "Kendall tau, held-out samples"
-    (line, _) = held_out.lines
-    np.testing.assert_allclose(line.get_xydata(), [(step, 0.1 * step) for step in (1, 2, 3, 4)])
-    assert line.get_label() == "LRM, t 250"
+    everywhere, early, _chance = held_out.lines
+    np.testing.assert_allclose(everywhere.get_xydata(), [(step, 0.1 * step) for step in (1, 2, 3, 4)])
+    assert [line.get_label() for line in (everywhere, early)] == ["LRM", "LRM, 0-250"]
+    assert everywhere.get_linestyle() != early.get_linestyle()
     assert pairs.get_title(loc="left") == "Pair accuracy, training pairs"
 
 

@@ -23,7 +23,6 @@ from rgbench.reporting.grids import Grid
 from rgbench.reporting.page.data import page_json, prompts_data, training_data
 from rgbench.reporting.page.pictures import Album, data_uri, webp_uri
 from rgbench.reporting.protocols import flatten, protocol_notes
-from rgbench.reporting.reading import readings
 from rgbench.reporting.sections import Section
 from rgbench.reporting.tables import Cell, Table, format_figure
 
@@ -106,7 +105,7 @@ def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str]
         "slug": section.slug,
         "world": comparison.world,
         "note": section.note,
-        "readings": readings(comparison),
+        "readings": section.readings,
         "methods": [row.method for row in comparison.rows],
         "tables": [(table, _scales(table)) for table in section.tables],
         "row_methods": {(row.method_label, row.sampler_label, row.model_label): row.method for row in comparison.rows},

@@ -1,8 +1,8 @@
 """How far the latent proxy agrees with its expert along training: what the proxy's reward is worth.
 
 Drawn from what the run logged: the share of training pairs that the proxy orders as the
-expert does, and whatever was measured on held-out student samples (``fidelity/…``), in
-bins of the timestep where the name says one (``fidelity/kendall_tau@250``).
+expert does, and what was measured on held-out student samples (``fidelity/kendall_tau``),
+over all timesteps and in bins of them (``fidelity/kendall_tau/BIN``).
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def draw(comparison: Comparison, theme: Theme = LIGHT) -> Canvas:
 def _lines(axes: Axes, logged: list[Logged], name: str, colour: str, text: str) -> None:
     for place, key in enumerate(_keys(logged, name)):
         points = [(row["step"], row[key]) for row in logged if key in row]
-        where = key.partition("@")[2]
+        where = key.removeprefix(name).strip("/")
         axes.plot(
             *zip(*points, strict=True), color=colour, ls=LINES[place % len(LINES)], lw=1.4,
-            marker="." if len(points) < 30 else "None", label=f"{text}, t {where}" if where else text,
+            marker="." if len(points) < 30 else "None", label=f"{text}, {where}" if where else text,
         )  # fmt: skip
 
 
@@ -62,12 +62,17 @@ def _logs(comparison: Comparison, row: Row, measures: list[str]) -> list[list[Lo
 
 
 def _keys(logged: list[Logged], name: str) -> list[str]:
-    return sorted({key for row in logged for key in row if key.partition("@")[0] == name})
+    return sorted({key for row in logged for key in row if _measure(key) == name})
+
+
+def _measure(key: str) -> str:
+    """A logged name without its timestep bin."""
+    return "/".join(key.split("/")[:2])
 
 
 def _measures(comparison: Comparison) -> list[str]:
     """Held-out ones first, then that of the training pairs."""
-    keys = {key.partition("@")[0] for logged in comparison.logs.values() for row in logged for key in row}
+    keys = {_measure(key) for logged in comparison.logs.values() for row in logged for key in row}
     return [*sorted(key for key in keys if key.startswith(HELD_OUT)), *([PAIRS] if PAIRS in keys else [])]
 
 

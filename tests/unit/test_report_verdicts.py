@@ -1,0 +1,121 @@
+"""Verdicts in the report: the file's own words and figures, in every format, and none where there is no file."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rgbench.errors import UsageError
+from rgbench.evaluation.results import load_results
+from rgbench.evaluation.verdict_file import FILE, Family, FigureChange, Verdict
+from rgbench.reporting.document import markdown_document
+from rgbench.reporting.gather import gather
+from rgbench.reporting.latex import latex_document
+from rgbench.reporting.page import page
+from rgbench.reporting.sections import Section, section
+from tests.history.plausible import METRICS, write_model
+
+FEW = ("hps_aa1", "oracle_all")
+WORDS = "HPS aa1 rose by 2.60; the spectrum and the oracle got worse <b>beyond</b> what LCD seeds differ by."
+
+
+def change(metric: str, value: float, delta: float | None, *, clear: bool) -> FigureChange:
+    return FigureChange(
+        metric=METRICS[metric], protocol="p", model=1.0, base=0.5, teacher=None, deterioration=value,
+        low=value - 0.1, high=value + 0.1, basis="images", delta=delta, clear=clear,
+    )  # fmt: skip
+
+
+def judge(root: Path, model: str, verdict: str, words: str = WORDS) -> None:
+    result = next(found for found in load_results(root) if found.model == model)
+    spectrum = (change("hfer_gap_db", 6.1, 0.4, clear=True), change("band_gap_db", 0.3, 0.4, clear=False))
+    found = Verdict(
+        world="benchtop", model=model, generation=result.generation, base="lcd-s0", verdict=verdict, words=words,
+        rewards=(change("hps_aa1", 2.6, 0.2, clear=True),),
+        families=(
+            Family(name="spectrum", worse=True, figures=spectrum),
+            Family(name="set distance", worse=False, figures=(change("fd_efflite0", 1.0, None, clear=False),)),
+        ),
+        delta_seeds=("lcd-s1",), false_positives={"pairs": 42, "over_optimised": 1, "two_worse": 3},
+    )  # fmt: skip
+    (result.path.parent / FILE).write_text(found.model_dump_json(), encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for method in ("lcd", "rg_lcd"):
+        write_model(tmp_path, method, 0, metrics=FEW, num=8)
+    return tmp_path
+
+
+def world(root: Path) -> Section:
+    return section(gather(root)[0], root)
+
+
+def test_a_verdict_is_told_in_its_own_words_and_sets_the_tone(root):
+    assert world(root).readings[0].verdict == ""
+    judge(root, "rg_lcd-s0", "no gain")
+    (reading,) = world(root).readings
+    assert reading.verdict == f"Verdict: no gain. {WORDS}" and reading.tone == "flat"
+    judge(root, "rg_lcd-s0", "over-optimised")
+    assert world(root).readings[0].tone == "worse"
+
+
+def test_the_table_shows_of_each_family_what_is_furthest_beyond_its_delta(root):
+    judge(root, "rg_lcd-s0", "over-optimised")
+    table = world(root).tables[0]
+    assert [h.label for h in table.headings] == [
+        "Verdict", "Trained reward", "Spectrum", "Set distance", "False positives",
+    ]  # fmt: skip
+    ((labels, cells),) = table.rows
+    assert labels == ("RG-LCD", "LCM, 4 steps, g 5", "rg_lcd-s0")
+    assert [cell.text for cell in cells] == [
+        "over-optimised",
+        "up: HPS aa1 +2.60 ± 0.10 (δ 0.20)",
+        "worse: HFER gap +6.10 ± 0.10 dB (δ 0.40)",
+        "not worse: FD-EffLite0 +1.00 ± 0.10 (δ —)",
+        "1 of 42 LCD pairs",
+    ]
+
+
+def test_every_format_has_it_escaped(root):
+    judge(root, "rg_lcd-s0", "over-optimised")
+    sections = [world(root)]
+    text, tex, html = markdown_document(sections), latex_document(sections), page(sections)
+    for shown in (text, html):
+        assert "Verdict: over-optimised." in shown and "&lt;b&gt;beyond&lt;/b&gt;" in shown and "<b>beyond" not in shown
+    assert r"($\delta$ 0.40)" in tex and "Verdicts, benchtop" in tex
+
+
+def test_of_several_seeds_the_verdicts_are_counted(root):
+    write_model(root, "rg_lcd", 1, metrics=FEW, num=8)
+    write_model(root, "lcd", 1, metrics=FEW, num=8)
+    judge(root, "rg_lcd-s0", "over-optimised")
+    judge(root, "rg_lcd-s1", "over-optimised")
+    found = world(root)
+    assert found.readings[0].verdict == "Verdicts over 2 training seeds: over-optimised 2 of 2 times."
+    assert len(found.tables[0].rows) == 2
+
+
+def test_a_verdict_that_could_not_be_given_says_why_and_sets_no_tone(root):
+    judge(root, "rg_lcd-s0", "none", "One LCD seed is too few.")
+    (reading,) = world(root).readings
+    assert reading.verdict == "Verdict: none is possible. One LCD seed is too few." and reading.tone == "mixed"
+
+
+def test_a_verdict_on_other_weights_is_not_this_models(root):
+    judge(root, "rg_lcd-s0", "over-optimised")
+    path = next(root.rglob(FILE))
+    content = json.loads(path.read_text())
+    content["generation"]["id"] = "lcm4-00000000"
+    path.write_text(json.dumps(content))
+    assert world(root).readings[0].verdict == "" and world(root).tables[0].key == "comparison"
+
+
+def test_a_broken_verdict_is_named(root):
+    judge(root, "rg_lcd-s0", "over-optimised")
+    path = next(root.rglob(FILE))
+    path.write_text(re.sub(r'"over-optimised"', '"splendid"', path.read_text(), count=1))
+    with pytest.raises(UsageError, match=r"verdict\.json: not a verdict"):
+        world(root)
