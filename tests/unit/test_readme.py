@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rgbench.errors import UsageError
+from rgbench.reporting.api import check
 from rgbench.reporting.readme import README, REPORT, shown_results, with_results
 
 ROOT = Path(__file__).parents[2]
@@ -28,3 +29,8 @@ def test_missing_block_or_report_is_an_error():
         with_results("# no block", "x")
     with pytest.raises(UsageError, match="no results"):
         shown_results("# empty", Path("results/report"))
+
+
+def test_the_committed_report_is_what_the_committed_results_give():
+    compared = check(ROOT / "results", ROOT / "results" / "report", [])
+    assert [file.suffix for file in compared] == [".md", ".tex", ".csv", ".html"]
