@@ -166,7 +166,7 @@ def _words(model: Model, base: Model, found: Judgement, num_seeds: int) -> tuple
         return "none", (
             f"no verdict on {pair}: what training seeds alone differ by takes {MIN_SEEDS} {base.stem!r} students of "
             f"the same settings, and here {'is' if num_seeds == 1 else 'are'} {num_seeds}; train more seeds and "
-            "evaluate them. The differences are given without it"
+            "evaluate them. The differences are given without it."
         )
     if not found.rewards:
         return "none", f"no verdict on {pair}: the trained reward was not measured on both and on every seed"
