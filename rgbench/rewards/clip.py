@@ -5,6 +5,7 @@ HPS and CLIPScore are this model with other weights and other preprocessing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -125,13 +126,27 @@ class OpenCLIPReward:
 Loaded = tuple[open_clip.CLIP, Any, Path, dict[str, Any]]
 
 
+def _without_weights(name: str, **settings: Any) -> open_clip.CLIP:
+    """A model whose weights are taken from a file next; open_clip's warning that it has none would mislead."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "initialized randomly" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(is_other)
+    try:
+        return open_clip.create_model(name, device="cpu", **settings)
+    finally:
+        root.removeFilter(is_other)
+
+
 def _load_folder(path: Path) -> Loaded:
     """Model, tokenizer, weight file and normalisation of an open_clip folder."""
     weights = next((path / file for file in FOLDER_WEIGHTS if (path / file).is_file()), path / FOLDER_WEIGHTS[0])
     for file in (path / CONFIG, weights):
         if not file.is_file():
             raise UsageError(f"{file}: missing; an open_clip folder with its weights is needed")
-    model = open_clip.create_model(f"local-dir:{path}", device="cpu", load_weights=False)
+    model = _without_weights(f"local-dir:{path}", load_weights=False)
     _take(model, weights, f"{path / CONFIG} describes")
     preprocess = open_clip.get_model_preprocess_cfg(model)
     return model, open_clip.get_tokenizer(f"local-dir:{path}"), weights, {k: preprocess[k] for k in ("mean", "std")}
@@ -139,7 +154,7 @@ def _load_folder(path: Path) -> Loaded:
 
 def _load_file(path: Path) -> Loaded:
     """The same of a file of ViT-H-14 weights."""
-    model = open_clip.create_model(ARCHITECTURE, pretrained=None, device="cpu")
+    model = _without_weights(ARCHITECTURE, pretrained=None)
     _take(model, path, f"{ARCHITECTURE} has; give HPS_v2_compressed.pt, HPS_v2.1_compressed.pt, or an open_clip folder")
     return model, open_clip.get_tokenizer(ARCHITECTURE), path, {}
 
