@@ -17,6 +17,7 @@ TABLES: dict[str, dict[str, str]] = {
         "lcd": "rgbench.trainers.lcd:LCD",
         "rg_lcd": "rgbench.trainers.rg_lcd:RGLCD",
         "lrm": "rgbench.trainers.lrm:LRM",
+        "lrm_pretrain": "rgbench.trainers.lrm_pretrain:LRMPretrain",
     },
     "reward": {
         "aesthetic": "rgbench.rewards.aesthetic:AestheticReward",

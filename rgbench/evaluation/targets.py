@@ -19,6 +19,8 @@ DEFAULT = PRESETS["benchtop"]
 FINISHED = "finished"
 RUN_KEYS = ("method", "world", "seed", "status", "step", "steps", "teacher", "rewards", "sampling", "cost")
 
+NO_STUDENT = "pre-trained a latent proxy and has no student; name its latent_proxy/ as proxy.path of an lrm recipe"
+
 log = logging.getLogger(__name__)
 
 
@@ -103,7 +105,9 @@ def _all_finished(runs: Path) -> list[Target]:
     finished = []
     for folder in _run_folders(runs):
         meta = _read(folder)
-        if meta["status"] == FINISHED:
+        if meta["sampling"] is None:
+            log.warning("%s: left out: %s", folder, NO_STUDENT)
+        elif meta["status"] == FINISHED:
             finished.append((folder, meta))
         else:
             log.warning("%s: left out: %s", folder, _unfinished(folder, meta))
@@ -118,6 +122,8 @@ def _all_finished(runs: Path) -> list[Target]:
 
 def _finished_run(folder: Path) -> Target:
     meta = _read(folder)
+    if meta["sampling"] is None:
+        raise UsageError(f"{folder}: {NO_STUDENT}")
     if meta["status"] != FINISHED:
         raise UsageError(f"{folder}: {_unfinished(folder, meta)}")
     return _run(folder, meta)

@@ -37,7 +37,7 @@ class OpenCLIPReward:
         std: image normalisation, per channel.
     """
 
-    name: ClassVar[str]
+    name: str
     differentiable = True
     geometry: ClassVar[dict[str, str]]  # what the fingerprint says of resize and padding or crop
 

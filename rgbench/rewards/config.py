@@ -75,7 +75,7 @@ class HPS(PixelReward):
     """HPSv2.1 or v2.0, or any open_clip folder scored the same way, such as the benchtop's reward.
 
     Attributes:
-        version: the published checkpoint to use; null: the preset's reward, or 2.1 where the preset has none.
+        version: the published checkpoint, from the local model hub cache; null: ``path`` or the preset's reward.
     """
 
     kind: Literal["hps"] = "hps"

@@ -81,12 +81,14 @@ def _load_own(section: PixelReward, preset_path: Path | None, key: str, options:
 
 
 def _default_path(section: PixelReward, preset_path: Path | None, key: str) -> Path:
-    """The preset's reward where it is of this kind, else the published weights."""
+    """The preset's reward where it is of this kind and no version is named, else the published weights."""
     if not isinstance(section, HPS):
         return find_published(section.kind, f"{key}.path")
-    if preset_path is not None and section.version is None:
-        return preset_path
-    return find_published(f"hps {section.version or '2.1'}", f"{key}.path")
+    if section.version is not None:
+        return find_published(f"hps {section.version}", f"{key}.path")
+    if preset_path is None:
+        raise UsageError(f"{key}.path: give a path, or {key}.version; only a model.preset brings one with it")
+    return preset_path
 
 
 def _load_plugin(section: Plugin, key: str, options: dict[str, Any]) -> Reward:

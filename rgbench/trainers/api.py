@@ -23,7 +23,8 @@ from rgbench.trainers.caching import open_cached
 from rgbench.trainers.contract import Trainer
 from rgbench.trainers.export import export_pipeline
 from rgbench.trainers.loop import Loop, check_split
-from rgbench.trainers.recipe import FREE_KEYS, LCDRecipe, load_recipe
+from rgbench.trainers.lrm_pretrain import LRMPretrain
+from rgbench.trainers.recipe import FREE_KEYS, BaseRecipe, LCDRecipe, load_recipe
 from rgbench.trainers.stop import StopRequest
 
 
@@ -75,12 +76,12 @@ def train(
     return run.path
 
 
-def run_path(settings: LCDRecipe, out: Path | None) -> Path:
+def run_path(settings: BaseRecipe, out: Path | None) -> Path:
     """Where a recipe's run lies."""
     return out or Path("runs") / f"{settings.name}-s{settings.seed}"
 
 
-def _is_finished(run: RunDirectory, settings: LCDRecipe, resume: str, is_main: bool) -> bool:
+def _is_finished(run: RunDirectory, settings: BaseRecipe, resume: str, is_main: bool) -> bool:
     """Whether there is nothing left to do.
 
     Raises:
@@ -96,11 +97,12 @@ def _is_finished(run: RunDirectory, settings: LCDRecipe, resume: str, is_main: b
         return False
     _check_same(run, {"teacher": _teacher(settings)})
     if is_main:
-        _say(f"{run.path}: finished already; its student is in {run.pipeline}")
+        made = "student is in" if isinstance(settings, LCDRecipe) else "latent proxy is beside"
+        _say(f"{run.path}: finished already; its {made} {run.pipeline}")
     return True
 
 
-def _train(settings: LCDRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequest, command: str) -> None:
+def _train(settings: BaseRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequest, command: str) -> None:
     if ranks.size > 1:
         ranks.together(lambda: prepare_source(settings.data, ranks.rank, ranks.size))
     loop, origin = ranks.together(lambda: _build(settings, run, ranks))
@@ -117,13 +119,13 @@ def _train(settings: LCDRecipe, run: RunDirectory, ranks: Ranks, stop: StopReque
     counts = loop.read_counts()
 
     def finish() -> None:
-        export_pipeline(loop.trainer, settings, run.read(), run.pipeline)
+        _export(loop.trainer, settings, run)
         run.update(status="finished", step=loop.step, **counts)
 
     ranks.on_main(finish)
 
 
-def _build(settings: LCDRecipe, run: RunDirectory, ranks: Ranks) -> tuple[Loop, dict[str, Any]]:
+def _build(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[Loop, dict[str, Any]]:
     """The loop of a recipe, and what identifies its teacher, rewards and data; writes nothing."""
     check_split(settings.train, ranks.size)
     source = open_source(settings.data)
@@ -141,6 +143,15 @@ def _build(settings: LCDRecipe, run: RunDirectory, ranks: Ranks) -> tuple[Loop, 
     return loop, origin | {"latents_cache": feed is not source}
 
 
+def _export(trainer: Trainer, settings: BaseRecipe, run: RunDirectory) -> None:
+    """Write what the run was for: a student's pipeline, or the latent proxy that was pre-trained."""
+    if isinstance(trainer, LRMPretrain):
+        trainer.export(run)
+    else:
+        assert isinstance(settings, LCDRecipe)
+        export_pipeline(trainer, settings, run.read(), run.pipeline)
+
+
 def _say(message: str) -> None:
     Console(stderr=True).print(message, soft_wrap=True, highlight=False, markup=False)
 
@@ -153,7 +164,7 @@ def resume_command(recipe: str, overrides: list[str], out: Path | None, device: 
     return shlex.join([*words, *launch])
 
 
-def _teacher(settings: LCDRecipe) -> dict[str, Any]:
+def _teacher(settings: BaseRecipe) -> dict[str, Any]:
     folder = settings.model.teacher_folder()
     return {"preset": settings.model.preset, "path": str(folder), "sha256": weights_sha256(folder)}
 
@@ -163,7 +174,7 @@ def _rewards(trainer: Trainer) -> list[dict[str, Any]]:
     return [{"name": f["name"], "fingerprint": f, "fingerprint_id": fingerprint_id(f)} for f in fingerprints]
 
 
-def _first_meta(settings: LCDRecipe, run: RunDirectory, loop: Loop) -> dict[str, Any]:
+def _first_meta(settings: BaseRecipe, run: RunDirectory, loop: Loop) -> dict[str, Any]:
     return {
         "name": run.path.name,
         "recipe": settings.name,
@@ -174,12 +185,16 @@ def _first_meta(settings: LCDRecipe, run: RunDirectory, loop: Loop) -> dict[str,
         "step": 0,
         "steps": settings.train.steps,
         "cost": loop.cost.read(),
-        "sampling": {
-            "sampler": "lcm",
-            "steps": settings.sampling.steps,
-            "guidance_scale": settings.sampling.guidance_scale,
-        },
+        "sampling": _sampling(settings),
     }
+
+
+def _sampling(settings: BaseRecipe) -> dict[str, Any] | None:
+    """How the student is sampled; None for a run without one."""
+    if not isinstance(settings, LCDRecipe):
+        return None
+    sampling = settings.sampling
+    return {"sampler": "lcm", "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
 
 
 def _check_same(run: RunDirectory, origin: dict[str, Any]) -> None:

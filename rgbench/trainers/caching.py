@@ -18,7 +18,7 @@ from rgbench.launch.ranks import Ranks
 from rgbench.models import WEIGHTS, DiffusionModels, load_models
 from rgbench.process import pick_device
 from rgbench.trainers.precision import autocast
-from rgbench.trainers.recipe import LCDRecipe, load_recipe
+from rgbench.trainers.recipe import BaseRecipe, load_recipe
 
 log = logging.getLogger("rgbench")
 
@@ -34,7 +34,7 @@ def encode(models: DiffusionModels, batch: Batch) -> Encoded:
     return Encoded(*models.encode_images(batch.images_BCHW), models.encode_prompts(batch.prompts))
 
 
-def cache_of(settings: LCDRecipe, source: DataSource, folder: Path) -> LatentsCache:
+def cache_of(settings: BaseRecipe, source: DataSource, folder: Path) -> LatentsCache:
     """The cache that a recipe's data and encoders name, there or not.
 
     Args:
@@ -54,7 +54,7 @@ def cache_of(settings: LCDRecipe, source: DataSource, folder: Path) -> LatentsCa
     return LatentsCache.at(cache_root(settings.train.latents_cache_root), identity, source.length)
 
 
-def open_cached(settings: LCDRecipe, source: DataSource, folder: Path, wanted: str) -> DataSource:
+def open_cached(settings: BaseRecipe, source: DataSource, folder: Path, wanted: str) -> DataSource:
     """The source itself, or the cache in its place.
 
     Args:
@@ -107,7 +107,7 @@ def cache(recipe: str, overrides: list[str], *, device: str = "auto", say: Calla
 
 
 def fill(
-    settings: LCDRecipe, source: DataSource, found: LatentsCache, ranks: Ranks, say: Callable[[str], None]
+    settings: BaseRecipe, source: DataSource, found: LatentsCache, ranks: Ranks, say: Callable[[str], None]
 ) -> None:
     """Encode and write one rank's share of the shards that are not there.
 
@@ -133,6 +133,6 @@ def fill(
 
 
 @torch.no_grad()
-def _encoded(settings: LCDRecipe, models: DiffusionModels, batch: Batch) -> Batch:
+def _encoded(settings: BaseRecipe, models: DiffusionModels, batch: Batch) -> Batch:
     with autocast(settings.train.dtype, models.device.type):
         return Batch(None, batch.prompts, batch.ids, encode(models, batch))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -36,11 +37,34 @@ class Learner:
 
     Attributes:
         parameters: a list made once, so that nothing is unfrozen by accident.
-        lr: its learning rate, constant.
+        lr: its learning rate.
+        betas: AdamW's; None for those of the recipe's train section.
+        weight_decay: AdamW's; None as above.
+        max_grad_norm: its gradient is clipped to this L2 norm; None as above.
+        factor: of the learning rate at a step, from 0; None for a constant one.
     """
 
     parameters: list[nn.Parameter]
     lr: float
+    betas: tuple[float, float] | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    factor: Callable[[int], float] | None = None
+
+    def adamw(self, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+        """Its optimiser; the arguments are the recipe's, for what it has not of its own."""
+        decay = weight_decay if self.weight_decay is None else self.weight_decay
+        return torch.optim.AdamW(self.parameters, lr=self.lr, betas=self.betas or betas, weight_decay=decay, fused=True)
+
+    def clip(self, max_grad_norm: float) -> Tensor:
+        """Clip its gradient, to the recipe's norm where it has none of its own; the norm before."""
+        return nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or max_grad_norm)
+
+    def set_lr(self, optimiser: torch.optim.Optimizer, step: int) -> None:
+        """Give the optimiser its learning rate of a step, from 0."""
+        if self.factor is not None:
+            for group in optimiser.param_groups:
+                group["lr"] = self.lr * self.factor(step)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.measured import Measured
 from rgbench.trainers.monitor import Monitor
 from rgbench.trainers.preview import NUM_PROMPTS, sample_grid, write_png
-from rgbench.trainers.recipe import LCDRecipe, TrainSection
+from rgbench.trainers.recipe import BaseRecipe, LCDRecipe, TrainSection
 from rgbench.trainers.stop import StopRequest
 from rgbench.trainers.update import Updater
 from rgbench.trainers.wandb_board import check_wandb
@@ -54,7 +54,7 @@ class Loop:
     """
 
     def __init__(
-        self, trainer: Trainer, source: DataSource, recipe: LCDRecipe, run: RunDirectory, ranks: Ranks | None = None
+        self, trainer: Trainer, source: DataSource, recipe: BaseRecipe, run: RunDirectory, ranks: Ranks | None = None
     ) -> None:
         self.trainer, self.source, self.recipe, self.run = trainer, source, recipe, run
         self.ranks = ranks or Ranks()
@@ -114,6 +114,7 @@ class Loop:
     def _sample(self, monitor: Monitor | None, prompts: list[str]) -> None:
         if monitor is None:
             return
+        assert isinstance(self.recipe, LCDRecipe)
         with self.updater.autocast():
             grid = sample_grid(self.trainer, self.recipe, prompts)
         write_png(grid, self.run.samples / f"step-{self.step:08d}.png")
@@ -148,7 +149,7 @@ class Loop:
             self.updater.backward(result, 1 / len(batches))
         rows, norms = _fetch(measured.gather(self.ranks), self.updater.reduce())
         self._check(measured, rows, norms)
-        if self.updater.step(finite=all(map(math.isfinite, norms.values()))):
+        if self.updater.step(self.step, finite=all(map(math.isfinite, norms.values()))):
             self.trainer.after_update()
         self.step += 1
         self.cost.images += self.recipe.train.batch_size

@@ -32,6 +32,7 @@ from rgbench.trainers.fidelity import Candidate, Fidelity, gradient_cosine
 from rgbench.trainers.lcd import distil
 from rgbench.trainers.recipe import LCDRecipe, LRMRecipe
 from rgbench.trainers.rg_lcd import RGLCD, load_expert, places
+from rgbench.trainers.schedule import schedule
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,16 @@ class LRM(RGLCD):
 
     def learners(self) -> dict[str, Learner]:
         """All of the student; of the proxy what the recipe lets learn."""
-        return {**super().learners(), "proxy": Learner(self.proxy_parameters, self.recipe.proxy.lr)}
+        own = self.recipe.proxy.optimiser
+        proxy = Learner(
+            self.proxy_parameters,
+            self.recipe.proxy.lr,
+            betas=own.betas,
+            weight_decay=own.weight_decay,
+            max_grad_norm=own.max_grad_norm,
+            factor=schedule(own, self.recipe.train.steps),
+        )
+        return {**super().learners(), "proxy": proxy}
 
     def modules(self) -> dict[str, Stateful]:
         """Student, target and proxy; with a gate, the measurement that holds it."""

@@ -7,7 +7,7 @@ in its recipe files.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from rgbench.config import Section, apply_overrides, find_recipe, load_yaml, val
 from rgbench.data.config import DataConfig
 from rgbench.errors import UsageError
 from rgbench.rewards.config import RewardConfig, Sum
-from rgbench.trainers.proxy_config import ProxySection
+from rgbench.trainers.proxy_config import PretrainProxySection, ProxySection
 from rgbench.worlds.presets import Preset, find_preset
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -244,10 +244,27 @@ class LRMRecipe(RGLCDRecipe):
         return self
 
 
-Recipe = Annotated[LCDRecipe | RGLCDRecipe | LRMRecipe, Field(discriminator="kind")]
+class PretrainTrainSection(TrainSection):
+    """As for students, whose sample grids, EMA and UNet a proxy has not."""
+
+    sample_every: Literal[0] = 0  # type: ignore[assignment]
+    ema_decay: Annotated[float, Field(ge=0, le=0)] = 0.0
+    gradient_checkpointing: Literal[False] = False  # type: ignore[assignment]
+    compile: Literal[False] = False  # type: ignore[assignment]
 
 
-def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> LCDRecipe:
+class LRMPretrainRecipe(BaseRecipe):
+    """``kind: lrm_pretrain``: the latent proxy's contrastive pre-training on (latent, caption) pairs."""
+
+    kind: Literal["lrm_pretrain"]  # type: ignore[assignment]
+    train: PretrainTrainSection = PretrainTrainSection()
+    proxy: PretrainProxySection = PretrainProxySection()
+
+
+Recipe = Annotated[LCDRecipe | RGLCDRecipe | LRMRecipe | LRMPretrainRecipe, Field(discriminator="kind")]
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Any:
     """Read, override and validate a recipe.
 
     Args:

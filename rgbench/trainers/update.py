@@ -35,12 +35,7 @@ class Updater:
 
     def __init__(self, learners: dict[str, Learner], train: TrainSection, ranks: Ranks, device_type: str) -> None:
         self.learners, self.train, self.ranks, self.device_type = learners, train, ranks, device_type
-        self.optimisers = {
-            name: torch.optim.AdamW(
-                learner.parameters, lr=learner.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True
-            )
-            for name, learner in learners.items()
-        }
+        self.optimisers = {name: learner.adamw(train.betas, train.weight_decay) for name, learner in learners.items()}
         self.scaler = torch.amp.GradScaler(device_type, enabled=train.dtype == "float16")
         self.num_skipped = 0
 
@@ -71,13 +66,14 @@ class Updater:
             self.ranks.average(gradients)
             if gradients:
                 self.scaler.unscale_(self.optimisers[name])
-            norms[name] = torch.nn.utils.clip_grad_norm_(learner.parameters, self.train.max_grad_norm)
+            norms[name] = learner.clip(self.train.max_grad_norm)
         return norms
 
-    def step(self, finite: bool) -> bool:
+    def step(self, step: int, finite: bool) -> bool:
         """Change the parameters.
 
         Args:
+            step: optimiser step, from 0, for learning rates that change.
             finite: whether all gradient norms are; with float16 an overflow lowers the loss scale instead.
 
         Returns:
@@ -86,7 +82,8 @@ class Updater:
         Raises:
             RgbenchError: float16's loss scale has no room left.
         """
-        for optimiser in self.optimisers.values():
+        for name, optimiser in self.optimisers.items():
+            self.learners[name].set_lr(optimiser, step)
             if finite:
                 self.scaler.step(optimiser)
             optimiser.zero_grad(set_to_none=True)

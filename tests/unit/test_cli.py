@@ -85,7 +85,7 @@ def test_wrong_usage_is_explained(cli: Cli, tmp_path: Path, arguments: list[str]
 
 def test_recipes_are_listed_shown_copied_and_validated(cli: Cli, tmp_path: Path) -> None:
     listed = cli("ls", "recipes").stdout.splitlines()
-    assert [line.split("\t")[0] for line in listed] == ["lcd", "lrm", "rg_lcd"]
+    assert [line.split("\t")[0] for line in listed] == ["lcd", "lrm", "lrm_pretrain", "rg_lcd"]
     assert all(line.split("\t")[1] == line.split("\t")[0] and line.split("\t")[2] for line in listed)
     text = (ROOT / "recipes" / "lrm.yaml").read_text()
     assert cli("show", "lrm").stdout.strip() == text.strip()

@@ -283,7 +283,7 @@ def empty_caches(monkeypatch, tmp_path) -> Path:
 
 MISSING = [
     (
-        {"kind": "hps"},
+        {"kind": "hps", "version": "2.1"},
         r"hps 2\.1 .*HPS_v2\.1_compressed\.pt; about 2 GB.*hf download xswu/HPSv2 HPS_v2\.1_compressed\.pt",
     ),
     ({"kind": "hps", "version": "2.0"}, r"HPS_v2_compressed\.pt"),

@@ -1,0 +1,210 @@
+"""Pre-training of the latent proxy: the loss, what moves, any latent size, and a proxy that LRM takes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from rgbench.errors import ConfigError, UsageError
+from rgbench.evaluation.targets import resolve_targets
+from rgbench.files import read_json
+from rgbench.models import DiffusionModels
+from rgbench.rewards.contrastive import contrastive_losses
+from rgbench.rewards.latent_proxy import LatentCLIP
+from rgbench.run import RunDirectory
+from rgbench.trainers.api import train
+from rgbench.trainers.loop import Loop
+from rgbench.trainers.lrm import LRM
+from rgbench.trainers.lrm_pretrain import LRMPretrain
+from rgbench.trainers.preview import write_png
+from rgbench.trainers.proxy_config import ScheduleSection
+from rgbench.trainers.recipe import LRMPretrainRecipe, load_recipe
+from rgbench.trainers.schedule import schedule
+from tests.parity import tiny
+
+VISION = {"patch_size": 2, "layers": 2, "width": 16, "head_width": 8}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> DiffusionModels:
+    return tiny.models(tiny.save_pipeline(tmp_path_factory.mktemp("pretrain") / "teacher"))
+
+
+def recipe(**proxy) -> LRMPretrainRecipe:
+    values = {
+        "kind": "lrm_pretrain",
+        "name": "tiny",
+        "model": {"path": "unused"},
+        "data": {"kind": "scenes"},
+        "train": {"steps": 12, "batch_size": 4, "lr": 1e-2},
+        "proxy": {"clip": str(tiny.CLIP_FOLDER), "vision": VISION, **proxy},
+    }
+    return LRMPretrainRecipe.model_validate(values, strict=False)
+
+
+def unit(*shape: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_the_loss_is_clips():
+    images, texts, scale = unit(5, 8, seed=0), unit(5, 8, seed=1), torch.tensor(20.0)
+    losses, found = contrastive_losses(images, texts, scale, list("abcde"))
+    logits, own = scale * images @ texts.T, torch.arange(5)
+    wanted = 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))
+    assert float(losses.mean()) == pytest.approx(float(wanted), rel=1e-6)
+    assert torch.equal(found.bool(), logits.argmax(1) == own)
+
+
+def test_equal_captions_are_no_negatives():
+    texts = unit(3, 8, seed=1)[[0, 1, 0]]
+    losses, found = contrastive_losses(texts, texts, torch.tensor(1000.0), ["a", "b", "a"])
+    assert torch.allclose(losses, torch.tensor([2.0, 1.0, 2.0]).log(), atol=1e-4), "half of the label each"
+    assert found.tolist() == [1, 1, 1]
+
+
+class FourSource(tiny.TinySource):
+    """Four pairs, met at every step."""
+
+    length = 4
+
+
+def test_it_learns_and_what_is_frozen_stays(models, tmp_path):
+    settings = recipe(
+        trainable={"image_layers": "all", "text_layers": 1}, optimiser={"schedule": "constant", "warmup": 2}
+    )
+    trainer = LRMPretrain.build(settings, models)
+    before = {name: value.clone() for name, value in trainer.proxy.clip.state_dict().items()}
+    loop = Loop(trainer, FourSource(), settings, RunDirectory(tmp_path))
+    batch = loop.load_batch(0)
+    first = float(trainer.step(batch, tiny.draws()).losses["proxy"]["contrastive"].mean())
+    rows = [loop.train_step() for _ in range(20)]
+    assert float(trainer.step(batch, tiny.draws()).losses["proxy"]["contrastive"].mean()) < 0.8 * first
+    assert {"retrieval", "logit_scale", "grad_norm/proxy"} <= rows[0].keys()
+    after = trainer.proxy.clip.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    depth = len(trainer.proxy.clip.transformer.resblocks)
+    own = ("visual.", "logit_scale", f"transformer.resblocks.{depth - 1}.", "ln_final.", "text_projection")
+    assert moved == {name for name in after if name.startswith(own)}
+
+
+def test_the_text_tower_is_the_clips_and_the_rest_the_seeds(models):
+    clip = tiny.open_clip.create_model(f"local-dir:{tiny.CLIP_FOLDER}").state_dict()
+    proxies = [LRMPretrain.build(recipe(), models).proxy.clip.state_dict() for _ in range(2)]
+    assert all(torch.equal(proxies[0][name], value) for name, value in clip.items() if not name.startswith("visual."))
+    assert all(torch.equal(value, proxies[1][name]) for name, value in proxies[0].items())
+    assert proxies[0]["visual.conv1.weight"].shape == (16, 4, 2, 2)
+
+
+def test_the_exported_proxy_is_what_an_lrm_takes(models, tmp_path):
+    trainer = LRMPretrain.build(recipe(), models)
+    folder = trainer.export(RunDirectory(tmp_path))
+    proxy = LatentCLIP.load(folder, "cpu")
+    proxy.check_fits(models.latent_shape, models.scaling_factor, folder)
+    latents = torch.randn(2, 4, 8, 8)
+    assert torch.allclose(proxy(latents, tiny.PROMPTS[:2]), trainer.proxy(latents, tiny.PROMPTS[:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [[6, 10], 12])
+def test_latents_of_any_size(size, tmp_path):
+    vision = {**VISION, "image_size": size}
+    proxy = LatentCLIP.from_clip(tiny.CLIP_FOLDER, vision, latent_channels=16, latent_scale=0.36)
+    proxy.save(tmp_path)
+    again = LatentCLIP.load(tmp_path, "cpu")
+    shape = (16, *size) if isinstance(size, list) else (16, size, size)
+    again.check_fits(shape, 0.36, tmp_path)
+    assert again(torch.randn(2, *shape), ["a", "b"]).shape == (2,)
+    with pytest.raises(UsageError, match="not divided by patches of 4"):
+        LatentCLIP.from_clip(tiny.CLIP_FOLDER, {**vision, "patch_size": 4, "image_size": [6, 8]},
+                             latent_channels=16, latent_scale=0.36)  # fmt: skip
+
+
+def test_a_text_tower_from_a_checkpoint_file(monkeypatch, tmp_path):
+    """A file has no tokenizer beside it: CLIP's own is taken, and saved with the proxy."""
+    config = {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 8, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+    }
+    (tmp_path / "rgbench-proxy.json").write_text(json.dumps(config))
+    tiny.open_clip.add_model_config(tmp_path / "rgbench-proxy.json")
+    monkeypatch.setattr("rgbench.rewards.clip.ARCHITECTURE", "rgbench-proxy")
+    clip = tiny.open_clip.create_model("rgbench-proxy", pretrained=None)
+    torch.save({"state_dict": clip.state_dict()}, tmp_path / "HPS.pt")
+    vision = {**VISION, "image_size": 8}
+    proxy = LatentCLIP.from_clip(tmp_path / "HPS.pt", vision, latent_channels=4, latent_scale=0.5)
+    assert torch.equal(proxy.clip.token_embedding.weight, clip.token_embedding.weight)
+    proxy.save(tmp_path / "proxy")
+    assert read_json(tmp_path / "proxy" / "config.json")["text_cfg"]["vocab_size"] == 49408
+    again = LatentCLIP.load(tmp_path / "proxy", "cpu")
+    latents = torch.randn(2, 4, 8, 8)
+    assert torch.allclose(again(latents, ["a dog", "a cat"]), proxy(latents, ["a dog", "a cat"]), atol=1e-6)
+    torch.save({"state_dict": {"logit_scale": torch.tensor(1.0)}}, tmp_path / "half.pt")
+    with pytest.raises(UsageError, match="tensors of its text tower are missing"):
+        LatentCLIP.from_clip(tmp_path / "half.pt", vision, latent_channels=4, latent_scale=0.5)
+
+
+# ---- its optimiser ----------------------------------------------------------------------
+
+
+def test_schedules():
+    factors = {
+        kind: schedule(ScheduleSection(schedule=kind, warmup=2), 10) for kind in ("constant", "linear", "cosine")
+    }
+    assert [factors["constant"](s) for s in (0, 1, 2, 9)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert [factors["linear"](s) for s in (2, 6, 9)] == pytest.approx([1, 0.5, 0.125])
+    assert [factors["cosine"](s) for s in (2, 6)] == pytest.approx([1, 0.5])
+
+
+def test_the_loop_gives_each_learner_its_own_optimiser(models, tmp_path):
+    own = {"betas": [0.5, 0.9], "weight_decay": 0.3, "max_grad_norm": 0.01, "schedule": "linear", "warmup": 1}
+    settings = tiny.recipe(proxy={"optimiser": own, "lr": 0.01}, train={"steps": 5})
+    trainer = LRM(settings, models, tiny.expert(), tiny.proxy())
+    loop = Loop(trainer, tiny.TinySource(), settings, RunDirectory(tmp_path))
+    groups = {name: optimiser.param_groups[0] for name, optimiser in loop.optimisers.items()}
+    assert (groups["proxy"]["betas"], groups["proxy"]["weight_decay"]) == ((0.5, 0.9), 0.3)
+    assert (groups["student"]["betas"], groups["student"]["weight_decay"]) == ((0.9, 0.999), 0.0)
+    rates = []
+    for _ in range(3):
+        row = loop.train_step()
+        rates.append(groups["proxy"]["lr"])
+    assert rates == pytest.approx([0.005, 0.01, 0.0075]) and groups["student"]["lr"] == 1e-3
+    assert row["grad_norm/proxy"] > 0.01
+    for parameter in trainer.proxy_parameters:
+        parameter.grad = torch.ones_like(parameter)
+    loop.learners["proxy"].clip(1.0)
+    assert float(torch.stack([p.grad.norm() for p in trainer.proxy_parameters]).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_recipe():
+    settings = load_recipe("lrm_pretrain")
+    assert isinstance(settings, LRMPretrainRecipe) and settings.train.sample_every == 0
+    with pytest.raises(ConfigError, match=r"train\.sample_every"):
+        load_recipe("lrm_pretrain", ["train.sample_every=5"])
+    with pytest.raises(ConfigError, match="unknown key 'reward'"):
+        load_recipe("lrm_pretrain", ["reward.scale=1"])
+
+
+def test_from_a_recipe_to_a_proxy(tmp_path, monkeypatch):
+    """Through ``rgbench train``'s own function, on a folder of images; evaluation knows that it is no student."""
+    teacher, images = tiny.save_pipeline(tmp_path / "teacher"), tmp_path / "images"
+    images.mkdir()
+    for i, picture in enumerate(torch.rand(4, 3, 16, 16)):
+        write_png(picture, images / f"{i}.png")
+        (images / f"{i}.txt").write_text(tiny.PROMPTS[i])
+    values = recipe().model_dump(mode="json") | {"model": {"path": str(teacher)}}
+    values |= {"data": {"kind": "image_folder", "path": str(images), "resolution": 16}}
+    values["train"] |= {"steps": 2, "log_every": 1}
+    (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(tmp_path)
+    run = train(str(tmp_path / "pretrain.yaml"), [], device="cpu")
+    LatentCLIP.load(run / "latent_proxy", "cpu").check_fits((4, 8, 8), tiny.SCALING_FACTOR, run)
+    assert RunDirectory.open(run).read()["status"] == "finished" and not (run / "pipeline").exists()
+    assert train(str(tmp_path / "pretrain.yaml"), [], device="cpu") == run, "finished already"
+    with pytest.raises(UsageError, match=r"has no student; name its latent_proxy/ as proxy\.path"):
+        resolve_targets([str(run)], tmp_path / "runs")
+    with pytest.raises(UsageError, match="no finished run"):
+        resolve_targets([], tmp_path / "runs")
