@@ -133,11 +133,16 @@ def cache(
 def evaluate(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TARGET", help="Runs, pipeline folders, or teacher; all finished runs by default."),
+        typer.Argument(
+            metavar="TARGET", help="Runs, pipelines, folders of images, teacher; all finished runs by default."
+        ),
     ] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Like fid,hps; all by default.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Like fid,hps; all that fit by default.")] = None,
     num: Annotated[int | None, typer.Option(min=1, help="Images; the protocol's own number by default.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A .txt, .jsonl or COCO captions .json; the world's own.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Like coco14-30k; see: rgbench ls protocols.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Folder of real images, such as COCO's val2014.")] = None,
+    inception: Annotated[Path | None, typer.Option(help="The FID network's file, if not in its usual place.")] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
@@ -146,19 +151,24 @@ def evaluate(
     device: DeviceOption = Device.auto,
     force: Annotated[bool, typer.Option(help="Measure again what is there already.")] = False,
     keep_images: Annotated[int, typer.Option(min=0, help="Images kept for the report.")] = 64,
+    save_images: Annotated[bool, typer.Option("--save-images", help="Keep them all, as PNG.")] = False,
+    shard: Annotated[str | None, typer.Option(help="A share of the images: 3/64, auto; then rgbench merge.")] = None,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Of each run its checkpoints too.")] = False,
 ) -> None:
     """Generate images with trained students and their teacher, and measure them."""
     tune()
+    from rgbench.evaluation.api import default_metrics
     from rgbench.evaluation.api import evaluate as run
-    from rgbench.registry import names
 
     print_paths(
         run(
             targets or [],
-            split_names(metric) or names("metric"),
+            split_names(metric) or default_metrics(own_images=bool(protocol or reference)),
             num=num,
             prompts=prompts,
+            protocol=protocol,
+            reference=reference,
+            inception=inception,
             runs=runs,
             results=results,
             steps=steps,
@@ -168,8 +178,19 @@ def evaluate(
             force=force,
             keep_images=keep_images,
             checkpoints=checkpoints,
+            save_images=save_images,
+            shard=shard,
         )
     )
+
+
+@app.command()
+def merge(results: ResultsOption = Path("results")) -> None:
+    """Put the shards of evaluations together, and store their figures."""
+    tune()
+    from rgbench.evaluation.api import merge as run
+
+    print_paths(run(results))
 
 
 @app.command()

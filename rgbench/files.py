@@ -35,12 +35,14 @@ __all__ = [
     "TarMember",
     "load_pickled_state_dict",
     "load_safetensors",
+    "load_torchscript",
     "open_image",
     "open_safetensors",
     "open_tar",
     "parse_json",
     "read_json",
     "read_member",
+    "read_safetensors_metadata",
     "save_safetensors_atomic",
     "sha256_file",
     "sha256_tree",
@@ -147,6 +149,32 @@ def load_pickled_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise UsageError(f"{path}: refused: expected names and tensors, found {type(content).__name__}")
     return dict(content)
+
+
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """The strings in a safetensors file's header; its tensors are not read. Raises as :func:`load_safetensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
+
+
+def load_torchscript(path: Path) -> Any:
+    """A TorchScript module, on the CPU. It is a program: check the file's hash before.
+
+    Raises:
+        UsageError: no such file, or none of TorchScript.
+    """
+    import torch
+
+    try:
+        return torch.jit.load(str(path), map_location="cpu")
+    except _TORCH_ERRORS as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise UsageError(f"{path}: not a TorchScript file ({first}); fetch it again") from error
 
 
 def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS, exact: bool = False) -> Image:

@@ -81,11 +81,14 @@ def _results(folder: Path) -> Table:
 
 def _protocols(folder: Path) -> Table:
     from rgbench.evaluation.results import load_results
+    from rgbench.metrics.protocols import PROTOCOLS
 
+    named: list[Sequence[str]] = [(p.name, "named", p.about) for p in PROTOCOLS.values()]
     found: dict[str, list[str]] = {}
     for result in load_results(folder):
         found.setdefault(result.protocol.id, []).append(f"{result.model}/{result.generation.id}")
-    return ("protocol", "results"), [(protocol, str(len(models))) for protocol, models in sorted(found.items())]
+    measured = [(protocol, f"{len(models)} results", "") for protocol, models in sorted(found.items())]
+    return ("protocol", "state", "about"), [*named, *measured]
 
 
 def worlds() -> Table:

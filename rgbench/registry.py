@@ -27,11 +27,14 @@ TABLES: dict[str, dict[str, str]] = {
         "sum": "rgbench.rewards.weighted:WeightedReward",
     },
     "metric": {
-        "fid": "rgbench.metrics.fid:FrechetEffLite0",
+        "fid": "rgbench.metrics.fid:FrechetDistance",
+        "fid_inf": "rgbench.metrics.fid:FrechetInfinity",
         "hps": "rgbench.metrics.hps:HPSScore",
         "kid": "rgbench.metrics.kid:KernelDistance",
         "oracle": "rgbench.metrics.oracle:OracleAccuracy",
+        "prdc": "rgbench.metrics.prdc:PrecisionRecall",
         "probes": "rgbench.metrics.overopt.suite:Probes",
+        "vendi": "rgbench.metrics.vendi:VendiScore",
     },
     "probe": {
         "aliasing": "rgbench.metrics.overopt.aliasing:AliasingGain",

@@ -11,7 +11,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from rgbench.data.prompts import PromptSet
 from rgbench.metrics.contract import Context
-from rgbench.metrics.features import EffLite0Set
+from rgbench.metrics.efflite0 import EFFLITE0_FEATURES, EffLite0Network
+from rgbench.metrics.features import FeatureRows, FeatureSet
 from rgbench.metrics.reference import ReferenceScenes
 from rgbench.rewards.contract import fingerprint_id
 from rgbench.rewards.hps import HPSReward
@@ -85,13 +86,14 @@ def save_run(folder: Path, *, status: str = "finished", method: str = "rg_lcd", 
 
 def make_context(prompts: PromptSet, cache: Path, **fields: Any) -> Context:
     """A metric's context on the CPU, 64 px, with the benchtop's weights."""
-    features = EffLite0Set(ReferenceScenes(prompts, cache), torch.device("cpu"))
+    scenes = ReferenceScenes(prompts, cache)
     given = {
         "prompts": prompts,
         "seed": 0,
         "resolution": 64,
-        "reference": features.scenes,
-        "features": features,
+        "reference": scenes,
+        "features": FeatureSet(scenes, EffLite0Network(torch.device("cpu"))),
+        "rows": FeatureRows(len(prompts), EFFLITE0_FEATURES),
         "reward_folder": BENCHTOP.root / "reward",
         "judges_folder": BENCHTOP.root / "judges",
         "trained_rewards": (),

@@ -16,6 +16,9 @@ KNOWN_LISTS = {
     "20ed79e6a73d7b8fdbfb6ebc8c5c7e99": "coco14-30k",  # DMD2, SiD-LSG, GigaGAN: 30,000 of val2014, in file order
 }
 
+HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
+HPS_PROMPTS_PER_STYLE = 800
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -72,7 +75,8 @@ class PromptSet:
     def describe(self) -> str:
         """One line for the terminal: name, count and hashes, and whether papers know the list."""
         if self.file_md5 is None:
-            return f"{self.name}: {len(self)} prompts, sha256 {self.sha256[:16]}"
+            files = f", files sha256 {self.file_sha256}" if self.file_sha256 else ""
+            return f"{self.name}: {len(self)} prompts, sha256 {self.sha256[:16]}{files}"
         known = "a published list" if self.file_md5 in KNOWN_LISTS else "not a list that rgbench knows"
         return f"{self.name}: {len(self)} prompts, {known}, file md5 {self.file_md5}, sha256 {self.file_sha256}"
 
@@ -98,23 +102,30 @@ def benchtop_prompts(num: int = 2048) -> PromptSet:
 
 
 def load_prompts(path: str | Path) -> PromptSet:
-    """Read a prompt file, by its suffix.
+    """Read a prompt file, by its suffix, or the folder of HPSv2's benchmark.
 
     ``.txt``: one prompt per line. ``.jsonl``: an object per line with ``text`` and,
     if wished, ``id``, ``group`` and ``scene``. ``.json``: COCO captions
     (``captions_val2014.json``), the caption of lowest id for each image, by image id.
+    ``.tsv``: PartiPrompts, columns Prompt and Category, the categories as groups. A folder:
+    HPSv2's four lists of 800, the styles as groups.
 
     Args:
-        path: the file.
+        path: the file or folder.
 
     Raises:
         UsageError: no such file, another suffix, not UTF-8, no prompt in it, a broken row, an id twice.
     """
     path = Path(path)
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".json": _read_coco}
+    if path.is_dir():
+        return _read_hps_benchmark(path)
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".json": _read_coco, ".tsv": _read_parti}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UsageError(f"{path}: prompts are read from .txt, .jsonl and COCO captions .json, not {path.suffix!r}")
+        raise UsageError(
+            f"{path}: prompts are read from .txt, .jsonl, COCO captions .json, PartiPrompts .tsv "
+            f"and the folder of HPSv2's benchmark, not {path.suffix!r}"
+        )
     try:
         data = path.read_bytes()
         text = data.decode("utf-8-sig")
@@ -184,6 +195,42 @@ def _read_coco(path: Path, text: str) -> Iterable[Prompt]:
             first[image] = key, caption
     for image, (_, caption) in sorted(first.items()):
         yield Prompt(f"coco/{image}", caption)
+
+
+def _read_parti(path: Path, text: str) -> Iterable[Prompt]:
+    header, *lines = text.split("\n")
+    columns = header.rstrip("\r").split("\t")
+    if not {"Prompt", "Category"} <= set(columns):
+        raise UsageError(f"{path}:1: not PartiPrompts: expected the columns Prompt and Category, found {columns}")
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        row = dict(zip(columns, line.rstrip("\r").split("\t"), strict=False))
+        if not row["Prompt"].strip():
+            raise UsageError(f"{path}:{number + 2}: no prompt in this row")
+        yield Prompt(f"{path.stem}/{number}", row["Prompt"].strip(), row.get("Category", "").strip())
+
+
+def _read_hps_benchmark(folder: Path) -> PromptSet:
+    """Four styles of 800 prompts each, ``{style}.json``: a list of texts, as ``hpsv2.benchmark_prompts`` reads them."""
+    prompts: list[Prompt] = []
+    digest = hashlib.sha256()
+    for style in HPS_STYLES:
+        path = folder / f"{style}.json"
+        if not path.is_file():
+            raise UsageError(f"{path}: missing; HPSv2's benchmark has {', '.join(f'{s}.json' for s in HPS_STYLES)}")
+        data = path.read_bytes()
+        digest.update(data)
+        try:
+            texts = _parse_json(data.decode("utf-8-sig"), str(path))
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: not UTF-8 at byte {error.start}; fetch it again") from error
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise UsageError(f"{path}: expected a list of prompts; fetch it again")
+        if len(texts) != HPS_PROMPTS_PER_STYLE:
+            raise UsageError(f"{path}: {len(texts)} prompts; the benchmark has {HPS_PROMPTS_PER_STYLE} of each style")
+        prompts += [Prompt(f"{style}/{i:05d}", text.strip(), style) for i, text in enumerate(texts)]
+    return PromptSet("hpsv2-benchmark", tuple(prompts), None, digest.hexdigest())
 
 
 def _parse_json(text: str, where: str) -> Any:

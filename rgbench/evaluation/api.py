@@ -1,40 +1,29 @@
-"""What the command line calls: evaluate models, sample images."""
+"""What the command line calls: evaluate models, merge shards, sample images."""
 
 from __future__ import annotations
 
-import inspect
-import shlex
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
-from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts, load_prompts
+from rgbench.data.prompts import Prompt
 from rgbench.errors import UsageError
-from rgbench.evaluation.checkpoints import checkpoint_targets
-from rgbench.evaluation.evaluate import evaluate_target
+from rgbench.evaluation.command import Options, carry_out
 from rgbench.evaluation.generate import BATCH_SIZE, ImageStream, settle_sampling
-from rgbench.evaluation.job import Job
-from rgbench.evaluation.matching import own_prompts
 from rgbench.evaluation.names import file_stem
+from rgbench.evaluation.partial import stored_shards
 from rgbench.evaluation.pictures import Index, about
-from rgbench.evaluation.progress import image_progress, track_images
-from rgbench.evaluation.targets import Target, resolve_targets
-from rgbench.metrics.features import EffLite0Set
-from rgbench.metrics.reference import ReferenceScenes
+from rgbench.evaluation.shards import Shard, parse_shard
+from rgbench.evaluation.targets import resolve_targets
 from rgbench.models import load_models
 from rgbench.process import pick_device
-from rgbench.registry import resolve
-from rgbench.trainers.stop import StopRequest
+from rgbench.registry import names
 
-NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its Fréchet distance
-SEED = 0
-CHECKPOINT_IMAGES = 8  # kept of each checkpoint, for the slider of the report's page
-CACHE = ".cache"
-BENCHTOP = "benchtop"
+FOR_OWN_IMAGES = ("fid", "kid", "prdc", "vendi", "hps")
+FOR_MANY_IMAGES = ("fid_inf",)  # no figure at the benchtop's n
 
 
 def evaluate(
@@ -43,6 +32,9 @@ def evaluate(
     *,
     num: int | None = None,
     prompts: str | None = None,
+    protocol: str | None = None,
+    reference: Path | None = None,
+    inception: Path | None = None,
     runs: Path = Path("runs"),
     results: Path = Path("results"),
     steps: int | None = None,
@@ -51,7 +43,9 @@ def evaluate(
     device: str = "auto",
     force: bool = False,
     keep_images: int = 64,
+    save_images: bool = False,
     checkpoints: bool = False,
+    shard: str | None = None,
 ) -> list[Path]:
     """Generate images of each target in one pass through all metrics; store each figure as soon as it is made.
 
@@ -61,6 +55,9 @@ def evaluate(
         metrics: names in the registry.
         num: images; 2,048 by default, or all of a prompt file.
         prompts: a prompt file, or "benchtop"; by default the list of a folder of images, else the benchtop's.
+        protocol: a named protocol of the set metrics; see ``rgbench ls protocols``.
+        reference: folder of real images that the set metrics compare with; the benchtop's scenes by default.
+        inception: the Inception file of a named protocol, if not in its usual place.
         runs: folder of runs.
         results: folder of result files.
         steps: sampling steps; each target's own by default.
@@ -69,6 +66,8 @@ def evaluate(
         device: "auto", "cpu" or "cuda".
         force: measure again what is there already.
         keep_images: how many of the first images are kept as PNG.
+        save_images: keep all of them.
+        shard: the share of the images that this process makes, "3/64" or "auto"; :func:`merge` then gives the figures.
         checkpoints: of each run the checkpoints that it kept too, before the run itself; of these 8 images are kept.
 
     Returns:
@@ -78,11 +77,14 @@ def evaluate(
         UsageError: an unknown target or metric, an unfinished run, an empty prompt file, a metric that does not fit.
         Interrupted: SIGTERM or Ctrl-C; what was stored stays, and the command given goes on.
     """
-    command = _command(
-        targets,
-        metrics,
+    options = Options(
+        targets=tuple(targets),
+        metrics=tuple(dict.fromkeys(metrics)),
         num=num,
         prompts=prompts,
+        protocol=protocol,
+        reference=reference,
+        inception=inception,
         runs=runs,
         results=results,
         steps=steps,
@@ -91,44 +93,42 @@ def evaluate(
         device=device,
         force=force,
         keep_images=keep_images,
+        save_images=save_images,
         checkpoints=checkpoints,
     )
-    for name in metrics:
-        resolve("metric", name)
-    if not metrics:
-        raise UsageError("no metric to measure; name some, such as --metric fid,hps")
-    found = resolve_targets(targets, runs)
-    known = _known_prompts(prompts, num, found)
-    chosen = known if num is None else known.first(num)
-    place = torch.device(pick_device(device))
+    return carry_out(options, parse_shard(shard))
+
+
+def merge(results: Path = Path("results")) -> list[Path]:
+    """Put the shards of every evaluation under a results folder together, and store the figures.
+
+    Args:
+        results: folder of result files; the paths in the shards' options are taken as they were given.
+
+    Returns:
+        The result files.
+
+    Raises:
+        UsageError: no shard there, or an evaluation whose shards are not all there; says which and how to make them.
+    """
+    found: dict[str, tuple[Options, int]] = {}
+    for told in stored_shards(results).values():
+        found.setdefault(json.dumps(told, sort_keys=True), (Options.from_json(told["options"]), told["count"]))
+    if not found:
+        raise UsageError(f"{results}: no shard to merge; make them with: rgbench eval TARGET --shard 1/N and so on")
     files: list[Path] = []
-    with StopRequest() as stop, image_progress() as progress, TemporaryDirectory(prefix="rgbench-") as scratch:
-        scenes = ReferenceScenes(chosen, results / CACHE, track_images(progress))
-        job = Job(
-            metrics=tuple(dict.fromkeys(metrics)),
-            prompts=chosen,
-            known=known,
-            features=EffLite0Set(scenes, place),
-            results=results,
-            seed=SEED,
-            steps=steps,
-            guidance=guidance,
-            batch_size=batch_size or BATCH_SIZE,
-            device=place,
-            force=force,
-            keep_images=keep_images,
-            command=command,
-            stop=stop,
-            progress=progress,
-        )
-        try:
-            for target in found:
-                for earlier in checkpoint_targets(target, Path(scratch)) if checkpoints else ():
-                    files += evaluate_target(earlier, replace(job, keep_images=min(keep_images, CHECKPOINT_IMAGES)))
-                files += evaluate_target(target, job)
-        except KeyboardInterrupt as error:  # a second Ctrl-C: not even this batch is waited for
-            raise job.stopped() from error
+    for options, count in found.values():
+        files += carry_out(replace(options, results=results), Shard(1, count), merge=True)
     return files
+
+
+def default_metrics(own_images: bool) -> list[str]:
+    """Metrics that an evaluation takes when none is named.
+
+    Args:
+        own_images: it compares with the user's real images, for which no scenes are known.
+    """
+    return list(FOR_OWN_IMAGES) if own_images else [name for name in names("metric") if name not in FOR_MANY_IMAGES]
 
 
 def sample(
@@ -179,23 +179,3 @@ def sample(
             for prompt, image in zip(batch.prompts, batch.images, strict=True)
         )
     return files
-
-
-def _known_prompts(path: str | None, num: int | None, targets: Sequence[Target]) -> PromptSet:
-    """All prompts of the list that is asked for; of the benchtop's, which has no end, as many as are wanted."""
-    if path is None and len(targets) == 1 and targets[0].images:
-        return own_prompts(targets[0].folder, SEED)
-    if path in (None, BENCHTOP):
-        given = any(target.images for target in targets)
-        return benchtop_prompts(max(num or NUM_IMAGES, NUM_IMAGES if given else 0))
-    return load_prompts(path)
-
-
-def _command(targets: Sequence[str], metrics: Sequence[str], **options: Any) -> str:
-    """The command line of an evaluation, with the options that differ from :func:`evaluate`'s defaults."""
-    words = ["rgbench", "eval", *targets, "--metric", ",".join(metrics)]
-    defaults = inspect.signature(evaluate).parameters
-    for name, value in options.items():
-        if value != defaults[name].default:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(words)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from rich.text import Text
 
+from rgbench.evaluation.gather import gather
 from rgbench.evaluation.generate import ImageStream, settle_sampling
 from rgbench.evaluation.given import GivenImages
 from rgbench.evaluation.job import ImageSource, Job
 from rgbench.evaluation.logged import keep_log
+from rgbench.evaluation.partial import FOLDER, Pass
 from rgbench.evaluation.pictures import KeptImages
 from rgbench.evaluation.progress import track_images
 from rgbench.evaluation.record import Record, file_of, is_stored, shown
 from rgbench.evaluation.results import generation_folder
 from rgbench.evaluation.targets import Target
 from rgbench.metrics.contract import Accumulator, Context
-from rgbench.metrics.reference import from_uint8
+from rgbench.metrics.features import FeatureRows
 from rgbench.models import load_models
 from rgbench.registry import resolve
 
@@ -32,7 +32,8 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
         job: what to measure, and how.
 
     Returns:
-        The result files, old and new, in the order of the metrics.
+        The result files, old and new, in the order of the metrics; none for a shard, whose figures come with
+        the merge.
 
     Raises:
         UsageError: a metric that does not fit the prompts or the model; before any image is made.
@@ -40,30 +41,40 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
         Interrupted: a signal; they stay likewise.
     """
     source = _open(target, job)
-    generation = source.generation
-    folder = generation_folder(job.results, target.world, target.name, generation)
-    context = _context(target, source, job)
+    folder = generation_folder(job.results, target.world, target.name, source.generation)
+    rows = FeatureRows(len(job.prompts), job.compared.features.network.num_features)
+    context = _context(target, source, rows, job)
     metrics = [(name, resolve("metric", name)(context)) for name in job.metrics]
     wanted = [file_of(folder, quantity) for _, metric in metrics for quantity in metric.quantities]
     pending = [pair for pair in metrics if job.force or not is_stored(folder, pair[1])]
     if len(pending) < len(metrics):
         done = ", ".join(name for name, metric in metrics if (name, metric) not in pending)
-        job.progress.console.print(f"{target.name}, {generation.id}: {done}: there already (--force measures again)")
+        job.say(f"{target.name}, {source.generation.id}: {done}: there already (--force measures again)")
     kept = KeptImages(folder / "images", job.prompts.prompts[: job.keep_images], job.seed, job.force)
     if target.training and target.training["step"] == target.training["steps"]:
         keep_log(target.folder.parent, folder)
-    positions = np.arange(len(job.prompts)) if pending else kept.positions
-    if len(positions):
-        _run_through(source, positions, [metric for _, metric in pending], kept, target.name, job)
-        record = Record(target, job, source)
-        for name, metric in pending:
-            job.check_stop()
-            task = job.progress.add_task(f"{target.name}: {name}", total=None)
-            for measurement in metric.finish():
-                record.write(measurement)
-                job.progress.console.print(Text(f"  {shown(measurement)}"))
-            job.progress.remove_task(task)
+    if pending:
+        place = job.results / FOLDER / target.world / target.name / source.generation.id
+        gathering = Pass(place, source.generation, pending, rows, len(job.prompts))
+        if not gather(gathering, source, kept, target.name, job):
+            return []
+        _finish(pending, Record(target, job, source), target.name, job)
+        gathering.forget()
+    elif len(kept.positions) and not job.merge:
+        for batch in source.stream(kept.positions):
+            kept.keep(batch)
     return wanted
+
+
+def _finish(metrics: Sequence[tuple[str, Accumulator]], record: Record, name: str, job: Job) -> None:
+    """Store each metric's figures as soon as they are there."""
+    for metric_name, metric in metrics:
+        job.check_stop()
+        task = job.progress.add_task(f"{name}: {metric_name}", total=None)
+        for measurement in metric.finish():
+            record.write(measurement)
+            job.say(f"  {shown(measurement)}")
+        job.progress.remove_task(task)
 
 
 def _open(target: Target, job: Job) -> ImageSource:
@@ -75,35 +86,19 @@ def _open(target: Target, job: Job) -> ImageSource:
     return ImageStream(models, job.prompts.prompts, sampling, job.seed, job.batch_size)
 
 
-def _context(target: Target, source: ImageSource, job: Job) -> Context:
+def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -> Context:
     return Context(
         prompts=job.prompts,
         seed=job.seed,
         resolution=source.resolution,
         jpeg=source.jpeg,
-        reference=job.features.scenes,
-        features=job.features,
+        named=job.compared.named,
+        departures=job.compared.departures,
+        reference=job.scenes,
+        features=job.compared.features,
+        rows=rows,
         reward_folder=target.preset.root / target.preset.reward,
         judges_folder=target.preset.root / "judges",
         trained_rewards=target.rewards,
         device=job.device,
     )
-
-
-def _run_through(
-    source: ImageSource,
-    positions: np.ndarray,
-    metrics: Sequence[Accumulator],
-    kept: KeptImages,
-    name: str,
-    job: Job,
-) -> None:
-    task = job.progress.add_task(f"{name}: {source.label}", total=len(positions))
-    for batch in source.stream(positions):
-        job.check_stop()
-        kept.keep(batch)
-        images = from_uint8(batch.images).to(job.device)
-        for metric in metrics:
-            metric.update(images, batch.prompts, batch.positions)
-        job.progress.advance(task, len(batch.prompts))
-    job.progress.remove_task(task)

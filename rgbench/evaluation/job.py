@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from rich.progress import Progress
 from rgbench.data.prompts import PromptSet
 from rgbench.errors import Interrupted
 from rgbench.evaluation.generate import ImageBatch
+from rgbench.evaluation.progress import say_above
 from rgbench.evaluation.results import Generation
-from rgbench.metrics.features import EffLite0Set
+from rgbench.evaluation.set_comparison import SetComparison
+from rgbench.evaluation.shards import WHOLE, Shard
+from rgbench.metrics.reference import ReferenceScenes
 from rgbench.trainers.stop import StopRequest
 
 
@@ -59,7 +62,8 @@ class Job:
         metrics: names in the registry.
         prompts: one image each.
         known: all prompts that a folder of images may hold images of; ``prompts`` are the first of them.
-        features: of the real scenes for these prompts.
+        scenes: real ones for these prompts.
+        compared: what the set metrics compare with.
         results: the results folder.
         seed: of the noise.
         steps: sampling steps, or None for each target's own.
@@ -71,12 +75,16 @@ class Job:
         command: the command line, for the records.
         stop: a signal to stop, noted.
         progress: where it is shown.
+        shard: the share of the images that this process makes.
+        merge: put finished shards together instead of making images.
+        about: the options of the command, for the files of shards.
     """
 
     metrics: tuple[str, ...]
     prompts: PromptSet
     known: PromptSet
-    features: EffLite0Set
+    scenes: ReferenceScenes
+    compared: SetComparison
     results: Path
     seed: int
     steps: int | None
@@ -88,6 +96,13 @@ class Job:
     command: str
     stop: StopRequest
     progress: Progress
+    shard: Shard = WHOLE
+    merge: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def say(self, text: str) -> None:
+        """One line above the progress bars."""
+        say_above(self.progress)(text)
 
     def check_stop(self) -> None:
         """Stop here if a signal asked for it.
@@ -101,4 +116,5 @@ class Job:
     def stopped(self) -> Interrupted:
         """The error that says what stays and how to go on."""
         kept = f"evaluation stopped; the figures stored under {self.results} stay"
-        return Interrupted(kept, resume_command=self.command, exit_code=self.stop.exit_code)
+        command = self.command if self.shard == WHOLE else f"{self.command} --shard {self.shard}"
+        return Interrupted(kept, resume_command=command, exit_code=self.stop.exit_code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,7 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._file = folder, folder / INDEX
-        rows = read_json(self._file) if self._file.is_file() else []
-        self._entries: dict[str, dict[str, Any]] = {row["file"]: row for row in rows}
+        self._entries = self._read()
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries and (self.folder / name).is_file()
@@ -49,13 +50,23 @@ class Index:
             Their files.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        files = []
+        added, files = {}, []
         for name, image, about in images:
             files.append(self.folder / name)
             write_bytes_atomic(files[-1], png_bytes(image))
-            self._entries[name] = {"file": name, **about}
-        write_json_atomic(self._file, list(self._entries.values()))
+            added[name] = {"file": name, **about}
+        lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # shards of one generation write into one folder
+            self._entries = {**self._read(), **added}
+            write_json_atomic(self._file, list(self._entries.values()))
+        finally:
+            os.close(lock)
         return files
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        rows = read_json(self._file) if self._file.is_file() else []
+        return {row["file"]: row for row in rows}
 
 
 class KeptImages:

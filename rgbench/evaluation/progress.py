@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -24,6 +24,15 @@ def image_progress() -> Progress:
     """A progress display on stderr that leaves nothing behind."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def say_above(progress: Progress) -> Callable[[str], None]:
+    """Prints a line above the bars, never broken."""
+
+    def say(text: str) -> None:
+        progress.console.print(Text(text), soft_wrap=True)
+
+    return say
 
 
 def track_images(progress: Progress) -> Track:

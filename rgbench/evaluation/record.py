@@ -74,8 +74,9 @@ class Record:
 
 def protocol_of(quantity: Quantity) -> Protocol:
     """The protocol id and its fields."""
-    num = quantity.protocol["prompts"]["num"]
-    return Protocol(id=identify(f"{quantity.metric.name}-{num}", quantity.protocol), fields=quantity.protocol)
+    fields = quantity.protocol
+    name = fields.get("protocol") or f"{quantity.metric.name}-{fields['prompts']['num']}"
+    return Protocol(id=identify(name, fields), fields=fields)
 
 
 def is_stored(folder: Path, metric: Accumulator) -> bool:

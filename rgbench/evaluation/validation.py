@@ -25,7 +25,8 @@ from rgbench.evaluation.repeats import repeat_prompts
 from rgbench.evaluation.statistics import detection_auc
 from rgbench.files import write_json_atomic, write_text_atomic
 from rgbench.metrics.contract import Context, Metric
-from rgbench.metrics.features import EffLite0Set
+from rgbench.metrics.efflite0 import EffLite0Network
+from rgbench.metrics.features import FeatureRows, FeatureSet
 from rgbench.metrics.reference import ReferenceScenes, Track, from_uint8, to_uint8, untracked
 from rgbench.registry import names, resolve
 from rgbench.run import provenance
@@ -162,7 +163,8 @@ def _set(index: int, device: torch.device, cache: Path) -> tuple[Context, Tensor
         seed=SEED,
         resolution=IMAGE_SIZE,
         reference=reference,
-        features=EffLite0Set(reference, device),
+        features=(features := FeatureSet(reference, EffLite0Network(device))),
+        rows=FeatureRows(len(chosen), features.network.num_features),
         reward_folder=preset.root / preset.reward,
         judges_folder=preset.root / "judges",
         trained_rewards=(),

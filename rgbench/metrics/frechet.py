@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NULL_SEED = 0
+CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,17 @@ class Moments:
     def project(self, factor: np.ndarray) -> Moments:
         """Moments of ``x @ factor``."""
         return Moments(self.num, self.total @ factor, factor.T @ self.outer @ factor)
+
+
+def moments_of_rows(rows: Callable[[np.ndarray], np.ndarray], positions: np.ndarray) -> Moments:
+    """Moments of the features at positions, read a few thousand at a time.
+
+    Args:
+        rows: gives the (k, d) features at k positions.
+        positions: at least one.
+    """
+    parts = (Moments.of(rows(positions[i : i + CHUNK])) for i in range(0, len(positions), CHUNK))
+    return sum(parts, start=Moments.zeros(rows(positions[:1]).shape[1]))
 
 
 class Gaussian:
@@ -164,7 +176,8 @@ def split_half_null(features: np.ndarray) -> float:
     """FD between two random halves of one set of (n, d) features, n ≥ 4: what equal distributions read at n/2."""
     order = np.random.default_rng(NULL_SEED).permutation(len(features))
     half = len(features) // 2
-    return frechet_distance(Moments.of(features[order[:half]]), Moments.of(features[order[half:]]))
+    halves = (moments_of_rows(features.__getitem__, np.sort(part)) for part in (order[:half], order[half:]))
+    return frechet_distance(*halves)
 
 
 def _factor(covariance: np.ndarray, rank: int) -> np.ndarray:

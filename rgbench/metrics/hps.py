@@ -32,6 +32,8 @@ class HPSScore:
         UsageError: the reward model's folder is incomplete.
     """
 
+    gathers_per_image = ("scores",)
+
     def __init__(self, context: Context) -> None:
         self.context = context
         num = len(context.prompts)

@@ -15,16 +15,14 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.features import EFFLITE0_FEATURES, FeatureRows
 from rgbench.metrics.intervals import jackknife_groups, jackknife_interval
 
 NUM_SUBSETS = 50
 SUBSET_SIZE = 500
-METRIC = Metric(
-    name="kd_efflite0", label="KD-EffLite0 ×1000", direction="lower", unit="", family="set distance", decimals=2
-)
+FAMILY = "set distance"
 SCALE = 1000
 MIN_IMAGES = 2
+CHUNK = 4096
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -41,8 +39,8 @@ def kid(x: np.ndarray, y: np.ndarray, subsets: int = NUM_SUBSETS, size: int = SU
     """Mean MMD² over random subsets of both sides, drawn without replacement as torch-fidelity draws them.
 
     Args:
-        x: (m, d) float64 features, m ≥ 2.
-        y: (n, d), n ≥ 2.
+        x: (m, d) features, m ≥ 2; may be a memory map.
+        y: (n, d), n ≥ 2, likewise.
         subsets: how many.
         size: samples of each, at most; smaller sets are used whole.
         seed: of the drawing.
@@ -51,8 +49,8 @@ def kid(x: np.ndarray, y: np.ndarray, subsets: int = NUM_SUBSETS, size: int = SU
     rng = np.random.RandomState(seed)
     draws = []
     for _ in range(subsets):
-        first = x[rng.choice(len(x), size, replace=False)]
-        draws.append(mmd2(first, y[rng.choice(len(y), size, replace=False)]))
+        first = _wide(x[rng.choice(len(x), size, replace=False)])
+        draws.append(mmd2(first, _wide(y[rng.choice(len(y), size, replace=False)])))
     return float(np.mean(draws))
 
 
@@ -60,8 +58,8 @@ def mmd2_replicates(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> list[fl
     """MMD² of the whole sets with each group of ``x`` left out, from sums of the kernel over pairs of groups.
 
     Args:
-        x: (m, d) float64 features.
-        y: (n, d), held fixed.
+        x: (m, d) features; may be a memory map.
+        y: (n, d), held fixed, likewise.
         groups: (m,) group of each row of ``x``.
 
     Returns:
@@ -70,17 +68,34 @@ def mmd2_replicates(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> list[fl
     num = groups.max() + 1
     if len(groups) - np.bincount(groups).max() < 2:
         return []
-    parts = [x[groups == g] for g in range(num)]
-    within = np.array([[float(polynomial_kernel(a, b).sum()) for b in parts] for a in parts])
-    diagonal = np.array([_diagonal(part) for part in parts])
-    cross = np.array([float(polynomial_kernel(part, y).sum()) for part in parts])
-    off_y = _off_diagonal(y)
+    parts = [np.flatnonzero(groups == g) for g in range(num)]
+    within = np.array([[_kernel_sum(x[a], x[b]) for b in parts] for a in parts])
+    diagonal = np.array([_diagonal(_wide(x[part])) for part in parts])
+    cross = np.array([_kernel_sum(x[part], y) for part in parts])
+    off_y = _kernel_sum(y, y) - sum(
+        _diagonal(np.asarray(y[i : i + CHUNK], dtype=np.float64)) for i in range(0, len(y), CHUNK)
+    )
     out = []
     for g in range(num):
         keep = np.arange(num) != g
         off_x = float(within[np.ix_(keep, keep)].sum() - diagonal[keep].sum())
         out.append(_unbiased(off_x, len(x) - len(parts[g]), off_y, len(y), float(cross[keep].sum())))
     return out
+
+
+def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
+    """Sum of the kernel over all pairs, in blocks."""
+    blocks = ((i, j) for i in range(0, len(x), CHUNK) for j in range(0, len(y), CHUNK))
+    sums = (polynomial_kernel(_wide(x[i : i + CHUNK]), _wide(y[j : j + CHUNK])).sum() for i, j in blocks)
+    return float(sum(sums))
+
+
+def _diagonal_sum(x: np.ndarray) -> float:
+    return sum(_diagonal(_wide(x[i : i + CHUNK])) for i in range(0, len(x), CHUNK))
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, dtype=np.float64)
 
 
 def _unbiased(off_x: float, m: int, off_y: float, n: int, cross: float) -> float:
@@ -96,29 +111,36 @@ def _diagonal(x: np.ndarray) -> float:
 
 
 class KernelDistance:
-    """Kernel distance to real scenes on EfficientNet-Lite0 features, × 1000, with jackknife interval.
+    """Kernel distance to real images, × 1000, with jackknife interval; KID on Inception features.
 
     Args:
-        context: needs prompts with scenes.
+        context: with a reference that suits the prompts.
 
     Raises:
-        UsageError: prompts without scenes, or fewer than 2.
+        UsageError: prompts without scenes where the reference is of scenes, or fewer than 2.
     """
 
+    gathers_per_image = ()  # but the features, which all set metrics share
+
     def __init__(self, context: Context) -> None:
-        self.context = context
-        context.require("kid", MIN_IMAGES)
-        subsets = {"num": NUM_SUBSETS, "size": min(SUBSET_SIZE, len(context.prompts)), "seed": 0}
-        self.quantities = (Quantity(METRIC, context.protocol(**context.features.fields(), subsets=subsets)),)
-        self.rows = FeatureRows(len(context.prompts), EFFLITE0_FEATURES)
+        self.context, network = context, context.features.network
+        context.features.reference.require("kid", MIN_IMAGES)
+        context.require_images("kid", MIN_IMAGES)
+        name = f"kd{network.suffix}" if network.suffix else "kid"
+        metric = Metric(
+            name=name, label=f"{network.label('KD')} ×{SCALE}", direction="lower", unit="", family=FAMILY, decimals=2
+        )
+        size = min(SUBSET_SIZE, len(context.prompts), len(context.features.reference))
+        subsets = {"num": NUM_SUBSETS, "size": size, "seed": 0}
+        self.quantities = (Quantity(metric, context.set_protocol(subsets=subsets)),)
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.rows.put(positions, self.context.features(images))
+        self.context.see(images, positions)
 
     def finish(self) -> list[Measurement]:
-        num = len(self.context.prompts)
-        x = self.rows.take(np.arange(num))
-        y = self.context.features.reference_rows().astype(np.float64)
+        num, y = len(self.context.prompts), self.context.features.reference_rows()
+        x = self.context.rows.everything()
         value = SCALE * kid(x, y)
         replicates = [SCALE * v for v in mmd2_replicates(x, y, jackknife_groups(num))]
-        return [Measurement(self.quantities[0], value, jackknife_interval(value, replicates), num)]
+        interval = jackknife_interval(value, replicates)
+        return [Measurement(self.quantities[0], value, interval, num, self.context.departures)]

@@ -36,6 +36,8 @@ class OracleAccuracy:
         UsageError: prompts without scenes, no judges, images of another size.
     """
 
+    gathers_per_image = ("shares",)
+
     def __init__(self, context: Context) -> None:
         self.context = context
         context.require("oracle", 1, IMAGE_SIZE)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +16,12 @@ from rgbench.data.prompts import PromptSet
 from rgbench.errors import UsageError
 from rgbench.worlds.scenes import Scenes, render, sample_scenes
 
+if TYPE_CHECKING:
+    from rgbench.metrics.features import FeatureNetwork
+
 SPLIT = "test"  # its nuisance stream (jitter, rotation, texture) is never trained on
 CHUNK = 256
+BATCH = 64
 
 T = TypeVar("T")
 
@@ -84,6 +88,33 @@ class ReferenceScenes:
                     "or of two where its layout is a relation"
                 )
         return scenes
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @cached_property
+    def content(self) -> str:
+        """sha256 of the pixels."""
+        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
+
+    def require(self, metric: str, num: int) -> None:
+        """Check that there is a scene for each of at least ``num`` prompts.
+
+        Raises:
+            UsageError: a prompt without a possible scene, or fewer prompts.
+        """
+        try:
+            num_scenes = len(self.scenes)
+        except UsageError as error:
+            raise UsageError(f"metric {metric}: {error}") from error
+        if num_scenes < num:
+            raise UsageError(f"metric {metric} needs at least {num} images, not {num_scenes}; raise --num")
+
+    def inputs(self, network: FeatureNetwork) -> Iterator[tuple[Tensor, int]]:
+        """Batches of a network's inputs, in prompt order."""
+        small = network.smallest is not None and network.smallest > self.images.shape[-1]
+        for batch in self.track(self.images.split(BATCH), f"real scenes: {network.name} features"):
+            yield network.prepare(from_uint8(batch)), small * len(batch)
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: what was rendered, from which stream, by which renderer."""

@@ -10,7 +10,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from rgbench.files import load_pickled_state_dict
-from rgbench.metrics.features import EffLite0Features, efflite0_input, efflite0_weights
+from rgbench.metrics.efflite0 import EffLite0Features, efflite0_input, efflite0_weights
 from rgbench.metrics.frechet import Moments, frechet_distance
 from rgbench.metrics.kid import kid
 

@@ -9,8 +9,9 @@ import torch
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.metrics.contract import Context
+from rgbench.metrics.efflite0 import EffLite0Features
 from rgbench.metrics.features import FeatureRows
-from rgbench.metrics.fid import FrechetEffLite0
+from rgbench.metrics.fid import FrechetDistance
 from rgbench.metrics.frechet import Moments, frechet_distance
 from rgbench.metrics.kid import KernelDistance, kid
 from rgbench.metrics.reference import ReferenceScenes, from_uint8, renderer_digest, to_uint8
@@ -38,8 +39,8 @@ def run_through(metric, context: Context, images: torch.Tensor, order: list[int]
 
 
 def test_value_is_the_distance_of_the_features(context, images):
-    (found,) = run_through(FrechetEffLite0(context), context, images, list(range(NUM)), 8)
-    network = context.features.network
+    (found,) = run_through(FrechetDistance(context), context, images, list(range(NUM)), 8)
+    network = EffLite0Features()
     ours, real = (network(x).double().numpy() for x in (images, from_uint8(context.reference.images)))
     assert found.value == pytest.approx(frechet_distance(Moments.of(ours), Moments.of(real)), rel=1e-6)
     assert found.interval.low < found.value < found.interval.high
@@ -49,21 +50,22 @@ def test_value_is_the_distance_of_the_features(context, images):
 
 
 def test_order_and_batch_size_change_nothing_but_rounding(context, images):
-    forward = run_through(FrechetEffLite0(context), context, images, list(range(NUM)), 8)
-    shuffled = run_through(FrechetEffLite0(context), context, images, list(reversed(range(NUM))), 5)
+    forward = run_through(FrechetDistance(context), context, images, list(range(NUM)), 8)
+    shuffled = run_through(FrechetDistance(context), context, images, list(reversed(range(NUM))), 5)
     assert shuffled[0].value == pytest.approx(forward[0].value, rel=1e-4)
     assert shuffled[0].interval.low == pytest.approx(forward[0].interval.low, rel=1e-3)
 
 
 def test_the_reference_itself_is_at_distance_zero(context):
     real = from_uint8(context.reference.images)
-    (found,) = run_through(FrechetEffLite0(context), context, real, list(range(NUM)), 8)
+    (found,) = run_through(FrechetDistance(context), context, real, list(range(NUM)), 8)
     assert found.value == pytest.approx(0, abs=1e-3)
 
 
 def test_kernel_distance_on_the_same_features(context, images):
     (found,) = run_through(KernelDistance(context), context, images, list(range(NUM)), 8)
-    ours, real = (context.features.network(x).double().numpy() for x in (images, from_uint8(context.reference.images)))
+    network = EffLite0Features()
+    ours, real = (network(x).double().numpy() for x in (images, from_uint8(context.reference.images)))
     assert found.value == pytest.approx(1000 * kid(ours, real), rel=1e-3)
     assert found.interval.low < found.interval.high
 
@@ -87,7 +89,7 @@ def test_reference_is_made_of_the_prompts_own_attributes(context):
 def test_reference_features_are_cached_by_content_and_remade_when_damaged(tmp_path, caplog):
     prompts = benchtop_prompts(4)
     made = make_context(prompts, tmp_path).features.reference_rows()
-    (file,) = tmp_path.glob("*.safetensors")
+    (file,) = tmp_path.glob("*.f32")
     assert (tmp_path / ".gitignore").read_text() == "*\n"
     stamp = file.stat().st_mtime_ns
     assert np.array_equal(make_context(prompts, tmp_path).features.reference_rows(), made)
@@ -103,11 +105,11 @@ def test_reference_features_are_cached_by_content_and_remade_when_damaged(tmp_pa
 
 def test_features_that_are_not_finite_stop_the_metric():
     rows = FeatureRows(4, 3)
-    with pytest.raises(RgbenchError, match="image 2 are not finite"):
+    with pytest.raises(RgbenchError, match="image 2 of the evaluated set are not finite"):
         rows.put(np.array([0, 2]), torch.tensor([[1.0, 2, 3], [1, float("nan"), 3]]))
 
 
-@pytest.mark.parametrize(("metric", "name"), [(FrechetEffLite0, "fid"), (KernelDistance, "kid")])
+@pytest.mark.parametrize(("metric", "name"), [(FrechetDistance, "fid"), (KernelDistance, "kid")])
 def test_prompts_without_scenes_are_refused(tmp_path, metric, name):
     prompts = PromptSet("mine", (Prompt("mine/0", "a cat"),) * 9)
     with pytest.raises(UsageError, match=f"metric {name}: mine: prompt 'mine/0' has no scene"):
@@ -116,7 +118,7 @@ def test_prompts_without_scenes_are_refused(tmp_path, metric, name):
 
 def test_too_few_images_are_refused(tmp_path):
     with pytest.raises(UsageError, match="at least 4 images, not 3"):
-        FrechetEffLite0(make_context(benchtop_prompts(3), tmp_path))
+        FrechetDistance(make_context(benchtop_prompts(3), tmp_path))
 
 
 @pytest.mark.parametrize(

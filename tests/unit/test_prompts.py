@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rgbench.data import prompts as module
-from rgbench.data.prompts import KNOWN_LISTS, Prompt, PromptSet, benchtop_prompts, load_prompts
+from rgbench.data.prompts import HPS_STYLES, KNOWN_LISTS, Prompt, PromptSet, benchtop_prompts, load_prompts
 from rgbench.errors import UsageError
 from rgbench.worlds.captions import captions
 from rgbench.worlds.scenes import Scenes, sample_scenes
@@ -95,6 +95,32 @@ def test_coco_captions_take_the_first_of_each_image(tmp_path: Path) -> None:
     assert loaded.name == "captions_val2014"
 
 
+def test_parti_prompts(tmp_path: Path) -> None:
+    rows = 'Prompt\tCategory\tChallenge\tNote\na cat\tAnimals\tBasic\t\n"quoted" dog\tAnimals\tBasic\tx\r\n'
+    loaded = load_prompts(written(tmp_path / "PartiPrompts.tsv", rows))
+    assert [(p.text, p.group) for p in loaded.prompts] == [("a cat", "Animals"), ('"quoted" dog', "Animals")]
+
+
+def test_the_hps_benchmark_is_a_folder_of_four_lists(tmp_path: Path) -> None:
+    for style in HPS_STYLES:
+        written(tmp_path / f"{style}.json", json.dumps([f"{style} {i}" for i in range(800)]))
+    loaded = load_prompts(tmp_path)
+    assert len(loaded) == 3200 and loaded.name == "hpsv2-benchmark"
+    assert loaded.prompts[800] == Prompt("concept-art/00000", "concept-art 0", "concept-art")
+    assert [p.group for p in loaded.prompts[::800]] == list(HPS_STYLES)
+    assert str(loaded.file_sha256) in loaded.describe()
+    written(tmp_path / "photo.json", json.dumps(["one"] * 799))
+    with pytest.raises(UsageError, match=r"photo.json: 799 prompts; the benchmark has 800 of each style"):
+        load_prompts(tmp_path)
+    for content, message in ((b"{}", "expected a list"), (b'["a", " "]', "expected a list"), (b"\xff", "not UTF-8")):
+        written(tmp_path / "anime.json", content)
+        with pytest.raises(UsageError, match=f"anime.json: {message}"):
+            load_prompts(tmp_path)
+    (tmp_path / "anime.json").unlink()
+    with pytest.raises(UsageError, match="anime.json: missing; HPSv2's benchmark has anime.json, concept-art.json"):
+        load_prompts(tmp_path)
+
+
 def test_files_are_known_by_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b"a cat\na dog\n"
     md5 = hashlib.md5(content).hexdigest()
@@ -124,7 +150,9 @@ def test_first_refuses_more_than_there_is(num: int) -> None:
         ("a.txt", b"", "holds no prompt"),
         ("a.txt", b" \n\t\n", "holds no prompt"),
         ("a.txt", b"good\nb\xe4d\n", r"a\.txt:2: not UTF-8 at byte 6"),
-        ("a.csv", b"x", r"read from \.txt, \.jsonl and COCO captions \.json, not '\.csv'"),
+        ("a.csv", b"x", r"read from \.txt, \.jsonl, COCO captions \.json, PartiPrompts \.tsv .*, not '\.csv'"),
+        ("a.tsv", b"a\tb\nx\ty", r"a\.tsv:1: not PartiPrompts"),
+        ("a.tsv", b"Prompt\tCategory\n\tpeople", r"a\.tsv:2: no prompt in this row"),
         ("a.jsonl", b'{"text": "x"}\n{"text"', r"a\.jsonl:2: not valid JSON"),
         ("a.jsonl", b'["x"]', r"a\.jsonl:1: expected an object"),
         ("a.jsonl", b'{"text": "x", "prompt": "y"}', r"a\.jsonl:1: .*got prompt"),
@@ -149,8 +177,8 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, messag
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
-    for name in ("absent.txt", "folder.txt"):
-        with pytest.raises(UsageError, match="cannot read the prompt file"):
+    for name, message in (("absent.txt", "cannot read the prompt file"), ("folder.txt", "anime.json: missing")):
+        with pytest.raises(UsageError, match=message):
             load_prompts(tmp_path / name)
 
 

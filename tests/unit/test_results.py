@@ -136,22 +136,23 @@ def test_old_files_load_for_ever():
     assert distance.interval.method == "delete-a-group jackknife, 20 groups"
 
 
-def _write_many(root: Path, writer: int) -> None:
-    for i in range(8):
+def _write_many(root: Path, writer: int, num: int = 8) -> None:
+    for i in range(num):
         fields = {"writer": writer, "i": i}
         write_result(root, make(protocol=Protocol(id=identify("hps_aa1-2", fields), fields=fields)), ROWS)
         write_result(root, make(), ROWS)  # all writers at one file
 
 
-def test_concurrent_writers_lose_and_tear_nothing(tmp_path):
+@pytest.mark.parametrize(("num_writers", "num"), [(2, 8), pytest.param(8, 200, marks=pytest.mark.long)])
+def test_concurrent_writers_lose_and_tear_nothing(tmp_path, num_writers, num):
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_many, args=(tmp_path, i)) for i in range(2)]
+    writers = [context.Process(target=_write_many, args=(tmp_path, i, num)) for i in range(num_writers)]
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(120)
+        writer.join(280)
         assert writer.exitcode == 0
     loaded = load_results(tmp_path)
-    assert len(loaded) == 2 * 8 + 1
+    assert len(loaded) == num_writers * num + 1
     assert all(load_samples(result) for result in loaded)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix not in (".json", ".parquet")]

@@ -17,7 +17,6 @@ from torch import Tensor
 from rgbench.data.prompts import Prompt
 from rgbench.errors import UsageError
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.features import EFFLITE0_FEATURES, FeatureRows
 from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
 from rgbench.metrics.overopt.real import has_real
 
@@ -53,8 +52,12 @@ class Diversity:
         UsageError: fewer images of a prompt.
     """
 
+    gathers_per_image = ()  # but the features, which all set metrics share
+
     def __init__(self, context: Context) -> None:
-        self.context, self.against_real = context, has_real(context)
+        self.context = context
+        # features of a folder of other real images belong to no prompt
+        self.against_real = has_real(context) and context.features.reference is context.reference
         self.members = images_of_prompts(context)
         fewest = min((len(members) for members in self.members), default=1)
         if fewest < MIN_IMAGES:
@@ -81,13 +84,12 @@ class Diversity:
             decimals=2,
         )
         self.quantities = (Quantity(metric, protocol),)
-        self.rows = FeatureRows(len(context.prompts), EFFLITE0_FEATURES)
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.rows.put(positions, self.context.features(images))
+        self.context.see(images, positions)
 
     def finish(self) -> list[Measurement]:
-        distances = self._distances(self.rows.take)
+        distances = self._distances(self.context.rows.take)
         extra = {"level": float(distances.mean()), "num_prompts": len(distances)}
         if self.against_real:
             real = self._distances(lambda at: self.context.features.reference_rows()[at].astype(np.float64))

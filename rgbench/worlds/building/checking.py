@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rgbench.files import read_json, write_json_atomic
-from rgbench.metrics.features import EffLite0Features
+from rgbench.metrics.efflite0 import EffLite0Features
 from rgbench.metrics.frechet import Moments, frechet_distance
 from rgbench.models import DiffusionModels, load_models
 from rgbench.rewards.contract import Reward

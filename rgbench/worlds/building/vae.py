@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from rgbench.metrics.features import load_efflite0
+from rgbench.metrics.efflite0 import load_efflite0
 from rgbench.worlds.building.common import StageLog, autocast, linear_decay, set_lr, stage_seed, training_scenes
 
 VAE_CONFIG = {

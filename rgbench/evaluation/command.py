@@ -1,0 +1,167 @@
+"""One ``rgbench eval`` command: its options, the command line that repeats it, and carrying it out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from rgbench.data.prompts import PromptSet, benchtop_prompts, load_prompts
+from rgbench.errors import UsageError
+from rgbench.evaluation.checkpoints import checkpoint_targets
+from rgbench.evaluation.evaluate import evaluate_target
+from rgbench.evaluation.generate import BATCH_SIZE
+from rgbench.evaluation.job import Job
+from rgbench.evaluation.matching import own_prompts
+from rgbench.evaluation.progress import image_progress, say_above, track_images
+from rgbench.evaluation.set_comparison import settle_comparison
+from rgbench.evaluation.shards import WHOLE, Shard
+from rgbench.evaluation.targets import Target, resolve_targets
+from rgbench.metrics.protocols import SetProtocol, find_protocol
+from rgbench.metrics.reference import ReferenceScenes
+from rgbench.process import pick_device
+from rgbench.registry import resolve
+from rgbench.trainers.stop import StopRequest
+
+NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its Fréchet distance
+SEED = 0
+CHECKPOINT_IMAGES = 8  # kept of each checkpoint, for the slider of the report's page
+CACHE = ".cache"
+BENCHTOP = "benchtop"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for; the fields are the arguments of :func:`rgbench.evaluation.api.evaluate`."""
+
+    targets: tuple[str, ...]
+    metrics: tuple[str, ...]
+    num: int | None = None
+    prompts: str | None = None
+    protocol: str | None = None
+    reference: Path | None = None
+    inception: Path | None = None
+    runs: Path = Path("runs")
+    results: Path = Path("results")
+    steps: int | None = None
+    guidance: float | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    force: bool = False
+    keep_images: int = 64
+    save_images: bool = False
+    checkpoints: bool = False
+
+    def command(self) -> str:
+        """The command line, with the options that differ from the defaults."""
+        words = ["rgbench", "eval", *self.targets, "--metric", ",".join(self.metrics)]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.default is not MISSING and value != field.default:
+                words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return shlex.join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Options:
+        """From :meth:`to_json`."""
+        values: dict[str, Any] = dict(told)
+        for name in ("targets", "metrics"):
+            values[name] = tuple(values[name])
+        for name in ("reference", "inception", "runs", "results"):
+            values[name] = None if values[name] is None else Path(values[name])
+        return cls(**values)
+
+
+def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> list[Path]:
+    """Evaluate every target, or one share of its images, or merge its shares.
+
+    Args:
+        options: what is asked for.
+        shard: the share.
+        merge: put the ``shard.count`` finished shares together; no image is made.
+
+    Returns:
+        The result files.
+
+    Raises:
+        UsageError: see :func:`rgbench.evaluation.api.evaluate`.
+        Interrupted: likewise.
+    """
+    for name in options.metrics:
+        resolve("metric", name)
+    if not options.metrics:
+        raise UsageError("no metric to measure; name some, such as --metric fid,hps")
+    targets = resolve_targets(options.targets, options.runs)
+    protocol = find_protocol(options.protocol) if options.protocol else None
+    prompts, known = _prompts(options, protocol, targets)
+    place = torch.device(pick_device(options.device))
+    files: list[Path] = []
+    with StopRequest() as stop, image_progress() as progress, TemporaryDirectory(prefix="rgbench-") as scratch:
+        track, say = track_images(progress), say_above(progress)
+        scenes = ReferenceScenes(prompts, options.results / CACHE, track)
+        say(prompts.describe())
+        compared = settle_comparison(protocol, options.reference, options.inception, prompts, scenes, place, track, say)
+        job = Job(
+            metrics=options.metrics,
+            prompts=prompts,
+            known=known,
+            scenes=scenes,
+            compared=compared,
+            results=options.results,
+            seed=SEED,
+            steps=options.steps,
+            guidance=options.guidance,
+            batch_size=options.batch_size or BATCH_SIZE,
+            device=place,
+            force=options.force,
+            keep_images=len(prompts) if options.save_images else options.keep_images,
+            command=options.command(),
+            stop=stop,
+            progress=progress,
+            shard=shard,
+            merge=merge,
+            about={"options": options.to_json(), "count": shard.count},
+        )
+        try:
+            for target in targets:
+                for earlier in checkpoint_targets(target, Path(scratch)) if options.checkpoints else ():
+                    few = min(job.keep_images, CHECKPOINT_IMAGES)
+                    files += evaluate_target(earlier, replace(job, keep_images=few))
+                files += evaluate_target(target, job)
+        except KeyboardInterrupt as error:  # a second Ctrl-C: not even this batch is waited for
+            raise job.stopped() from error
+    return files
+
+
+def _prompts(options: Options, protocol: SetProtocol | None, targets: Sequence[Target]) -> tuple[PromptSet, PromptSet]:
+    """The prompts that are measured, and all of the list that they are the first of."""
+    if protocol is not None and options.prompts is None:
+        raise UsageError(
+            f"protocol {protocol.name}: give its captions with --prompts FILE (a caption list, or COCO's own)"
+        )
+    known = _known_prompts(options, targets)
+    num = options.num
+    if protocol is not None and num is None:
+        num = min(protocol.num_prompts, len(known))
+    return (known if num is None else known.first(num)), known
+
+
+def _known_prompts(options: Options, targets: Sequence[Target]) -> PromptSet:
+    """All prompts of the list that is asked for; of the benchtop's, which has no end, as many as are wanted."""
+    path, num = options.prompts, options.num
+    if path is None and len(targets) == 1 and targets[0].images:
+        return own_prompts(targets[0].folder, SEED)
+    if path is None or path == BENCHTOP:
+        given = any(target.images for target in targets)
+        return benchtop_prompts(max(num or NUM_IMAGES, NUM_IMAGES if given else 0))
+    return load_prompts(path)

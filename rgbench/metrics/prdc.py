@@ -1,0 +1,155 @@
+"""Precision and recall (Kynkäänniemi et al., 2019, arXiv 1904.06991); density and coverage (Naeem et al., 2020).
+
+Density and coverage: arXiv 2002.09797.
+
+    precision  share of generated images inside some real image's ball (radius: distance to its k-th nearest real one)
+    recall     share of real images inside some generated image's ball
+    density    (1/k) · mean number of real balls that a generated image lies in; may exceed 1
+    coverage   share of real images whose ball holds a generated image
+
+Precision and density ask whether images look real, recall and coverage whether the variety is there. k = 5 for all
+four. Distances are Euclidean, in float64, computed in blocks, so that memory does not grow with n².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from rgbench.data.prompts import Prompt
+from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
+from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
+
+NEAREST = 5
+CHUNK = 2048
+NAMES = ("precision", "recall", "density", "coverage")
+
+
+def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(m, n) squared Euclidean distances of (m, d) and (n, d) features, never below 0."""
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    found = (x * x).sum(1)[:, None] + (y * y).sum(1)[None] - 2 * (x @ y.T)
+    return found.clip(min=0)
+
+
+def radii2(x: np.ndarray, k: int = NEAREST) -> np.ndarray:
+    """(n,) squared distance of each row to its k-th nearest other row."""
+    out = np.empty(len(x))
+    for i in range(0, len(x), CHUNK):
+        nearest = np.full((len(x[i : i + CHUNK]), 0), np.inf)
+        for j in range(0, len(x), CHUNK):
+            found = squared_distances(x[i : i + CHUNK], x[j : j + CHUNK])
+            if i == j:
+                np.fill_diagonal(found, np.inf)  # a row is no neighbour of its own, whatever the rounding
+            nearest = np.sort(np.concatenate([nearest, found], 1), 1)[:, :k]
+        out[i : i + CHUNK] = nearest[:, k - 1]
+    return out
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Who lies in whose ball.
+
+    Attributes:
+        real_balls: (m,) number of real balls that each generated image lies in.
+        covered: (n, G) number of generated images of each group in each real image's ball.
+        recalled: (n, G) number of generated balls of each group that each real image lies in.
+    """
+
+    real_balls: np.ndarray
+    covered: np.ndarray
+    recalled: np.ndarray
+
+
+def neighbours(generated: np.ndarray, real: np.ndarray, groups: np.ndarray, k: int = NEAREST) -> Neighbours:
+    """Count memberships.
+
+    Args:
+        generated: (m, d) features, m > k.
+        real: (n, d), n > k.
+        groups: (m,) jackknife group of each generated image.
+        k: neighbour that the radius reaches.
+    """
+    own, theirs = radii2(generated, k), radii2(real, k)
+    of_group = np.eye(groups.max() + 1)[groups]
+    found = Neighbours(np.zeros(len(generated)), *(np.zeros((len(real), of_group.shape[1])) for _ in range(2)))
+    for i in range(0, len(generated), CHUNK):
+        for j in range(0, len(real), CHUNK):
+            a, b = slice(i, i + CHUNK), slice(j, j + CHUNK)
+            distances = squared_distances(generated[a], real[b])
+            inside = distances < theirs[None, b]
+            found.real_balls[a] += inside.sum(1)
+            found.covered[b] += inside.T.astype(np.float64) @ of_group[a]
+            found.recalled[b] += (distances < own[a, None]).T.astype(np.float64) @ of_group[a]
+    return found
+
+
+def scores(found: Neighbours, keep: np.ndarray, kept_groups: np.ndarray, k: int = NEAREST) -> dict[str, float]:
+    """The four figures of a part of the generated images, radii as they were.
+
+    Args:
+        found: memberships.
+        keep: (m,) generated images that count.
+        kept_groups: (G,) their groups.
+        k: neighbour that the radius reaches.
+    """
+    balls = found.real_balls[keep]
+    return {
+        "precision": float((balls > 0).mean()),
+        "recall": float((found.recalled[:, kept_groups].sum(1) > 0).mean()),
+        "density": float(balls.mean()) / k,
+        "coverage": float((found.covered[:, kept_groups].sum(1) > 0).mean()),
+    }
+
+
+class PrecisionRecall:
+    """Precision, recall, density and coverage on the features of the protocol, with jackknife intervals.
+
+    The jackknife leaves out groups of generated images and keeps the radii.
+
+    Args:
+        context: with a reference that suits the prompts.
+
+    Raises:
+        UsageError: prompts without scenes where the reference is of scenes, or no more than 5 images on a side.
+    """
+
+    gathers_per_image = ()  # but the features, which all set metrics share
+
+    def __init__(self, context: Context) -> None:
+        self.context, network = context, context.features.network
+        context.features.reference.require("prdc", NEAREST + 1)
+        context.require_images("prdc", NEAREST + 1)
+        jackknife = f"{NUM_GROUPS} groups of images, reference and radii fixed"
+        protocol = context.set_protocol(nearest=NEAREST, jackknife=jackknife)
+        self.quantities = tuple(Quantity(_metric(name, network.suffix), protocol) for name in NAMES)
+
+    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
+        self.context.see(images, positions)
+
+    def finish(self) -> list[Measurement]:
+        groups = jackknife_groups(len(self.context.prompts))
+        numbers = np.arange(groups.max() + 1)
+        found = neighbours(self.context.rows.everything(), self.context.features.reference_rows(), groups)
+        values = scores(found, groups >= 0, numbers >= 0)
+        without = [scores(found, groups != g, numbers != g) for g in numbers]
+        return [
+            Measurement(
+                quantity=quantity,
+                value=values[name],
+                interval=jackknife_interval(values[name], [part[name] for part in without]),
+                num_samples=len(groups),
+                flags=self.context.departures,
+            )
+            for quantity, name in zip(self.quantities, NAMES, strict=True)
+        ]
+
+
+def _metric(name: str, suffix: str) -> Metric:
+    family = "set distance" if name in ("precision", "density") else "diversity"
+    return Metric(
+        name=f"{name}{suffix}", label=name.capitalize(), direction="higher", unit="", family=family, decimals=3
+    )

@@ -1,0 +1,107 @@
+"""A folder of real images as the reference of set metrics, such as COCO's val2014."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgbench.errors import UsageError
+from rgbench.files import open_image, read_json, sha256_file, write_json_atomic, write_text_atomic
+from rgbench.metrics.features import FeatureNetwork
+from rgbench.metrics.reference import BATCH, Track, from_uint8, untracked
+from rgbench.process import available_cores
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class ReferenceFolder:
+    """All images of a folder and its subfolders, in order of their paths.
+
+    Each is read as RGB (grey and CMYK converted, transparency laid on white); its EXIF orientation is not applied,
+    as in clean-fid.
+
+    Args:
+        folder: of images.
+        cache: folder for what can be computed again.
+        track: shows the reading.
+
+    Raises:
+        UsageError: no such folder, or no image in it.
+    """
+
+    def __init__(self, folder: Path, cache: Path, track: Track = untracked) -> None:
+        self.folder, self.cache, self.track = folder, cache, track
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder of reference images")
+        self.files = sorted(
+            Path(parent, name)
+            for parent, _, names in os.walk(folder, followlinks=True)
+            for name in names
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        )
+        if not self.files:
+            raise UsageError(f"{folder}: no reference image found (looked for {', '.join(SUFFIXES)})")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def content(self) -> str:
+        """sha256 over the files' bytes in order; remembered by their names, sizes and times of change."""
+        names = [path.relative_to(self.folder).as_posix() for path in self.files]
+        stats = [path.stat() for path in self.files]
+        listed = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+        key = hashlib.sha256(json.dumps([str(self.folder.resolve()), listed]).encode()).hexdigest()[:32]
+        remembered = self.cache / f"folder-{key}.json"
+        if remembered.is_file():
+            return str(read_json(remembered)["content"])
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for at in self.track(torch.arange(len(self.files)).split(BATCH), f"{self.folder.name}: hashing"):
+                for found in pool.map(sha256_file, [self.files[i] for i in at]):
+                    digest.update(f"{found}\n".encode())
+        self.cache.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(self.cache / ".gitignore", "*\n")
+        write_json_atomic(remembered, {"content": digest.hexdigest()})
+        return digest.hexdigest()
+
+    def fields(self) -> dict[str, Any]:
+        """Protocol fields: a hash of the images, and how many."""
+        return {"kind": "folder of images", "images_sha256": self.content, "num": len(self)}
+
+    def require(self, metric: str, num: int) -> None:
+        """Check that there are at least ``num`` images.
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        if len(self) < num:
+            raise UsageError(f"{self.folder}: metric {metric} needs at least {num} reference images, not {len(self)}")
+
+    def inputs(self, network: FeatureNetwork) -> Iterator[tuple[Tensor, int]]:
+        """Batches of a network's inputs, in order.
+
+        Raises:
+            UsageError: a file that cannot be read; it is named.
+        """
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for at in self.track(torch.arange(len(self)).split(BATCH), f"{self.folder.name}: {network.name} features"):
+                found = list(pool.map(partial(_prepared, network), [self.files[i] for i in at]))
+                yield torch.cat([inputs for inputs, _ in found]), sum(small for _, small in found)
+
+
+def _prepared(network: FeatureNetwork, path: Path) -> tuple[Tensor, bool]:
+    """A network's input of one file, and whether the image is smaller than the crop."""
+    pixels = np.array(open_image(path), dtype=np.uint8)
+    image = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    return network.prepare(image), network.smallest is not None and min(image.shape[-2:]) < network.smallest

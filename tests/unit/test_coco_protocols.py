@@ -1,0 +1,179 @@
+"""Named COCO protocols from a command to a figure: reference, captions, departures, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rgbench.errors import RgbenchError, UsageError
+from rgbench.evaluation.api import evaluate
+from rgbench.evaluation.results import load_results
+from rgbench.files import sha256_file
+from rgbench.metrics import inception
+from rgbench.metrics.efflite0 import EffLite0Network
+from rgbench.metrics.features import FeatureSet
+from rgbench.metrics.frechet import Moments, frechet_distance
+from rgbench.metrics.inception import FILE, InceptionNetwork
+from rgbench.metrics.protocols import PROTOCOLS, find_protocol
+from rgbench.metrics.real_images import ReferenceFolder
+from rgbench.metrics.reference import from_uint8
+
+NUM = 6
+CPU = torch.device("cpu")
+
+
+class Layers(torch.nn.Module):
+    """2,048 numbers of a 299 px image, in the layout of the real file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 2048))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def save_network(path: Path, scale: float = 1.0) -> Path:
+    torch.manual_seed(0)
+    network = Layers().eval()
+    with torch.no_grad():
+        network.layers[2].weight.mul_(scale)
+        torch.jit.trace(network, torch.zeros(1, 3, 299, 299), check_trace=False).save(path)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """Captions, real images of several shapes (one grey), images to measure, and a network."""
+    monkeypatch.chdir(tmp_path)
+    for folder, shapes in (("real", [(40, 30), (30, 50), (33, 33), (64, 48)]), ("made", [(32, 32)] * NUM)):
+        Path(folder).mkdir()
+        for i, (width, height) in enumerate(shapes):
+            pixels = np.random.default_rng(len(folder) + i).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            image = Image.fromarray(pixels)
+            (image.convert("L") if folder == "real" and i == 3 else image).save(Path(folder, f"{i:05d}.png"))
+    rows = [{"image_id": i, "id": i, "caption": f"caption {i}"} for i in range(NUM)]
+    Path("captions_val2017.json").write_text(json.dumps({"annotations": rows}))
+    save_network(Path(FILE))
+    monkeypatch.setattr(inception, "FILE_SHA256", sha256_file(Path(FILE)))
+    return tmp_path
+
+
+def run(metrics: list[str], **options) -> dict:
+    given = {"prompts": "captions_val2017.json", "device": "cpu", "keep_images": 0}
+    evaluate(["made"], metrics, **{**given, **options})
+    return {result.metric.name: result for result in load_results(Path("results"))}
+
+
+def by_hand(folder: str, crop: str) -> np.ndarray:
+    """Features of a folder, image by image."""
+    network = InceptionNetwork(Path(FILE), crop, CPU)
+    paths = sorted(Path(folder).glob("*.png"))
+    images = [
+        from_uint8(torch.from_numpy(np.array(Image.open(p).convert("RGB"))).permute(2, 0, 1)[None]) for p in paths
+    ]
+    return torch.cat([network(network.prepare(image)) for image in images]).double().numpy()
+
+
+def test_a_named_protocol_gives_fid_and_says_where_it_departs(place, capsys):
+    found = run(["fid", "kid"], protocol="coco17-5k", reference=Path("real"), inception=Path(FILE))
+    fid = found["fid"]
+    assert fid.metric.label == "FID" and found["kid"].metric.label == "KID ×1000"
+    assert fid.protocol.id.startswith("coco17-5k-") and fid.path.name.startswith("fid@coco17-5k-")
+    assert fid.flags == ("n<=d", "6 prompts, not 5,000", "reference of 4, not 5,000")
+    expected = frechet_distance(*(Moments.of(by_hand(folder, "square256")) for folder in ("made", "real")))
+    assert fid.value == pytest.approx(expected, rel=1e-5)
+    assert fid.protocol.fields["network_sha256"] == sha256_file(Path(FILE))
+    assert fid.protocol.fields["reference"]["num"] == 4 and fid.extra["num_reference"] == 4
+    printed = capsys.readouterr().err
+    assert "captions_val2017: 6 prompts, not a list that rgbench knows, file md5" in printed
+    assert "not coco17-5k as published: reference of 4, not 5,000" in printed
+
+
+def test_the_native_crop_is_another_column_for_another_resolution(place):
+    found = run(["fid"], protocol="coco14-30k-patch299", reference=Path("real"), inception=Path(FILE))["fid"]
+    assert found.protocol.fields["generated_resolution"] == 32
+    assert "captions not the published list" in found.flags
+    assert found.extra["num_reference_uncropped"] == 4
+    expected = frechet_distance(*(Moments.of(by_hand(folder, "patch299")) for folder in ("made", "real")))
+    assert found.value == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_folder_of_ones_own_without_inception(place):
+    found = run(["fid"], reference=Path("real"))["fd_efflite0"]
+    assert found.metric.label == "FD-EffLite0" and found.protocol.id.startswith("folder-") and found.flags == ("n<=d",)
+    assert found.protocol.fields["reference"]["kind"] == "folder of images"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "coco14"}, "unknown protocol 'coco14'; did you mean 'coco14-30k'"),
+        ({"protocol": "coco17-5k"}, "compares with 5,000 real images; name their folder with --reference"),
+        ({"protocol": "coco17-5k", "prompts": None}, "give its captions with --prompts FILE"),
+        ({"protocol": "coco17-5k", "reference": "absent"}, "absent: no such folder of reference images"),
+        ({"protocol": "coco17-5k", "reference": "."}, "not at .*nowhere.*curl -o"),
+        ({"inception": "x.pt"}, "--inception serves a named protocol; add --protocol, one of coco14-30k"),
+        ({"reference": "results"}, "results: no such folder of reference images"),
+    ],
+)
+def test_what_is_missing_is_named_before_any_image(place, options, message):
+    given = {name: Path(value) if name in ("reference", "inception") else value for name, value in options.items()}
+    if options.get("reference") == ".":
+        given |= {"reference": Path("real"), "inception": Path("nowhere")}
+    with pytest.raises(UsageError, match=message):
+        run(["fid"], **given)
+    assert not load_results(Path("results"))
+
+
+def test_a_damaged_reference_image_is_named(place):
+    Path("real/00001.png").write_bytes(Path("real/00001.png").read_bytes()[:50])
+    with pytest.raises(UsageError, match="00001.png: not a readable"):
+        run(["fid"], reference=Path("real"))
+
+
+def test_reference_statistics_follow_the_contents(place):
+    def content() -> str:
+        return ReferenceFolder(Path("real"), place / "cache").content
+
+    first = content()
+    assert content() == first and len(list((place / "cache").glob("folder-*.json"))) == 1
+    Path("real").rename("elsewhere")
+    assert ReferenceFolder(Path("elsewhere"), place / "cache").content == first, "not where it lies"
+    Path("elsewhere").rename("real")
+    Image.new("RGB", (40, 30)).save("real/00000.png")
+    assert content() != first
+
+
+def test_features_that_are_not_finite_are_refused(place):
+    save_network(Path(FILE), float("nan"))
+    features = FeatureSet(
+        ReferenceFolder(Path("real"), place / "cache"), InceptionNetwork(Path(FILE), "square256", CPU)
+    )
+    with pytest.raises(RgbenchError, match="features of image 0 of the reference are not finite"):
+        features.reference_rows()
+    assert not list((place / "cache").glob("*.f32")), "nothing is cached"
+
+
+def test_the_cache_knows_network_crop_and_images(place):
+    folder = ReferenceFolder(Path("real"), place / "cache")
+    networks = [InceptionNetwork(Path(FILE), crop, CPU) for crop in ("square256", "patch299")] + [EffLite0Network(CPU)]
+    rows = [FeatureSet(folder, network).reference_rows() for network in networks]
+    assert len(list((place / "cache").glob("*.f32"))) == 3
+    assert [r.shape for r in rows] == [(4, 2048), (4, 2048), (4, 1280)] and not np.array_equal(rows[0], rows[1])
+    again = FeatureSet(folder, InceptionNetwork(Path(FILE), "square256", CPU)).reference_rows()
+    assert np.array_equal(again, rows[0])
+
+
+def test_the_protocols_are_those_of_the_document():
+    assert {name: (p.num_prompts, p.num_reference, p.crop) for name, p in PROTOCOLS.items()} == {
+        "coco14-30k": (30_000, 40_504, "square256"),
+        "coco14-30k-patch299": (30_000, 40_504, "patch299"),
+        "coco17-5k": (5_000, 5_000, "square256"),
+    }
+    assert find_protocol("coco17-5k").captions is None

@@ -1,0 +1,120 @@
+"""Precision, recall, density, coverage and Vendi score against their papers' definitions, written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rgbench.data.prompts import benchtop_prompts
+from rgbench.metrics import prdc
+from rgbench.metrics.fid import FrechetInfinity, extrapolated, infinity_points
+from rgbench.metrics.frechet import Gaussian, Moments
+from rgbench.metrics.intervals import jackknife_groups
+from rgbench.metrics.prdc import PrecisionRecall, neighbours, radii2, scores
+from rgbench.metrics.reference import from_uint8, to_uint8
+from rgbench.metrics.vendi import VendiScore, similarity_moments, vendi_score
+from rgbench.worlds.scenes import scene_batch
+from tests.tiny_models import make_context
+
+ALL = {"precision", "recall", "density", "coverage"}
+
+
+def normal(num: int, dim: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((num, dim)).astype(np.float32) + np.float32(shift)
+
+
+def by_definition(fake: np.ndarray, real: np.ndarray, k: int) -> dict[str, float]:
+    """Equations of both papers, image by image."""
+    distance = lambda a, b: np.sqrt(((a[:, None].astype(float) - b[None]) ** 2).sum(-1))  # noqa: E731
+    real_radius = np.sort(distance(real, real), 1)[:, k]  # position 0 is the image itself
+    fake_radius = np.sort(distance(fake, fake), 1)[:, k]
+    between = distance(fake, real)
+    inside = between < real_radius[None]
+    return {
+        "precision": inside.any(1).mean(),
+        "recall": (between < fake_radius[:, None]).any(0).mean(),
+        "density": inside.sum() / (k * len(fake)),
+        "coverage": inside.any(0).mean(),
+    }
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(60, 45, 5), (30, 80, 3), (12, 9, 1)])
+def test_four_figures_by_definition_whatever_the_blocks(m, n, k, monkeypatch):
+    fake, real = normal(m, 6, 0, 0.4), normal(n, 6, 1)
+    expected = by_definition(fake, real, k)
+    for chunk in (7, 4096):
+        monkeypatch.setattr(prdc, "CHUNK", chunk)
+        found = neighbours(fake, real, np.zeros(m, dtype=int), k)
+        assert scores(found, np.ones(m, bool), np.ones(1, bool), k) == pytest.approx(expected, rel=1e-12)
+    assert 0 < expected["precision"] < 1 or m == 12
+
+
+def test_identical_sets_and_disjoint_ones():
+    x = normal(40, 5, 0)
+    groups = np.zeros(40, dtype=int)
+    same = scores(neighbours(x, x.copy(), groups), groups == 0, np.ones(1, bool))
+    assert same["precision"] == same["recall"] == same["coverage"] == 1 and same["density"] == pytest.approx(1, abs=0.3)
+    apart = scores(neighbours(x + 100, x, groups), groups == 0, np.ones(1, bool))
+    assert apart == dict.fromkeys(ALL, 0.0)
+
+
+def test_mode_collapse_is_seen_by_recall_and_coverage_alone():
+    real, centre = normal(300, 4, 0), normal(300, 4, 1) * 0.05
+    groups = np.zeros(300, dtype=int)
+    found = scores(neighbours(centre.astype(np.float32), real, groups), groups == 0, np.ones(1, bool))
+    assert found["precision"] > 0.95 and found["density"] > 1
+    assert found["recall"] < 0.05 and found["coverage"] < 0.5
+
+
+def test_leaving_a_group_out_keeps_the_radii():
+    fake, real = normal(40, 5, 0, 0.5), normal(50, 5, 1)
+    groups = jackknife_groups(40)
+    found = neighbours(fake, real, groups)
+    keep = groups != 3
+    between = np.sqrt(((fake[keep][:, None] - real[None]).astype(float) ** 2).sum(-1))
+    part = scores(found, keep, np.arange(20) != 3)
+    assert part["coverage"] == (between < np.sqrt(radii2(real))[None]).any(0).mean()
+    assert part["recall"] == (between < np.sqrt(radii2(fake))[keep][:, None]).any(0).mean()
+
+
+def test_vendi_counts_what_is_different():
+    eye = np.eye(8, dtype=np.float32)
+    assert vendi_score(similarity_moments(eye, np.arange(8)), 8) == pytest.approx(8)
+    twice = np.repeat(eye[:4], 5, 0) * 3  # length does not count
+    assert vendi_score(similarity_moments(twice, np.arange(20)), 20) == pytest.approx(4)
+    assert vendi_score(similarity_moments(twice[:5], np.arange(5)), 5) == pytest.approx(1)
+
+
+def test_vendi_equals_the_kernel_form():
+    x = normal(30, 50, 0, 0.3)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    eigenvalues = np.linalg.eigvalsh((unit @ unit.T).astype(float) / 30)
+    eigenvalues = eigenvalues[eigenvalues > 1e-12]
+    expected = np.exp(-(eigenvalues * np.log(eigenvalues)).sum())
+    assert vendi_score(similarity_moments(x, np.arange(30)), 30) == pytest.approx(expected, rel=1e-5)
+
+
+def test_infinity_removes_the_bias_of_finite_n():
+    """Equal distributions: the distance at n is (d(d+1)/4 + d)/n too high, the extrapolated one is not."""
+    dim, num = 8, 4000
+    rows = normal(num, dim, 0).astype(np.float64)
+    reference = Gaussian(Moments.of(normal(200_000, dim, 1)))
+    sizes, values = infinity_points(reference, lambda at: rows[at], num, dim)
+    assert len(sizes) == 15 and sizes[-1] == num and sizes[0] == 2000
+    assert extrapolated([100, 200, 400], [3 + 50 / n for n in (100, 200, 400)]) == pytest.approx(3)
+    assert values[0] > values[-1] > abs(extrapolated(sizes, values))
+    assert infinity_points(reference, lambda at: rows[at], num, dim)[1] == values, "the seed is fixed"
+
+
+def test_metrics_give_named_figures(tmp_path):
+    context = make_context(benchtop_prompts(24), tmp_path)
+    images = from_uint8(to_uint8(scene_batch("all", range(24))[0]))
+    found = {}
+    for kind in (PrecisionRecall, VendiScore, FrechetInfinity):
+        metric = kind(context)
+        metric.update(images, context.prompts.prompts, np.arange(24))
+        found |= {m.quantity.metric.name: m for m in metric.finish()}
+    assert set(found) == {f"{name}_efflite0" for name in (*ALL, "vendi", "fd_inf")}
+    assert 0 <= found["recall_efflite0"].value <= 1 < found["vendi_efflite0"].value <= 24
+    assert found["fd_inf_efflite0"].value is None and found["fd_inf_efflite0"].flags == ("n<2560",)
+    assert found["vendi_efflite0"].extra["reference"] > 1
