@@ -48,6 +48,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def available_bytes() -> int:
+    """Memory that can be taken without swapping, in bytes, as Linux estimates it; elsewhere the free pages."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
 def keep_freed_memory() -> bool:
     """Tell glibc never to map large blocks one by one and never to trim the heap.
 

@@ -12,7 +12,7 @@ import torch
 from rgbench.data.prompts import Prompt
 from rgbench.errors import UsageError
 from rgbench.evaluation.command import Options, carry_out
-from rgbench.evaluation.generate import BATCH_SIZE, ImageStream, settle_sampling
+from rgbench.evaluation.generate import ImageStream, settle_sampling
 from rgbench.evaluation.names import file_stem
 from rgbench.evaluation.partial import stored_shards
 from rgbench.evaluation.pictures import Index, about
@@ -62,7 +62,7 @@ def evaluate(
         results: folder of result files.
         steps: sampling steps; each target's own by default.
         guidance: guidance scale in the pipelines' form; likewise.
-        batch_size: images at once, 64 by default.
+        batch_size: images at once; by default what fits into memory, 64 at most.
         device: "auto", "cpu" or "cuda".
         force: measure again what is there already.
         keep_images: how many of the first images are kept as PNG.
@@ -173,7 +173,7 @@ def sample(
     index = Index(out)
     settings = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
     files: list[Path] = []
-    for batch in ImageStream(models, [Prompt(text, text) for text in prompts], sampling, seed, BATCH_SIZE):
+    for batch in ImageStream(models, [Prompt(text, text) for text in prompts], sampling, seed, None):
         files += index.add(
             (f"{prefix}-{file_stem(prompt.text)}-{seed}.png", image, about(prompt, seed) | settings)
             for prompt, image in zip(batch.prompts, batch.images, strict=True)

@@ -15,7 +15,6 @@ from rgbench.data.prompts import PromptSet, benchtop_prompts, load_prompts
 from rgbench.errors import UsageError
 from rgbench.evaluation.checkpoints import checkpoint_targets
 from rgbench.evaluation.evaluate import evaluate_target
-from rgbench.evaluation.generate import BATCH_SIZE
 from rgbench.evaluation.job import Job
 from rgbench.evaluation.matching import own_prompts
 from rgbench.evaluation.progress import image_progress, say_above, track_images
@@ -121,7 +120,7 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
             seed=SEED,
             steps=options.steps,
             guidance=options.guidance,
-            batch_size=options.batch_size or BATCH_SIZE,
+            batch_size=options.batch_size,
             device=place,
             force=options.force,
             keep_images=len(prompts) if options.save_images else options.keep_images,

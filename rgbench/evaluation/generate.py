@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,9 +24,13 @@ from rgbench.evaluation.results import Generation, identify
 from rgbench.evaluation.targets import Target
 from rgbench.metrics.reference import to_uint8
 from rgbench.models import DiffusionModels
+from rgbench.process import available_bytes
 
 BATCH_SIZE = 64
+BYTES_PER_PIXEL = 6 * 1024
 LCM_STEPS = 4  # of a student without a run (LCM, arXiv 2310.04378)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,24 @@ def settle_sampling(target: Target, models: DiffusionModels, steps: int | None, 
     return chosen
 
 
+def fitting_batch_size(resolution: int, device: torch.device, available: int | None = None) -> int:
+    """How many images fit into memory, a power of two from 1 to 64.
+
+    On a GPU 64, which :class:`ImageStream` halves until it fits. On a CPU by half of the memory that is free, at six
+    tensors of the decoder's widest layer at full size (256 float32 channels: 1 KiB a pixel) for each image.
+
+    Args:
+        resolution: side in pixels.
+        device: where they are made.
+        available: bytes of free memory; the machine's by default.
+    """
+    if device.type != "cpu":
+        return BATCH_SIZE
+    free = available_bytes() if available is None else available
+    fitting = free // 2 // (BYTES_PER_PIXEL * resolution**2)
+    return min(BATCH_SIZE, 1 << max(0, fitting.bit_length() - 1))
+
+
 def noise_seed(prompt_id: str, seed: int) -> int:
     """Seed of an image's generator, 63 bits: the same on every machine, whatever the batch or order."""
     digest = hashlib.sha256(json.dumps([prompt_id, seed]).encode()).digest()
@@ -115,14 +138,15 @@ class ImageStream:
         prompts: one image each.
         sampling: sampler settings.
         seed: of the noise.
-        batch_size: images at once.
+        batch_size: images at once; None for as many as memory allows, at most 64. Halved where a GPU's memory does
+            not suffice.
     """
 
     def __init__(
-        self, models: DiffusionModels, prompts: Sequence[Prompt], sampling: Sampling, seed: int, batch_size: int
+        self, models: DiffusionModels, prompts: Sequence[Prompt], sampling: Sampling, seed: int, batch_size: int | None
     ) -> None:
         self.models, self.prompts, self.sampling, self.seed = models, prompts, sampling, seed
-        self.batch_size = min(batch_size, len(prompts))
+        self.batch_size = min(batch_size or fitting_batch_size(models.resolution, models.device), len(prompts))
         self.num_images, self.seconds = 0, 0.0
         self.generation = sampling.generation(models)
         self.resolution, self.jpeg = models.resolution, None
@@ -144,14 +168,31 @@ class ImageStream:
 
     def stream(self, positions: np.ndarray) -> Iterator[ImageBatch]:
         """Images at positions of the prompt list, batch by batch."""
-        for start in range(0, len(positions), self.batch_size):
+        start = 0
+        while start < len(positions):
             at = positions[start : start + self.batch_size]
             batch = [self.prompts[i] for i in at]
             began = time.perf_counter()
-            images = self._make(batch)
+            try:
+                images = self._make(batch)
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+                continue
             self.seconds += time.perf_counter() - began
+            start += len(at)
             self.num_images += len(batch)
             yield ImageBatch(images, batch, at)
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        if self.batch_size == 1:
+            raise RgbenchError(
+                f"{self.models.path}: one image of {self.resolution} px does not fit into the memory of "
+                f"{self.models.device}; free some, or use --device cpu"
+            ) from error
+        log.warning("%s images at once do not fit into memory; half as many from now on", self.batch_size)
+        self.batch_size //= 2
+        if self.models.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _make(self, batch: Sequence[Prompt]) -> Tensor:

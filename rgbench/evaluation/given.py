@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rgbench.data.prompts import PromptSet
 from rgbench.errors import UsageError
-from rgbench.evaluation.generate import ImageBatch
+from rgbench.evaluation.generate import BATCH_SIZE, ImageBatch
 from rgbench.evaluation.matching import NUM_NAMED, match_images
 from rgbench.evaluation.results import Generation, identify
 from rgbench.files import open_image, sha256_file
@@ -32,7 +32,7 @@ class GivenImages:
         prompts: those whose images are measured.
         known: all that the folder may hold images of.
         seed: of the noise they were made from, as their names say.
-        batch_size: images at once.
+        batch_size: images at once, 64 by default.
         track: shows the reading.
 
     Raises:
@@ -42,9 +42,15 @@ class GivenImages:
     """
 
     def __init__(
-        self, folder: Path, prompts: PromptSet, known: PromptSet, seed: int, batch_size: int, track: Track = untracked
+        self,
+        folder: Path,
+        prompts: PromptSet,
+        known: PromptSet,
+        seed: int,
+        batch_size: int | None,
+        track: Track = untracked,
     ) -> None:
-        self.prompts, self.batch_size = prompts.prompts, batch_size
+        self.prompts, self.batch_size = prompts.prompts, batch_size or BATCH_SIZE
         self.files = match_images(folder, prompts, known, seed)
         lossy = sorted({path.suffix.lower() for path in self.files if path.suffix.lower() in LOSSY})
         self.jpeg = f"as given ({', '.join(lossy)})" if lossy else None

@@ -68,7 +68,7 @@ class Job:
         seed: of the noise.
         steps: sampling steps, or None for each target's own.
         guidance: guidance scale, or None likewise.
-        batch_size: images at once.
+        batch_size: images at once, or None for what fits into memory.
         device: where everything runs.
         force: measure again what is there already.
         keep_images: how many of the first images are kept as PNG.
@@ -89,7 +89,7 @@ class Job:
     seed: int
     steps: int | None
     guidance: float | None
-    batch_size: int
+    batch_size: int | None
     device: torch.device
     force: bool
     keep_images: int

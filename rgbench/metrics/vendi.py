@@ -2,8 +2,8 @@
 
     VS = exp(−Σ λ_i ln λ_i),  λ the eigenvalues of K / n,  K the cosine similarities of n images
 
-The nonzero eigenvalues of K / n are those of the d × d matrix Σ x̂ x̂ᵀ / n of normalised features x̂, so n images cost
-no more than d features. It needs no reference; the reference's own score stands beside it.
+The nonzero eigenvalues of K / n are those of the d × d matrix Σ x̂ x̂ᵀ / n of normalised features x̂; the smaller of the
+two is taken. It needs no reference; the reference's own score stands beside it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,51 @@ CHUNK = 4096
 MIN_IMAGES = 2
 
 
-def similarity_moments(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """(d, d) Σ x̂ x̂ᵀ over rows of features at positions."""
+def vendi_score(rows: np.ndarray) -> float:
+    """The score of (n, d) features; in [1, min(n, d)]."""
+    num, dim = rows.shape
+    return _score(_gram(rows) if num <= dim else _moments(rows, np.arange(num)), num)
+
+
+def vendi_replicates(rows: np.ndarray, groups: np.ndarray) -> list[float]:
+    """The score with each group of rows left out, by group; none where nothing would be left.
+
+    Args:
+        rows: (n, d) features.
+        groups: (n,) group of each row.
+    """
+    counts = np.bincount(groups)
+    num, dim = rows.shape
+    if num <= dim:
+        gram = _gram(rows)
+        kept = [np.flatnonzero(groups != g) for g in range(len(counts))]
+        return [_score(gram[np.ix_(keep, keep)], len(keep)) for keep in kept if len(keep)]
+    parts = [_moments(rows, np.flatnonzero(groups == g)) for g in range(len(counts))]
+    whole = sum(parts[1:], start=parts[0])
+    return [_score(whole - part, num - n) for part, n in zip(parts, counts, strict=True) if n < num]
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    x = np.asarray(rows, dtype=np.float64)
+    return x / np.linalg.norm(x, axis=1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
+
+
+def _gram(rows: np.ndarray) -> np.ndarray:
+    x = _unit(rows)
+    return x @ x.T
+
+
+def _moments(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(d, d) Σ x̂ x̂ᵀ over rows at positions, a few thousand at a time."""
     total = np.zeros((rows.shape[1], rows.shape[1]))
     for start in range(0, len(positions), CHUNK):
-        x = np.asarray(rows[positions[start : start + CHUNK]], dtype=np.float64)
-        x /= np.linalg.norm(x, axis=1, keepdims=True).clip(min=np.finfo(np.float64).tiny)
+        x = _unit(rows[positions[start : start + CHUNK]])
         total += x.T @ x
     return total
 
 
-def vendi_score(moments: np.ndarray, num: int) -> float:
-    """The score of ``num`` images from their similarity moments; in [1, min(num, d)]."""
-    eigenvalues = np.linalg.eigvalsh(moments / num)
+def _score(matrix: np.ndarray, num: int) -> float:
+    eigenvalues = np.linalg.eigvalsh(matrix / num)
     positive = eigenvalues[eigenvalues > 0]
     return float(np.exp(-(positive * np.log(positive)).sum()))
 
@@ -64,18 +96,9 @@ class VendiScore:
 
     def finish(self) -> list[Measurement]:
         features, num = self.context.features, len(self.context.prompts)
-        groups = jackknife_groups(num)
-        counts = np.bincount(groups)
-        parts = [
-            similarity_moments(self.context.rows.everything(), np.flatnonzero(groups == g)) for g in range(len(counts))
-        ]
-        whole = sum(parts[1:], start=parts[0])
-        value = vendi_score(whole, num)
-        without = [vendi_score(whole - part, num - n) for part, n in zip(parts, counts, strict=True) if n < num]
-        extra = {"reference": features.remember("vendi", self._of_reference), "num_reference": len(features.reference)}
-        interval = jackknife_interval(value, without)
+        rows = self.context.rows.everything()
+        value = vendi_score(rows)
+        interval = jackknife_interval(value, vendi_replicates(rows, jackknife_groups(num)))
+        reference = features.remember("vendi", lambda: vendi_score(features.reference_rows()))
+        extra = {"reference": reference, "num_reference": len(features.reference)}
         return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]
-
-    def _of_reference(self) -> float:
-        rows = self.context.features.reference_rows()
-        return vendi_score(similarity_moments(rows, np.arange(len(rows))), len(rows))

@@ -19,6 +19,7 @@ from rgbench.metrics.efflite0 import EffLite0Network
 from rgbench.metrics.features import FeatureSet
 from rgbench.metrics.frechet import Moments, frechet_distance
 from rgbench.metrics.inception import FILE, InceptionNetwork
+from rgbench.metrics.kid import kid
 from rgbench.metrics.protocols import PROTOCOLS, find_protocol
 from rgbench.metrics.real_images import ReferenceFolder
 from rgbench.metrics.reference import from_uint8
@@ -89,6 +90,7 @@ def test_a_named_protocol_gives_fid_and_says_where_it_departs(place, capsys):
     expected = frechet_distance(*(Moments.of(by_hand(folder, "square256")) for folder in ("made", "real")))
     assert fid.value == pytest.approx(expected, rel=1e-5)
     assert fid.protocol.fields["network_sha256"] == sha256_file(Path(FILE))
+    assert "num_reference_uncropped" not in fid.extra
     assert fid.protocol.fields["reference"]["num"] == 4 and fid.extra["num_reference"] == 4
     printed = capsys.readouterr().err
     assert "captions_val2017: 6 prompts, not a list that rgbench knows, file md5" in printed
@@ -96,17 +98,15 @@ def test_a_named_protocol_gives_fid_and_says_where_it_departs(place, capsys):
 
 
 def test_the_native_crop_is_another_column_for_another_resolution(place):
-    found = run(["fid"], protocol="coco14-30k-patch299", reference=Path("real"), inception=Path(FILE))["fid"]
+    found = run(["kid"], protocol="coco14-30k-patch299", reference=Path("real"), inception=Path(FILE))["kid"]
     assert found.protocol.fields["generated_resolution"] == 32
     assert "captions not the published list" in found.flags
-    assert found.extra["num_reference_uncropped"] == 4
-    expected = frechet_distance(*(Moments.of(by_hand(folder, "patch299")) for folder in ("made", "real")))
-    assert found.value == pytest.approx(expected, rel=1e-5)
+    assert found.value == pytest.approx(1000 * kid(by_hand("made", "patch299"), by_hand("real", "patch299")), rel=1e-3)
 
 
 def test_a_folder_of_ones_own_without_inception(place):
-    found = run(["fid"], reference=Path("real"))["fd_efflite0"]
-    assert found.metric.label == "FD-EffLite0" and found.protocol.id.startswith("folder-") and found.flags == ("n<=d",)
+    found = run(["kid"], reference=Path("real"))["kd_efflite0"]
+    assert found.metric.label == "KD-EffLite0 ×1000" and found.protocol.id.startswith("folder-") and not found.flags
     assert found.protocol.fields["reference"]["kind"] == "folder of images"
 
 
@@ -127,14 +127,14 @@ def test_what_is_missing_is_named_before_any_image(place, options, message):
     if options.get("reference") == ".":
         given |= {"reference": Path("real"), "inception": Path("nowhere")}
     with pytest.raises(UsageError, match=message):
-        run(["fid"], **given)
+        run(["kid"], **given)
     assert not load_results(Path("results"))
 
 
 def test_a_damaged_reference_image_is_named(place):
     Path("real/00001.png").write_bytes(Path("real/00001.png").read_bytes()[:50])
     with pytest.raises(UsageError, match="00001.png: not a readable"):
-        run(["fid"], reference=Path("real"))
+        run(["kid"], reference=Path("real"))
 
 
 def test_reference_statistics_follow_the_contents(place):

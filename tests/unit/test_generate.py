@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from rgbench.data.prompts import Prompt, benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
-from rgbench.evaluation.generate import ImageStream, Sampling, noise_seed, settle_sampling
+from rgbench.evaluation.generate import ImageStream, Sampling, fitting_batch_size, noise_seed, settle_sampling
 from rgbench.evaluation.targets import Target
-from rgbench.models import load_models
+from rgbench.models import DiffusionModels, load_models
 from tests.tiny_models import BENCHTOP, save_pipeline
 
 PROMPTS = benchtop_prompts(11).prompts
@@ -159,3 +159,35 @@ def test_student_without_a_run_must_be_told_its_guidance(models):
 def test_one_prompt_alone_is_one_image_a_batch(models):
     stream = ImageStream(models["lcm"], [Prompt("a", "a red circle")], SETTINGS["lcm"], 0, 64)
     assert stream.batch_size == 1 and len(list(stream)) == 1
+
+
+class SmallMemory(DiffusionModels):
+    """A model on a device that holds three images at once."""
+
+    room = 3
+
+    def sample(self, prompts, generators, **settings):
+        if len(prompts) > self.room:
+            raise torch.OutOfMemoryError(f"{len(prompts)} images")
+        return super().sample(prompts, generators, **settings)
+
+
+def test_batches_shrink_until_they_fit_and_the_images_stay(models, caplog):
+    small = SmallMemory(**vars(models["lcm"]))
+    found = images(small, SETTINGS["lcm"], batch_size=8)
+    reference = images(models["lcm"], SETTINGS["lcm"], batch_size=2)
+    assert found.keys() == reference.keys()
+    assert all(torch.equal(found[i], reference[i]) for i in reference), "as at the batch size that fits"
+    assert caplog.text.count("half as many") == 2
+    small.room = 0
+    with pytest.raises(RgbenchError, match="one image of 64 px does not fit into the memory of cpu"):
+        images(small, SETTINGS["lcm"], batch_size=8)
+
+
+def test_batch_size_by_memory():
+    cpu, gib = torch.device("cpu"), 1 << 30
+    assert fitting_batch_size(64, cpu, 8 * gib) == 64
+    assert fitting_batch_size(512, cpu, 8 * gib) == 2 and fitting_batch_size(512, cpu, 64 * gib) == 16
+    assert fitting_batch_size(1024, cpu, gib) == 1
+    assert fitting_batch_size(512, torch.device("cuda")) == 64
+    assert 1 <= fitting_batch_size(512, cpu) <= 64

@@ -12,7 +12,7 @@ from rgbench.metrics.frechet import Gaussian, Moments
 from rgbench.metrics.intervals import jackknife_groups
 from rgbench.metrics.prdc import PrecisionRecall, neighbours, radii2, scores
 from rgbench.metrics.reference import from_uint8, to_uint8
-from rgbench.metrics.vendi import VendiScore, similarity_moments, vendi_score
+from rgbench.metrics.vendi import VendiScore, vendi_replicates, vendi_score
 from rgbench.worlds.scenes import scene_batch
 from tests.tiny_models import make_context
 
@@ -79,19 +79,23 @@ def test_leaving_a_group_out_keeps_the_radii():
 
 def test_vendi_counts_what_is_different():
     eye = np.eye(8, dtype=np.float32)
-    assert vendi_score(similarity_moments(eye, np.arange(8)), 8) == pytest.approx(8)
+    assert vendi_score(eye) == pytest.approx(8)
     twice = np.repeat(eye[:4], 5, 0) * 3  # length does not count
-    assert vendi_score(similarity_moments(twice, np.arange(20)), 20) == pytest.approx(4)
-    assert vendi_score(similarity_moments(twice[:5], np.arange(5)), 5) == pytest.approx(1)
+    assert vendi_score(twice) == pytest.approx(4)
+    assert vendi_score(twice[:5]) == pytest.approx(1)
 
 
-def test_vendi_equals_the_kernel_form():
+def test_vendi_is_the_same_by_images_and_by_features():
     x = normal(30, 50, 0, 0.3)
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    eigenvalues = np.linalg.eigvalsh((unit @ unit.T).astype(float) / 30)
+    unit = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    eigenvalues = np.linalg.eigvalsh(unit.T @ unit / 30)
     eigenvalues = eigenvalues[eigenvalues > 1e-12]
-    expected = np.exp(-(eigenvalues * np.log(eigenvalues)).sum())
-    assert vendi_score(similarity_moments(x, np.arange(30)), 30) == pytest.approx(expected, rel=1e-5)
+    assert vendi_score(x) == pytest.approx(np.exp(-(eigenvalues * np.log(eigenvalues)).sum()), rel=1e-9)
+    for dim in (50, 5):  # fewer images than features, and more
+        part = normal(30, dim, 1, 0.3)
+        groups = jackknife_groups(30, 6)
+        expected = [vendi_score(part[groups != g]) for g in range(6)]
+        assert vendi_replicates(part, groups) == pytest.approx(expected, rel=1e-9)
 
 
 def test_infinity_removes_the_bias_of_finite_n():
