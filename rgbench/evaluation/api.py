@@ -31,10 +31,14 @@ def evaluate(
     metrics: Sequence[str],
     *,
     num: int | None = None,
+    base: str | None = None,
+    unet: Path | None = None,
+    lora: Path | None = None,
     prompts: str | None = None,
     protocol: str | None = None,
     reference: Path | None = None,
     inception: Path | None = None,
+    hps: Path | None = None,
     runs: Path = Path("runs"),
     results: Path = Path("results"),
     steps: int | None = None,
@@ -54,10 +58,14 @@ def evaluate(
             and its teacher.
         metrics: names in the registry.
         num: images; 2,048 by default, or all of a prompt file.
+        base: preset or pipeline folder of a student that is given as a part, one more target.
+        unet: the student's UNet: a folder in diffusers' layout or a weight file.
+        lora: the student's LoRA.
         prompts: a prompt file, or "benchtop"; by default the list of a folder of images, else the benchtop's.
         protocol: a named protocol of the set metrics; see ``rgbench ls protocols``.
         reference: folder of real images that the set metrics compare with; the benchtop's scenes by default.
         inception: the Inception file of a named protocol, if not in its usual place.
+        hps: the reward model: an HPS checkpoint file or an open_clip folder; the world's own by default.
         runs: folder of runs.
         results: folder of result files.
         steps: sampling steps; each target's own by default.
@@ -81,10 +89,14 @@ def evaluate(
         targets=tuple(targets),
         metrics=tuple(dict.fromkeys(metrics)),
         num=num,
+        base=base,
+        unet=unet,
+        lora=lora,
         prompts=prompts,
         protocol=protocol,
         reference=reference,
         inception=inception,
+        hps=hps,
         runs=runs,
         results=results,
         steps=steps,

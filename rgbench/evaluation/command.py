@@ -20,7 +20,7 @@ from rgbench.evaluation.matching import own_prompts
 from rgbench.evaluation.progress import image_progress, say_above, track_images
 from rgbench.evaluation.set_comparison import settle_comparison
 from rgbench.evaluation.shards import WHOLE, Shard
-from rgbench.evaluation.targets import Target, resolve_targets
+from rgbench.evaluation.targets import Target, resolve_targets, student_target
 from rgbench.metrics.protocols import SetProtocol, find_protocol
 from rgbench.metrics.reference import ReferenceScenes
 from rgbench.process import pick_device
@@ -41,10 +41,14 @@ class Options:
     targets: tuple[str, ...]
     metrics: tuple[str, ...]
     num: int | None = None
+    base: str | None = None
+    unet: Path | None = None
+    lora: Path | None = None
     prompts: str | None = None
     protocol: str | None = None
     reference: Path | None = None
     inception: Path | None = None
+    hps: Path | None = None
     runs: Path = Path("runs")
     results: Path = Path("results")
     steps: int | None = None
@@ -76,7 +80,7 @@ class Options:
         values: dict[str, Any] = dict(told)
         for name in ("targets", "metrics"):
             values[name] = tuple(values[name])
-        for name in ("reference", "inception", "runs", "results"):
+        for name in ("unet", "lora", "reference", "inception", "hps", "runs", "results"):
             values[name] = None if values[name] is None else Path(values[name])
         return cls(**values)
 
@@ -100,7 +104,7 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
         resolve("metric", name)
     if not options.metrics:
         raise UsageError("no metric to measure; name some, such as --metric fid,hps")
-    targets = resolve_targets(options.targets, options.runs)
+    targets = _targets(options)
     protocol = find_protocol(options.protocol) if options.protocol else None
     prompts, known = _prompts(options, protocol, targets)
     place = torch.device(pick_device(options.device))
@@ -122,6 +126,7 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
             guidance=options.guidance,
             batch_size=options.batch_size,
             device=place,
+            hps=options.hps,
             force=options.force,
             keep_images=len(prompts) if options.save_images else options.keep_images,
             command=options.command(),
@@ -140,6 +145,15 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
         except KeyboardInterrupt as error:  # a second Ctrl-C: not even this batch is waited for
             raise job.stopped() from error
     return files
+
+
+def _targets(options: Options) -> list[Target]:
+    if options.base is None:
+        if options.unet or options.lora:
+            raise UsageError("--unet and --lora need --base: the preset or folder that the student was trained from")
+        return resolve_targets(options.targets, options.runs)
+    student = student_target(options.base, options.unet, options.lora)
+    return [*(resolve_targets(options.targets, options.runs) if options.targets else ()), student]
 
 
 def _prompts(options: Options, protocol: SetProtocol | None, targets: Sequence[Target]) -> tuple[PromptSet, PromptSet]:

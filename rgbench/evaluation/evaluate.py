@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from rgbench.evaluation.generate import ImageStream, settle_sampling
 from rgbench.evaluation.given import GivenImages
 from rgbench.evaluation.job import ImageSource, Job
 from rgbench.evaluation.logged import keep_log
+from rgbench.evaluation.on_base import load_student
 from rgbench.evaluation.partial import FOLDER, Pass
 from rgbench.evaluation.pictures import KeptImages
 from rgbench.evaluation.progress import track_images
@@ -22,6 +24,10 @@ from rgbench.metrics.contract import Accumulator, Context
 from rgbench.metrics.features import FeatureRows
 from rgbench.models import load_models
 from rgbench.registry import resolve
+from rgbench.worlds.scenes import IMAGE_SIZE
+
+BENCHTOP, FULL_SIZE = "benchtop", "full-size"
+HPS_FILE = "HPS_v2.1_compressed.pt"
 
 
 def evaluate_target(target: Target, job: Job) -> list[Path]:
@@ -41,6 +47,7 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
         Interrupted: a signal; they stay likewise.
     """
     source = _open(target, job)
+    target = _in_its_world(target, source)
     folder = generation_folder(job.results, target.world, target.name, source.generation)
     rows = FeatureRows(len(job.prompts), job.compared.features.network.num_features)
     context = _context(target, source, rows, job)
@@ -81,9 +88,26 @@ def _open(target: Target, job: Job) -> ImageSource:
     if target.images:
         track = track_images(job.progress)
         return GivenImages(target.folder, job.prompts, job.known, job.seed, job.batch_size, track)
-    models = load_models(target.folder, job.device, torch.float32)
+    if target.student is not None:
+        models = load_student(target.student, job.device, torch.float32)
+    else:
+        models = load_models(target.folder, job.device, torch.float32)
     sampling = settle_sampling(target, models, job.steps, job.guidance)
     return ImageStream(models, job.prompts.prompts, sampling, job.seed, job.batch_size)
+
+
+def _in_its_world(target: Target, source: ImageSource) -> Target:
+    """A model of unknown origin belongs to the benchtop only if it makes images of its size."""
+    if target.method == "external" and target.world == BENCHTOP and source.resolution != IMAGE_SIZE:
+        return replace(target, world=FULL_SIZE)
+    return target
+
+
+def _reward(target: Target, job: Job) -> Path:
+    """The reward model that is asked for, else the world's own; HPSv2.1 where the benchtop's would see nothing."""
+    if job.hps is not None:
+        return job.hps
+    return Path(HPS_FILE) if target.world == FULL_SIZE else target.preset.root / target.preset.reward
 
 
 def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -> Context:
@@ -97,7 +121,7 @@ def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -
         reference=job.scenes,
         features=job.compared.features,
         rows=rows,
-        reward_folder=target.preset.root / target.preset.reward,
+        reward_folder=_reward(target, job),
         judges_folder=target.preset.root / "judges",
         trained_rewards=target.rewards,
         device=job.device,

@@ -70,6 +70,7 @@ class Job:
         guidance: guidance scale, or None likewise.
         batch_size: images at once, or None for what fits into memory.
         device: where everything runs.
+        hps: the reward model of ``--metric hps`` and of the probes, or None for the world's.
         force: measure again what is there already.
         keep_images: how many of the first images are kept as PNG.
         command: the command line, for the records.
@@ -91,6 +92,7 @@ class Job:
     guidance: float | None
     batch_size: int | None
     device: torch.device
+    hps: Path | None
     force: bool
     keep_images: int
     command: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,14 @@ from typing import Any
 
 from rgbench.errors import UsageError, suggest
 from rgbench.evaluation.matching import holds_images
+from rgbench.evaluation.on_base import Student
 from rgbench.run import RunDirectory
 from rgbench.worlds.presets import PRESETS, Preset, find_preset
 
 TEACHER = "teacher"
 DEFAULT = PRESETS["benchtop"]
 FINISHED = "finished"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 RUN_KEYS = ("method", "world", "seed", "status", "step", "steps", "teacher", "rewards", "sampling", "cost")
 
 NO_STUDENT = "pre-trained a latent proxy and has no student; name its latent_proxy/ as proxy.path of an lrm recipe"
@@ -40,6 +43,7 @@ class Target:
         rewards: what it was trained on, as in run.json.
         cost: of its training, as in run.json.
         images: the folder holds images and no model.
+        student: a UNet or LoRA on a base model; ``folder`` is then the part's.
     """
 
     name: str
@@ -53,13 +57,15 @@ class Target:
     rewards: tuple[Mapping[str, Any], ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
     images: bool = False
+    student: Student | None = None
 
 
 def resolve_targets(names: Sequence[str], runs: Path) -> list[Target]:
     """Targets by name, in the order given; without names, the teachers of all finished runs, then the runs.
 
     Args:
-        names: run folders, run names under ``runs``, pipeline folders, folders of images, or "teacher".
+        names: run folders, run names under ``runs``, pipeline folders, folders of images, hub ids of pipelines that
+            were fetched, or "teacher".
         runs: the folder of runs.
 
     Raises:
@@ -73,6 +79,37 @@ def resolve_targets(names: Sequence[str], runs: Path) -> list[Target]:
                 f"{other.folder} and {target.folder} would both be {target.name!r}; evaluate one at a time"
             )
     return list(distinct.values())
+
+
+def cached_repository(name: str) -> Path | None:
+    """The folder of a hub repository in the local Hugging Face cache; None where nothing of it was fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def student_target(base: str, unet: Path | None, lora: Path | None) -> Target:
+    """A student published as a part, on its base model.
+
+    Args:
+        base: a preset, or a pipeline folder.
+        unet: its UNet, or None.
+        lora: its LoRA, or None.
+
+    Raises:
+        UsageError: not exactly one of the two, or a base that is neither a folder nor a preset.
+    """
+    if (unet is None) == (lora is None):
+        raise UsageError("--base takes one of --unet PATH and --lora PATH: the student that was trained from it")
+    student = Student(base, unet, lora)
+    preset = DEFAULT if Path(base).is_dir() else find_preset(base)
+    path = student.path.resolve()
+    name = path.parent.name if path.name in ("unet", "pytorch_lora_weights.safetensors") else path.stem
+    return Target(name, "external", path, preset.name, preset, student=student)
 
 
 def _named(name: str, runs: Path) -> Target:
@@ -91,9 +128,14 @@ def _named(name: str, runs: Path) -> Target:
         raise UsageError(
             f"{path}: neither a run (no run.json) nor a diffusers pipeline (no model_index.json) nor a folder of images"
         )
+    if HUB_ID.fullmatch(name):
+        folder = cached_repository(name)
+        if folder is not None:
+            return Target(name.split("/")[1], "external", folder, DEFAULT.name, DEFAULT)
     known = [path.name for path in _run_folders(runs)]
+    fetch = f"; or, if it is a hub id, get it with: hf download {name}" if HUB_ID.fullmatch(name) else ""
     raise UsageError(
-        f"{name!r} is no folder, no run under {runs} and not 'teacher'; {suggest(name, [*known, TEACHER])}"
+        f"{name!r} is no folder, no run under {runs} and not 'teacher'; {suggest(name, [*known, TEACHER])}{fetch}"
     )
 
 

@@ -136,11 +136,7 @@ def extrapolated(sizes: Sequence[int], values: Sequence[float]) -> float:
 def reference_gaussian(context: Context) -> Gaussian:
     """The reference's side of the distance, factored once per process."""
     features = context.features
-
-    def make() -> Gaussian:
-        return Gaussian(moments_of_rows(features.reference_rows().__getitem__, np.arange(len(features.reference))))
-
-    return features.remember("fd gaussian", make)
+    return features.remember("fd gaussian", lambda: Gaussian.of_rows(features.reference_rows()))
 
 
 def _metric(name: str, label: str) -> Metric:

@@ -85,13 +85,23 @@ class Gaussian:
 
     Args:
         moments: of at least two samples.
+        factor: F, where it is known.
     """
 
-    def __init__(self, moments: Moments) -> None:
+    def __init__(self, moments: Moments, factor: np.ndarray | None = None) -> None:
         _require_two(moments.num)
         covariance = moments.covariance
         self.mean, self.trace, self.rank = moments.mean, float(np.trace(covariance)), moments.rank
-        self.factor = _factor(covariance, moments.rank)
+        self.factor = _factor(covariance, moments.rank) if factor is None else factor
+
+    @classmethod
+    def of_rows(cls, rows: np.ndarray) -> Gaussian:
+        """From (n, d) features, n ≥ 2. With n ≤ d the centred features are a factor, and nothing is decomposed."""
+        moments = moments_of_rows(rows.__getitem__, np.arange(len(rows)))
+        if len(rows) > rows.shape[1]:
+            return cls(moments)
+        _require_two(len(rows))
+        return cls(moments, (np.asarray(rows, dtype=np.float64) - moments.mean).T / np.sqrt(len(rows) - 1))
 
     def distance(self, other: Moments) -> float:
         """FD to the Gaussian of ``other``."""
@@ -176,8 +186,8 @@ def split_half_null(features: np.ndarray) -> float:
     """FD between two random halves of one set of (n, d) features, n ≥ 4: what equal distributions read at n/2."""
     order = np.random.default_rng(NULL_SEED).permutation(len(features))
     half = len(features) // 2
-    halves = (moments_of_rows(features.__getitem__, np.sort(part)) for part in (order[:half], order[half:]))
-    return frechet_distance(*halves)
+    other = moments_of_rows(features.__getitem__, np.sort(order[half:]))
+    return Gaussian.of_rows(features[np.sort(order[:half])]).distance(other)
 
 
 def _factor(covariance: np.ndarray, rank: int) -> np.ndarray:

@@ -169,6 +169,18 @@ def test_targets_by_folder_and_by_name(shared):
     assert teacher.folder == BENCHTOP.teacher_folder()
 
 
+def test_a_hub_id_is_found_in_the_cache_or_the_command_that_gets_it_is_named(shared, tmp_path, monkeypatch):
+    repo = tmp_path / "models--someone--my-student"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc123")
+    shutil.copytree(shared / "elsewhere" / "my-model", repo / "snapshots" / "abc123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (found,) = resolve_targets(["someone/my-student"], shared / "runs")
+    assert found.name == "my-student" and (found.folder / "model_index.json").is_file()
+    with pytest.raises(UsageError, match="if it is a hub id, get it with: hf download someone/other"):
+        resolve_targets(["someone/other"], shared / "runs")
+
+
 def test_another_teacher_goes_by_its_hash(shared, tmp_path, caplog):
     for name, path in (("a-s0", shared / "elsewhere" / "my-model"), ("b-s0", tmp_path / "gone")):
         teacher = {"preset": None, "path": str(path), "sha256": "ab12cd34" + "0" * 56}

@@ -131,3 +131,10 @@ def test_rank_deficient_sides_agree_with_the_nuclear_norm():
     shift = a.mean(0) - b.mean(0)
     expected = shift @ shift + (ca**2).sum() / 11 + (cb**2).sum() / 8 - 2 * nuclear
     assert frechet_distance(Moments.of(a), Moments.of(b)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(("num", "dim"), [(40, 12), (12, 40), (20, 20), (2, 9)])
+def test_a_gaussian_of_rows_is_that_of_their_moments(num, dim):
+    rows, other = (np.random.default_rng(seed).standard_normal((n, dim)) for seed, n in ((0, num), (1, 60)))
+    expected = Gaussian(Moments.of(rows)).distance(Moments.of(1.5 * other))
+    assert Gaussian.of_rows(rows).distance(Moments.of(1.5 * other)) == pytest.approx(expected, rel=1e-9)

@@ -1,0 +1,106 @@
+"""Students published as a UNet or a LoRA alone: the images of the whole pipeline, or what does not fit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from rgbench.data.prompts import benchtop_prompts
+from rgbench.errors import UsageError
+from rgbench.evaluation.api import evaluate
+from rgbench.evaluation.generate import ImageStream, Sampling
+from rgbench.evaluation.on_base import Student, load_student
+from rgbench.evaluation.results import load_results
+from rgbench.models import load_models
+from tests.tiny_models import save_pipeline
+
+CPU = torch.device("cpu")
+PROMPTS = benchtop_prompts(2).prompts
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("parts")
+    save_pipeline(root / "base", student=False)
+    save_pipeline(root / "student", student=True)
+    unet = UNet2DConditionModel.from_pretrained(root / "base" / "unet")
+    torch.manual_seed(0)
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    layers = get_peft_model_state_dict(unet)
+    StableDiffusionPipeline.save_lora_weights(root / "lora", unet_lora_layers=layers)
+    return root
+
+
+def images(models, sampler: str) -> torch.Tensor:
+    return torch.cat([batch.images for batch in ImageStream(models, PROMPTS, Sampling(sampler, 2, 5.0), 0, 2)])
+
+
+@pytest.mark.parametrize("part", ["student/unet", f"student/unet/{WEIGHTS}", "student"])
+def test_a_unet_on_its_base_makes_the_images_of_the_whole_pipeline(shared, part):
+    whole = load_models(shared / "student", "cpu", torch.float32)
+    found = load_student(Student(str(shared / "base"), unet=shared / part), CPU, torch.float32)
+    assert found.sampler == "lcm" and found.weights_sha256 != whole.weights_sha256
+    assert torch.equal(images(found, "lcm"), images(whole, "lcm"))
+
+
+def test_a_unet_without_guidance_embedding_keeps_the_bases_sampler(shared):
+    found = load_student(Student(str(shared / "base"), unet=shared / "base" / "unet"), CPU, torch.float32)
+    base = load_models(shared / "base", "cpu", torch.float32)
+    assert found.sampler == "ddim" and torch.equal(images(found, "ddim"), images(base, "ddim"))
+
+
+def test_a_lora_is_merged_into_the_base(shared):
+    found = load_student(Student(str(shared / "base"), lora=shared / "lora"), CPU, torch.float32)
+    assert found.sampler == "lcm" and found.original_inference_steps == 50
+    base = load_file(shared / "base" / "unet" / WEIGHTS)
+    lora = load_file(shared / "lora" / "pytorch_lora_weights.safetensors")
+    name = next(key for key in base if key.endswith("attn1.to_q.weight"))
+    stem = "unet." + name.removesuffix(".weight")
+    down, up = (next(t for key, t in lora.items() if key.startswith(stem) and end in key) for end in ("A.w", "B.w"))
+    torch.testing.assert_close(found.unet.state_dict()[name], base[name] + up @ down)
+    untouched = next(key for key in base if key.endswith("attn1.to_k.weight"))
+    assert torch.equal(found.unet.state_dict()[untouched], base[untouched])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unet": "student/unet"}, "--unet and --lora need --base"),
+        ({"base": "base"}, "--base takes one of --unet PATH and --lora PATH"),
+        ({"base": "base", "unet": "student/unet", "lora": "lora"}, "--base takes one of"),
+        ({"base": "nowhere", "unet": "student/unet"}, "'.*nowhere' is neither a folder nor a preset"),
+        ({"base": "base", "unet": "absent"}, "absent: no such UNet"),
+        ({"base": "base", "unet": "base/vae"}, "tensors are not the base model's|not a UNet of diffusers"),
+        (
+            {"base": "base", "unet": "wide.safetensors"},
+            "1 of .* 'conv_in.bias' is .17,., the base has .16",
+        ),
+        ({"base": "base", "lora": "absent"}, "absent: no such LoRA"),
+        ({"base": "base", "lora": "wide.safetensors"}, "wide.safetensors: "),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(shared, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    state = load_file(shared / "student" / "unet" / WEIGHTS)
+    save_file({**state, "conv_in.bias": torch.zeros(17)}, shared / "wide.safetensors")
+    given = {key: str(shared / value) if key == "base" else shared / value for key, value in options.items()}
+    with pytest.raises(UsageError, match=message):
+        evaluate([], ["hps"], num=1, guidance=5.0, device="cpu", **given)
+    assert not load_results(Path("results"))
+
+
+def test_a_student_is_a_target_like_others(shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(shared / "student" / "unet", "my-student/unet")
+    options = {"base": str(shared / "base"), "unet": Path("my-student/unet"), "guidance": 5.0, "steps": 2}
+    evaluate([], ["kid"], num=2, device="cpu", keep_images=0, **options)
+    (found,) = load_results(Path("results"))
+    assert (found.model, found.method, found.world) == ("my-student", "external", "benchtop")
+    assert "--base" in found.command and "--unet my-student/unet" in found.command
