@@ -23,7 +23,7 @@ from rgbench.process import pick_device
 from rgbench.registry import names
 
 FOR_OWN_IMAGES = ("fid", "kid", "prdc", "vendi", "hps")
-FOR_MANY_IMAGES = ("fid_inf",)  # no figure at the benchtop's n
+NAMED_ONLY = ("fid_inf", "clip_score", "pickscore", "aesthetic")  # need many images, or weights that are not shipped
 
 
 def evaluate(
@@ -39,6 +39,7 @@ def evaluate(
     reference: Path | None = None,
     inception: Path | None = None,
     hps: Path | None = None,
+    judge: Sequence[str] = (),
     runs: Path = Path("runs"),
     results: Path = Path("results"),
     steps: int | None = None,
@@ -66,6 +67,7 @@ def evaluate(
         reference: folder of real images that the set metrics compare with; the benchtop's scenes by default.
         inception: the Inception file of a named protocol, if not in its usual place.
         hps: the reward model: an HPS checkpoint file or an open_clip folder; the world's own by default.
+        judge: weights of held-out judges, each ``NAME=PATH``; the published ones in the local caches by default.
         runs: folder of runs.
         results: folder of result files.
         steps: sampling steps; each target's own by default.
@@ -97,6 +99,7 @@ def evaluate(
         reference=reference,
         inception=inception,
         hps=hps,
+        judge=tuple(judge),
         runs=runs,
         results=results,
         steps=steps,
@@ -140,7 +143,7 @@ def default_metrics(own_images: bool) -> list[str]:
     Args:
         own_images: it compares with the user's real images, for which no scenes are known.
     """
-    return list(FOR_OWN_IMAGES) if own_images else [name for name in names("metric") if name not in FOR_MANY_IMAGES]
+    return list(FOR_OWN_IMAGES) if own_images else [name for name in names("metric") if name not in NAMED_ONLY]
 
 
 def sample(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rgbench.data.prompts import PromptSet, benchtop_prompts, load_prompts
-from rgbench.errors import UsageError
+from rgbench.errors import UsageError, suggest
 from rgbench.evaluation.checkpoints import checkpoint_targets
 from rgbench.evaluation.evaluate import evaluate_target
 from rgbench.evaluation.job import Job
@@ -21,6 +21,7 @@ from rgbench.evaluation.progress import image_progress, say_above, track_images
 from rgbench.evaluation.set_comparison import settle_comparison
 from rgbench.evaluation.shards import WHOLE, Shard
 from rgbench.evaluation.targets import Target, resolve_targets, student_target
+from rgbench.metrics.judges import HEAD, JUDGES
 from rgbench.metrics.protocols import SetProtocol, find_protocol
 from rgbench.metrics.reference import ReferenceScenes
 from rgbench.process import pick_device
@@ -49,6 +50,7 @@ class Options:
     reference: Path | None = None
     inception: Path | None = None
     hps: Path | None = None
+    judge: tuple[str, ...] = ()
     runs: Path = Path("runs")
     results: Path = Path("results")
     steps: int | None = None
@@ -66,7 +68,9 @@ class Options:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.default is not MISSING and value != field.default:
-                words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+                flag = f"--{field.name.replace('_', '-')}"
+                for each in value if isinstance(value, tuple) else (value,):
+                    words += [flag, *([] if each is True else [str(each)])]
         return shlex.join(words)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +82,7 @@ class Options:
     def from_json(cls, told: Mapping[str, Any]) -> Options:
         """From :meth:`to_json`."""
         values: dict[str, Any] = dict(told)
-        for name in ("targets", "metrics"):
+        for name in ("targets", "metrics", "judge"):
             values[name] = tuple(values[name])
         for name in ("unet", "lora", "reference", "inception", "hps", "runs", "results"):
             values[name] = None if values[name] is None else Path(values[name])
@@ -127,6 +131,7 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
             batch_size=options.batch_size,
             device=place,
             hps=options.hps,
+            judges=_judges(options.judge),
             force=options.force,
             keep_images=len(prompts) if options.save_images else options.keep_images,
             command=options.command(),
@@ -145,6 +150,18 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
         except KeyboardInterrupt as error:  # a second Ctrl-C: not even this batch is waited for
             raise job.stopped() from error
     return files
+
+
+def _judges(given: Sequence[str]) -> dict[str, Path]:
+    """Weights by name, from ``NAME=PATH``."""
+    known = (*JUDGES, HEAD)
+    found = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if name not in known or not path:
+            raise UsageError(f"--judge {text!r}: expected NAME=PATH; {suggest(name, known)}")
+        found[name] = Path(path)
+    return found
 
 
 def _targets(options: Options) -> list[Target]:

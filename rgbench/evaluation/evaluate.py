@@ -23,7 +23,8 @@ from rgbench.evaluation.targets import Target
 from rgbench.metrics.contract import Accumulator, Context
 from rgbench.metrics.features import FeatureRows
 from rgbench.models import load_models
-from rgbench.registry import resolve
+from rgbench.registry import names, resolve
+from rgbench.rewards.published import find_published
 from rgbench.worlds.scenes import IMAGE_SIZE
 
 BENCHTOP, FULL_SIZE = "benchtop", "full-size"
@@ -107,7 +108,11 @@ def _reward(target: Target, job: Job) -> Path:
     """The reward model that is asked for, else the world's own; HPSv2.1 where the benchtop's would see nothing."""
     if job.hps is not None:
         return job.hps
-    return Path(HPS_FILE) if target.world == FULL_SIZE else target.preset.root / target.preset.reward
+    if target.world != FULL_SIZE:
+        return target.preset.root / target.preset.reward
+    if set(job.metrics) & {"hps", "probes", *names("probe")}:
+        return find_published("hps 2.1", "--hps")
+    return Path(HPS_FILE)  # nobody asks
 
 
 def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -> Context:
@@ -121,6 +126,7 @@ def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -
         reference=job.scenes,
         features=job.compared.features,
         rows=rows,
+        judges=job.judges,
         reward_folder=_reward(target, job),
         judges_folder=target.preset.root / "judges",
         trained_rewards=target.rewards,

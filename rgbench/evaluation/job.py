@@ -74,6 +74,7 @@ class Job:
         force: measure again what is there already.
         keep_images: how many of the first images are kept as PNG.
         command: the command line, for the records.
+        judges: weights of held-out judges by name.
         stop: a signal to stop, noted.
         progress: where it is shown.
         shard: the share of the images that this process makes.
@@ -93,6 +94,7 @@ class Job:
     batch_size: int | None
     device: torch.device
     hps: Path | None
+    judges: Mapping[str, Path]
     force: bool
     keep_images: int
     command: str

@@ -114,6 +114,7 @@ class Context:
         device: where networks run.
         jpeg: what JPEG or another lossy format did to the images; None for nothing.
         named: the protocol of the set metrics, such as "coco14-30k"; None for the world's own.
+        judges: weights of held-out judges by name; the published ones where there are none.
         departures: in what this evaluation is not what the named protocol asks for.
     """
 
@@ -130,6 +131,7 @@ class Context:
     jpeg: str | None = None
     named: str | None = None
     departures: tuple[str, ...] = ()
+    judges: Mapping[str, Path] = field(default_factory=dict)
 
     def protocol(self, **fields: Any) -> dict[str, Any]:
         """Protocol fields that every metric shares, and its own.
