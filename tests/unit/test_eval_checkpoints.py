@@ -9,8 +9,9 @@ import torch
 
 from rgbench import checkpoint
 from rgbench.errors import UsageError
-from rgbench.evaluation.api import CHECKPOINT_IMAGES, evaluate
+from rgbench.evaluation.api import evaluate
 from rgbench.evaluation.checkpoints import WEIGHTS, checkpoint_targets
+from rgbench.evaluation.command import CHECKPOINT_IMAGES
 from rgbench.evaluation.results import load_results
 from rgbench.evaluation.targets import resolve_targets
 from rgbench.files import load_safetensors
