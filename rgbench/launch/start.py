@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ def start_ddp(arguments: Sequence[str], nproc: int | None, nodes: int = 1, head:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # and of a line for each signal sent on
     alone = nodes == 1 and head is None
     host, _, port = (head or "localhost").partition(":")
     config = LaunchConfig(
