@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 
 from rgbench import __version__
+from rgbench.cli_doctor import doctor
+from rgbench.cli_export import export
 from rgbench.cli_launch import (
     HeadOption,
     LaunchOption,
@@ -56,6 +58,8 @@ class Kind(StrEnum):
 
 app = typer.Typer(cls=ExplainingGroup, help="Train, evaluate and compare reward-guided diffusion students.", **SETTINGS)
 app.add_typer(world_app, name="world")
+app.command()(export)
+app.command()(doctor)
 app.add_typer(probes_app, name="probes")
 app.command()(compare)
 app.command()(verdict)
@@ -91,9 +95,16 @@ def train(
     nproc: NprocOption = None,
     nodes: NodesOption = 1,
     head: HeadOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Load and check everything; train nothing.")] = False,
 ) -> None:
     """Train a student, in one process or in several."""
     words = launch_words(launch, nproc, nodes, head)
+    if dry_run:
+        tune()
+        from rgbench.listing import print_plan
+
+        print_plan(recipe, overrides or [], out, device.value)
+        return
     if launch is not None and not launched():
         options = [*(["--out", str(out)] if out else []), "--resume", resume, "--device", device.value]
         start_processes("train", recipe, overrides or [], options, launch, nproc, nodes, head)
@@ -284,16 +295,3 @@ def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE")]) ->
             typer.echo(f"{recipe}: ok ({loaded.kind})")
     if faults:
         raise typer.Exit(UsageError.exit_code)
-
-
-@app.command()
-def doctor(
-    golden: Annotated[list[str] | None, typer.Option(help="Replay a golden file instead: its path, no suffix.")] = None,
-) -> None:
-    """Check this environment, or replay golden numbers through the code that trains."""
-    from rgbench.listing import print_checks, print_golden
-
-    tune()
-    passed = print_golden(golden) if golden else print_checks()
-    if not passed:
-        raise typer.Exit(1)

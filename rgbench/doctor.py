@@ -6,7 +6,6 @@ torch and torchvision are imported inside the checks alone.
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ from packaging.requirements import Requirement
 
 from rgbench.errors import RgbenchError
 from rgbench.files import read_json, sha256_tree
-from rgbench.worlds.presets import PRESETS, Preset
+from rgbench.hub import is_offline
+from rgbench.worlds.presets import PRESETS
 
 _IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
 _NMS = "operator torchvision::nms does not exist"
@@ -47,7 +47,7 @@ class Check:
 def checks() -> list[Check]:
     """All environment checks, in the order in which their failures explain one another."""
     found = [_python(), *_packages(), _torch(), _torchvision(), _device()]
-    found += [check for preset in PRESETS.values() for check in _world(preset)]
+    found += [check for preset in PRESETS.values() if preset.root for check in _world(preset.name, preset.root)]
     return [*found, _efflite0(), _hub()]
 
 
@@ -141,28 +141,26 @@ def _device() -> Check:
     return Check("device", "ok", detail)
 
 
-def _world(preset: Preset) -> Iterator[Check]:
+def _world(world: str, root: Path) -> Iterator[Check]:
     """The parts on disk against the sha256 that the build wrote down."""
-    name, remedy = f"world {preset.name}", f"reinstall rgbench, or: rgbench world build {preset.name} --install"
-    manifest = preset.root / "manifest.json"
+    name, remedy = f"world {world}", f"reinstall rgbench, or: rgbench world build {world} --install"
+    manifest = root / "manifest.json"
     try:
         stages = read_json(manifest)["stages"]
         recorded = {part: digest for stage in stages.values() for part, digest in stage["outputs"].items()}
     except (RgbenchError, KeyError, TypeError, AttributeError) as error:
         yield Check(name, "missing", f"{manifest}: {error}", remedy)
         return
-    absent = [
-        part for part in (preset.teacher, preset.reward, preset.latent_proxy) if not (preset.root / part).is_dir()
-    ]
-    present = [folder for folder in sorted(preset.root.iterdir()) if folder.is_dir()]
+    absent = [part for part in ("teacher", "reward", "latent_proxy") if not (root / part).is_dir()]
+    present = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
     changed = [folder.name for folder in present if sha256_tree(folder) != recorded.get(folder.name)]
     if absent or changed:
         detail = "; ".join(
             f"{what}: {', '.join(parts)}" for what, parts in (("absent", absent), ("changed", changed)) if parts
         )
-        yield Check(name, "missing", f"{preset.root}: {detail}", remedy)
+        yield Check(name, "missing", f"{root}: {detail}", remedy)
         return
-    size = sum(path.stat().st_size for path in preset.root.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     yield Check(name, "ok", f"{len(present)} parts, {size / 1e6:.1f} MB, sha256 as built")
 
 
@@ -178,6 +176,7 @@ def _efflite0() -> Check:
 
 
 def _hub() -> Check:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    detail = f"HF_HUB_OFFLINE {'on' if offline else 'off'}; the benchtop needs no network, full-size models do once"
-    return Check("model hub", "ok" if offline else "note", detail)
+    detail = (
+        f"HF_HUB_OFFLINE {'on' if is_offline() else 'off'}; rgbench fetches nothing: rgbench doctor RECIPE says how"
+    )
+    return Check("model hub", "ok", detail)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -194,7 +194,7 @@ def _tensor_errors(
         "out_c_skip": c_skip,
         "out_c_out": c_out,
         "out_noisy": distilled.noisy,
-        "out_w_embedding": distilled.w_embedding,
+        "out_w_embedding": cast(Tensor, distilled.w_embedding),
         "out_model_pred": distilled.prediction,
         "out_x_prev": distilled.previous,
         "out_target": distilled.target,

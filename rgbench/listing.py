@@ -95,7 +95,8 @@ def worlds() -> Table:
     """Header and rows of the worlds that presets name."""
     from rgbench.worlds.presets import PRESETS
 
-    rows = [(p.name, "here" if (p.root / p.teacher).is_dir() else "not built", str(p.root)) for p in PRESETS.values()]
+    shipped = [(p.name, p.root) for p in PRESETS.values() if p.root is not None]
+    rows = [(name, "here" if (root / "teacher").is_dir() else "not built", str(root)) for name, root in shipped]
     return ("world", "state", "folder"), list(rows)
 
 
@@ -124,13 +125,25 @@ def _pretty(content: object) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def print_checks() -> bool:
-    """Print the environment checks; whether nothing is missing."""
-    from rgbench.doctor import checks
+def print_checks(recipe: str | None = None, overrides: Sequence[str] = ()) -> bool:
+    """Print the environment checks, or those of what a recipe needs; whether nothing is missing."""
+    if recipe is None:
+        from rgbench.doctor import checks
 
-    found = checks()
+        found = checks()
+    else:
+        from rgbench.doctor_recipe import recipe_checks
+
+        found = recipe_checks(recipe, list(overrides))
     print_table(("check", "state", "found", "what to do"), [(c.name, c.status, c.detail, c.remedy) for c in found])
     return all(check.status != "missing" for check in found)
+
+
+def print_plan(recipe: str, overrides: list[str], out: Path | None, device: str) -> None:
+    """Print what a run would do, after checking everything it needs."""
+    from rgbench.trainers.plan import dry_run
+
+    print_table(("what", "how"), dry_run(recipe, overrides, out=out, device=device))
 
 
 def print_golden(stems: Sequence[str]) -> bool:

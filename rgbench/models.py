@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +15,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from rgbench.diffusion.sampling import ddim_sample, lcm_sample
 from rgbench.errors import UsageError
-from rgbench.files import read_json, sha256_file
+from rgbench.pipeline_folder import check_folder, read_config, weights_sha256
 from rgbench.worlds.presets import find_preset
 
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
+# Their DDIM grid is their own. Of the others only the noise schedule is taken: they are sampled with Stable
+# Diffusion's DDIM settings, so that teachers compare whatever sampler a folder happens to name.
 DDIM_FAMILY = ("DDIMScheduler", "PNDMScheduler", "DDPMScheduler")
+OTHER_SAMPLERS = (
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "UniPCMultistepScheduler"),
+)
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def decode_images(vae: AutoencoderKL, latents: Tensor) -> Tensor:
@@ -101,14 +103,12 @@ class DiffusionModels:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text-encoder states, (B, L, D); longer prompts are cut to L tokens, as in diffusers' pipelines."""
+        length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return self.text_encoder(tokens.input_ids.to(self.device))[0]
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        return self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,41 +136,32 @@ class DiffusionModels:
             prompts: B texts.
             generators: B CPU generators, one per image.
             num_steps: sampling steps.
-            guidance_scale: g in the pipelines' form: DDIM guides u + g(c − u), an LCM student is given w = g − 1.
+            guidance_scale: g in the pipelines' form: DDIM and a student without a guidance embedding are guided,
+                u + g(c − u), where g > 1; a student with one is given w = g − 1.
 
         Returns:
             (B, 3, H, W) in [0, 1].
         """
         embeds = self.encode_prompts(prompts)
-        common = (self.unet, self.alphas_cumprod, self.prediction_type, embeds)
-        if self.sampler == "lcm":
-            if self.original_inference_steps is None:
-                raise UsageError(f"{self.path}: an LCM sampler needs original_inference_steps in its scheduler config")
-            latents = lcm_sample(
-                *common,
-                generators,
-                num_steps=num_steps,
-                w=guidance_scale - 1,
-                latent_shape=self.latent_shape,
-                original_steps=self.original_inference_steps,
-                timestep_scaling=self.timestep_scaling,
-            )
-        else:
-            uncond = self.encode_prompts([""]).expand_as(embeds)
-            latents = ddim_sample(
-                *common,
-                uncond,
-                generators,
-                num_steps=num_steps,
-                guidance_scale=guidance_scale,
-                latent_shape=self.latent_shape,
-                **self.ddim,
-            )
-        return self.decode(latents)
+        uncond = self.encode_prompts([""]).expand_as(embeds)
+        common: tuple[Any, ...] = (self.unet, self.alphas_cumprod, self.prediction_type, embeds, uncond, generators)
+        settings: dict[str, Any] = {
+            "num_steps": num_steps,
+            "guidance_scale": guidance_scale,
+            "latent_shape": self.latent_shape,
+        }
+        if self.sampler == "ddim":
+            return self.decode(ddim_sample(*common, **(settings | self.ddim)))
+        if self.original_inference_steps is None:
+            raise UsageError(f"{self.path}: an LCM sampler needs original_inference_steps in its scheduler config")
+        settings |= {"original_steps": self.original_inference_steps, "timestep_scaling": self.timestep_scaling}
+        return self.decode(lcm_sample(*common, **settings))
 
 
 def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: torch.dtype) -> DiffusionModels:
-    """Load a diffusers folder, or a preset's teacher by name.
+    """Load a diffusers folder, or a preset's teacher by name; from the disk alone.
+
+    Weights are plain, of a variant (fp16) or sharded, always safetensors; see :mod:`rgbench.pipeline_folder`.
 
     Args:
         path_or_preset: a pipeline folder, or a preset.
@@ -178,18 +169,21 @@ def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: t
         dtype: one floating type for all networks.
 
     Raises:
-        UsageError: no such folder or preset, a missing file, or a scheduler this project does not sample with.
+        UsageError: no such folder or preset, a missing file, another family of models, or a scheduler this project
+            does not know the noise schedule of.
     """
     disable_progress_bar()  # transformers draws one per text encoder
     path = Path(path_or_preset)
     if not path.is_dir():
         path = find_preset(str(path_or_preset)).teacher_folder()
-    for name, file in WEIGHTS.items():
-        if not (path / name / file).is_file():
-            raise UsageError(f"{path / name / file}: missing; a diffusers folder with safetensors weights is needed")
-    unet = UNet2DConditionModel.from_pretrained(path / "unet", use_safetensors=True, torch_dtype=dtype)
-    vae = AutoencoderKL.from_pretrained(path / "vae", use_safetensors=True, torch_dtype=dtype)
-    text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", use_safetensors=True, dtype=dtype)
+    variants = {component: weights.variant for component, weights in check_folder(path).items()}
+    scheduler = _read_scheduler(path / "scheduler" / "scheduler_config.json", device)
+    common = {"use_safetensors": True, "local_files_only": True}
+    unet = UNet2DConditionModel.from_pretrained(path / "unet", variant=variants["unet"], torch_dtype=dtype, **common)
+    vae = AutoencoderKL.from_pretrained(path / "vae", variant=variants["vae"], torch_dtype=dtype, **common)
+    text_encoder = CLIPTextModel.from_pretrained(
+        path / "text_encoder", variant=variants["text_encoder"], dtype=dtype, **common
+    )
     for network in (unet, vae, text_encoder):
         network.requires_grad_(False).eval().to(device)
     side = unet.config.sample_size
@@ -198,71 +192,39 @@ def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: t
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer"),
+        tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
         scaling_factor=vae.config.scaling_factor,
         resolution=side * factor,
         latent_shape=(unet.config.in_channels, side, side),
         weights_sha256=weights_sha256(path),
         path=path,
-        **_read_scheduler(path / "scheduler" / "scheduler_config.json", device),
+        **scheduler,
     )
 
 
 def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
     """The fields of :class:`DiffusionModels` that the scheduler's configuration settles."""
-    if not file.is_file():
-        raise UsageError(f"{file}: missing; a diffusers folder keeps its noise schedule there")
-    config = read_json(file)
+    config = read_config(file)
     name = config.get("_class_name")
-    if name != "LCMScheduler" and name not in DDIM_FAMILY:
-        raise UsageError(f"{file}: scheduler {name!r}; use one of {', '.join((*DDIM_FAMILY, 'LCMScheduler'))}")
+    if name != "LCMScheduler" and name not in DDIM_FAMILY + OTHER_SAMPLERS:
+        known = ", ".join((*DDIM_FAMILY, "LCMScheduler", *OTHER_SAMPLERS))
+        raise UsageError(f"{file}: scheduler {name!r} has no noise schedule that is known here; use one of {known}")
     for option in ("thresholding", "rescale_betas_zero_snr"):
         if config.get(option):
             raise UsageError(f"{file}: {option} is on, which is not sampled with here; set it to false")
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise UsageError(f"{file}: prediction_type {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
+    own_grid = name in DDIM_FAMILY
     return {
         "alphas_cumprod": DDIMScheduler.from_config(config).alphas_cumprod.to(device),
-        "prediction_type": config.get("prediction_type", "epsilon"),
+        "prediction_type": prediction_type,
         "sampler": "lcm" if name == "LCMScheduler" else "ddim",
         "ddim": {
-            "timestep_spacing": config.get("timestep_spacing", "leading"),
+            "timestep_spacing": config.get("timestep_spacing", "leading") if own_grid else "leading",
             "steps_offset": 1,  # StableDiffusionPipeline sets this, and clip_sample off, whatever the file says
-            "set_alpha_to_one": config.get("set_alpha_to_one", name == "DDIMScheduler"),
+            "set_alpha_to_one": config.get("set_alpha_to_one", name == "DDIMScheduler") if own_grid else False,
         },
         "original_inference_steps": config.get("original_inference_steps"),
         "timestep_scaling": config.get("timestep_scaling", 10.0),
     }
-
-
-def weights_sha256(path: Path) -> str:
-    """One hash over the names and contents of a folder's weight files; a changed README changes nothing."""
-    digest = hashlib.sha256()
-    for name, file in WEIGHTS.items():
-        digest.update(f"{name}/{file} {sha256_file(path / name / file)}\n".encode())
-    return digest.hexdigest()
-
-
-def make_student(teacher: UNet2DConditionModel, time_cond_proj_dim: int) -> UNet2DConditionModel:
-    """The teacher's copy with a guidance embedding that starts as no guidance at all.
-
-    The weights are the teacher's; the new ``cond_proj`` starts at zero, so that the student begins as exactly the
-    teacher, whatever w it is given.
-
-    Args:
-        teacher: without ``time_cond_proj_dim``.
-        time_cond_proj_dim: d of the guidance embedding.
-
-    Returns:
-        A trainable network on the teacher's device and of its dtype.
-
-    Raises:
-        UsageError: the teacher already has a guidance embedding (it is a student itself).
-    """
-    if teacher.config.time_cond_proj_dim is not None:
-        raise UsageError("the teacher has time_cond_proj_dim: it is a distilled student; name an undistilled model")
-    student = UNet2DConditionModel.from_config(dict(teacher.config), time_cond_proj_dim=time_cond_proj_dim)
-    weights = teacher.state_dict()
-    cond_proj = student.time_embedding.cond_proj.weight
-    student.load_state_dict(weights | {"time_embedding.cond_proj.weight": torch.zeros_like(cond_proj)})
-    # Evaluation mode: dropout, where a teacher has any, would draw outside the step's named streams.
-    torch.nn.Module.to(student, teacher.device, teacher.dtype)  # diffusers' own `to` warns about every change of dtype
-    return student.requires_grad_(True).eval()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rgbench.diffusion.consistency import consistency_function, guidance_embedding
-from rgbench.diffusion.ddim import ddim_grid, ddim_jump
+from rgbench.diffusion.ddim import ddim_jump, grid_step
 from rgbench.diffusion.schedule import alphas_sigmas, check_timesteps, predicted_eps, predicted_x0
 
 UNet = Callable[..., tuple[Tensor, ...]]
@@ -38,7 +38,8 @@ def lcm_timesteps(num_steps: int, original_steps: int, num_train_timesteps: int)
     """
     if not 1 <= num_steps <= original_steps:
         raise ValueError(f"{num_steps} sampling steps of a student trained on {original_steps}: use 1 to that number")
-    descending = ddim_grid(num_train_timesteps, original_steps).flip(0).tolist()
+    skip = grid_step(num_train_timesteps, original_steps)
+    descending = [skip * n - 1 for n in range(original_steps, 0, -1)]
     chosen = [descending[math.floor(i * (original_steps / num_steps))] for i in range(num_steps)]
     return check_timesteps(chosen, num_train_timesteps)
 
@@ -49,10 +50,11 @@ def lcm_sample(
     alphas_cumprod: Tensor,
     prediction_type: str,
     prompt_embeds: Tensor,
+    uncond_embeds: Tensor,
     generators: Sequence[torch.Generator],
     *,
     num_steps: int,
-    w: float,
+    guidance_scale: float,
     latent_shape: Sequence[int],
     original_steps: int,
     timestep_scaling: float,
@@ -60,13 +62,15 @@ def lcm_sample(
     """Multistep consistency sampling: predict z_0, add fresh noise down to the next timestep, repeat.
 
     Args:
-        unet: diffusers' ``UNet2DConditionModel`` with ``time_cond_proj_dim``.
+        unet: diffusers' ``UNet2DConditionModel``.
         alphas_cumprod: ᾱ, (T,).
         prediction_type: what ``unet`` predicts.
         prompt_embeds: (B, L, D).
+        uncond_embeds: of the empty prompt, (B, L, D); read by a student without ``time_cond_proj_dim`` alone.
         generators: B CPU generators; each is advanced.
         num_steps: in [1, ``original_steps``].
-        w: guidance in LCM form; a pipeline's ``guidance_scale`` g is w = g − 1.
+        guidance_scale: g in the pipelines' form. A student with ``time_cond_proj_dim`` is given w = g − 1; one without
+            is guided, u + g(c − u), where g > 1 (``StableDiffusionPipeline`` with ``LCMScheduler``).
         latent_shape: (C, h, w) of one image.
         original_steps: N of the training grid.
         timestep_scaling: s.
@@ -76,11 +80,17 @@ def lcm_sample(
     """
     timesteps = lcm_timesteps(num_steps, original_steps, len(alphas_cumprod)).to(prompt_embeds.device)
     latents = draw_noise(generators, latent_shape, prompt_embeds)
-    scales = torch.full((len(latents),), w, dtype=latents.dtype, device=latents.device)
-    w_embedding = guidance_embedding(scales, unet.config.time_cond_proj_dim)  # type: ignore[attr-defined]
+    dim = unet.config.time_cond_proj_dim  # type: ignore[attr-defined]
+    scales = torch.full((len(latents),), guidance_scale - 1, dtype=latents.dtype, device=latents.device)
+    w_embedding = guidance_embedding(scales, dim) if dim else None
     for i, t in enumerate(timesteps):
         t_B = t.expand(len(latents))
-        output = unet(latents, t, timestep_cond=w_embedding, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+        if w_embedding is None:
+            output = _guided_output(unet, latents, t, prompt_embeds, uncond_embeds, guidance_scale)
+        else:
+            output = unet(
+                latents, t, timestep_cond=w_embedding, encoder_hidden_states=prompt_embeds, return_dict=False
+            )[0]
         latents = consistency_function(output, latents, t_B, alphas_cumprod, prediction_type, timestep_scaling)
         if i + 1 < num_steps:
             alphas, sigmas = alphas_sigmas(alphas_cumprod, timesteps[i + 1].expand(len(latents)), latents)

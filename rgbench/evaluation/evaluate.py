@@ -25,6 +25,7 @@ from rgbench.metrics.features import FeatureRows
 from rgbench.models import load_models
 from rgbench.registry import names, resolve
 from rgbench.rewards.published import find_published
+from rgbench.worlds.presets import JUDGES_FOLDER, Shipped
 from rgbench.worlds.scenes import IMAGE_SIZE
 
 BENCHTOP, FULL_SIZE = "benchtop", "full-size"
@@ -108,8 +109,8 @@ def _reward(target: Target, job: Job) -> Path:
     """The reward model that is asked for, else the world's own; HPSv2.1 where the benchtop's would see nothing."""
     if job.hps is not None:
         return job.hps
-    if target.world != FULL_SIZE:
-        return target.preset.root / target.preset.reward
+    if target.world != FULL_SIZE and isinstance(target.preset.reward, Shipped):
+        return target.preset.reward_folder()
     if set(job.metrics) & {"hps", "probes", *names("probe")}:
         return find_published("hps 2.1", "--hps")
     return Path(HPS_FILE)  # nobody asks
@@ -128,7 +129,7 @@ def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -
         rows=rows,
         judges=job.judges,
         reward_folder=_reward(target, job),
-        judges_folder=target.preset.root / "judges",
+        judges_folder=JUDGES_FOLDER,
         trained_rewards=target.rewards,
         device=job.device,
     )

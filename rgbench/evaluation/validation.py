@@ -30,7 +30,7 @@ from rgbench.metrics.features import FeatureRows, FeatureSet
 from rgbench.metrics.reference import ReferenceScenes, Track, from_uint8, to_uint8, untracked
 from rgbench.registry import names, resolve
 from rgbench.run import provenance
-from rgbench.worlds.presets import PRESETS
+from rgbench.worlds.presets import JUDGES_FOLDER, PRESETS
 from rgbench.worlds.scenes import IMAGE_SIZE, Scenes, render
 
 NUM_SETS = 12
@@ -165,8 +165,8 @@ def _set(index: int, device: torch.device, cache: Path) -> tuple[Context, Tensor
         reference=reference,
         features=(features := FeatureSet(reference, EffLite0Network(device))),
         rows=FeatureRows(len(chosen), features.network.num_features),
-        reward_folder=preset.root / preset.reward,
-        judges_folder=preset.root / "judges",
+        reward_folder=preset.reward_folder(),
+        judges_folder=JUDGES_FOLDER,
         trained_rewards=(),
         device=device,
     )

@@ -14,7 +14,8 @@ from rich.console import Console
 from rgbench.data import open_source, prepare_source
 from rgbench.errors import UsageError
 from rgbench.launch.ranks import Ranks
-from rgbench.models import load_models, weights_sha256
+from rgbench.models import load_models
+from rgbench.pipeline_folder import weights_sha256
 from rgbench.process import end_with_parent, launched, pick_device
 from rgbench.registry import resolve
 from rgbench.rewards.contract import fingerprint_id
@@ -105,7 +106,7 @@ def _is_finished(run: RunDirectory, settings: BaseRecipe, resume: str, is_main: 
 def _train(settings: BaseRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequest, command: str) -> None:
     if ranks.size > 1:
         ranks.together(lambda: prepare_source(settings.data, ranks.rank, ranks.size))
-    loop, origin = ranks.together(lambda: _build(settings, run, ranks))
+    loop, origin = ranks.together(lambda: build_loop(settings, run, ranks))
 
     def begin() -> None:
         run.create(settings.model_dump(mode="json"), _first_meta(settings, run, loop) | origin, free=FREE_KEYS)
@@ -125,7 +126,7 @@ def _train(settings: BaseRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequ
     ranks.on_main(finish)
 
 
-def _build(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[Loop, dict[str, Any]]:
+def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[Loop, dict[str, Any]]:
     """The loop of a recipe, and what identifies its teacher, rewards and data; writes nothing."""
     check_split(settings.train, ranks.size)
     source = open_source(settings.data)
@@ -166,7 +167,8 @@ def resume_command(recipe: str, overrides: list[str], out: Path | None, device: 
 
 def _teacher(settings: BaseRecipe) -> dict[str, Any]:
     folder = settings.model.teacher_folder()
-    return {"preset": settings.model.preset, "path": str(folder), "sha256": weights_sha256(folder)}
+    own = {"preset": settings.model.preset, "path": str(folder), "sha256": weights_sha256(folder)}
+    return own | settings.model.published()
 
 
 def _rewards(trainer: Trainer) -> list[dict[str, Any]]:

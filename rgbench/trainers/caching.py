@@ -15,7 +15,8 @@ from rgbench.data.latents import CachedSource, LatentsCache, cache_root
 from rgbench.errors import UsageError
 from rgbench.files import sha256_file, sha256_tree
 from rgbench.launch.ranks import Ranks
-from rgbench.models import WEIGHTS, DiffusionModels, load_models
+from rgbench.models import DiffusionModels, load_models
+from rgbench.pipeline_folder import find_weights
 from rgbench.process import pick_device
 from rgbench.trainers.precision import autocast
 from rgbench.trainers.recipe import BaseRecipe, load_recipe
@@ -49,7 +50,8 @@ def cache_of(settings: BaseRecipe, source: DataSource, folder: Path) -> LatentsC
         raise UsageError("data without end cannot be cached; give data.num")
     identity: dict[str, Any] = {"data": source.fingerprint(), "dtype": settings.train.dtype}
     for part in ("vae", "text_encoder"):
-        identity[part] = [sha256_file(folder / part / file) for file in (WEIGHTS[part], "config.json")]
+        files = [*find_weights(folder, part).files, folder / part / "config.json"]
+        identity[part] = [sha256_file(file) for file in files]
     identity["tokenizer"] = sha256_tree(folder / "tokenizer")
     return LatentsCache.at(cache_root(settings.train.latents_cache_root), identity, source.length)
 

@@ -1,17 +1,34 @@
-"""The trained student as a plain diffusers folder with a model card."""
+"""The trained student as a plain diffusers folder with a model card; of a LoRA student its adapters as well."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 
-from rgbench.files import read_json, write_text_atomic
+from rgbench import checkpoint
+from rgbench.errors import UsageError
+from rgbench.files import read_json, save_safetensors_atomic, write_text_atomic
+from rgbench.models import load_models
+from rgbench.run import RunDirectory
+from rgbench.students import ADAPTER, is_lora, lora_state, merged
+from rgbench.trainers.card import lora_card, model_card
 from rgbench.trainers.contract import Trainer
-from rgbench.trainers.recipe import LCDRecipe
+from rgbench.trainers.lcd import LCD
+from rgbench.trainers.recipe import LCDRecipe, load_recipe
+
+Network = Literal["target", "student"]
+LORA_FOLDER, EMBEDDING_FILE = "lora", "guidance_embedding.safetensors"
+EMBEDDING_WEIGHT = "time_embedding.cond_proj.weight"
 
 # What of the teacher's scheduler belongs to the noise schedule, not to its sampler.
 SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -26,80 +43,101 @@ def make_scheduler(trainer: Trainer, recipe: LCDRecipe) -> LCMScheduler:
         timestep_scaling=recipe.lcd.timestep_scaling,
         clip_sample=False,
         set_alpha_to_one=False,
+        steps_offset=1,  # read by nobody here; StableDiffusionPipeline warns of any other value
     )
 
 
-def export_pipeline(trainer: Trainer, recipe: LCDRecipe, meta: dict[str, Any], folder: Path) -> None:
+def export_pipeline(
+    trainer: Trainer, recipe: LCDRecipe, meta: dict[str, Any], folder: Path, network: Network | None = None
+) -> None:
     """Write the student so that ``DiffusionPipeline.from_pretrained(folder)`` loads it.
 
+    A LoRA student's adapters are added to the UNet's weights there, and lie beside it in ``lora/`` in diffusers'
+    layout, for ``load_lora_weights``.
+
     Args:
-        trainer: its target (EMA) network is written, or its student where the recipe says so.
+        trainer: with both networks.
         recipe: of the run.
         meta: the run's run.json, for the card.
         folder: replaced as a whole.
+        network: ``target`` (the EMA) or ``student`` (online); the recipe's ``sampling.network`` by default.
     """
+    network = network or recipe.sampling.network
+    unet = trainer.target if network == "target" else trainer.student
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    _pipeline(trainer, recipe, merged(unet)).save_pretrained(temporary, safe_serialization=True)
+    if is_lora(unet):
+        _save_lora(unet, temporary / LORA_FOLDER)
+        write_text_atomic(temporary / LORA_FOLDER / "README.md", lora_card(recipe, meta, network))
+    write_text_atomic(temporary / "README.md", model_card(recipe, meta, network))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def _pipeline(trainer: Trainer, recipe: LCDRecipe, unet: UNet2DConditionModel) -> DiffusionPipeline:
+    """diffusers' pipeline for the student: one that embeds w where the student is told it."""
     models = trainer.models
-    pipeline = LatentConsistencyModelPipeline(
+    told = unet.config.time_cond_proj_dim is not None
+    return (LatentConsistencyModelPipeline if told else StableDiffusionPipeline)(
         vae=models.vae,
         text_encoder=models.text_encoder,
         tokenizer=models.tokenizer,
-        unet=trainer.target if recipe.sampling.network == "target" else trainer.student,
+        unet=unet,
         scheduler=make_scheduler(trainer, recipe),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipeline.save_pretrained(temporary, safe_serialization=True)
-    write_text_atomic(temporary / "README.md", model_card(recipe, meta))
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
 
 
-def model_card(recipe: LCDRecipe, meta: dict[str, Any]) -> str:
-    """README.md of the exported folder: what it is, what it was trained on, how to sample it."""
-    rewards = [
-        f"- `{r['name']}` (fingerprint `{r['fingerprint_id']}`, weights `{r['fingerprint']['weights_sha256'][:12]}…`, "
-        f"antialias {str(r['fingerprint']['antialias']).lower()}): **in-sample**, the student was trained on it; its "
-        "score says how well the student pleases it, not how good the images are"
-        for r in meta["rewards"]
-    ]
-    network = "EMA (target)" if recipe.sampling.network == "target" else "online (student)"
-    sampling, w_min, w_max = recipe.sampling, recipe.lcd.w_min, recipe.lcd.w_max
-    return f"""---
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [latent-consistency-model, rgbench]
----
+def _save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+    """``pytorch_lora_weights.safetensors`` with rank and α in its header, and the guidance embedding, if any."""
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=lora_state(unet),
+        unet_lora_adapter_metadata=unet.peft_config[ADAPTER].to_dict(),
+        safe_serialization=True,
+    )
+    if unet.config.time_cond_proj_dim is not None:
+        weight = unet.time_embedding.cond_proj.weight.detach().cpu().contiguous()
+        save_safetensors_atomic({EMBEDDING_WEIGHT: weight}, folder / EMBEDDING_FILE)
 
-# {meta["name"]}
 
-A few-step text-to-image student, distilled by `{recipe.kind}` with rgbench; {network} weights
-after {meta["step"]} optimiser steps of batch {recipe.train.batch_size}, seed {recipe.seed}.
+def export_run(path: Path, network: Network, out: Path | None = None, device: str = "cpu") -> Path:
+    """Write a network of a run's newest checkpoint as a pipeline folder; the run itself stays as it is.
 
-- Teacher: {meta["world"]}, weights sha256 `{meta["teacher"]["sha256"]}`
-- Data: {meta["data"]["kind"]}
+    Args:
+        path: the run; it need not be finished.
+        network: ``target`` (the EMA) or ``student`` (online).
+        out: a new folder; ``{run}-{network}`` beside the run by default.
+        device: where the networks are put.
 
-## Rewards trained on
+    Returns:
+        The folder.
 
-{chr(10).join(rewards) or "None."}
-
-## Sampling
-
-```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
-image = pipeline("a prompt", num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance_scale}).images[0]
-```
-
-Guidance was trained for w from {w_min:g} to {w_max:g} in the LCM form c + w(c − u). The pipeline embeds
-w = guidance_scale − 1, so `guidance_scale` belongs between {w_min + 1:g} and {w_max + 1:g}.
-
-## Recipe
-
-```yaml
-{yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True).strip()}
-```
-"""
+    Raises:
+        UsageError: no run, no checkpoint, another teacher than the run's, or something at ``out`` already.
+    """
+    run = RunDirectory.open(path)
+    folder = out or path.resolve().with_name(f"{path.resolve().name}-{network}")
+    if folder.exists():
+        raise UsageError(f"{folder}: exists already; nothing was overwritten. Choose another place with --out")
+    newest = checkpoint.latest(run.checkpoints)
+    if newest is None:
+        raise UsageError(f"{run.checkpoints}: no checkpoint yet; nothing to export")
+    recipe, meta = load_recipe(str(run.config_file)), run.read()
+    if not isinstance(recipe, LCDRecipe):
+        raise UsageError(f"{path}: a run of {recipe.kind} has no student to export")
+    models = load_models(recipe.model.teacher_folder(), device, torch.float32)
+    if models.weights_sha256 != meta["teacher"]["sha256"]:
+        raise UsageError(
+            f"{models.path}: not the teacher that {path} was trained from; its weights have another sha256"
+        )
+    trainer = LCD(recipe, models)
+    tensors, state = checkpoint.load(newest)
+    for stem, module in trainer.modules().items():
+        module.load_state_dict(tensors[stem])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    export_pipeline(trainer, recipe, meta | {"step": state["step"]}, folder, network)
+    return folder

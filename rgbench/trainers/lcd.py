@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +22,18 @@ from rgbench.data.contract import Batch
 from rgbench.diffusion.consistency import consistency_function, guidance_embedding, pseudo_huber, squared_error
 from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
 from rgbench.diffusion.schedule import add_noise
-from rgbench.models import DiffusionModels, make_student
+from rgbench.models import DiffusionModels
+from rgbench.students import Learned, is_lora, make_lora_student, make_student, present, trainable
 from rgbench.trainers.caching import encode
 from rgbench.trainers.contract import Learner, Reader, Stateful, StepResult
 from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.recipe import LCDRecipe, LCDSection
+
+# LCM-LoRA's layers (arXiv 2311.05556), as in diffusers' examples/consistency_distillation.
+LCM_LORA_MODULES = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Distillation:
     Attributes:
         start_timesteps, timesteps: (B,) int64.
         noisy: z_{n+k}.
-        w_embedding: (B, d).
+        w_embedding: (B, d); None for a student that is not told w.
         prediction: f_θ(z_{n+k}), scaled latents.
         previous: z_n of the solver.
         target: f_θ⁻(z_n).
@@ -77,7 +83,7 @@ class Distillation:
     start_timesteps: Tensor
     timesteps: Tensor
     noisy: Tensor
-    w_embedding: Tensor
+    w_embedding: Tensor | None
     prediction: Tensor
     previous: Tensor
     target: Tensor
@@ -95,8 +101,9 @@ def distil(networks: Networks, settings: LCDSection, inputs: Inputs) -> Distilla
     # 3. z_{n+k} = α z + σ ε
     noisy = add_noise(latents, inputs.noise, start_timesteps, cumprod)
 
-    # 4. embedding of w
-    w_embedding = guidance_embedding(w, networks.student.config.time_cond_proj_dim)
+    # 4. embedding of w, where the student is told it
+    dim = networks.student.config.time_cond_proj_dim
+    w_embedding = guidance_embedding(w, dim) if dim else None
 
     # 5. f_θ(z_{n+k}, w, c, t_{n+k}) = c_skip z_{n+k} + c_out x̂0
     output = _call(networks.student, noisy, start_timesteps, inputs.prompt_embeds, w_embedding)
@@ -131,8 +138,20 @@ def _call(
 
 @torch.no_grad()
 def ema_update(target: nn.Module, student: nn.Module, decay: float) -> None:
-    """θ⁻ ← μ θ⁻ + (1 − μ) θ over all parameters, in place, μ = ``decay``."""
-    torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - decay)
+    """θ⁻ ← μ θ⁻ + (1 − μ) θ over the parameters that learn, in place, μ = ``decay``."""
+    pairs = zip(target.parameters(), student.parameters(), strict=True)
+    averages, values = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
+    torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+def new_student(recipe: LCDRecipe, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The student of a recipe: the whole UNet, or its adapters."""
+    dim, lora = recipe.lcd.time_cond_proj_dim, recipe.lora
+    if lora is None:
+        return make_student(teacher, dim)
+    modules = lora.modules or present(teacher, LCM_LORA_MODULES)
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    return make_lora_student(teacher, dim, rank=lora.rank, alpha=alpha, modules=modules, seed=recipe.seed)
 
 
 class LCD:
@@ -145,8 +164,8 @@ class LCD:
 
     def __init__(self, recipe: LCDRecipe, models: DiffusionModels) -> None:
         self.recipe, self.models = recipe, models
-        self.student = make_student(models.unet, recipe.lcd.time_cond_proj_dim)
-        self.target = copy.deepcopy(self.student).requires_grad_(False)
+        self.student = new_student(recipe, models.unet)
+        self.target = new_student(recipe, models.unet).requires_grad_(False)  # begins as the student's equal
         self.networks = Networks(models.unet, self.student, self.target, models.alphas_cumprod, models.prediction_type)
         self.uncond_embeds = models.encode_prompts([""])
 
@@ -156,12 +175,13 @@ class LCD:
         return cls(recipe, models)
 
     def learners(self) -> dict[str, Learner]:
-        """All of the student."""
-        return {"student": Learner(list(self.student.parameters()), self.recipe.train.lr)}
+        """All of the student that learns."""
+        return {"student": Learner(trainable(self.student), self.recipe.train.lr)}
 
     def modules(self) -> dict[str, Stateful]:
-        """Student and target."""
-        return {"student": self.student, "target": self.target}
+        """Student and target; of a LoRA student what it learned."""
+        networks = {"student": self.student, "target": self.target}
+        return {k: Learned(v, self.student) for k, v in networks.items()} if is_lora(self.student) else networks
 
     def reward_fingerprints(self) -> list[dict[str, Any]]:
         """No reward."""

@@ -6,17 +6,15 @@ in its recipe files.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from rgbench.config import Section, apply_overrides, find_recipe, load_yaml, validate
 from rgbench.data.config import DataConfig
-from rgbench.errors import UsageError
 from rgbench.rewards.config import RewardConfig, Sum
+from rgbench.trainers.model_config import LoRASection, ModelSection
 from rgbench.trainers.proxy_config import PretrainProxySection, ProxySection
-from rgbench.worlds.presets import Preset, find_preset
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -30,46 +28,6 @@ FREE_KEYS = frozenset(
     | {"train.wandb", "train.latents_cache", "train.latents_cache_root"}
     | {f"{section}.path" for section in ("model", "data", "reward", "proxy")}
 )
-
-
-class ModelSection(Section):
-    """The teacher: a preset by name or any local ``StableDiffusionPipeline`` folder; exactly one of the two."""
-
-    preset: str | None = None
-    path: str | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> ModelSection:
-        if (self.preset is None) == (self.path is None):
-            raise ValueError("give either model.preset or model.path")
-        return self
-
-    def find(self, key: str) -> Preset:
-        """The preset, for a part whose own ``key`` is null.
-
-        Raises:
-            UsageError: the model is a folder, so ``key`` must be given.
-        """
-        if self.preset is None:
-            raise UsageError(f"{key}: give a path; only a model.preset brings one with it")
-        return find_preset(self.preset)
-
-    def teacher_folder(self) -> Path:
-        """The teacher's folder.
-
-        Raises:
-            UsageError: it is not there.
-        """
-        if self.path is None:
-            return self.find("model.path").teacher_folder()
-        if not Path(self.path).is_dir():
-            raise UsageError(f"model.path {self.path}: no such folder; give a diffusers pipeline folder")
-        return Path(self.path)
-
-    @property
-    def world(self) -> str:
-        """Name under which results are kept: the preset's or the folder's."""
-        return self.preset or Path(str(self.path)).resolve().name
 
 
 class TrainSection(Section):
@@ -130,7 +88,8 @@ class LCDSection(Section):
         loss: ``huber`` or ``l2``.
         huber_c: c of the pseudo-Huber loss.
         timestep_scaling: s of the boundary scalings.
-        time_cond_proj_dim: d of the guidance embedding.
+        time_cond_proj_dim: d of the guidance embedding; null for a student that is not told w, as LCM-LoRA
+            (arXiv 2311.05556): it is then sampled at guidance 1 to 2.
     """
 
     num_ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 50
@@ -139,7 +98,7 @@ class LCDSection(Section):
     loss: Literal["huber", "l2"] = "huber"
     huber_c: Positive = 0.001
     timestep_scaling: Positive = 10.0
-    time_cond_proj_dim: Annotated[int, Field(ge=4)] = 256
+    time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = 256
 
     @model_validator(mode="after")
     def _ordered(self) -> LCDSection:
@@ -204,6 +163,7 @@ class LCDRecipe(BaseRecipe):
 
     kind: Literal["lcd"]  # type: ignore[assignment]
     lcd: LCDSection = LCDSection()
+    lora: LoRASection | None = None
     sampling: SamplingSection = SamplingSection()
 
     @model_validator(mode="after")
@@ -211,6 +171,11 @@ class LCDRecipe(BaseRecipe):
         if self.sampling.steps > self.lcd.num_ddim_timesteps:
             raise ValueError(
                 f"sampling.steps {self.sampling.steps} exceeds lcd.num_ddim_timesteps {self.lcd.num_ddim_timesteps}"
+            )
+        if self.lcd.time_cond_proj_dim is None and self.sampling.guidance_scale > 2:
+            raise ValueError(
+                f"sampling.guidance_scale {self.sampling.guidance_scale} guides a student that is guided already: "
+                "without lcd.time_cond_proj_dim it belongs between 1 and 2"
             )
         return self
 

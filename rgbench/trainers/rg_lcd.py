@@ -38,7 +38,8 @@ def load_expert(recipe: RGLCDRecipe, models: DiffusionModels) -> Any:
         UsageError: unknown or missing.
     """
     settings = recipe.reward
-    preset_path = recipe.model.find("reward.path").reward_folder() if recipe.model.preset else None
+    preset = recipe.model.find("reward.path") if recipe.model.preset else None
+    preset_path = preset.reward_folder() if preset and preset.root else None  # one on the hub brings none
     expert = load_reward(settings, device=models.device, dtype=models.dtype, preset_path=preset_path)
     if isinstance(settings, Sum) and settings.standardise == "calibrated":
         batch = open_source(recipe.data).load(list(range(settings.calibration_images)))

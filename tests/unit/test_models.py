@@ -9,7 +9,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from rgbench.errors import UsageError
-from rgbench.models import load_models, make_student, weights_sha256
+from rgbench.models import load_models
+from rgbench.pipeline_folder import weights_sha256
+from rgbench.students import make_student
 from rgbench.worlds.presets import PRESETS, find_preset
 from tests.parity import tiny
 
@@ -96,14 +98,14 @@ def test_pickled_weights_are_not_opened(tmp_path):
 def test_an_unknown_scheduler_is_refused(tmp_path):
     folder = tiny.save_pipeline(tmp_path / "teacher")
     file = folder / "scheduler" / "scheduler_config.json"
-    config = json.loads(file.read_text()) | {"_class_name": "EulerDiscreteScheduler"}
+    config = json.loads(file.read_text()) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}
     file.write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="EulerDiscreteScheduler"):
+    with pytest.raises(UsageError, match="FlowMatchEulerDiscreteScheduler"):
         load_models(folder, "cpu", torch.float32)
 
 
 def test_presets():
     assert find_preset("benchtop") is PRESETS["benchtop"]
     assert PRESETS["benchtop"].teacher_folder().is_dir()
-    with pytest.raises(UsageError, match="known: benchtop"):
+    with pytest.raises(UsageError, match="known: benchtop, sd15, sd21, sd21-base"):
         find_preset("sd99")

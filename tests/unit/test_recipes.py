@@ -32,6 +32,40 @@ def test_a_recipe_validates_and_explains_itself(name):
     assert load_recipe(name, override) != recipe
 
 
+FULL_SIZE = {"sd21/lcd": "lcd", "sd21/rg_lcd": "rg_lcd", "sd21/lrm": "lrm", "sd15/lcd_lora": "lcd"}
+
+
+def test_all_full_size_recipes_are_listed():
+    assert {name for name in packaged_recipes() if name.startswith(("sd15/", "sd21/"))} == FULL_SIZE.keys()
+
+
+@pytest.mark.parametrize("name", sorted(FULL_SIZE))
+def test_a_full_size_recipe_validates_and_explains_itself(name):
+    recipe = load_recipe(name)
+    assert (recipe.kind, recipe.name) == (FULL_SIZE[name], name.replace("/", "-"))
+    assert recipe.model.find("model").resolution == recipe.data.resolution == 512  # type: ignore[union-attr]
+    head, *rest = packaged_recipes()[name].read_text().split("\n\n")
+    for part in ("First:", f"Launch:    rgbench train recipes/{name}.yaml", "Override:", "Then:"):
+        assert part in head
+    override = next(line for line in head.splitlines() if "Override:" in line).split(".yaml", 1)[1].split()
+    assert load_recipe(name, override) != recipe
+    unexplained = [line for line in "\n".join(rest).splitlines() if line.startswith("  ") and "#" not in line]
+    assert len(unexplained) < 14, unexplained
+
+
+def test_full_size_recipes_are_the_papers_defaults():
+    """Every key that the recipes for SD2.1 say is the default of the method, which docs/method.md lists."""
+    for name in ("sd21/lcd", "sd21/rg_lcd", "sd21/lrm"):
+        recipe = load_recipe(name)
+        how = {"dtype": "float32", "gradient_checkpointing": False, "num_workers": 0}  # it computes, not what
+        assert recipe.train.model_copy(update=how) == TrainSection()
+        assert recipe.lcd == LCDSection() and recipe.lora is None
+        assert recipe.sampling == type(recipe.sampling)()
+    lrm = load_recipe("sd21/lrm")
+    assert lrm.reward.scale == 1.0 and lrm.reward.antialias is True  # type: ignore[attr-defined]
+    assert lrm.proxy == type(lrm.proxy)(path=lrm.proxy.path)  # type: ignore[attr-defined]
+
+
 def test_the_three_differ_in_their_method_alone():
     recipes = [load_recipe(name) for name in SHIPPED]
     for section in ("model", "data", "train", "lcd", "sampling"):

@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler, LatentConsistencyModelPipeline, LCMSchedule
 
 from rgbench.diffusion.sampling import ddim_timesteps, draw_noise, lcm_timesteps
 from rgbench.errors import UsageError
-from rgbench.models import load_models, make_student
+from rgbench.models import load_models
+from rgbench.students import make_student
 from tests.parity import tiny
 
 

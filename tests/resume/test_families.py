@@ -1,0 +1,147 @@
+"""SD1.5- and SD2.1-layout teachers through every trainer: a step, save, load, export, and plain diffusers after it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from rgbench.data import open_source
+from rgbench.errors import UsageError
+from rgbench.models import load_models
+from rgbench.run import RunDirectory
+from rgbench.trainers.api import train
+from rgbench.trainers.export import export_run
+from rgbench.trainers.lcd import LCD
+from rgbench.trainers.loop import Loop
+from rgbench.trainers.recipe import load_recipe
+from tests import sd_folders
+from tests.parity import tiny
+
+TEACHERS = {
+    "sd15": ("sd15", "epsilon", {}),
+    "sd15-fp16": ("sd15", "epsilon", {"variant": "fp16"}),
+    "sd21-base": ("sd21", "epsilon", {"max_shard_size": "40KB"}),
+    "sd21": ("sd21", "v_prediction", {}),
+    "sample": ("sd21", "sample", {}),
+}
+LORA = {"rank": 2, "alpha": 4.0}
+UNTOLD = {"lcd.time_cond_proj_dim": None, "sampling.guidance_scale": 1.0}  # as LCM-LoRA
+CASES = [
+    ("lcd", "sd15", {}),
+    ("rg_lcd", "sd15-fp16", {"lora": LORA}),
+    ("lrm", "sd21", {}),
+    pytest.param("lcd", "sd21", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
+    pytest.param("rg_lcd", "sd21-base", {}, marks=pytest.mark.long),
+    pytest.param("lrm", "sample", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
+]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """Teachers, a reward, a proxy and images on disk, as a user has them."""
+    root = tmp_path_factory.mktemp("families")
+    for name, (family, kind, options) in TEACHERS.items():
+        sd_folders.save_teacher(root / name, family, kind, **options)
+    return sd_folders.save_parts(root)
+
+
+def generators(num: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(num)]
+
+
+def images_of(pipeline: DiffusionPipeline, guidance: float) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "guidance_scale": guidance, "output_type": "pt"}
+    return pipeline(tiny.PROMPTS[:2], generator=generators(2), **options).images
+
+
+@pytest.mark.parametrize(("kind", "teacher", "changes"), CASES, ids=lambda v: v if isinstance(v, str) else "")
+def test_one_step_from_recipe_to_plain_diffusers(parts, tmp_path, monkeypatch, kind, teacher, changes):
+    monkeypatch.chdir(tmp_path)
+    faster = ["train.lr=0.03"] if "lora" in changes else []  # so that each adapter shows after one step
+    path = train(str(sd_folders.write_recipe(parts, tmp_path, kind, teacher, changes)), faster)
+    run = RunDirectory.open(path)
+    saved = load_file(run.checkpoints / "step-00000001" / "student.safetensors")
+    teacher_names = load_models(parts / teacher, "cpu", torch.float32).unet.state_dict().keys()
+    if "lora" in changes:
+        assert not saved.keys() & teacher_names, "a LoRA checkpoint holds none of the teacher's weights"
+    else:
+        assert saved.keys() - teacher_names == {"time_embedding.cond_proj.weight"}
+    told = "lcd.time_cond_proj_dim" not in changes
+    guidance = 4.0 if told else 1.5
+    pipeline = DiffusionPipeline.from_pretrained(run.pipeline)
+    assert isinstance(pipeline, LatentConsistencyModelPipeline if told else StableDiffusionPipeline)
+    theirs = images_of(pipeline, guidance)
+    models = load_models(run.pipeline, "cpu", torch.float32)
+    ours = models.sample(tiny.PROMPTS[:2], generators(2), num_steps=2, guidance_scale=guidance)
+    assert (ours - theirs).abs().max() <= 1e-5
+    card = (run.pipeline / "README.md").read_text()
+    assert run.read()["teacher"]["sha256"] in card and kind in card
+    assert ("**in-sample**" in card) == (kind != "lcd")
+    if "lora" in changes:
+        check_lora(run, parts / teacher, guidance, theirs)
+
+
+def check_lora(run: RunDirectory, teacher: Path, guidance: float, expected: torch.Tensor) -> None:
+    """The adapters' own card, followed to the letter, gives the same images on top of the teacher."""
+    card = (run.pipeline / "lora" / "README.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].replace("path/to/the/teacher", str(teacher))
+    code = code.rsplit("image = ", 1)[0]
+    if (teacher / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists():
+        code = code.replace(f'from_pretrained("{teacher}"', f'from_pretrained("{teacher}", variant="fp16"')
+        code = code.replace(f'    "{teacher}"', f'    "{teacher}", variant="fp16"')
+    lora = str(run.pipeline / "lora")
+    code = code.replace('load_file("', f'load_file("{lora}/').replace(
+        'load_lora_weights(".")', f'load_lora_weights("{lora}")'
+    )
+    names: dict = {}
+    exec(code, names)  # noqa: S102  (our own card, which is what is tested)
+    pipeline = names["pipeline"]
+    assert (images_of(pipeline, guidance) - expected).abs().max() <= 1e-3
+    loaded = {name for name, _ in pipeline.unet.named_parameters() if ".lora_" in name}
+    assert len(loaded) == len(load_file(f"{lora}/pytorch_lora_weights.safetensors")), "adapters were left out"
+
+
+def test_a_lora_run_goes_on_as_if_it_had_not_stopped(parts, tmp_path):
+    file = sd_folders.write_recipe(parts, tmp_path, "lcd", "sd15", {"lora": LORA})
+    recipe = load_recipe(str(file), ["train.steps=3"])
+
+    def loop(folder: Path) -> Loop:
+        trainer = LCD(recipe, load_models(parts / "sd15", "cpu", torch.float32))
+        return Loop(trainer, open_source(recipe.data), recipe, RunDirectory(folder).create({}, {}))
+
+    straight, stopped = loop(tmp_path / "straight"), loop(tmp_path / "stopped")
+    for _ in range(3):
+        straight.train_step()
+    for _ in range(2):
+        stopped.train_step()
+    stopped.save()
+    resumed = loop(tmp_path / "stopped")
+    resumed.restore()
+    assert resumed.step == 2
+    resumed.train_step()
+    for stem, module in straight.trainer.modules().items():
+        a, b = module.state_dict(), resumed.trainer.modules()[stem].state_dict()
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a), stem
+
+
+def test_either_network_is_exported_on_demand(parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = train(str(sd_folders.write_recipe(parts, tmp_path, "rg_lcd", "sd15", {})), [])
+    folder = export_run(path, "student")
+    assert folder.name == f"{path.name}-student" and "online (student)" in (folder / "README.md").read_text()
+    exported = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    saved = load_file(path / "checkpoints" / "step-00000001" / "student.safetensors")
+    assert exported.keys() == saved.keys() and all(torch.equal(exported[name], saved[name]) for name in saved)
+    again = load_file(export_run(path, "target", tmp_path / "ema") / "unet" / "diffusion_pytorch_model.safetensors")
+    usual = load_file(path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(again[name], usual[name]) for name in usual)
+    with pytest.raises(UsageError, match="exists already"):
+        export_run(path, "student")
+    with pytest.raises(UsageError, match="not a run"):
+        export_run(tmp_path / "none", "student")

@@ -1,0 +1,89 @@
+"""Presets: what the full-size ones are, where they are looked for, and what is said when they are not there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rgbench.errors import UsageError
+from rgbench.hub import HubFiles, readable_size
+from rgbench.worlds.presets import PRESETS, HubTeacher, Preset, find_preset
+from tests import sd_folders
+
+FULL_SIZE = ("sd15", "sd21-base", "sd21")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty hub cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def hub(preset: Preset) -> HubFiles:
+    assert isinstance(preset.teacher, HubTeacher)
+    return preset.teacher.hub
+
+
+def snapshot(cache: Path, files: HubFiles) -> Path:
+    """Where the hub's client puts a revision."""
+    return cache / f"models--{files.repo.replace('/', '--')}" / "snapshots" / files.revision
+
+
+def test_the_full_size_presets():
+    settings = {name: (PRESETS[name].resolution, PRESETS[name].prediction_type) for name in FULL_SIZE}
+    assert settings == {"sd15": (512, "epsilon"), "sd21-base": (512, "epsilon"), "sd21": (768, "v_prediction")}
+    for name in FULL_SIZE:
+        files = hub(PRESETS[name])
+        assert re.fullmatch(r"[0-9a-f]{40}", files.revision) and "stabilityai" not in files.repo
+        assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= {f.split("/")[0] for f in files.files}
+    with pytest.raises(UsageError, match="did you mean 'sd21'"):
+        find_preset("sd22")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_what_is_missing_is_named_with_its_size_and_command(cache, monkeypatch, offline):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1" if offline else "0")
+    with pytest.raises(UsageError) as caught:
+        PRESETS["sd21-base"].teacher_folder()
+    message = str(caught.value)
+    assert "unet/diffusion_pytorch_model.safetensors (3.46 GB)" in message and "5.16 GB in all" in message
+    command = shlex.split(message.split("get it with: ")[1].split(" (HF_HUB_OFFLINE")[0])
+    files = hub(PRESETS["sd21-base"])
+    assert command[:3] == ["hf", "download", files.repo] and command[-2:] == ["--revision", files.revision]
+    assert set(command[3:-2]) == set(files.files)
+    assert ("HF_HUB_OFFLINE is on" in message) == offline
+    assert not cache.exists(), "nothing was fetched"
+
+
+def test_a_fetched_teacher_is_found(cache):
+    """A real pipeline folder where the hub's client would have put it; in half precision it is found as well."""
+    preset = PRESETS["sd15"]
+    folder = snapshot(cache, hub(preset))
+    sd_folders.save_teacher(folder, "sd15", variant="fp16")
+    assert preset.teacher_folder() == folder
+    (folder / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"hf download stable-diffusion-v1-5/stable-diffusion-v1-5 vae/diff\S+ --rev"):
+        preset.teacher_folder()
+
+
+def test_a_reward_is_a_file_of_the_cache(cache):
+    preset = PRESETS["sd21"]
+    with pytest.raises(UsageError, match=r"HPS_v2\.1_compressed\.pt \(1\.97 GB\).*hf download xswu/HPSv2"):
+        preset.reward_folder()
+    file = snapshot(cache, preset.reward.hub) / "HPS_v2.1_compressed.pt"  # type: ignore[union-attr]
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"")
+    assert preset.reward_folder() == file
+
+
+def test_nobody_has_published_a_latent_proxy():
+    with pytest.raises(UsageError, match="lrm_pretrain model.preset=sd21-base"):
+        PRESETS["sd21-base"].latent_proxy_folder()
+
+
+def test_sizes_are_readable():
+    assert [readable_size(n) for n in (3_438_167_540, 573_514, 939)] == ["3.44 GB", "574 kB", "939 bytes"]
