@@ -30,6 +30,10 @@ class Base(torch.nn.Module):
         super().__init__()
         self.layers = inception_v3(weights=None, aux_logits=False, init_weights=False)
         self.layers.fc = torch.nn.Identity()
+        with torch.no_grad():
+            for layer in self.layers.modules():
+                if isinstance(layer, torch.nn.Conv2d):
+                    layer.weight.mul_(6**0.5)  # from torch's default to He's scale, so that the signal does not die out
 
     def forward(self, x):
         return self.layers(x)
