@@ -96,9 +96,9 @@ def gradients(loop: Loop) -> list[torch.Tensor]:
     caught: list[torch.Tensor] = []
     update = loop.updater.step
 
-    def take(finite: bool) -> bool:
+    def take(step: int, finite: bool) -> bool:
         caught.extend(parameter.grad.clone() for parameter in loop.learners["student"].parameters)
-        return update(finite)
+        return update(step, finite)
 
     loop.updater.step = take  # type: ignore[method-assign]
     loop.train_step()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rgbench.files import sha256_file, sha256_tree
+from rgbench.files import read_json, sha256_file, sha256_tree, write_json_atomic
 from rgbench.worlds.building.clip import CLIP_CONFIG, tokenize
 from rgbench.worlds.building.common import StageLog, autocast, linear_decay, stage_seed, update_average
 from rgbench.worlds.building.text_encoder import to_transformers
@@ -197,4 +197,7 @@ def assemble_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out / "teacher", safe_serialization=True)
+    # transformers loads the text encoder in the dtype its config names, diffusers the rest in float32
+    config = out / "teacher" / "text_encoder" / "config.json"
+    write_json_atomic(config, {**read_json(config), "dtype": "float32"})
     return pipeline
