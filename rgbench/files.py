@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rgbench.errors import UsageError
+from rgbench.pixel_modes import inexact, to_rgb
 from rgbench.strict_json import parse_json
 from rgbench.writing import (
     save_safetensors_atomic,
@@ -52,7 +53,6 @@ __all__ = [
 ]
 
 MAX_PIXELS = 64_000_000  # below the 89 million at which Pillow begins to warn
-EXIF_ORIENTATION = 274
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 # What the decoders of torch and Pillow raise on damaged input.
@@ -198,45 +198,17 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS, exact: 
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise UsageError(f"{name}: {image.width}×{image.height} exceeds {max_pixels} pixels; make it smaller")
-            reason = _inexact(image) if exact else None
+            reason = inexact(image) if exact else None
             if reason:
                 raise UsageError(f"{name}: {reason}; save it as an 8-bit RGB image")
             image.load()
-            return _to_rgb(image, name)
+            return to_rgb(image, name)
     except FileNotFoundError as error:
         raise UsageError(f"{name}: no such file") from error
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name}: refused: {error}") from error
     except _PIL_ERRORS as error:
         raise UsageError(f"{name}: not a readable PNG, JPEG, WebP or BMP image ({error})") from error
-
-
-def _inexact(image: Image) -> str | None:
-    """What 8-bit RGB could not hold of an image that is opened and not yet decoded."""
-    if image.has_transparency_data:
-        return f"has transparency ({image.mode})"
-    if image.mode not in ("RGB", "L", "P", "1"):
-        return f"has pixels of mode {image.mode}"
-    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):  # Pillow cuts 16-bit RGB to 8 bits in silence
-        return "has 16 bits per channel"
-    if getattr(image, "n_frames", 1) > 1:
-        return "is an animation"
-    return "is turned by its EXIF orientation" if image.getexif().get(EXIF_ORIENTATION, 1) != 1 else None
-
-
-def _to_rgb(image: Image, name: str) -> Image:
-    from PIL import Image
-
-    if image.mode == "RGB":
-        return image.copy()
-    if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255 instead of scaling
-        return image.point(lambda level: level / 257, "L").convert("RGB")
-    if image.mode in ("I", "F"):
-        raise UsageError(f"{name}: pixels of mode {image.mode} have no fixed range; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,10 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
         resolve("metric", name)
     if not options.metrics:
         raise UsageError("no metric to measure; name some, such as --metric fid,hps")
+    asked = load_prompts(options.prompts) if options.prompts not in (None, BENCHTOP) else None
     targets = _targets(options)
     protocol = find_protocol(options.protocol) if options.protocol else None
-    prompts, known = _prompts(options, protocol, targets)
+    prompts, known = _prompts(options, asked, protocol, targets)
     place = torch.device(pick_device(options.device))
     files: list[Path] = []
     with StopRequest() as stop, image_progress() as progress, TemporaryDirectory(prefix="rgbench-") as scratch:
@@ -173,13 +174,15 @@ def _targets(options: Options) -> list[Target]:
     return [*(resolve_targets(options.targets, options.runs) if options.targets else ()), student]
 
 
-def _prompts(options: Options, protocol: SetProtocol | None, targets: Sequence[Target]) -> tuple[PromptSet, PromptSet]:
-    """The prompts that are measured, and all of the list that they are the first of."""
+def _prompts(
+    options: Options, asked: PromptSet | None, protocol: SetProtocol | None, targets: Sequence[Target]
+) -> tuple[PromptSet, PromptSet]:
+    """The prompts that are measured, and all of the list that they are the first of: ``asked`` if a file was named."""
     if protocol is not None and options.prompts is None:
         raise UsageError(
             f"protocol {protocol.name}: give its captions with --prompts FILE (a caption list, or COCO's own)"
         )
-    known = _known_prompts(options, targets)
+    known = asked or _known_prompts(options, targets)
     num = options.num
     if protocol is not None and num is None:
         num = min(protocol.num_prompts, len(known))
@@ -187,11 +190,9 @@ def _prompts(options: Options, protocol: SetProtocol | None, targets: Sequence[T
 
 
 def _known_prompts(options: Options, targets: Sequence[Target]) -> PromptSet:
-    """All prompts of the list that is asked for; of the benchtop's, which has no end, as many as are wanted."""
+    """All prompts of a folder of images, or of the benchtop's list, which has no end, as many as are wanted."""
     path, num = options.prompts, options.num
     if path is None and len(targets) == 1 and targets[0].images:
         return own_prompts(targets[0].folder, SEED)
-    if path is None or path == BENCHTOP:
-        given = any(target.images for target in targets)
-        return benchtop_prompts(max(num or NUM_IMAGES, NUM_IMAGES if given else 0))
-    return load_prompts(path)
+    given = any(target.images for target in targets)
+    return benchtop_prompts(max(num or NUM_IMAGES, NUM_IMAGES if given else 0))

@@ -24,7 +24,6 @@ from rgbench.trainers.caching import open_cached
 from rgbench.trainers.contract import Trainer
 from rgbench.trainers.export import export_pipeline
 from rgbench.trainers.loop import Loop, check_split
-from rgbench.trainers.lrm_pretrain import LRMPretrain
 from rgbench.trainers.recipe import FREE_KEYS, BaseRecipe, LCDRecipe, load_recipe
 from rgbench.trainers.stop import StopRequest
 
@@ -146,11 +145,13 @@ def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[L
 
 def _export(trainer: Trainer, settings: BaseRecipe, run: RunDirectory) -> None:
     """Write what the run was for: a student's pipeline, or the latent proxy that was pre-trained."""
-    if isinstance(trainer, LRMPretrain):
-        trainer.export(run)
-    else:
-        assert isinstance(settings, LCDRecipe)
+    if isinstance(settings, LCDRecipe):
         export_pipeline(trainer, settings, run.read(), run.pipeline)
+        return
+    from rgbench.trainers.lrm_pretrain import LRMPretrain  # imports the reward libraries, which LCD does without
+
+    assert isinstance(trainer, LRMPretrain)
+    trainer.export(run)
 
 
 def _say(message: str) -> None:

@@ -323,7 +323,7 @@ def test_every_packaged_recipe_validates() -> None:
     from rgbench.trainers.recipe import load_recipe
 
     names = list(packaged_recipes())
-    assert len(names) == 4
+    assert len(names) == 8
     for name in names:
         recipe = load_recipe(name)
         assert json.loads(recipe.model_dump_json())["kind"] in ("lcd", "rg_lcd", "lrm", "lrm_pretrain")

@@ -118,7 +118,7 @@ def test_generation_id_holds_weights_and_settings(models):
 
 
 def test_settings_come_from_the_call_the_run_or_the_world(models):
-    run = Target("s", "lcd", models["lcm"].path, "benchtop", BENCHTOP, 0, {"steps": 3, "guidance_scale": 4.5})
+    run = Target("s", "lcd", models["lcm"].path, "benchtop", BENCHTOP, 0, sampling={"steps": 3, "guidance_scale": 4.5})
     teacher = Target("teacher", "teacher", models["ddim"].path, "benchtop", BENCHTOP)
     assert settle_sampling(run, models["lcm"], None, None) == Sampling("lcm", 3, 4.5)
     assert settle_sampling(run, models["lcm"], 1, 2) == Sampling("lcm", 1, 2.0)
@@ -143,7 +143,7 @@ def test_network_evaluations():
 )
 def test_bad_settings(models, sampler, steps, guidance, message):
     target = Target(
-        "x", "external", models[sampler].path, "benchtop", BENCHTOP, None, {"steps": 4, "guidance_scale": 5.0}
+        "x", "external", models[sampler].path, "benchtop", BENCHTOP, sampling={"steps": 4, "guidance_scale": 5.0}
     )
     with pytest.raises(UsageError, match=message):
         settle_sampling(target, models[sampler], steps, guidance)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 
+from rgbench.data.contract import Batch
 from rgbench.errors import ConfigError, UsageError
 from rgbench.evaluation.targets import resolve_targets
 from rgbench.files import read_json
@@ -40,7 +42,7 @@ def recipe(**proxy) -> LRMPretrainRecipe:
         "name": "tiny",
         "model": {"path": "unused"},
         "data": {"kind": "scenes"},
-        "train": {"steps": 12, "batch_size": 4, "lr": 1e-2},
+        "train": {"steps": 12, "batch_size": 4, "lr": 1e-3},
         "proxy": {"clip": str(tiny.CLIP_FOLDER), "vision": VISION, **proxy},
     }
     return LRMPretrainRecipe.model_validate(values, strict=False)
@@ -67,9 +69,14 @@ def test_equal_captions_are_no_negatives():
 
 
 class FourSource(tiny.TinySource):
-    """Four pairs, met at every step."""
+    """Four pairs, met at every step; each image is one plain colour, so that there is something to tell apart."""
 
     length = 4
+
+    def load(self, indices: list[int]) -> Batch:
+        batch = super().load(indices)
+        colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])[indices]
+        return replace(batch, images_BCHW=colours[:, :, None, None].expand_as(batch.images_BCHW).clone())
 
 
 def test_it_learns_and_what_is_frozen_stays(models, tmp_path):
@@ -81,7 +88,7 @@ def test_it_learns_and_what_is_frozen_stays(models, tmp_path):
     loop = Loop(trainer, FourSource(), settings, RunDirectory(tmp_path))
     batch = loop.load_batch(0)
     first = float(trainer.step(batch, tiny.draws()).losses["proxy"]["contrastive"].mean())
-    rows = [loop.train_step() for _ in range(20)]
+    rows = [loop.train_step() for _ in range(40)]
     assert float(trainer.step(batch, tiny.draws()).losses["proxy"]["contrastive"].mean()) < 0.8 * first
     assert {"retrieval", "logit_scale", "grad_norm/proxy"} <= rows[0].keys()
     after = trainer.proxy.clip.state_dict()
