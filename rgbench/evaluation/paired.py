@@ -23,10 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rgbench.errors import UsageError
-from rgbench.evaluation.results import Result
+from rgbench.evaluation.results import Result, read_columns
 from rgbench.evaluation.statistics import resamples
 from rgbench.metrics.contract import Metric
 from rgbench.metrics.intervals import LEVEL, jackknife_interval
@@ -167,7 +166,7 @@ def per_image(result: Result) -> dict[Image, float] | None:
 @lru_cache(maxsize=KEPT)
 def _rows(path: Path, value: float) -> dict[Image, float] | None:
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes())).to_pydict()
+        table = read_columns(path)
         keys = zip(table["prompt_id"], table["seed"], table["group"], strict=True)
         rows = dict(zip(keys, map(float, table["value"]), strict=True))
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:

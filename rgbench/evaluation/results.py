@@ -168,6 +168,16 @@ def load_results(root: Path) -> list[Result]:
     return [load_result(path) for path in sorted(root.rglob("*@*.json"))]
 
 
+def read_columns(path: Path) -> dict[str, list[Any]]:
+    """The columns of a parquet file. Without pyarrow's reader threads, which now and then abort a process at its end.
+
+    Raises:
+        OSError: no such file.
+        pyarrow.ArrowInvalid: it is no parquet file.
+    """
+    return pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False).to_pydict()
+
+
 def load_samples(result: Result) -> dict[tuple[str, int], float] | None:
     """Per-image values by (prompt id, seed); None where the result has none.
 
@@ -191,7 +201,7 @@ def _by_image(result: Result, column: str) -> dict[tuple[str, int], Any] | None:
         return None
     path = result.path.with_name(Path(result.samples).name)
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes())).to_pydict()
+        table = read_columns(path)
         keys = zip(table["prompt_id"], table["seed"], strict=True)
         return dict(zip(keys, table[column], strict=True))
     except (OSError, pa.ArrowException, KeyError) as error:

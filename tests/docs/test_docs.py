@@ -134,8 +134,10 @@ def test_all_pages_are_seen() -> None:
     """The how-tos are there and each runs something."""
     how_tos = {page.stem for page in RUNNABLE if page.parent.name == "how-to"}
     assert how_tos == {
+        "add-a-metric",
         "add-a-probe",
         "add-a-reward",
+        "evaluate-a-folder-of-images",
         "evaluate-my-own-model",
         "judge-over-optimisation",
         "read-the-report",

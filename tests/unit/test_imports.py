@@ -18,7 +18,14 @@ PACKAGE = ROOT / "rgbench"
 # From the bottom to the top; a module may import from its own group and from layers below its own.
 LAYERS: list[list[str]] = [
     ["rgbench.errors"],
-    ["rgbench.writing", "rgbench.pixel_modes", "rgbench.strict_json", "rgbench.strict_yaml", "rgbench.registry", "rgbench.process"],
+    [
+        "rgbench.writing",
+        "rgbench.pixel_modes",
+        "rgbench.strict_json",
+        "rgbench.strict_yaml",
+        "rgbench.registry",
+        "rgbench.process",
+    ],
     ["rgbench.files", "rgbench.config"],
     ["rgbench.run", "rgbench.checkpoint", "rgbench.launch", "rgbench.hub", "rgbench.pipeline_folder"],
     ["rgbench.diffusion", "rgbench.worlds", "rgbench.rewards"],
