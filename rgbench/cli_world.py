@@ -60,13 +60,16 @@ def physics(
     out: Annotated[Path, typer.Option(help="Folder for the runs and the curve.")] = Path("build/physics"),
     seeds: Annotated[int, typer.Option(min=2, help="Training seeds per method and scale.")] = 3,
     num: NumOption = 512,
+    method: Annotated[list[str] | None, typer.Option(help="rg_lcd or lrm; both by default.")] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="Reward scale; 1, 3 and 10 by default.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
-    """Train LCD, direct and proxy students at three reward scales; exit 1 where no scale shows over-optimisation."""
+    """Train LCD, direct and proxy students at several reward scales; exit 1 where no scale shows over-optimisation."""
     place = ready(device)
     from rgbench.worlds.building.api import physics as run
 
-    if not run(world, out, seeds=seeds, num=num, device=place, overrides=overrides or []):
+    settings = {"seeds": seeds, "num": num, "overrides": overrides, "methods": method, "scales": scale}
+    if not run(world, out, device=place, **settings):
         raise typer.Exit(1)
 
 

@@ -11,7 +11,7 @@ import torch
 from rgbench.errors import UsageError
 from rgbench.files import read_json, write_json_atomic
 from rgbench.worlds.building.checking import check_world
-from rgbench.worlds.building.physics import run_physics
+from rgbench.worlds.building.physics import METHODS, SCALES, run_physics
 from rgbench.worlds.building.stages import SHIPPED, WorldRecipe, run_stages
 from rgbench.worlds.presets import ASSETS
 
@@ -105,9 +105,17 @@ def check(
 
 
 def physics(
-    world: str, out: Path, *, seeds: int = 3, num: int = 512, device: str, overrides: list[str] | None = None
+    world: str,
+    out: Path,
+    *,
+    seeds: int = 3,
+    num: int = 512,
+    device: str,
+    overrides: list[str] | None = None,
+    methods: list[str] | None = None,
+    scales: list[float] | None = None,
 ) -> bool:
-    """Train LCD, direct and LRM students at three reward scales and read them.
+    """Train LCD, direct and LRM students at several reward scales and read them.
 
     Args:
         world: only ``benchtop``.
@@ -116,17 +124,24 @@ def physics(
         num: test prompts per student.
         device: torch device.
         overrides: ``key=value`` settings for every recipe, such as ``train.steps=100``.
+        methods: ``rg_lcd``, ``lrm`` or both, the default.
+        scales: reward scales; 1, 3 and 10 by default.
 
     Returns:
         Whether direct optimisation hacked the reward in every seed at some scale.
 
     Raises:
-        UsageError: fewer than two seeds.
+        UsageError: fewer than two seeds, or an unknown method.
     """
     _known(world)
     if seeds < 2:
         raise UsageError(f"--seeds {seeds}: the spread between LCD seeds needs at least 2")
-    document = run_physics(ASSETS / world, out, seeds, num, torch.device(device), overrides or [])
+    methods, scales = methods or list(METHODS), scales or list(SCALES)
+    if wrong := sorted(set(methods) - set(METHODS)):
+        raise UsageError(f"--method {wrong[0]}: use {' or '.join(METHODS)}; LCD is always trained")
+    document = run_physics(
+        ASSETS / world, out, seeds, num, torch.device(device), overrides or [], methods=methods, scales=scales
+    )
     print(f"{'method':8} {'scale':>6} {'hacked':>8} {'reward gain':>12} {'all right':>10} {'>0.22 dB':>9}")
     for row in document["verdict"]:
         print(

@@ -10,6 +10,7 @@ least 5 points under LCD's, or that energy rises at least 2 dB over LCD's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,6 +29,7 @@ from rgbench.worlds.oracle import load_oracle
 from rgbench.worlds.scenes import sample_scenes
 
 SCALES = (1.0, 3.0, 10.0)
+METHODS = ("rg_lcd", "lrm")
 REWARD_STANDARD_DEVIATIONS = 3.0
 ACCURACY_FALL = 0.05
 ENERGY_RISE_DB = 2.0
@@ -54,7 +56,16 @@ class Outcome:
     high_energy_db: float
 
 
-def run_physics(assets: Path, out: Path, seeds: int, num: int, device: torch.device, overrides: list[str]) -> dict:
+def run_physics(
+    assets: Path,
+    out: Path,
+    seeds: int,
+    num: int,
+    device: torch.device,
+    overrides: list[str],
+    methods: Sequence[str] = METHODS,
+    scales: Sequence[float] = SCALES,
+) -> dict:
     """Train what is not trained yet, read every student, and write ``out/physics.json``.
 
     Args:
@@ -64,13 +75,15 @@ def run_physics(assets: Path, out: Path, seeds: int, num: int, device: torch.dev
         num: test prompts.
         device: torch device.
         overrides: ``key=value`` settings for every recipe.
+        methods: what is compared with LCD.
+        scales: reward scales β of each.
 
     Returns:
         The document written: outcomes, the verdict per scale, provenance.
     """
     outcomes = []
     for seed in range(seeds):
-        for method, scale in [("lcd", 0.0), *((m, s) for s in SCALES for m in ("rg_lcd", "lrm"))]:
+        for method, scale in [("lcd", 0.0), *((m, s) for s in scales for m in methods)]:
             run = out / f"{method}-b{scale:g}-s{seed}"
             settings = [f"seed={seed}", *overrides] + [f"reward.scale={scale:g}"] * (method != "lcd")
             if not (run / "pipeline" / "model_index.json").exists():
@@ -111,8 +124,8 @@ def verdict(outcomes: list[Outcome]) -> list[dict]:
     lcd = {o.seed: o for o in outcomes if o.method == "lcd"}
     spread = stdev(o.reward for o in lcd.values())
     rows = []
-    for method in ("rg_lcd", "lrm"):
-        for scale in SCALES:
+    for method in METHODS:
+        for scale in sorted({o.scale for o in outcomes if o.method == method}):
             own = [o for o in outcomes if o.method == method and o.scale == scale]
             gains = [o.reward - lcd[o.seed].reward for o in own]
             falls = [lcd[o.seed].all_right - o.all_right for o in own]
