@@ -68,8 +68,8 @@ def physics(
     place = ready(device)
     from rgbench.worlds.building.api import physics as run
 
-    settings = {"seeds": seeds, "num": num, "overrides": overrides, "methods": method, "scales": scale}
-    if not run(world, out, device=place, **settings):
+    shown = run(world, out, seeds=seeds, num=num, device=place, overrides=overrides or [], methods=method, scales=scale)
+    if not shown:
         raise typer.Exit(1)
 
 
