@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from rgbench.metrics.overopt import pareto as overopt
 from rgbench.reporting.gather import Column, Comparison, Row
 from rgbench.reporting.plots.drawing import LIGHT, Plot, Theme, axis_label, error, label, legend, panels, style
 from rgbench.reporting.trajectory import Trajectory, trajectories
@@ -57,12 +58,9 @@ def pareto_front(points: Points, *, lower_is_better: bool) -> Points:
     >>> pareto_front([(1, 5), (2, 4), (2, 6), (3, 9), (3, 8)], lower_is_better=True)
     [(2, 4), (3, 8)]
     """
-    sign = -1 if lower_is_better else 1
-    front: Points = []
-    for x, y in sorted(points, key=lambda point: (-point[0], -sign * point[1])):
-        if not front or sign * y > sign * front[-1][1]:
-            front.append((x, y))
-    return front[::-1]
+    sign = 1 if lower_is_better else -1
+    unbeaten = overopt.pareto_front([x for x, _ in points], [sign * y for _, y in points])
+    return sorted({point for point, kept in zip(points, unbeaten, strict=True) if kept})
 
 
 def _witnesses(comparison: Comparison) -> list[Column]:

@@ -109,10 +109,10 @@ def train_teacher(
     torch.manual_seed(stage_seed(config.seed, "teacher", -1))
     unet = UNet2DConditionModel(**UNET_CONFIG).to(device)
     networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
-    made_from = [sha256_tree(out / "clip"), sha256_file(out / "latents.safetensors"), asdict(config)]
+    inputs = [sha256_tree(out / "clip"), sha256_file(out / "latents.safetensors")]
     for cycle in range(len(config.cycles)):
-        made_from[-1] = {**asdict(config), "cycles": config.cycles[: cycle + 1]}
-        digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:8]
+        settings = {**asdict(config), "cycles": config.cycles[: cycle + 1]}
+        digest = hashlib.sha256(json.dumps([*inputs, settings]).encode()).hexdigest()[:8]
         path = out / f"teacher-{digest}.safetensors"
         if not path.exists():
             save_file(_train_cycle(networks, vae.config.scaling_factor, cycle, config, out, device), path)
