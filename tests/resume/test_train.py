@@ -267,7 +267,7 @@ def test_two_processes_train_what_one_trains(recipe, tmp_path, launched):
     ]
     for row, wanted in zip(both.read_log(), alone.read_log(), strict=True):
         for name in row.keys() - {"images_per_sec"}:
-            near_zero = 1e-4 if name.startswith("gradient/cosine") else 1e-6  # a cosine is measured against 1
+            near_zero = 1e-3 if name.startswith("gradient/cosine") else 1e-6  # a cosine is measured against 1
             assert row[name] == pytest.approx(wanted[name], rel=1e-3, abs=near_zero), (row["step"], name)
     name = "unet/diffusion_pytorch_model.safetensors"
     a, b = load_file(alone.pipeline / name), load_file(both.pipeline / name)

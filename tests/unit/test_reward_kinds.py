@@ -220,6 +220,12 @@ def test_a_sum_is_standardised_by_what_it_was_calibrated_on(rewards):
         total.calibrate(pixels(1, 3, 16, 16).expand(2, 3, 16, 16), PROMPTS[:1] * 2)
 
 
+def test_a_difference_in_rounding_is_no_spread():
+    reward = CallableReward(lambda images, prompts: [0.25 + i * 2**-25 for i in range(len(prompts))], "constant")
+    with pytest.raises(UsageError, match="alike"):
+        WeightedReward([reward], [1.0], standardise=True, balance=False).calibrate(pixels(4, 3, 8, 8), [""] * 4)
+
+
 def test_balanced_terms_pull_by_their_weights(rewards):
     steep = CallableScale(rewards["hps"], 1000.0)
     images = pixels(2, 3, 16, 16).requires_grad_()
