@@ -14,6 +14,9 @@ from pathlib import Path
 
 from rgbench.errors import UsageError
 
+# Where HPSv2 publishes its checkpoints (arXiv 2306.09341): v2.0 and v2.1 side by side.
+HPS_REPO, HPS_REVISION = "xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a"
+
 
 class MissingFiles(UsageError):
     """Files that have to be fetched first.

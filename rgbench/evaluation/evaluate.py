@@ -23,13 +23,12 @@ from rgbench.evaluation.targets import Target
 from rgbench.metrics.contract import Accumulator, Context
 from rgbench.metrics.features import FeatureRows
 from rgbench.models import load_models
-from rgbench.registry import names, resolve
-from rgbench.rewards.published import find_published
+from rgbench.registry import resolve
+from rgbench.rewards.published import HPS_V21_FILE, PUBLISHED
 from rgbench.worlds.presets import JUDGES_FOLDER, Shipped
 from rgbench.worlds.scenes import IMAGE_SIZE
 
 BENCHTOP, FULL_SIZE = "benchtop", "full-size"
-HPS_FILE = "HPS_v2.1_compressed.pt"
 
 
 def evaluate_target(target: Target, job: Job) -> list[Path]:
@@ -111,9 +110,7 @@ def _reward(target: Target, job: Job) -> Path:
         return job.hps
     if target.world != FULL_SIZE and isinstance(target.preset.reward, Shipped):
         return target.preset.reward_folder()
-    if set(job.metrics) & {"hps", "probes", *names("probe")}:
-        return find_published("hps 2.1", "--hps")
-    return Path(HPS_FILE)  # nobody asks
+    return PUBLISHED["hps 2.1"].find() or Path(HPS_V21_FILE)  # where it is not, those that load it say so
 
 
 def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -> Context:

@@ -47,10 +47,13 @@ class Sampling:
     steps: int
     guidance_scale: float
 
-    @property
-    def network_evaluations(self) -> int:
-        """Network evaluations per image; classifier-free guidance needs two a step."""
-        return self.steps * (2 if self.sampler == "ddim" and self.guidance_scale > 1 else 1)
+    def network_evaluations(self, models: DiffusionModels) -> int:
+        """Network evaluations per image: two a step under classifier-free guidance.
+
+        A student with a guidance embedding is told its scale and needs one.
+        """
+        embedded = self.sampler == "lcm" and models.unet.config.time_cond_proj_dim
+        return self.steps * (2 if self.guidance_scale > 1 and not embedded else 1)
 
     def generation(self, models: DiffusionModels) -> Generation:
         """The generation id and its fields."""
@@ -150,7 +153,7 @@ class ImageStream:
         self.num_images, self.seconds = 0, 0.0
         self.generation = sampling.generation(models)
         self.resolution, self.jpeg = models.resolution, None
-        self.network_evaluations = sampling.network_evaluations
+        self.network_evaluations = sampling.network_evaluations(models)
 
     @property
     def label(self) -> str:

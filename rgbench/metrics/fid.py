@@ -58,6 +58,7 @@ class FrechetDistance:
             "split_half_of": "the reference",
             "num_features": self.network.num_features,
             "num_reference": len(features.reference),
+            "jackknife": replicates,
         }
         if self.network.smallest is not None:
             extra["num_reference_uncropped"] = features.num_small()

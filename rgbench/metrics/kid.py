@@ -143,4 +143,5 @@ class KernelDistance:
         value = SCALE * kid(x, y)
         replicates = [SCALE * v for v in mmd2_replicates(x, y, jackknife_groups(num))]
         interval = jackknife_interval(value, replicates)
-        return [Measurement(self.quantities[0], value, interval, num, self.context.departures)]
+        extra = {"jackknife": replicates}
+        return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]

@@ -135,14 +135,16 @@ class PrecisionRecall:
         numbers = np.arange(groups.max() + 1)
         found = neighbours(self.context.rows.everything(), self.context.features.reference_rows(), groups)
         values = scores(found, groups >= 0, numbers >= 0)
-        without = [scores(found, groups != g, numbers != g) for g in numbers]
+        parts = [scores(found, groups != g, numbers != g) for g in numbers]
+        without = {name: [part[name] for part in parts] for name in NAMES}
         return [
             Measurement(
                 quantity=quantity,
                 value=values[name],
-                interval=jackknife_interval(values[name], [part[name] for part in without]),
+                interval=jackknife_interval(values[name], without[name]),
                 num_samples=len(groups),
                 flags=self.context.departures,
+                extra={"jackknife": without[name]},
             )
             for quantity, name in zip(self.quantities, NAMES, strict=True)
         ]

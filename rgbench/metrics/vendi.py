@@ -98,7 +98,8 @@ class VendiScore:
         features, num = self.context.features, len(self.context.prompts)
         rows = self.context.rows.everything()
         value = vendi_score(rows)
-        interval = jackknife_interval(value, vendi_replicates(rows, jackknife_groups(num)))
+        replicates = vendi_replicates(rows, jackknife_groups(num))
+        interval = jackknife_interval(value, replicates)
         reference = features.remember("vendi", lambda: vendi_score(features.reference_rows()))
-        extra = {"reference": reference, "num_reference": len(features.reference)}
+        extra = {"reference": reference, "num_reference": len(features.reference), "jackknife": replicates}
         return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rgbench.errors import UsageError
+from rgbench.hub import HPS_REPO, HPS_REVISION
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class HubWeights:
 
     Attributes:
         repo: ``owner/name``.
+        revision: commit, 40 hex digits; another one may hold other weights under the same name.
         files: paths in the repository.
         size: of all of them, for people.
         whole: whether the reward is the folder, and not its one file.
     """
 
     repo: str
+    revision: str
     files: tuple[str, ...]
     size: str
     whole: bool = False
@@ -34,7 +37,7 @@ class HubWeights:
         """The file or folder in the local hub cache (``HF_HOME``), or None."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = [try_to_load_from_cache(self.repo, file) for file in self.files]
+        found = [try_to_load_from_cache(self.repo, file, revision=self.revision) for file in self.files]
         paths = [Path(path) for path in found if isinstance(path, str)]
         if len(paths) < len(found):
             return None
@@ -42,7 +45,7 @@ class HubWeights:
 
     def command(self) -> str:
         """What fetches them into the cache."""
-        return shlex.join(["hf", "download", self.repo, *self.files])
+        return shlex.join(["hf", "download", self.repo, *self.files, "--revision", self.revision])
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,24 @@ class FileWeights:
 
 
 _GITHUB = "https://github.com"
-VIT_L = HubWeights("openai/clip-vit-large-patch14", ("config.json", "model.safetensors"), "1.7 GB", whole=True)
+HPS_V21_FILE = "HPS_v2.1_compressed.pt"
+_WHOLE = ("config.json", "model.safetensors")
 PUBLISHED: dict[str, HubWeights | FileWeights] = {
-    "hps 2.1": HubWeights("xswu/HPSv2", ("HPS_v2.1_compressed.pt",), "2 GB"),
-    "hps 2.0": HubWeights("xswu/HPSv2", ("HPS_v2_compressed.pt",), "2 to 4 GB"),
+    "hps 2.1": HubWeights(HPS_REPO, HPS_REVISION, (HPS_V21_FILE,), "2 GB"),
+    "hps 2.0": HubWeights(HPS_REPO, HPS_REVISION, ("HPS_v2_compressed.pt",), "2 to 4 GB"),
     "clip_score": HubWeights(
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+        "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
         ("open_clip_config.json", "open_clip_model.safetensors"),
         "4 GB",
         whole=True,
     ),
-    "pickscore": HubWeights("yuvalkirstain/PickScore_v1", ("config.json", "model.safetensors"), "4 GB", whole=True),
-    "aesthetic": VIT_L,
+    "pickscore": HubWeights(
+        "yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800", _WHOLE, "4 GB", whole=True
+    ),
+    "aesthetic": HubWeights(
+        "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", _WHOLE, "1.7 GB", whole=True
+    ),
     "aesthetic mlp head": FileWeights(
         "sac+logos+ava1-l14-linearMSE.pth",
         f"{_GITHUB}/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",

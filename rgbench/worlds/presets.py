@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rgbench.errors import UsageError, suggest
-from rgbench.hub import HubFiles
+from rgbench.hub import HPS_REPO, HPS_REVISION, HubFiles
 from rgbench.pipeline_folder import missing_parts
 
 ASSETS = Path(__file__).parent / "assets"
@@ -152,9 +152,7 @@ SD15_WEIGHTS = {UNET: 3_438_167_540, TEXT_ENCODER: 492_265_874, VAE: 334_643_276
 SD21_WEIGHTS = {UNET: 3_463_726_504, TEXT_ENCODER: 1_361_597_018, VAE: 334_643_276}
 
 # HPSv2.1 (arXiv 2306.09341), the reward of the paper's main results.
-HPS_V21 = HubFile(
-    HubFiles("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a", {"HPS_v2.1_compressed.pt": 1_972_490_005})
-)
+HPS_V21 = HubFile(HubFiles(HPS_REPO, HPS_REVISION, {"HPS_v2.1_compressed.pt": 1_972_490_005}))
 
 PRESETS = {
     preset.name: preset

@@ -126,10 +126,25 @@ def test_settings_come_from_the_call_the_run_or_the_world(models):
     assert settle_sampling(teacher, models["ddim"], 4, None) == Sampling("ddim", 4, 3.0)
 
 
-def test_network_evaluations():
-    assert Sampling("lcm", 4, 5.0).network_evaluations == 4
-    assert Sampling("ddim", 50, 3.0).network_evaluations == 100
-    assert Sampling("ddim", 50, 1.0).network_evaluations == 50
+@pytest.mark.parametrize(
+    ("sampler", "steps", "guidance", "expected"),
+    [
+        ("lcm", 4, 5.0, 4),
+        ("ddim", 3, 3.0, 6),
+        ("ddim", 3, 1.0, 3),
+        ("lcm without embedding", 2, 3.0, 4),
+        ("lcm without embedding", 2, 1.0, 2),
+    ],
+)
+def test_network_evaluations_are_the_rows_that_the_network_sees(models, sampler, steps, guidance, expected):
+    """A student without a guidance embedding is guided as a teacher is."""
+    chosen = models[sampler] if sampler in models else models["ddim"].with_student(models["ddim"].unet, 50, 10.0)
+    seen: list[int] = []
+    handle = chosen.unet.register_forward_pre_hook(lambda unet, args: seen.append(len(args[0])))
+    stream = ImageStream(chosen, PROMPTS[:2], Sampling(chosen.sampler, steps, guidance), 0, 2)
+    next(iter(stream))
+    handle.remove()
+    assert sum(seen) / 2 == expected == stream.network_evaluations
 
 
 @pytest.mark.parametrize(

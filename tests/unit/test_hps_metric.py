@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.errors import RgbenchError
+from rgbench.errors import RgbenchError, UsageError
 from rgbench.metrics.hps import HPSScore
+from rgbench.metrics.overopt.suite import Probes
 from rgbench.rewards.hps import HPSReward
+from rgbench.rewards.published import HPS_V21_FILE
 from rgbench.worlds.scenes import scene_batch
 from tests.tiny_models import make_context
 
@@ -72,3 +76,14 @@ def test_score_that_is_not_finite_stops_the_metric(context):
     images[1, 0, 0, 0] = float("nan")
     with pytest.raises(RgbenchError, match=r"'test/1' is not finite"):
         HPSScore(context).update(images, context.prompts.prompts[:2], np.arange(2))
+
+
+def test_where_hps_is_not_here_it_is_named_and_the_probes_that_need_none_are_measured(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    prompts = PromptSet("plain", tuple(Prompt(f"p/{i}", f"cat {i}") for i in range(NUM)))
+    context = make_context(prompts, tmp_path, resolution=48, reward_folder=Path(HPS_V21_FILE))
+    with pytest.raises(UsageError, match=r"--hps: the weights of hps 2\.1 .*hf download xswu/HPSv2 .*--revision 6974"):
+        HPSScore(context)
+    names = {type(probe).__name__ for probe in Probes(context).probes}
+    assert names == {"ColourDrift", "GridPeaks", "PixelStatistics", "SpectrumProbe"}
+    assert "probe fragility: left out: --hps: the weights of hps 2.1 are not here" in caplog.text

@@ -7,9 +7,10 @@ import pytest
 
 from rgbench.data.prompts import benchtop_prompts
 from rgbench.metrics import prdc
-from rgbench.metrics.fid import FrechetInfinity, extrapolated, infinity_points
+from rgbench.metrics.fid import FrechetDistance, FrechetInfinity, extrapolated, infinity_points
 from rgbench.metrics.frechet import Gaussian, Moments
-from rgbench.metrics.intervals import jackknife_groups
+from rgbench.metrics.intervals import jackknife_groups, jackknife_interval
+from rgbench.metrics.kid import KernelDistance
 from rgbench.metrics.prdc import PrecisionRecall, neighbours, radii2, scores
 from rgbench.metrics.reference import from_uint8, to_uint8
 from rgbench.metrics.vendi import VendiScore, vendi_replicates, vendi_score
@@ -122,3 +123,14 @@ def test_metrics_give_named_figures(tmp_path):
     assert 0 <= found["recall_efflite0"].value <= 1 < found["vendi_efflite0"].value <= 24
     assert found["fd_inf_efflite0"].value is None and found["fd_inf_efflite0"].flags == ("n<2560",)
     assert found["vendi_efflite0"].extra["reference"] > 1
+
+
+@pytest.mark.parametrize("kind", [FrechetDistance, KernelDistance, PrecisionRecall, VendiScore])
+def test_replicates_are_kept_so_that_two_models_are_compared_pairwise(tmp_path, kind):
+    """Figures of a set have no per-image rows; without replicates the prompts that models share would not cancel."""
+    context = make_context(benchtop_prompts(24), tmp_path)
+    metric = kind(context)
+    metric.update(from_uint8(to_uint8(scene_batch("all", range(24))[0])), context.prompts.prompts, np.arange(24))
+    for found in metric.finish():
+        kept = found.extra["jackknife"]
+        assert len(kept) == 20 and found.interval == jackknife_interval(found.value, kept)

@@ -21,6 +21,7 @@ from rgbench.rewards.contract import fingerprint_id
 from rgbench.rewards.load import load_reward
 from rgbench.rewards.pickscore import PickScoreReward
 from rgbench.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_preprocess
+from rgbench.rewards.published import PUBLISHED
 from rgbench.rewards.scoring import CallableReward
 from rgbench.rewards.view import ViewedReward, crop
 from rgbench.rewards.weighted import WeightedReward
@@ -308,12 +309,15 @@ def test_missing_weights_name_the_command_that_gets_them(empty_caches, section, 
 
 def test_published_weights_are_found_in_the_caches(empty_caches, clip_folder):
     """A hub cache as huggingface_hub lays it out, and a head beside it."""
+    weights = PUBLISHED["aesthetic"]
     repo = empty_caches / "hub" / "models--openai--clip-vit-large-patch14"
-    shutil.copytree(clip_folder, repo / "snapshots" / "abc")
+    shutil.copytree(clip_folder, repo / "snapshots" / weights.revision)
     (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("abc")
+    (repo / "refs" / "main").write_text("abc")  # what the hub holds now may be other weights
+    shutil.copytree(clip_folder, repo / "snapshots" / "abc")
     section = {"kind": "aesthetic", "head": "linear", "antialias": True}
     settings = TypeAdapter(RewardConfig).validate_python(section)
+    assert weights.find() == repo / "snapshots" / weights.revision and weights.revision in weights.command()
     with pytest.raises(
         UsageError, match=r"reward\.head_path: .*curl --location .*weights/sa_0_4_vit_l_14_linear\.pth "
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from rgbench.data.prompts import Prompt
 from rgbench.errors import RgbenchError
 from rgbench.metrics.contract import Context
 from rgbench.rewards.hps import HPSReward
+from rgbench.rewards.published import HPS_V21_FILE, find_published
 
 SCALE = 100  # scores are shown as 100 · cosine
 
@@ -46,9 +48,11 @@ def shared_reward(context: Context, antialias: bool) -> SharedReward:
     """The world's reward model under one antialias setting, the same object for all that ask in one command.
 
     Raises:
-        UsageError: its folder is incomplete.
+        UsageError: its folder is incomplete; or HPSv2.1's published file is not here, with the command that gets it.
     """
     folder = context.reward_folder
+    if folder == Path(HPS_V21_FILE) and not folder.exists():
+        find_published("hps 2.1", "--hps")
 
     def load() -> SharedReward:
         return SharedReward(HPSReward.load(folder, antialias=antialias, device=context.device))
