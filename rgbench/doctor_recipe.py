@@ -14,7 +14,8 @@ from rgbench.hub import MissingFiles, readable_size
 from rgbench.pipeline_folder import check_folder, read_config
 from rgbench.rewards.config import HPS, Aesthetic, Plugin, RewardFields, Sum
 from rgbench.rewards.published import find_published
-from rgbench.trainers.recipe import BaseRecipe, LRMRecipe, RGLCDRecipe, load_recipe
+from rgbench.trainers.proxy_folder import MissingProxy, find_clip, find_proxy
+from rgbench.trainers.recipe import BaseRecipe, LRMPretrainRecipe, LRMRecipe, RGLCDRecipe, load_recipe
 
 GET_TARS = 'see docs/how-to/train-on-my-own-teacher.md, "The data"'
 
@@ -35,7 +36,9 @@ def recipe_checks(name_or_path: str, overrides: list[str] | None = None) -> list
     if isinstance(recipe, RGLCDRecipe):
         found += _rewards(recipe)
     if isinstance(recipe, LRMRecipe):
-        found.append(_look("proxy", lambda: _proxy(recipe)))
+        found.append(_look("proxy", lambda: _described(find_proxy(recipe), "proxy.path")))
+    if isinstance(recipe, LRMPretrainRecipe):
+        found.append(_look("clip", lambda: _described(find_clip(recipe), "proxy.clip")))
     return [*found, *_data(recipe)]
 
 
@@ -43,7 +46,7 @@ def _look(name: str, find: Callable[[], str]) -> Check:
     """``ok`` with what is found, or ``missing`` with the reason and the command that mends it."""
     try:
         return Check(name, "ok", find())
-    except MissingFiles as error:
+    except (MissingFiles, MissingProxy) as error:
         return Check(name, "missing", error.what, error.command)
     except UsageError as error:
         what, _, command = str(error).partition("; name another place, or get them with: ")
@@ -105,11 +108,6 @@ def _reward(recipe: RGLCDRecipe, term: RewardFields, key: str) -> str:
 def _path_or(path: str | None, key: str, published: str) -> str:
     """A path that the recipe gives, or the published weights in the local cache."""
     return _described(Path(path) if path else find_published(published, key), key)
-
-
-def _proxy(recipe: LRMRecipe) -> str:
-    path = recipe.proxy.path
-    return _described(Path(path) if path else recipe.model.find("proxy.path").latent_proxy_folder(), "proxy.path")
 
 
 def _described(path: Path, key: str) -> str:

@@ -30,6 +30,7 @@ from rgbench.trainers.contract import Learner, Stateful, StepResult
 from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.fidelity import Candidate, Fidelity, gradient_cosine
 from rgbench.trainers.lcd import distil
+from rgbench.trainers.proxy_folder import find_proxy
 from rgbench.trainers.recipe import LCDRecipe, LRMRecipe
 from rgbench.trainers.rg_lcd import RGLCD, load_expert, places
 from rgbench.trainers.schedule import schedule
@@ -100,7 +101,7 @@ class LRM(RGLCD):
             UsageError: a part is missing, or the proxy reads latents of another shape or scale.
         """
         assert isinstance(recipe, LRMRecipe)
-        path = recipe.proxy.path or recipe.model.find("proxy.path").latent_proxy_folder()
+        path = find_proxy(recipe)
         proxy = LatentCLIP.load(path, models.device, models.dtype)
         proxy.check_fits(models.latent_shape, models.scaling_factor, path)
         return cls(recipe, models, load_expert(recipe, models), proxy)

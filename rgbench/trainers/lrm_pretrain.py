@@ -20,10 +20,9 @@ from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.run import RunDirectory, stream_seed
 from rgbench.trainers.contract import Learner, Reader, Stateful, StepResult
 from rgbench.trainers.draws import StepDraws
+from rgbench.trainers.proxy_folder import PROXY_FOLDER, find_clip
 from rgbench.trainers.recipe import BaseRecipe, LRMPretrainRecipe
 from rgbench.trainers.schedule import schedule
-
-PROXY_FOLDER = "latent_proxy"
 
 
 class LRMPretrain:
@@ -48,7 +47,7 @@ class LRMPretrain:
             UsageError: no CLIP there, or latents that the patches do not divide.
         """
         assert isinstance(recipe, LRMPretrainRecipe)
-        clip = recipe.proxy.clip or recipe.model.find("proxy.clip").reward_folder()
+        clip = find_clip(recipe)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(recipe.seed, "proxy", 0))
             channels, height, width = models.latent_shape

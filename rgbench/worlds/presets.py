@@ -116,7 +116,7 @@ class Preset:
         if self.latent_proxy is None:
             raise UsageError(
                 f"proxy.path: nobody has published a latent CLIP for {self.name}; pre-train one with: "
-                f"rgbench train lrm_pretrain model.preset={self.name}, and name its folder"
+                f"rgbench train sd21/lrm_pretrain model.preset={self.name}, and name its folder"
             )
         return self.latent_proxy.find()
 

@@ -11,6 +11,7 @@ from rgbench.config import packaged_recipes
 from rgbench.doctor import Check
 from rgbench.doctor_recipe import recipe_checks
 from rgbench.errors import ConfigError
+from rgbench.trainers.recipe import load_recipe
 from tests import sd_folders
 from tests.conftest import Cli
 
@@ -47,7 +48,12 @@ def test_a_full_size_recipe_says_what_to_fetch(cli: Cli, cache, monkeypatch):
         assert command[:3] == ["hf", "download", repo]
         assert found[name].remedy in done.stdout
     assert "3.46 GB" in found["teacher"].detail and "2 GB" in found["reward (hps)"].detail
-    assert "no such file" in found["proxy"].detail and "no such folder" in found["data"].detail
+    assert "no such folder" in found["proxy"].detail and "no such folder" in found["data"].detail
+    made = shlex.split(found["proxy"].remedy)
+    assert made[:3] == ["rgbench", "train", "sd21/lrm_pretrain"]
+    assert made[3:] == ["--out", str(Path(load_recipe("sd21/lrm").proxy.path).parent)]
+    assert by_name("sd21/lrm_pretrain")["clip"].remedy.startswith("hf download xswu/HPSv2 ")
+    assert by_name("lrm_pretrain")["clip"].status == "ok"
 
 
 def test_each_term_of_a_sum_is_looked_for(cache):

@@ -32,7 +32,13 @@ def test_a_recipe_validates_and_explains_itself(name):
     assert load_recipe(name, override) != recipe
 
 
-FULL_SIZE = {"sd21/lcd": "lcd", "sd21/rg_lcd": "rg_lcd", "sd21/lrm": "lrm", "sd15/lcd_lora": "lcd"}
+FULL_SIZE = {
+    "sd21/lcd": "lcd",
+    "sd21/rg_lcd": "rg_lcd",
+    "sd21/lrm": "lrm",
+    "sd21/lrm_pretrain": "lrm_pretrain",
+    "sd15/lcd_lora": "lcd",
+}
 
 
 def test_all_full_size_recipes_are_listed():
