@@ -70,7 +70,7 @@ def gold(results: ResultsArgument = Path("results"), json: JsonOption = False) -
     rows = []
     for curve in gold_curves(load_results(results)):
         for step, ours, proxy in zip(curve.steps, curve.gold_values, curve.proxy_values, strict=True):
-            mark = "hack step" if step == curve.hack_step else "gold peaks" if step == curve.peak else ""
+            mark = "hack step" if curve.hack and step == curve.hack.step else "gold peaks" if step == curve.peak else ""
             rows.append((curve.model, str(step), curve.proxy[0], f"{proxy:.3f}", curve.gold[0], f"{ours:.3f}", mark))
     _show(("run", "step", "trained reward", "value", "gold", "value", "mark"), rows, json)
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ class Paired:
 
     Attributes:
         value: in the metric's unit; of a deterioration, above 0 where the model is worse.
-        low: of the 95 % interval; None where there is none.
+        low: of the interval, at 95 % unless another level was asked for; None where there is none.
         high: likewise.
         basis: "images", "jackknife", "quadrature" or "none": what the interval rests on.
     """
@@ -80,8 +81,13 @@ def badness(metric: Metric, value: Value, target: float = 0.0) -> Value:
     return value if metric.direction == "lower" else -value
 
 
-def deterioration(model: Result, base: Result) -> Paired | None:
+def deterioration(model: Result, base: Result, level: float = LEVEL) -> Paired | None:
     """How much worse the model is than its base in one figure; None where either has no value.
+
+    Args:
+        model: a figure.
+        base: the same figure of the model that it is compared with.
+        level: coverage of the interval.
 
     Raises:
         ValueError: results of two metrics or protocols, which cannot be compared.
@@ -89,24 +95,29 @@ def deterioration(model: Result, base: Result) -> Paired | None:
     """
     if not is_level(base):
         target = target_of(base)
-        return _paired(model, base, lambda value: badness(model.metric, value, target))
-    found = difference(model, base)
+        return _paired(model, base, lambda value: badness(model.metric, value, target), level)
+    found = difference(model, base, level)
     if found is None or found.low is None or found.high is None:
         return found and Paired(abs(found.value), None, None, found.basis)
     return Paired(abs(found.value), max(0.0, found.low, -found.high), max(-found.low, found.high), found.basis)
 
 
-def difference(model: Result, base: Result) -> Paired | None:
+def difference(model: Result, base: Result, level: float = LEVEL) -> Paired | None:
     """Model − base in one figure; None where either has no value.
+
+    Args:
+        model: a figure.
+        base: the same figure of the model that it is compared with.
+        level: coverage of the interval.
 
     Raises:
         ValueError: results of two metrics or protocols, which cannot be compared.
         UsageError: per-image rows that cannot be read.
     """
-    return _paired(model, base, lambda value: value)
+    return _paired(model, base, lambda value: value, level)
 
 
-def _paired(model: Result, base: Result, read: Read) -> Paired | None:
+def _paired(model: Result, base: Result, read: Read, level: float) -> Paired | None:
     if (model.metric.name, model.protocol.id) != (base.metric.name, base.protocol.id):
         raise ValueError(f"{model.protocol.id} and {base.protocol.id} are two protocols; nothing to subtract")
     if model.value is None or base.value is None:
@@ -114,12 +125,12 @@ def _paired(model: Result, base: Result, read: Read) -> Paired | None:
     value = float(read(model.value) - read(base.value))
     ours, theirs = replicates(model), replicates(base)
     if ours is None or theirs is None or (ours.kind, ours.digest) != (theirs.kind, theirs.digest):
-        return _quadrature(model, base, value)
+        return _quadrature(model, base, value, level)
     drawn = np.asarray(read(ours.values) - read(theirs.values))
     if ours.kind == "jackknife":
-        interval = jackknife_interval(value, list(drawn))
+        interval = jackknife_interval(value, list(drawn), level)
         return Paired(value, interval.low, interval.high, "jackknife") if interval else None
-    low, high = np.quantile(drawn, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
     return Paired(value, float(low), float(high), "images")
 
 
@@ -194,9 +205,14 @@ def _drawn(strata: tuple[str, ...]) -> np.ndarray:
     return np.stack([at.astype(np.int32) for at in resamples(len(strata), strata)])
 
 
-def _quadrature(model: Result, base: Result, value: float) -> Paired:
+def _quadrature(model: Result, base: Result, value: float, level: float) -> Paired:
     if model.interval is None or base.interval is None:
         return Paired(value, None, None, "none")
-    halves = [(found.high - found.low) / 2 for found in (model.interval, base.interval)]
-    half = math.hypot(*halves)
+    halves = [(found.high - found.low) / 2 / _normal(found.level) for found in (model.interval, base.interval)]
+    half = math.hypot(*halves) * _normal(level)
     return Paired(value, value - half, value + half, "quadrature")
+
+
+def _normal(level: float) -> float:
+    """Half width of a normal interval, in standard errors."""
+    return NormalDist().inv_cdf(0.5 + level / 2)

@@ -9,30 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
+from rgbench.evaluation.curves import Curve, Hack, find_hack
 from rgbench.evaluation.results import Result
-from rgbench.reporting.contrast import Contrast, contrast
+from rgbench.evaluation.verdict import trained_keys
 from rgbench.reporting.gather import Column, Comparison, Row, column_of, sampling_of
 
 GOLD = ("oracle_mean", "oracle_all")
 HELD_OUT = ("reward", "oracle")  # families of which a metric that was not trained on is gold
-MIN_POINTS = 3  # a peak needs a figure on either side
-
-
-@dataclass(frozen=True)
-class Hack:
-    """Gold peaked at step `peak`; `fall` and `rise` are the changes of gold and of the trained reward until `last`."""
-
-    peak: int
-    last: int
-    fall: Contrast
-    rise: Contrast
-
-    @property
-    def clear(self) -> bool:
-        """Whether the intervals of both changes exclude no change."""
-        return self.fall.clear and self.rise.clear
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,16 +36,12 @@ class Trajectory:
 
     def curve(self, metric: str) -> dict[int, float]:
         """Values by step; a step without a value is left out."""
-        return {
-            step: result.value
-            for step, found in self.points.items()
-            if (result := found.get(metric)) is not None and result.value is not None
-        }
+        return {step: result.value for step, result in self._results(metric).items() if result.value is not None}
 
     @property
     def proxy(self) -> str | None:
-        """The metric that the run was trained on; the one with most points."""
-        return self._fullest([name for name in self.columns if self._trained(name)])
+        """The reward that the run was trained on, at the very antialias where that was measured."""
+        return self._fullest([name for name, _ in trained_keys(self._figures)])
 
     @property
     def gold(self) -> str | None:
@@ -69,41 +50,30 @@ class Trajectory:
         held_out = [
             name
             for name, column in self.columns.items()
-            if column.metric.family in HELD_OUT and column.metric.direction == "higher" and not self._trained(name)
+            if column.metric.family in HELD_OUT
+            and column.metric.direction == "higher"
+            and column.key in self._figures
+            and not self._figures[column.key].in_sample
         ]
         return self._fullest(oracle) or self._fullest(held_out)
 
-    @property
+    @cached_property
     def hack(self) -> Hack | None:
-        """Where gold peaks while the trained reward still rises after it; None where that does not happen.
-
-        PROTOCOLS: "the step where gold peaks while the trained reward still rises". The last
-        point is no such step: nothing is known of what comes after it.
-        """
+        """The hack step between this run's proxy and its gold."""
         if self.proxy is None or self.gold is None:
             return None
-        proxy, gold = self.curve(self.proxy), self.curve(self.gold)
-        steps = sorted(proxy.keys() & gold.keys())
-        if len(steps) < MIN_POINTS:
-            return None
-        peak, last = max(steps, key=lambda step: (gold[step], -step)), steps[-1]
-        changes = [self._change(name, peak, last) for name in (self.gold, self.proxy)]
-        fall, rise = changes
-        if fall is None or rise is None or not (fall.value < 0 < rise.value):
-            return None
-        return Hack(peak, last, fall, rise)
+        return find_hack(self._results(self.gold), self._results(self.proxy))
 
-    def _change(self, name: str, first: int, last: int) -> Contrast | None:
-        """From step `first` to step `last`, paired over images where they kept per-image scores."""
-        column = self.columns[name]
-        ends = [
-            Row(self.row.method, self.row.stem, self.row.sampling, {self.seed: {column.key: self.points[step][name]}})
-            for step in (last, first)
-        ]
-        return contrast(ends[0], ends[1], column)
+    @cached_property
+    def _figures(self) -> dict[tuple[str, str], Result]:
+        """One result of each column, for what those of all steps share."""
+        results = {column.key: list(self._results(name).values()) for name, column in self.columns.items()}
+        return {key: found[-1] for key, found in results.items() if found}
 
-    def _trained(self, name: str) -> bool:
-        return any(found[name].in_sample for found in self.points.values() if name in found)
+    def _results(self, metric: str) -> Curve:
+        """Results that have a value, by step."""
+        found = {step: results[metric] for step, results in self.points.items() if metric in results}
+        return {step: result for step, result in found.items() if result.value is not None}
 
     def _fullest(self, names: list[str]) -> str | None:
         return max(names, key=lambda name: len(self.curve(name)), default=None)

@@ -11,12 +11,13 @@ import pytest
 
 from rgbench.data.prompts import benchtop_prompts, load_prompts
 from rgbench.errors import UsageError
-from rgbench.evaluation.curves import gold_curves, pareto_points
+from rgbench.evaluation.curves import find_hack, gold_curves, pareto_points
+from rgbench.evaluation.paired import deterioration
 from rgbench.evaluation.repeats import without_copy
-from rgbench.evaluation.results import load_results
+from rgbench.evaluation.results import Result, load_results
 from rgbench.metrics.overopt.best_of_n import equivalent_n, expected_maxima, kl_best_of
 from rgbench.metrics.overopt.pareto import pareto_front
-from tests.results_maker import put
+from tests.results_maker import make, put
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(size=48)
@@ -75,14 +76,47 @@ def test_the_hack_step_is_where_gold_peaks_while_the_reward_rises(tmp_path, cli)
     put(results, "lrm-s1", "oracle_mean", rows=BASE + 0.9 + loose, step=30, steps=30)
     curves = {curve.model: curve for curve in gold_curves(load_results(results))}
     hacked = curves["rg_lcd-s0"]
-    assert (hacked.peak, hacked.hack_step) == (20, 20) and hacked.steps == (10, 20, 30, 40)
-    assert hacked.gold_loss.value == pytest.approx(0.8, abs=0.02) and hacked.gold_loss.basis == "images"
-    assert hacked.proxy_gain.value == pytest.approx(2, abs=0.02)
+    assert (hacked.peak, hacked.hack.step, hacked.hack.last) == (20, 20, 40) and hacked.steps == (10, 20, 30, 40)
+    assert (hacked.hack.first, hacked.hack.end) == (20, 20) and not hacked.hack.censored
+    assert hacked.hack.loss.value == pytest.approx(0.8, abs=0.02) and hacked.hack.loss.basis == "images"
+    assert hacked.hack.gain.value == pytest.approx(2, abs=0.02)
     assert (hacked.gold[0], hacked.proxy[0]) == ("oracle_mean", "hps_aa0")
-    assert curves["lrm-s0"].hack_step is None and curves["lrm-s0"].peak == 30
-    assert curves["lrm-s1"].hack_step is None, "a fall that the interval does not part from none"
+    assert curves["lrm-s0"].hack is None and curves["lrm-s0"].peak == 30
+    assert curves["lrm-s1"].hack is None, "a fall that the interval does not part from none"
     done = cli("probes", "gold", results)
     assert "rg_lcd-s0\t20\thps_aa0" in done.stdout and done.stdout.count("hack step") == 1
+
+
+def curve(metric: str, values: list[float], half: float) -> dict[int, Result]:
+    return {i: make("rg_lcd-s0", metric, value, half=half, step=i) for i, value in enumerate(values)}
+
+
+def test_gold_that_stays_the_same_is_seldom_called_a_hack_though_its_peak_is_picked():
+    rng, num_runs, steps = np.random.default_rng(1), 400, 10
+    rising = curve("hps_aa0", list(range(steps)), 0.1)
+    golds = [curve("oracle_mean", list(rng.normal(size=steps)), 1.96) for _ in range(num_runs)]
+    peaks = [max(gold, key=lambda step: gold[step].value) for gold in golds]
+    falls = [deterioration(gold[steps - 1], gold[peak]) for gold, peak in zip(golds, peaks, strict=True)]
+    assert sum(fall.clear_of(0) for fall in falls) > 0.08 * num_runs, "the 95 % interval of a picked peak is too short"
+    assert sum(find_hack(gold, rising) is not None for gold in golds) <= 0.025 * num_runs
+
+
+def test_the_stretch_around_the_peak_holds_what_is_not_clearly_worse():
+    rising = curve("hps_aa0", [0, 1, 2, 3, 4, 5], 0.1)
+    hack = find_hack(curve("oracle_mean", [0.0, 9.0, 10.0, 9.5, 9.2, 0.0], 1.0), rising)
+    assert (hack.step, hack.first, hack.end, hack.last, hack.censored) == (2, 1, 4, 5, False)
+    assert find_hack(curve("oracle_mean", [9.9, 9.0, 10.0, 3.0, 0.0, 9.9], 1.0), rising) is None
+    early = find_hack(curve("oracle_mean", [10.0, 9.0, 3.0, 3.0, 2.0, 1.0], 1.0), rising)
+    assert (early.step, early.first, early.end, early.censored) == (0, 0, 1, True)
+
+
+def test_a_reward_that_does_not_clearly_rise_after_golds_peak_is_no_hack():
+    falling = curve("oracle_mean", [0.0, 10.0, 5.0, 0.0], 1.0)
+    assert find_hack(falling, curve("hps_aa0", [0, 1, 2, 3], 0.1)).step == 1
+    assert find_hack(falling, curve("hps_aa0", [0, 3, 2, 1], 0.1)) is None
+    assert find_hack(falling, curve("hps_aa0", [0, 1, 2, 3], 3.0)) is None
+    two = {step: falling[step] for step in (1, 3)}
+    assert find_hack(two, curve("hps_aa0", [0, 1, 2, 3], 0.1)) is None, "of two steps one is always the better"
 
 
 def test_without_checkpoints_the_way_is_said(tmp_path, cli):

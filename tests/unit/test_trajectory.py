@@ -53,9 +53,9 @@ def test_the_proxy_is_what_it_was_trained_on_and_gold_what_it_was_not(along):
 def test_the_hack_step_is_golds_peak_while_the_trained_reward_still_rises(along):
     hack = run(along, "lrm").hack
     curve = run(along, "lrm").curve("oracle_mean")
-    assert hack.peak == max(curve, key=curve.__getitem__) and hack.last == 250
-    assert hack.fall.value == pytest.approx(curve[250] - curve[hack.peak]) and hack.fall.basis == "images"
-    assert hack.clear and hack.fall.value < 0 < hack.rise.value
+    assert hack.step == max(curve, key=curve.__getitem__) and hack.last == 250
+    assert hack.loss.value == pytest.approx(curve[hack.step] - curve[250]) and hack.loss.basis == "images"
+    assert hack.loss.low > 0 and hack.gain.low > 0
     assert run(along, "lcd").hack is None, "nothing was trained on"
 
 

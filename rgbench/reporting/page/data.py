@@ -101,7 +101,7 @@ def _run(
         "method": run.row.method,
         "name": run.row.method_label,
         "model": run.model,
-        "hack": {"step": hack.peak, "clear": hack.clear} if hack else None,
+        "hack": {"step": hack.step, "first": hack.first, "end": hack.end} if hack else None,
         "figures": [[_figure(points.get(step, {}).get(name)) for step in steps] for name in names],
         "gaps": [_gap(points.get(step, {}).get(SPECTRUM)) for step in steps],
         "images": [_images(points.get(step), keys, results, album) for step in steps],

@@ -80,15 +80,17 @@ function figuresChart(data, metric, j, at) {
     const here = points.find(([step]) => step === data.steps[at]);
     if (here) chart.svg.append(shape("circle", { class: `dot s-${run.method}`, cx: chart.x(here[0]), cy: chart.y(here[1]), r: 4.5 }));
     const peak = run.hack && j === 1 && points.find(([step]) => step === run.hack.step);
-    if (peak) chart.svg.append(hackMark(chart.x(peak[0]), chart.y(peak[1]) - 8, run.hack.clear));
+    if (peak) chart.svg.append(...hackMark(chart, run.hack, chart.y(peak[1]) - 8));
   }
   return chart.figure;
 }
 
-function hackMark(x, y, clear) {
-  const mark = shape("path", { class: clear ? "hack" : "hack hollow", d: `M${x} ${y} l-6 -9 h12 z` });
-  mark.append(shape("title", {}, "hack step: gold peaks here while the trained reward still rises"));
-  return mark;
+// A triangle at the peak, and a bar over the steps that are not clearly worse than it.
+function hackMark(chart, hack, y) {
+  const mark = shape("path", { class: "hack", d: `M${chart.x(hack.step)} ${y} l-6 -9 h12 z` });
+  mark.append(shape("title", {}, `hack step ${hack.step}: gold peaks here while the trained reward still rises`));
+  const bar = { class: "hack", x1: chart.x(hack.first), x2: chart.x(hack.end), y1: y - 9, y2: y - 9 };
+  return [mark, shape("line", bar)];
 }
 
 // Each run's spectrum at the slider's step, in dB against real; the scale is that of all steps.

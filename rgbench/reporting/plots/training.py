@@ -73,16 +73,16 @@ def _curve(axes: Axes, run: Trajectory, name: str, line: dict[str, object]) -> N
 
 
 def _mark(drawn: list[Axes], run: Trajectory, names: tuple[str, str], theme: Theme) -> list[Artist]:
-    """Marks the hack step on the gold panel and on the path; hollow where the intervals do not separate it."""
+    """Marks the hack step on the gold panel, with the steps that are not clearly worse, and on the path."""
     hack = run.hack
     if hack is None or (run.proxy, run.gold) != names:
         return []
-    proxy, gold = (run.curve(name)[hack.peak] for name in names)
+    proxy, gold = (run.curve(name)[hack.step] for name in names)
     look = {"color": theme.ink, "marker": "v", "ms": 9, "ls": "none", "zorder": 6}
-    look["mfc"] = theme.ink if hack.clear else theme.paper
-    drawn[1].plot(hack.peak, gold, **look)
+    stretch = [[hack.step - hack.first], [hack.end - hack.step]]
+    drawn[1].errorbar(hack.step, gold, xerr=stretch, capsize=3, lw=1.1, **look)
     drawn[2].plot(proxy, gold, **look)
-    text = "hack step: gold peaks, the trained reward still rises (hollow: within the intervals)"
+    text = "hack step: gold peaks, the trained reward still rises (bar: steps not clearly worse)"
     return [Line2D([], [], color=theme.ink, marker="v", ms=8, ls="none", label=text)]
 
 
