@@ -9,6 +9,8 @@ import sys
 
 from rgbench.errors import UsageError
 
+# How often a thread of GNU's OpenMP looks at a barrier before it sleeps. Measured by docs/measure/process_tuning.py.
+SPIN_COUNT = 1000
 # From glibc's malloc.h. mallopt takes C ints.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
@@ -17,11 +19,13 @@ _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 def tune_process(threads: int | None = None) -> int:
     """Make CPU training fast, and bearable beside other processes.
 
-    OpenMP's threads sleep at barriers instead of spinning (a busy neighbour then costs
-    1.5-2x instead of 3-25x), as many threads run as this process may use cores, and glibc
-    keeps large freed blocks instead of returning them to the kernel every step (1.25-1.35x
-    on two idle cores). What the environment already sets is left alone. OpenMP reads its
-    variables once, so this must run before torch is imported.
+    OpenMP's threads spin at barriers only as long as a short operation takes, then sleep:
+    spinning on, they take the core from whatever they wait for when another process is
+    busy; never spinning, they pay for a wake-up at every operation. As many threads run as
+    this process may use cores, and glibc keeps large freed blocks instead of returning
+    them to the kernel every step. What each gives: docs/performance.md. What the
+    environment already sets is left alone. OpenMP reads its variables once, so this must
+    run before torch is imported.
 
     Args:
         threads: how many; by default the environment's ``OMP_NUM_THREADS``, else the CPU affinity.
@@ -34,7 +38,9 @@ def tune_process(threads: int | None = None) -> int:
     """
     if "torch" in sys.modules:
         raise RuntimeError("tune_process() must run before torch is imported")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:  # which GNU's OpenMP obeys only without a count of its own
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     count = os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))

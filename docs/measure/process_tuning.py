@@ -1,10 +1,12 @@
-"""What the process tuning gives: the benchtop LCD step under four settings, idle and beside a busy process.
+"""What the process tuning gives: the benchtop LCD step under each setting, idle and beside a busy process.
 
     python docs/measure/process_tuning.py [--steps N] [--out results/bench/process-tuning.json]
 
 Each setting runs in its own process (OpenMP and glibc read their settings once), settings
 alternate over the rounds, and the median second per step is reported with its ratio to
-the default. Run it on an otherwise idle machine.
+the default. "Spin" is how often a thread of GNU's OpenMP looks at a barrier before it sleeps;
+passive is 0, the default 300,000. The neighbour is one thread that multiplies matrices.
+Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ SETTINGS = {
     "default": (False, {}),
     "allocator": (True, {}),
     "passive": (False, {"OMP_WAIT_POLICY": "PASSIVE"}),
-    "allocator and passive (rgbench)": (True, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    "allocator, passive": (True, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    "allocator, spin 300": (True, {"GOMP_SPINCOUNT": "300"}),
+    "allocator, spin 1000 (rgbench)": (True, {"GOMP_SPINCOUNT": "1000"}),
+    "allocator, spin 3000": (True, {"GOMP_SPINCOUNT": "3000"}),
 }
 STEP = """
 import sys, time
@@ -48,7 +53,7 @@ for step in range(int(sys.argv[2]) + 2):
     seconds.append(time.perf_counter() - start)
 print("SECONDS", *seconds[2:])
 """
-NEIGHBOUR = "import torch\nx = torch.randn(1500, 1500)\nwhile True: x @ x"
+NEIGHBOUR = "import torch\ntorch.set_num_threads(1)\nx = torch.randn(1500, 1500)\nwhile True: x @ x"
 
 
 def measure(tuned: bool, environment: dict[str, str], steps: int) -> list[float]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rgbench.errors import UsageError
 from rgbench.files import load_safetensors, read_json, save_safetensors_atomic, write_json_atomic
 from rgbench.rewards.clip import read_clip
+from rgbench.rewards.texts import FeatureCache
 
 CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
 MAX_LOG_SCALE = math.log(100)  # CLIP, arXiv 2103.00020, section 2.5
@@ -39,6 +40,7 @@ class LatentCLIP(nn.Module):
     def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None) -> None:
         super().__init__()
         self.config, self.tokenizer_folder = config, tokenizer_folder
+        self._kept_texts: FeatureCache | None = None  # of a text tower that does not learn
         self.clip = open_clip.CLIP(
             config["embed_dim"],
             dict(config["vision_cfg"]),
@@ -153,12 +155,19 @@ class LatentCLIP(nn.Module):
         return F.normalize(self.clip.encode_image(latents * self.config["latent_scale"]), dim=-1)
 
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:
-        """Normalised features (B, D) of prompts; each distinct prompt is encoded once."""
+        """Normalised features (B, D) of prompts; each distinct prompt is encoded once.
+
+        A text tower that :meth:`unfreeze` left frozen also keeps those of the last call.
+        """
+        if self._kept_texts is not None:
+            return self._kept_texts(prompts)
         unique = list(dict.fromkeys(prompts))
-        tokens = self.tokenizer(unique).to(self.clip.logit_scale.device)
-        features = F.normalize(self.clip.encode_text(tokens), dim=-1)
         rows = {prompt: i for i, prompt in enumerate(unique)}
-        return features[[rows[prompt] for prompt in prompts]]
+        return self._encode_texts(unique)[[rows[prompt] for prompt in prompts]]
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts).to(self.clip.logit_scale.device)
+        return F.normalize(self.clip.encode_text(tokens), dim=-1)
 
     def forward(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         """Raw cosines (B,) of unscaled latents (B, C, h, w) and prompts."""
@@ -191,6 +200,7 @@ class LatentCLIP(nn.Module):
             prefixes = image if name.startswith("visual.") else text
             parameter.requires_grad_(name == "logit_scale" or name.startswith(prefixes))
             chosen += [parameter] if parameter.requires_grad else []
+        self._kept_texts = None if text_layers else FeatureCache(self._encode_texts)
         return chosen
 
 

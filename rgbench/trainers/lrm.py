@@ -169,7 +169,7 @@ class LRM(RGLCD):
             windows: places (B, 2) of the expert's random windows, one for the three images of a prompt, which are
                 compared with one another.
         """
-        images = decode_images(self.models.vae, candidates.latents)
+        images = torch.cat([decode_images(self.models.vae, third) for third in candidates.latents.chunk(3)])
         repeated = None if windows is None else windows.repeat(3, 1)
         scores = score(self.expert, images, candidates.prompts, repeated).view(3, -1)
         return scores, scores * self.logit_scale

@@ -95,6 +95,20 @@ def test_all_of_a_tower():
     assert len(proxy.unfreeze("all", "all")) == len(named)
 
 
+def test_a_frozen_text_tower_encodes_a_prompt_list_once():
+    calls = []
+    proxy = tiny.proxy()
+    proxy.clip.token_embedding.register_forward_hook(lambda *_: calls.append(1))
+    prompts = ["a red circle", "a blue square"]
+    fresh = proxy.encode_texts(prompts)
+    proxy.unfreeze("all", 0)
+    assert all(torch.equal(proxy.encode_texts(prompts * n), fresh.repeat(n, 1)) for n in (1, 3))
+    assert len(calls) == 2, "before unfreezing, and once after"
+    proxy.unfreeze("all", 1)
+    assert proxy.encode_texts(prompts).requires_grad and proxy.encode_texts(prompts).requires_grad
+    assert len(calls) == 4, "a tower that learns encodes anew"
+
+
 def test_full_size_counts():
     """38.5 M + 354 M parameters, 67.7 M of them trainable."""
     config = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rgbench.errors import UsageError
-from rgbench.process import available_cores, keep_freed_memory, pick_device, tune_process
+from rgbench.process import SPIN_COUNT, available_cores, keep_freed_memory, pick_device, tune_process
 from tests.conftest import ROOT
 
 
@@ -29,27 +29,28 @@ def fresh(code: str, **environment: str) -> str:
 
 SHOW = """
 import os, sys
-from rgbench.process import tune_process
+from rgbench.process import SPIN_COUNT, tune_process
 count = tune_process({})
 assert "torch" not in sys.modules
 import torch
-print(count, torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"])
+print(count, torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT"))
 """
 
 
-def test_threads_follow_the_affinity_and_waiting_is_passive() -> None:
+def test_threads_follow_the_affinity_and_waiting_is_short() -> None:
     cores = available_cores()
-    assert fresh(SHOW.format("")) == f"{cores} {cores} PASSIVE"
+    assert fresh(SHOW.format("")) == f"{cores} {cores} PASSIVE {SPIN_COUNT}"
 
 
 def test_threads_follow_the_argument_and_the_environment() -> None:
-    assert fresh(SHOW.format("1")) == "1 1 PASSIVE"
-    assert fresh(SHOW.format(""), OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == "1 1 ACTIVE"
+    assert fresh(SHOW.format("1")) == f"1 1 PASSIVE {SPIN_COUNT}"
+    assert fresh(SHOW.format(""), OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == "1 1 ACTIVE None"
+    assert fresh(SHOW.format("1"), GOMP_SPINCOUNT="7") == "1 1 PASSIVE 7"
 
 
 def test_an_affinity_mask_is_respected() -> None:
     pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    assert fresh(pin + SHOW.format("")) == "1 1 PASSIVE"
+    assert fresh(pin + SHOW.format("")) == f"1 1 PASSIVE {SPIN_COUNT}"
 
 
 def test_too_late_is_an_error() -> None:
@@ -60,7 +61,7 @@ def test_too_late_is_an_error() -> None:
 
 HEAP = """
 import ctypes
-from rgbench.process import keep_freed_memory
+from rgbench.process import SPIN_COUNT, keep_freed_memory
 assert keep_freed_memory() == {tuned}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
