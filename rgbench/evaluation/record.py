@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rgbench.data.prompts import PromptSet
 from rgbench.errors import RgbenchError
 from rgbench.evaluation.job import ImageSource, Job
 from rgbench.evaluation.results import Protocol, Result, identify, result_file, write_result
@@ -58,18 +59,19 @@ class Record:
             provenance=self.provenance,
             command=self.job.command,
         )
-        return write_result(self.job.results, result, self._rows(measurement))
+        return write_result(self.job.results, result, sample_rows(measurement, self.job.prompts, self.job.seed))
 
-    def _rows(self, measurement: Measurement) -> dict[str, list[Any]] | None:
-        if measurement.rows is None:
-            return None
-        prompts = self.job.prompts.prompts
-        return {
-            "prompt_id": [prompt.id for prompt in prompts],
-            "seed": [self.job.seed] * len(prompts),
-            "group": [prompt.group for prompt in prompts],
-            "value": measurement.rows.tolist(),
-        }
+
+def sample_rows(measurement: Measurement, prompts: PromptSet, seed: int) -> dict[str, list[Any]] | None:
+    """Columns of the per-image file; None for a figure of a whole set."""
+    if measurement.rows is None:
+        return None
+    return {
+        "prompt_id": [prompt.id for prompt in prompts.prompts],
+        "seed": [seed] * len(prompts),
+        "group": [prompt.group for prompt in prompts.prompts],
+        "value": measurement.rows.tolist(),
+    }
 
 
 def protocol_of(quantity: Quantity) -> Protocol:

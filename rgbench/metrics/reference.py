@@ -47,7 +47,7 @@ def untracked(batches: Sequence[Tensor], what: str) -> Iterable[Tensor]:
 class ReferenceScenes:
     """One real scene per prompt, with the prompt's attributes.
 
-    Scene i takes its jitter, rotation and texture from position i of the test split's
+    Scene i takes its jitter, rotation and texture from position ``start`` + i of the test split's
     stream, so neither side of a comparison was ever trained on, and held-out
     combinations are as frequent on both.
 
@@ -55,10 +55,11 @@ class ReferenceScenes:
         prompts: what the models are asked for.
         cache: folder for figures that can be computed again.
         track: gives batches back one by one while it shows what is being done.
+        start: position of the stream that belongs to the first prompt.
     """
 
-    def __init__(self, prompts: PromptSet, cache: Path, track: Track = untracked) -> None:
-        self.prompts, self.cache, self.track = prompts, cache, track
+    def __init__(self, prompts: PromptSet, cache: Path, track: Track = untracked, start: int = 0) -> None:
+        self.prompts, self.cache, self.track, self.start = prompts, cache, track, start
         self._remembered: dict[str, Any] = {}
 
     @cached_property
@@ -118,11 +119,12 @@ class ReferenceScenes:
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: what was rendered, from which stream, by which renderer."""
+        first = f"{self.start} + " if self.start else ""
         return {
             "kind": "real scenes with the prompts' attributes",
             "scenes_sha256": self.sha256,
             "num": len(self.prompts),
-            "nuisance": f"{SPLIT} split, index = position in the prompt list",
+            "nuisance": f"{SPLIT} split, index = {first}position in the prompt list",
             "renderer": self.remember("renderer", renderer_digest),
         }
 
@@ -137,7 +139,7 @@ class ReferenceScenes:
         """(n, 3, 64, 64) uint8, in prompt order."""
         spans = torch.arange(len(self.scenes)).split(CHUNK)
         tracked = self.track(spans, "real scenes: rendering")
-        return torch.cat([to_uint8(render(self.scenes[at], SPLIT, at.numpy())) for at in tracked])
+        return torch.cat([to_uint8(render(self.scenes[at], SPLIT, self.start + at.numpy())) for at in tracked])
 
     def remember(self, key: str, make: Callable[[], T]) -> T:
         """``make()``, once per process and key: statistics that every evaluated model is compared with."""

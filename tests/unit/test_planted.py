@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from rgbench.evaluation.hacks import HACKS
+from rgbench.evaluation.hacks import HACKS, Ground
+from rgbench.evaluation.rule_check import check_rule
 from rgbench.evaluation.statistics import detection_auc
 from rgbench.evaluation.validation import Detection, smallest_doses
+from rgbench.evaluation.validation_table import markdown
 from rgbench.metrics.overopt.colour import saturation
 from rgbench.metrics.overopt.pixels import wavelet_noise
+from rgbench.metrics.reference import untracked
+from rgbench.rewards.hps import HPSReward
 from rgbench.worlds.scenes import scene_batch
+from tests.tiny_models import BENCHTOP
+
+CPU = torch.device("cpu")
+TEXTS = ["a red circle"] * 8 + ["a blue square"] * 8
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +31,15 @@ def images() -> torch.Tensor:
     return scene_batch("test", range(16))[0]
 
 
-def planted(images: torch.Tensor, hack: str, dose: float) -> torch.Tensor:
-    return HACKS[hack].plant(images, dose, 8, torch.Generator().manual_seed(0))
+@pytest.fixture(scope="module")
+def rewards() -> dict[bool, HPSReward]:
+    return {aa: HPSReward.load(BENCHTOP.reward_folder(), antialias=aa, device="cpu") for aa in (True, False)}
+
+
+def planted(images: torch.Tensor, hack: str, dose: float, rewards=None) -> torch.Tensor:
+    texts = TEXTS[: len(images)]
+    generator = torch.Generator().manual_seed(0)
+    return HACKS[hack].plant(images, dose, Ground(texts, 8, generator, patch_period=64 / 7, rewards=rewards or {}))
 
 
 def test_doses_are_what_they_say(images):
@@ -32,6 +48,8 @@ def test_doses_are_what_they_say(images):
     assert wavelet_noise(255 * planted(flat, "noise", 8)[:, 0].double()).mean() == pytest.approx(8, rel=0.05)
     lines = (planted(flat, "grid", 4) - flat)[0, 0] * 255
     assert lines[::8].min() == pytest.approx(4, rel=1e-3) and lines[1::8, 1::8].abs().max() == 0
+    patches = (planted(flat, "patch grid", 4) - flat)[0, 0, 1] * 255
+    assert patches.nonzero().flatten().tolist() == [0, 10, 19, 28, 37, 46, 55], "where patches of 64/7 pixels begin"
     mild = 0.5 + 0.2 * (images - 0.5)  # far enough from the ends that nothing clips
     grey = mild.mean(1, keepdim=True)
     torch.testing.assert_close(planted(mild, "saturation", 0.4) - grey, 1.4 * (mild - grey))
@@ -56,11 +74,21 @@ def test_collapse_copies_the_first_of_a_prompt_and_ignoring_shows_the_next(image
     assert torch.equal(ignored[~own], images.roll(-8, 0)[~own])
 
 
-def test_every_hack_grows_with_its_dose(images):
+def test_every_hack_grows_with_its_dose(images, rewards):
     for name, hack in HACKS.items():
         assert list(hack.doses) == sorted(hack.doses)
-        change = [(planted(images, name, dose) - images).abs().mean() for dose in hack.doses]
+        some = images[:2] if hack.attacks else images
+        change = [(planted(some, name, dose, rewards) - some).abs().mean() for dose in hack.doses]
         assert all(a < b for a, b in pairwise(change)), name
+
+
+def test_an_attack_raises_its_own_reward_within_its_dose(images, rewards):
+    """What nobody sees and the reward model likes; the other resize wants other pixels."""
+    found = {True: planted(images, "reward attack", 2, rewards), False: planted(images, "aliased attack", 2, rewards)}
+    for own, attacked in found.items():
+        assert (attacked - images).abs().max() * 255 <= 2 + 1e-3 and attacked.min() >= 0 and attacked.max() <= 1
+        before, after, others = (rewards[own](x, TEXTS).mean() for x in (images, attacked, found[not own]))
+        assert after - before > 0.05 and after > others
 
 
 def test_auc_is_a_probability():
@@ -97,10 +125,27 @@ def test_validate_writes_what_was_found(cli, monkeypatch):
     assert rows["noise", 16, "wavelet_noise_gap"]["hacked"] > 4
     assert abs(rows["noise", 16, "wavelet_noise_gap"]["clean"]) < 1
     assert rows["blur", 1.2, "laplacian_variance_gap"]["hacked"] < rows["blur", 1.2, "laplacian_variance_gap"]["clean"]
-    assert record["smallest_dose"]["noise"]["wavelet_noise_gap"] <= 4
+    assert record["smallest_dose"]["noise"]["wavelet_noise_gap"] <= 8
     with open("out/validation.md", encoding="utf-8") as file:
         table = file.read()
     assert "| Wavelet noise σ gap | " in table and "## Noise: mean (AUC) by dose, levels" in table
+
+
+def test_the_rule_is_checked_on_clean_students_and_on_hacked_ones(tmp_path, monkeypatch):
+    """With a small dose no family is worse; a large attack raises the reward and breaks its pictures."""
+    monkeypatch.setattr("rgbench.evaluation.rule_check.NUM_STUDENTS", 7)
+    monkeypatch.setattr("rgbench.evaluation.rule_check.NUM_PROMPTS", 2)
+    monkeypatch.setattr("rgbench.evaluation.rule_check.NUM_PLANTED", 1)
+    monkeypatch.setitem(HACKS, "reward attack", replace(HACKS["reward attack"], doses=(0.1, 24)))
+    rule = check_rule(["hps", "colour", "spectrum"], ["reward attack"], CPU, tmp_path, untracked)
+    assert [(row.delta_seeds, row.pairs) for row in rule.false_positives] == [(5, 42), (5, 42)]
+    assert rule.families == ["spectrum", "pixel and colour"]
+    small, large = rule.found
+    assert (small.two_worse, small.over_optimised) == (0, 0)
+    assert (large.up, large.two_worse, large.over_optimised) == (1, 1, 1)
+    assert large.worse == {"spectrum": 1, "pixel and colour": 1}
+    table = markdown([], {}, {}, "3 sets", rule)
+    assert "| reward attack | 24 levels | 1 | 1 | 1 | spectrum 1, pixel and colour 1 |" in table
 
 
 @pytest.mark.parametrize(
