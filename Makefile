@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 DEMO := demo
 DEMO_METRICS := fid,hps,oracle,spectrum
 # Images of each model; `rgbench eval` alone makes 2,048.
-DEMO_NUM := 1024
+DEMO_NUM := 512
 
 .PHONY: demo readme test test-long test-gpu install clean
 .DELETE_ON_ERROR:
