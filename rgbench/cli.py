@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from rgbench import __version__
+from rgbench.cli_bench import bench_app
 from rgbench.cli_doctor import doctor
 from rgbench.cli_export import export
 from rgbench.cli_launch import (
@@ -58,6 +59,7 @@ class Kind(StrEnum):
 
 app = typer.Typer(cls=ExplainingGroup, help="Train, evaluate and compare reward-guided diffusion students.", **SETTINGS)
 app.add_typer(world_app, name="world")
+app.add_typer(bench_app, name="bench")
 app.command()(export)
 app.command()(doctor)
 app.add_typer(probes_app, name="probes")

@@ -111,7 +111,7 @@ def test_every_command_exists(page: Path) -> None:
         for line in block.code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True) if line.startswith("rgbench ") else []
             if len(words) > 1 and not words[1].startswith("-"):
-                verbs = words[1:3] if words[1] in ("world", "probes") else words[1:2]
+                verbs = words[1:3] if words[1] in ("world", "probes", "bench") else words[1:2]
                 text = help_of(tuple(verbs))
                 missing = [word for word in words if word.startswith("--") and f"{word} " not in text]
                 assert not missing, f"{named(page)}:{block.line}: {line}: no option {missing}"

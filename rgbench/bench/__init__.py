@@ -1,0 +1,1 @@
+"""What the toolkit costs, measured beside textbook implementations and the machine's own limits."""
