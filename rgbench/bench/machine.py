@@ -101,11 +101,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            **{name: version(name) for name in LIBRARIES},
-        },
+        "versions": versions | {name: version(name) for name in LIBRARIES},
         "cuda": torch.version.cuda if is_cuda else None,
     }
 

@@ -91,7 +91,8 @@ def random_trainer(shape: Shape, recipe: LCDRecipe, device: torch.device) -> LCD
     """A recipe's trainer with random networks of one shape."""
     models = random_models(shape, device)
     if isinstance(recipe, LRMRecipe):
-        return LRM(recipe, models, random_expert(shape, device), random_proxy(shape, device))
+        expert: Any = random_expert(shape, device)
+        return LRM(recipe, models, expert, random_proxy(shape, device))
     if isinstance(recipe, RGLCDRecipe):
         return RGLCD(recipe, models, random_expert(shape, device))
     return LCD(recipe, models)
