@@ -5,7 +5,6 @@ Exit codes: 0; 1 failure; 2 wrong usage; 75 interrupted, resumable; 130 Ctrl-C.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -28,8 +27,11 @@ from rgbench.cli_shared import (
     SETTINGS,
     Device,
     DeviceOption,
+    Dtype,
+    DtypeOption,
     ExplainingGroup,
     GuidanceOption,
+    Kind,
     OverridesArgument,
     ResultsOption,
     RunsOption,
@@ -43,19 +45,6 @@ from rgbench.cli_shared import (
 from rgbench.cli_world import world_app
 from rgbench.errors import UsageError
 from rgbench.process import is_main_rank, launched
-
-
-class Kind(StrEnum):
-    """What ``rgbench ls`` lists."""
-
-    recipes = "recipes"
-    metrics = "metrics"
-    probes = "probes"
-    rewards = "rewards"
-    runs = "runs"
-    results = "results"
-    protocols = "protocols"
-
 
 app = typer.Typer(cls=ExplainingGroup, help="Train, evaluate and compare reward-guided diffusion students.", **SETTINGS)
 app.add_typer(world_app, name="world")
@@ -151,7 +140,8 @@ def evaluate(
         ),
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Like fid,hps; all that fit by default.")] = None,
-    num: Annotated[int | None, typer.Option(min=1, help="Images; the protocol's own number by default.")] = None,
+    num: Annotated[int | None, typer.Option(min=1, help="Prompts; the protocol's own number by default.")] = None,
+    seeds: Annotated[str, typer.Option(help="Like 0,1,7 or 0-7: an image of each prompt for each.")] = "0",
     prompts: Annotated[str | None, typer.Option(help="A .txt, .jsonl or COCO captions .json; the world's own.")] = None,
     base: Annotated[str | None, typer.Option(help="Preset or pipeline folder under a student given as a part.")] = None,
     unet: Annotated[Path | None, typer.Option(help="That student's UNet: a folder or a weight file.")] = None,
@@ -167,6 +157,7 @@ def evaluate(
     results: ResultsOption = Path("results"),
     runs: RunsOption = Path("runs"),
     device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.float32,
     force: Annotated[bool, typer.Option(help="Measure again what is there already.")] = False,
     keep_images: Annotated[int, typer.Option(min=0, help="Images kept for the report.")] = 64,
     save_images: Annotated[bool, typer.Option("--save-images", help="Keep them all, as PNG.")] = False,
@@ -183,6 +174,7 @@ def evaluate(
             targets or [],
             split_names(metric) or default_metrics(own_images=bool(protocol or reference)),
             num=num,
+            seeds=seeds,
             base=base,
             unet=unet,
             lora=lora,
@@ -198,6 +190,7 @@ def evaluate(
             guidance=guidance,
             batch_size=batch_size,
             device=device.value,
+            dtype=dtype.value,
             force=force,
             keep_images=keep_images,
             checkpoints=checkpoints,

@@ -27,6 +27,26 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Dtype(StrEnum):
+    """Floating types of the networks that make images."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Kind(StrEnum):
+    """What ``rgbench ls`` lists."""
+
+    recipes = "recipes"
+    metrics = "metrics"
+    probes = "probes"
+    rewards = "rewards"
+    runs = "runs"
+    results = "results"
+    protocols = "protocols"
+
+
 class ExplainingGroup(TyperGroup):
     """Turns our errors into one message on stderr and their exit code; a bug keeps its traceback."""
 
@@ -58,11 +78,10 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the recipe's, like train.lr=1e-4.")
 ]
 DeviceOption = Annotated[Device, typer.Option(help="auto takes a CUDA GPU where there is one.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Of the networks that make images; metrics are float32.")]
 RunsOption = Annotated[Path, typer.Option(help="Folder of runs.")]
 ResultsOption = Annotated[Path, typer.Option(help="Folder of result files.")]
-StepsOption = Annotated[
-    int | None, typer.Option(min=1, help="Network evaluations per image; the model's own by default.")
-]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps; the model's own by default.")]
 GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale, in the pipelines' form.")]
 
 

@@ -29,6 +29,7 @@ TABLES: dict[str, dict[str, str]] = {
     "metric": {
         "aesthetic": "rgbench.metrics.judges:aesthetic",
         "clip_score": "rgbench.metrics.judges:clip_score",
+        "cmmd": "rgbench.metrics.cmmd:CMMD",
         "fid": "rgbench.metrics.fid:FrechetDistance",
         "fid_inf": "rgbench.metrics.fid:FrechetInfinity",
         "hps": "rgbench.metrics.hps:HPSScore",

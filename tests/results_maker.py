@@ -71,7 +71,7 @@ def put(root: Path, model: str, metric: str, value: float | None = None, **given
         table = {
             "prompt_id": [f"p/{i // each}{f'#{i % each}' if given.get('copies') else ''}" for i in images],
             "seed": [0 if given.get("copies") else i % each for i in images],
-            "group": ["test" if i % 2 else "heldout" for i in images],
+            "group": ["test" if i // each % 2 else "heldout" for i in images],
             "value": [float(x) for x in rows],
         }
     return write_result(root, result, table)

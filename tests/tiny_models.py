@@ -89,7 +89,6 @@ def make_context(prompts: PromptSet, cache: Path, **fields: Any) -> Context:
     scenes = ReferenceScenes(prompts, cache)
     given = {
         "prompts": prompts,
-        "seed": 0,
         "resolution": 64,
         "reference": scenes,
         "features": FeatureSet(scenes, EffLite0Network(torch.device("cpu"))),

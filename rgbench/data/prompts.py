@@ -29,17 +29,19 @@ class Prompt:
         text: what the model reads.
         group: figures are reported per group too ("test", "heldout", a style); "" for none.
         scene: the true attributes of a benchtop scene, by name.
+        seed: of the image's noise.
     """
 
     id: str
     text: str
     group: str = ""
     scene: dict[str, str] | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """An ordered list of prompts with distinct ids.
+    """An ordered list of prompts, one image each; no id comes twice with one seed.
 
     Attributes:
         name: for tables and protocol ids; a known list goes by its own name.
@@ -57,9 +59,24 @@ class PromptSet:
         return len(self.prompts)
 
     @property
+    def seeds(self) -> list[int]:
+        """Noise seeds, in order of their first image."""
+        return list(dict.fromkeys(prompt.seed for prompt in self.prompts))
+
+    @property
+    def num_distinct(self) -> int:
+        """Prompts, however many seeds each has."""
+        return len({prompt.id for prompt in self.prompts})
+
+    def with_seeds(self, seeds: Iterable[int]) -> PromptSet:
+        """An image of each prompt for each seed: all prompts under the first seed, then all under the next."""
+        return replace(self, prompts=tuple(replace(p, seed=seed) for seed in seeds for p in self.prompts))
+
+    @property
     def sha256(self) -> str:
-        """Hash over ids and texts in order."""
-        rows = [[prompt.id, prompt.text] for prompt in self.prompts]
+        """Hash over ids and texts in order, whatever the seeds."""
+        first = {prompt.id: prompt.text for prompt in self.prompts}
+        rows = [list(row) for row in first.items()]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
 
     def first(self, num: int) -> PromptSet:

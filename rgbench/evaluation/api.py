@@ -23,7 +23,13 @@ from rgbench.process import pick_device
 from rgbench.registry import names
 
 FOR_OWN_IMAGES = ("fid", "kid", "prdc", "vendi", "hps")
-NAMED_ONLY = ("fid_inf", "clip_score", "pickscore", "aesthetic")  # need many images, or weights that are not shipped
+NAMED_ONLY = (
+    "fid_inf",
+    "cmmd",
+    "clip_score",
+    "pickscore",
+    "aesthetic",
+)  # many images, or weights of their own
 
 
 def evaluate(
@@ -31,6 +37,7 @@ def evaluate(
     metrics: Sequence[str],
     *,
     num: int | None = None,
+    seeds: str = "0",
     base: str | None = None,
     unet: Path | None = None,
     lora: Path | None = None,
@@ -46,6 +53,7 @@ def evaluate(
     guidance: float | None = None,
     batch_size: int | None = None,
     device: str = "auto",
+    dtype: str = "float32",
     force: bool = False,
     keep_images: int = 64,
     save_images: bool = False,
@@ -58,7 +66,8 @@ def evaluate(
         targets: run folders or names, pipeline folders, folders of images, "teacher"; none for every finished run
             and its teacher.
         metrics: names in the registry.
-        num: images; 2,048 by default, or all of a prompt file.
+        num: prompts; 2,048 by default, or all of a prompt file.
+        seeds: of the noise, like "0,1,7" or "0-7": an image of each prompt for each.
         base: preset or pipeline folder of a student that is given as a part, one more target.
         unet: the student's UNet: a folder in diffusers' layout or a weight file.
         lora: the student's LoRA.
@@ -74,6 +83,7 @@ def evaluate(
         guidance: guidance scale in the pipelines' form; likewise.
         batch_size: images at once; by default what fits into memory, 64 at most.
         device: "auto", "cpu" or "cuda".
+        dtype: of the networks that make images: "float32", "bfloat16" or "float16".
         force: measure again what is there already.
         keep_images: how many of the first images are kept as PNG.
         save_images: keep all of them.
@@ -91,6 +101,7 @@ def evaluate(
         targets=tuple(targets),
         metrics=tuple(dict.fromkeys(metrics)),
         num=num,
+        seeds=seeds,
         base=base,
         unet=unet,
         lora=lora,
@@ -106,6 +117,7 @@ def evaluate(
         guidance=guidance,
         batch_size=batch_size,
         device=device,
+        dtype=dtype,
         force=force,
         keep_images=keep_images,
         save_images=save_images,
@@ -188,9 +200,9 @@ def sample(
     index = Index(out)
     settings = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
     files: list[Path] = []
-    for batch in ImageStream(models, [Prompt(text, text) for text in prompts], sampling, seed, None):
+    for batch in ImageStream(models, [Prompt(text, text, seed=seed) for text in prompts], sampling, None):
         files += index.add(
-            (f"{prefix}-{file_stem(prompt.text)}-{seed}.png", image, about(prompt, seed) | settings)
+            (f"{prefix}-{file_stem(prompt.text)}-{seed}.png", image, about(prompt) | settings)
             for prompt, image in zip(batch.prompts, batch.images, strict=True)
         )
     return files

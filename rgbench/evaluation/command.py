@@ -29,7 +29,6 @@ from rgbench.registry import resolve
 from rgbench.trainers.stop import StopRequest
 
 NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its Fréchet distance
-SEED = 0
 CHECKPOINT_IMAGES = 8  # kept of each checkpoint, for the slider of the report's page
 CACHE = ".cache"
 BENCHTOP = "benchtop"
@@ -42,6 +41,7 @@ class Options:
     targets: tuple[str, ...]
     metrics: tuple[str, ...]
     num: int | None = None
+    seeds: str = "0"
     base: str | None = None
     unet: Path | None = None
     lora: Path | None = None
@@ -57,6 +57,7 @@ class Options:
     guidance: float | None = None
     batch_size: int | None = None
     device: str = "auto"
+    dtype: str = "float32"
     force: bool = False
     keep_images: int = 64
     save_images: bool = False
@@ -111,7 +112,8 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
     asked = load_prompts(options.prompts) if options.prompts not in (None, BENCHTOP) else None
     targets = _targets(options)
     protocol = find_protocol(options.protocol) if options.protocol else None
-    prompts, known = _prompts(options, asked, protocol, targets)
+    seeds = parse_seeds(options.seeds)
+    prompts, known = _prompts(options, asked, protocol, targets, seeds)
     place = torch.device(pick_device(options.device))
     files: list[Path] = []
     with StopRequest() as stop, image_progress() as progress, TemporaryDirectory(prefix="rgbench-") as scratch:
@@ -126,11 +128,11 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
             scenes=scenes,
             compared=compared,
             results=options.results,
-            seed=SEED,
             steps=options.steps,
             guidance=options.guidance,
             batch_size=options.batch_size,
             device=place,
+            dtype=getattr(torch, options.dtype),
             hps=options.hps,
             judges=_judges(options.judge),
             force=options.force,
@@ -155,7 +157,7 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
 
 def _judges(given: Sequence[str]) -> dict[str, Path]:
     """Weights by name, from ``NAME=PATH``."""
-    known = (*JUDGES, HEAD)
+    known = (*JUDGES, HEAD, "cmmd")
     found = {}
     for text in given:
         name, _, path = text.partition("=")
@@ -163,6 +165,23 @@ def _judges(given: Sequence[str]) -> dict[str, Path]:
             raise UsageError(f"--judge {text!r}: expected NAME=PATH; {suggest(name, known)}")
         found[name] = Path(path)
     return found
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Noise seeds from ``0,1,7`` or ``0-7``.
+
+    Raises:
+        UsageError: neither, or one twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        ends = part.strip().split("-")
+        if len(ends) > 2 or not all(end.isascii() and end.isdigit() for end in ends):
+            raise UsageError(f"--seeds {text!r}: expected numbers from 0, such as 0,1,7 or 0-7")
+        seeds += range(int(ends[0]), int(ends[-1]) + 1)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UsageError(f"--seeds {text!r}: names {'no seed' if not seeds else 'a seed twice'}")
+    return seeds
 
 
 def _targets(options: Options) -> list[Target]:
@@ -175,24 +194,28 @@ def _targets(options: Options) -> list[Target]:
 
 
 def _prompts(
-    options: Options, asked: PromptSet | None, protocol: SetProtocol | None, targets: Sequence[Target]
+    options: Options,
+    asked: PromptSet | None,
+    protocol: SetProtocol | None,
+    targets: Sequence[Target],
+    seeds: Sequence[int],
 ) -> tuple[PromptSet, PromptSet]:
-    """The prompts that are measured, and all of the list that they are the first of: ``asked`` if a file was named."""
+    """What is measured, and all of the list that its prompts are the first of: ``asked`` if a file was named."""
     if protocol is not None and options.prompts is None:
         raise UsageError(
             f"protocol {protocol.name}: give its captions with --prompts FILE (a caption list, or COCO's own)"
         )
-    known = asked or _known_prompts(options, targets)
+    known = asked or _known_prompts(options, targets, seeds[0])
     num = options.num
     if protocol is not None and num is None:
         num = min(protocol.num_prompts, len(known))
-    return (known if num is None else known.first(num)), known
+    return (known if num is None else known.first(num)).with_seeds(seeds), known
 
 
-def _known_prompts(options: Options, targets: Sequence[Target]) -> PromptSet:
+def _known_prompts(options: Options, targets: Sequence[Target], seed: int) -> PromptSet:
     """All prompts of a folder of images, or of the benchtop's list, which has no end, as many as are wanted."""
     path, num = options.prompts, options.num
     if path is None and len(targets) == 1 and targets[0].images:
-        return own_prompts(targets[0].folder, SEED)
+        return own_prompts(targets[0].folder, seed)
     given = any(target.images for target in targets)
     return benchtop_prompts(max(num or NUM_IMAGES, NUM_IMAGES if given else 0))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rgbench.errors import UsageError, suggest
-from rgbench.evaluation.paired import Paired, badness, difference, is_level, per_image, target_of
+from rgbench.evaluation.paired import Paired, badness, by_prompt, difference, is_level, per_image, target_of
 from rgbench.evaluation.results import Result
 from rgbench.evaluation.statistics import PairedDifference, holm, paired_bootstrap, paired_t, t_interval
 from rgbench.evaluation.verdict import Key
@@ -36,7 +36,7 @@ class ModelContrast:
         result: the model's result: metric, protocol.
         found: model − base with its interval.
         images: win rate and detectable difference, where both kept values of the same images and a good end is known;
-            a win is the image nearer to it.
+            a win is the prompt whose image, or the mean of whose seeds, is nearer to it.
     """
 
     model: str
@@ -122,9 +122,10 @@ def _images(result: Result, other: Result) -> PairedDifference | None:
     ours, theirs = per_image(result), per_image(other)
     if is_level(result) or ours is None or theirs is None or ours.keys() != theirs.keys():
         return None
-    order = sorted(ours)
-    a, b = (np.array([rows[image] for image in order]) for rows in (ours, theirs))
-    plain = paired_bootstrap(a, b, strata=[group for _, _, group in order])
+    ours_by, theirs_by = by_prompt(ours), by_prompt(theirs)
+    order = sorted(ours_by)
+    a, b = (np.array([rows[prompt] for prompt in order]) for rows in (ours_by, theirs_by))
+    plain = paired_bootstrap(a, b, strata=[group for _, group in order])
     if result.metric.direction == "higher":
         return plain
     target = target_of(other)

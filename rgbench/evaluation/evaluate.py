@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from rgbench.errors import UsageError
 from rgbench.evaluation.gather import gather
 from rgbench.evaluation.generate import ImageStream, settle_sampling
 from rgbench.evaluation.given import GivenImages
@@ -58,7 +57,7 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
     if len(pending) < len(metrics):
         done = ", ".join(name for name, metric in metrics if (name, metric) not in pending)
         job.say(f"{target.name}, {source.generation.id}: {done}: there already (--force measures again)")
-    kept = KeptImages(folder / "images", job.prompts.prompts[: job.keep_images], job.seed, job.force)
+    kept = KeptImages(folder / "images", job.prompts.prompts[: job.keep_images], job.force)
     if target.training and target.training["step"] == target.training["steps"]:
         keep_log(target.folder.parent, folder)
     if pending:
@@ -88,13 +87,16 @@ def _finish(metrics: Sequence[tuple[str, Accumulator]], record: Record, name: st
 def _open(target: Target, job: Job) -> ImageSource:
     if target.images:
         track = track_images(job.progress)
-        return GivenImages(target.folder, job.prompts, job.known, job.seed, job.batch_size, track)
+        seeds = job.prompts.seeds
+        if len(seeds) > 1:
+            raise UsageError(f"{target.folder}: holds one image of each prompt; name one of its --seeds")
+        return GivenImages(target.folder, job.prompts, job.known, seeds[0], job.batch_size, track)
     if target.student is not None:
-        models = load_student(target.student, job.device, torch.float32)
+        models = load_student(target.student, job.device, job.dtype)
     else:
-        models = load_models(target.folder, job.device, torch.float32)
+        models = load_models(target.folder, job.device, job.dtype)
     sampling = settle_sampling(target, models, job.steps, job.guidance)
-    return ImageStream(models, job.prompts.prompts, sampling, job.seed, job.batch_size)
+    return ImageStream(models, job.prompts.prompts, sampling, job.batch_size)
 
 
 def _in_its_world(target: Target, source: ImageSource) -> Target:
@@ -116,7 +118,6 @@ def _reward(target: Target, job: Job) -> Path:
 def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -> Context:
     return Context(
         prompts=job.prompts,
-        seed=job.seed,
         resolution=source.resolution,
         jpeg=source.jpeg,
         named=job.compared.named,

@@ -138,17 +138,16 @@ class ImageStream:
 
     Args:
         models: the model.
-        prompts: one image each.
+        prompts: one image each, from the noise of its seed.
         sampling: sampler settings.
-        seed: of the noise.
         batch_size: images at once; None for as many as memory allows, at most 64. Halved where a GPU's memory does
             not suffice.
     """
 
     def __init__(
-        self, models: DiffusionModels, prompts: Sequence[Prompt], sampling: Sampling, seed: int, batch_size: int | None
+        self, models: DiffusionModels, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int | None
     ) -> None:
-        self.models, self.prompts, self.sampling, self.seed = models, prompts, sampling, seed
+        self.models, self.prompts, self.sampling = models, prompts, sampling
         self.batch_size = min(batch_size or fitting_batch_size(models.resolution, models.device), len(prompts))
         self.num_images, self.seconds = 0, 0.0
         self.generation = sampling.generation(models)
@@ -200,13 +199,13 @@ class ImageStream:
     @torch.inference_mode()
     def _make(self, batch: Sequence[Prompt]) -> Tensor:
         filled = [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
-        generators = [torch.Generator().manual_seed(noise_seed(prompt.id, self.seed)) for prompt in filled]
+        generators = [torch.Generator().manual_seed(noise_seed(prompt.id, prompt.seed)) for prompt in filled]
         images = self.models.sample(
             [prompt.text for prompt in filled],
             generators,
             num_steps=self.sampling.steps,
             guidance_scale=self.sampling.guidance_scale,
-        )[: len(batch)]
+        )[: len(batch)].float()  # 8 bits of a bfloat16 do not hold 255 levels
         finite = images.isfinite().flatten(1).all(1)
         if not finite.all():
             bad = [prompt.id for prompt, fine in zip(batch, finite.tolist(), strict=True) if not fine]

@@ -65,11 +65,11 @@ class Job:
         scenes: real ones for these prompts.
         compared: what the set metrics compare with.
         results: the results folder.
-        seed: of the noise.
         steps: sampling steps, or None for each target's own.
         guidance: guidance scale, or None likewise.
         batch_size: images at once, or None for what fits into memory.
         device: where everything runs.
+        dtype: of the networks that make images.
         hps: the reward model of ``--metric hps`` and of the probes, or None for the world's.
         force: measure again what is there already.
         keep_images: how many of the first images are kept as PNG.
@@ -88,7 +88,7 @@ class Job:
     scenes: ReferenceScenes
     compared: SetComparison
     results: Path
-    seed: int
+    dtype: torch.dtype
     steps: int | None
     guidance: float | None
     batch_size: int | None

@@ -5,8 +5,8 @@
     level          a figure whose target is not known, for want of real images of its size: the base is the
                    target, and deterioration is the distance to it in either direction
 
-Where both results kept per-image rows, the images are resampled, the same ones on both
-sides; where both kept jackknife replicates of the same prompts, those are subtracted;
+Where both results kept per-image rows, the prompts are resampled with all their seeds, the same
+ones on both sides; where both kept jackknife replicates of the same prompts, those are subtracted;
 else the half widths are added in quadrature, which ignores that the sides share prompts
 and noise and is usually too wide.
 """
@@ -174,6 +174,14 @@ def per_image(result: Result) -> dict[Image, float] | None:
     return _rows(result.path.with_name(Path(result.samples).name), result.value)
 
 
+def by_prompt(rows: dict[Image, float]) -> dict[tuple[str, str], float]:
+    """(prompt id, group) → mean over its seeds: images of one prompt are no independent draws."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for (prompt, _, group), value in rows.items():
+        values.setdefault((prompt, group), []).append(value)
+    return {key: math.fsum(each) / len(each) for key, each in values.items()}
+
+
 @lru_cache(maxsize=KEPT)
 def _rows(path: Path, value: float) -> dict[Image, float] | None:
     try:
@@ -188,14 +196,15 @@ def _rows(path: Path, value: float) -> dict[Image, float] | None:
 
 @lru_cache(maxsize=KEPT)
 def _bootstrap(path: Path, value: float) -> Replicates | None:
-    """Means of resampled rows, each group (style) resampled by itself; the same images for every model."""
-    rows = _rows(path, value)
-    if rows is None:
+    """Means of resampled prompts, each group (style) resampled by itself; the same prompts for every model."""
+    images = _rows(path, value)
+    if images is None:
         return None
+    rows = by_prompt(images)
     order = sorted(rows)
-    ordered = np.array([rows[image] for image in order])
-    drawn = _drawn(tuple(group for _, _, group in order))
-    digest = hashlib.sha256(json.dumps(order).encode()).hexdigest()
+    ordered = np.array([rows[prompt] for prompt in order])
+    drawn = _drawn(tuple(group for _, group in order))
+    digest = hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
     return Replicates("images", digest, np.concatenate([ordered[at].mean(1) for at in np.array_split(drawn, 40)]))
 
 

@@ -75,33 +75,37 @@ class KeptImages:
     Args:
         folder: of one generation.
         prompts: those whose images are kept.
-        seed: of the noise.
         again: keep them anew, though they are there.
 
     Attributes:
         positions: of the prompts whose images are missing.
     """
 
-    def __init__(self, folder: Path, prompts: tuple[Prompt, ...], seed: int, again: bool) -> None:
-        self.index, self.seed = Index(folder), seed
+    def __init__(self, folder: Path, prompts: tuple[Prompt, ...], again: bool) -> None:
+        self.index = Index(folder)
         missing = [i for i, prompt in enumerate(prompts) if again or self._name(prompt) not in self.index]
         self.positions = np.array(missing, dtype=np.int64)
-        self._missing = {prompts[i].id for i in missing}
+        self._missing = {(prompts[i].id, prompts[i].seed) for i in missing}
 
     def keep(self, batch: ImageBatch) -> None:
         """Store the images of a batch that are missing."""
         found = [
-            (self._name(prompt), image, about(prompt, self.seed))
+            (self._name(prompt), image, about(prompt))
             for prompt, image in zip(batch.prompts, batch.images, strict=True)
-            if prompt.id in self._missing
+            if (prompt.id, prompt.seed) in self._missing
         ]
         if found:
             self.index.add(found)
 
     def _name(self, prompt: Prompt) -> str:
-        return f"{file_stem(prompt.id)}-{self.seed}.png"
+        return f"{file_stem(prompt.id)}-{prompt.seed}.png"
 
 
-def about(prompt: Prompt, seed: int) -> dict[str, Any]:
+def about(prompt: Prompt) -> dict[str, Any]:
     """What an index says of an image; its ``noise_seed`` gives the same image in a diffusers pipeline."""
-    return {"prompt_id": prompt.id, "prompt": prompt.text, "seed": seed, "noise_seed": noise_seed(prompt.id, seed)}
+    return {
+        "prompt_id": prompt.id,
+        "prompt": prompt.text,
+        "seed": prompt.seed,
+        "noise_seed": noise_seed(prompt.id, prompt.seed),
+    }

@@ -25,7 +25,6 @@ from rgbench.worlds.scenes import IMAGE_SIZE, Scenes, render
 
 PER_PROMPT = 8  # images of a prompt: as many as diversity needs
 MODEL_SPLIT = "all"  # its nuisance stream is not that of the real scenes
-SEED = 0
 
 
 def make_context(first: int, num_prompts: int, device: torch.device, cache: Path) -> Context:
@@ -44,7 +43,6 @@ def make_context(first: int, num_prompts: int, device: torch.device, cache: Path
     features = FeatureSet(reference, EffLite0Network(device))
     return Context(
         prompts=prompts,
-        seed=SEED,
         resolution=IMAGE_SIZE,
         reference=reference,
         features=features,

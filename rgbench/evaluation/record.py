@@ -59,16 +59,16 @@ class Record:
             provenance=self.provenance,
             command=self.job.command,
         )
-        return write_result(self.job.results, result, sample_rows(measurement, self.job.prompts, self.job.seed))
+        return write_result(self.job.results, result, sample_rows(measurement, self.job.prompts))
 
 
-def sample_rows(measurement: Measurement, prompts: PromptSet, seed: int) -> dict[str, list[Any]] | None:
+def sample_rows(measurement: Measurement, prompts: PromptSet) -> dict[str, list[Any]] | None:
     """Columns of the per-image file; None for a figure of a whole set."""
     if measurement.rows is None:
         return None
     return {
         "prompt_id": [prompt.id for prompt in prompts.prompts],
-        "seed": [seed] * len(prompts),
+        "seed": [prompt.seed for prompt in prompts.prompts],
         "group": [prompt.group for prompt in prompts.prompts],
         "value": measurement.rows.tolist(),
     }

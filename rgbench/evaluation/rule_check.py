@@ -153,7 +153,7 @@ def _figures(measured: Sequence[Measurement], prompts: PromptSet, root: Path, na
             flags=each.flags,
             extra=dict(each.extra),
         )
-        stored = load_result(write_result(root, result, sample_rows(each, prompts, seed=0)))
+        stored = load_result(write_result(root, result, sample_rows(each, prompts)))
         figures[stored.metric.name, stored.protocol.id] = stored
     return figures
 

@@ -103,7 +103,6 @@ class Context:
 
     Attributes:
         prompts: the prompts, one image each.
-        seed: of the noise.
         reference: real scenes for the same prompts.
         features: of the set metrics' reference and of each batch, shared by them.
         rows: features of the evaluated images by position, filled as they are seen; shared likewise.
@@ -119,7 +118,6 @@ class Context:
     """
 
     prompts: PromptSet
-    seed: int
     resolution: int
     reference: ReferenceScenes
     features: FeatureSet
@@ -138,8 +136,8 @@ class Context:
 
         The evaluated image is the 8-bit one that a lossless file would hold.
         """
-        prompts = {"name": self.prompts.name, "sha256": self.prompts.sha256, "num": len(self.prompts)}
-        shared = {"prompts": prompts, "seeds": [self.seed], "seed_rule": SEED_RULE, "image": "uint8 RGB"}
+        prompts = {"name": self.prompts.name, "sha256": self.prompts.sha256, "num": self.prompts.num_distinct}
+        shared = {"prompts": prompts, "seeds": self.prompts.seeds, "seed_rule": SEED_RULE, "image": "uint8 RGB"}
         return {**shared, "jpeg": self.jpeg, **fields}
 
     def see(self, images: Tensor, positions: np.ndarray) -> None:
@@ -157,6 +155,16 @@ class Context:
         """Mean of per-image rows over each group of prompts, such as "test" and "heldout"."""
         groups = np.array([prompt.group for prompt in self.prompts.prompts])
         return {str(name): float(rows[groups == name].mean()) for name in np.unique(groups) if name}
+
+    def clusters(self, num: int) -> np.ndarray:
+        """(num,) number of each of the first images' prompt: images of one prompt are no independent draws."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(prompt.id, len(numbers)) for prompt in self.prompts.prompts[:num]])
+
+    def over_prompts(self, rows: np.ndarray) -> np.ndarray:
+        """(P,) mean over the seeds of each prompt, of (n,) rows of the first n images."""
+        clusters = self.clusters(len(rows))
+        return np.bincount(clusters, rows) / np.bincount(clusters)
 
     def require_images(self, metric: str, num: int) -> None:
         """Check that there are enough images.

@@ -15,7 +15,7 @@ from torch import Tensor
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
 from rgbench.metrics.frechet import Gaussian, moments_of_rows, split_half_null
-from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
+from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
 
 FAMILY = "set distance"
 MIN_IMAGES = 4  # two in each half of the null
@@ -52,7 +52,7 @@ class FrechetDistance:
         reference = reference_gaussian(self.context)
         null = features.remember("fd null", lambda: split_half_null(features.reference_rows()))
         value = reference.distance(moments_of_rows(self.context.rows.take, np.arange(num)))
-        replicates = reference.replicates(self.context.rows.take, jackknife_groups(num))
+        replicates = reference.replicates(self.context.rows.take, cluster_groups(self.context.clusters(num)))
         extra = {
             "split_half_null": null,
             "split_half_of": "the reference",

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import bootstrap_interval
 from rgbench.metrics.overopt.rewards import SCALE, shared_reward
+from rgbench.metrics.scored import score_measurement
 
 
 def _metric(antialias: bool) -> Metric:
@@ -50,16 +50,7 @@ class HPSScore:
             scores[positions] = reward(images, prompts).cpu().numpy()
 
     def finish(self) -> list[Measurement]:
-        known = [entry["fingerprint"].get("weights_sha256") for entry in self.context.trained_rewards]
         return [
-            Measurement(
-                quantity=quantity,
-                value=float(rows.mean()),
-                interval=bootstrap_interval(rows),
-                num_samples=len(rows),
-                in_sample=reward.weights_sha256 in known,
-                extra={"groups": self.context.by_group(rows)},
-                rows=rows,
-            )
+            score_measurement(self.context, quantity, rows, reward)
             for quantity, reward, rows in zip(self.quantities, self.rewards, self.scores, strict=True)
         ]

@@ -22,6 +22,11 @@ def jackknife_groups(num: int, groups: int = NUM_GROUPS) -> np.ndarray:
     return order * min(groups, num) // num
 
 
+def cluster_groups(clusters: np.ndarray) -> np.ndarray:
+    """(n,) jackknife group of each of n images, those of one cluster (a prompt) in one group."""
+    return jackknife_groups(int(clusters.max()) + 1)[clusters]
+
+
 def jackknife_interval(value: float, replicates: Sequence[float], level: float = LEVEL) -> Interval | None:
     """Delete-a-group jackknife interval around a figure (Kott, 2001).
 

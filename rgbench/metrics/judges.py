@@ -23,7 +23,7 @@ from torch import Tensor
 from rgbench.data.prompts import Prompt
 from rgbench.errors import RgbenchError
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import bootstrap_interval
+from rgbench.metrics.scored import score_measurement
 from rgbench.rewards.aesthetic import AestheticReward
 from rgbench.rewards.clip_score import CLIPScoreReward
 from rgbench.rewards.pickscore import PickScoreReward
@@ -82,18 +82,7 @@ class RewardJudge:
         self.scores[positions] = values
 
     def finish(self) -> list[Measurement]:
-        known = [entry["fingerprint"].get("weights_sha256") for entry in self.context.trained_rewards]
-        return [
-            Measurement(
-                quantity=self.quantities[0],
-                value=float(self.scores.mean()),
-                interval=bootstrap_interval(self.scores),
-                num_samples=len(self.scores),
-                in_sample=self.reward.fingerprint()["weights_sha256"] in known,
-                extra={"groups": self.context.by_group(self.scores)},
-                rows=self.scores,
-            )
-        ]
+        return [score_measurement(self.context, self.quantities[0], self.scores, self.reward)]
 
 
 def _weights(context: Context, name: str, published: str) -> Path:

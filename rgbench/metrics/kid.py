@@ -8,14 +8,14 @@ Unlike the Fréchet distance it has no bias at small n.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import jackknife_groups, jackknife_interval
+from rgbench.metrics.intervals import cluster_groups, jackknife_interval
 
 NUM_SUBSETS = 50
 SUBSET_SIZE = 500
@@ -23,6 +23,8 @@ FAMILY = "set distance"
 SCALE = 1000
 MIN_IMAGES = 2
 CHUNK = 4096
+
+Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -69,12 +71,10 @@ def mmd2_replicates(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> list[fl
     if len(groups) - np.bincount(groups).max() < 2:
         return []
     parts = [np.flatnonzero(groups == g) for g in range(num)]
-    within = np.array([[_kernel_sum(x[a], x[b]) for b in parts] for a in parts])
+    within = np.array([[kernel_sum(x[a], x[b]) for b in parts] for a in parts])
     diagonal = np.array([_diagonal(_wide(x[part])) for part in parts])
-    cross = np.array([_kernel_sum(x[part], y) for part in parts])
-    off_y = _kernel_sum(y, y) - sum(
-        _diagonal(np.asarray(y[i : i + CHUNK], dtype=np.float64)) for i in range(0, len(y), CHUNK)
-    )
+    cross = np.array([kernel_sum(x[part], y) for part in parts])
+    off_y = kernel_sum(y, y) - _diagonal_sum(y)
     out = []
     for g in range(num):
         keep = np.arange(num) != g
@@ -83,10 +83,10 @@ def mmd2_replicates(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> list[fl
     return out
 
 
-def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
-    """Sum of the kernel over all pairs, in blocks."""
+def kernel_sum(x: np.ndarray, y: np.ndarray, kernel: Kernel = polynomial_kernel) -> float:
+    """Sum of a kernel over all pairs, in blocks."""
     blocks = ((i, j) for i in range(0, len(x), CHUNK) for j in range(0, len(y), CHUNK))
-    sums = (polynomial_kernel(_wide(x[i : i + CHUNK]), _wide(y[j : j + CHUNK])).sum() for i, j in blocks)
+    sums = (kernel(_wide(x[i : i + CHUNK]), _wide(y[j : j + CHUNK])).sum() for i, j in blocks)
     return float(sum(sums))
 
 
@@ -141,7 +141,7 @@ class KernelDistance:
         num, y = len(self.context.prompts), self.context.features.reference_rows()
         x = self.context.rows.everything()
         value = SCALE * kid(x, y)
-        replicates = [SCALE * v for v in mmd2_replicates(x, y, jackknife_groups(num))]
+        replicates = [SCALE * v for v in mmd2_replicates(x, y, cluster_groups(self.context.clusters(num)))]
         interval = jackknife_interval(value, replicates)
         extra = {"jackknife": replicates}
         return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]

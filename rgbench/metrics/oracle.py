@@ -62,10 +62,12 @@ class OracleAccuracy:
 
     def _measure(self, quantity: Quantity, name: str, judges: dict) -> Measurement:
         rows = PERCENT * self.shares[name]
+        over = self.context.over_prompts(rows)
+        independent = len(over) == len(rows)  # no prompt has two seeds
         return Measurement(
             quantity=quantity,
             value=float(rows.mean()),
-            interval=_wilson(self.shares[name]) if name == "all" else bootstrap_interval(rows),
+            interval=_wilson(self.shares[name]) if name == "all" and independent else bootstrap_interval(over),
             num_samples=len(rows),
             extra={"groups": self.context.by_group(rows), "judges_agree": judges},
             rows=rows,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
+from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
 
 NEAREST = 5
 CHUNK = 2048
@@ -131,7 +131,7 @@ class PrecisionRecall:
         self.context.see(images, positions)
 
     def finish(self) -> list[Measurement]:
-        groups = jackknife_groups(len(self.context.prompts))
+        groups = cluster_groups(self.context.clusters(len(self.context.prompts)))
         numbers = np.arange(groups.max() + 1)
         found = neighbours(self.context.rows.everything(), self.context.features.reference_rows(), groups)
         values = scores(found, groups >= 0, numbers >= 0)

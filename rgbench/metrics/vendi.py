@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
+from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
 
 CHUNK = 4096
 MIN_IMAGES = 2
@@ -98,7 +98,7 @@ class VendiScore:
         features, num = self.context.features, len(self.context.prompts)
         rows = self.context.rows.everything()
         value = vendi_score(rows)
-        replicates = vendi_replicates(rows, jackknife_groups(num))
+        replicates = vendi_replicates(rows, cluster_groups(self.context.clusters(num)))
         interval = jackknife_interval(value, replicates)
         reference = features.remember("vendi", lambda: vendi_score(features.reference_rows()))
         extra = {"reference": reference, "num_reference": len(features.reference), "jackknife": replicates}

@@ -19,7 +19,7 @@ from transformers import CLIPModel
 
 from rgbench.errors import UsageError
 from rgbench.files import load_pickled_state_dict, load_safetensors, sha256_file
-from rgbench.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_preprocess
+from rgbench.rewards.preprocess import CLIP_GEOMETRY, CLIP_MEAN, CLIP_STD, clip_preprocess
 from rgbench.rewards.transformers_clip import WEIGHTS, image_features, load_clip
 
 HeadKind = Literal["mlp", "linear"]
@@ -120,8 +120,7 @@ class AestheticReward:
             "head": self.kind,
             "head_sha256": self.head_sha256,
             "size": self.size,
-            "resize": "shortest side, on the tensor",
-            "crop": "centre square",
+            **CLIP_GEOMETRY,
             "kernel": "bicubic",
             "antialias": self.antialias,
             "dtype": str(self.model.dtype).removeprefix("torch."),

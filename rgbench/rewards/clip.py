@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -83,6 +84,12 @@ class OpenCLIPReward:
         return cls(
             model.to(device, dtype), tokenizer, antialias=antialias, weights_sha256=sha256_file(weights), **preprocess
         )
+
+    def with_antialias(self, antialias: bool) -> Self:
+        """The same network and its cached texts under another resize."""
+        other = copy(self)
+        other.antialias = antialias
+        return other
 
     @property
     def dtype(self) -> torch.dtype:

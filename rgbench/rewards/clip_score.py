@@ -10,14 +10,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from rgbench.rewards.clip import OpenCLIPReward
-from rgbench.rewards.preprocess import clip_preprocess
+from rgbench.rewards.preprocess import CLIP_GEOMETRY, clip_preprocess
 
 
 class CLIPScoreReward(OpenCLIPReward):
     """Raw cosine of image and prompt, (B,); see :class:`OpenCLIPReward`."""
 
     name = "clip_score"
-    geometry: ClassVar[dict[str, str]] = {"resize": "shortest side, on the tensor", "crop": "centre square"}
+    geometry: ClassVar[dict[str, str]] = CLIP_GEOMETRY
 
     def preprocess(self, images: Tensor) -> Tensor:
         """The centre square."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from rgbench.files import sha256_file
-from rgbench.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_preprocess
+from rgbench.rewards.preprocess import CLIP_GEOMETRY, CLIP_MEAN, CLIP_STD, clip_preprocess
 from rgbench.rewards.texts import FeatureCache
 from rgbench.rewards.transformers_clip import WEIGHTS, ClipTokenizer, image_features, load_clip, text_features
 
@@ -62,8 +62,7 @@ class PickScoreReward:
             "name": self.name,
             "weights_sha256": self.weights_sha256,
             "size": self.size,
-            "resize": "shortest side, on the tensor",
-            "crop": "centre square",
+            **CLIP_GEOMETRY,
             "kernel": "bicubic",
             "antialias": self.antialias,
             "dtype": str(self.model.dtype).removeprefix("torch."),

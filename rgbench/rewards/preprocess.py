@@ -11,6 +11,7 @@ from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_GEOMETRY = {"resize": "shortest side, on the tensor", "crop": "centre square"}  # as a fingerprint says it
 
 
 def hps_preprocess(

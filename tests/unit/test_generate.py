@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def models(tmp_path_factory):
 
 
 def images(models, sampling: Sampling, prompts=PROMPTS, seed: int = 0, batch_size: int = 4) -> dict[str, torch.Tensor]:
-    stream = ImageStream(models, prompts, sampling, seed, batch_size)
+    stream = ImageStream(models, [replace(p, seed=seed) for p in prompts], sampling, batch_size)
     return {p.id: image for batch in stream for p, image in zip(batch.prompts, batch.images, strict=True)}
 
 
@@ -85,7 +86,7 @@ def test_plain_diffusers_gives_the_same_images(models, sampler):
 
 
 def test_stream_counts_images_and_positions(models):
-    stream = ImageStream(models["lcm"], PROMPTS, SETTINGS["lcm"], 0, 4)
+    stream = ImageStream(models["lcm"], PROMPTS, SETTINGS["lcm"], 4)
     assert stream.images_per_sec is None
     positions = np.concatenate([batch.positions for batch in stream])
     assert positions.tolist() == list(range(11))
@@ -141,7 +142,7 @@ def test_network_evaluations_are_the_rows_that_the_network_sees(models, sampler,
     chosen = models[sampler] if sampler in models else models["ddim"].with_student(models["ddim"].unet, 50, 10.0)
     seen: list[int] = []
     handle = chosen.unet.register_forward_pre_hook(lambda unet, args: seen.append(len(args[0])))
-    stream = ImageStream(chosen, PROMPTS[:2], Sampling(chosen.sampler, steps, guidance), 0, 2)
+    stream = ImageStream(chosen, PROMPTS[:2], Sampling(chosen.sampler, steps, guidance), 2)
     next(iter(stream))
     handle.remove()
     assert sum(seen) / 2 == expected == stream.network_evaluations
@@ -172,7 +173,7 @@ def test_student_without_a_run_must_be_told_its_guidance(models):
 
 
 def test_one_prompt_alone_is_one_image_a_batch(models):
-    stream = ImageStream(models["lcm"], [Prompt("a", "a red circle")], SETTINGS["lcm"], 0, 64)
+    stream = ImageStream(models["lcm"], [Prompt("a", "a red circle")], SETTINGS["lcm"], 64)
     assert stream.batch_size == 1 and len(list(stream)) == 1
 
 

@@ -47,6 +47,16 @@ def test_scores_are_those_of_the_reward_in_prompt_order(context):
         )
 
 
+def test_both_settings_share_one_network(context):
+    """Of 4 GB at full size."""
+    filtered, plain = HPSScore(context).rewards
+    assert filtered.model is plain.model and (filtered.antialias, plain.antialias) == (True, False)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    alone = HPSReward.load(context.reward_folder, antialias=False, device="cpu")
+    assert torch.equal(plain(images, ["a", "b"]), alone(images, ["a", "b"]))
+    assert not torch.equal(plain(images, ["a", "b"]), filtered(images, ["a", "b"]))
+
+
 def test_antialias_on_and_off_are_two_protocols(context):
     aa1, aa0 = measure(context, scene_batch("test", range(NUM))[0])
     assert [m.quantity.metric.name for m in (aa1, aa0)] == ["hps_aa1", "hps_aa0"]

@@ -39,7 +39,7 @@ def shared(tmp_path_factory) -> Path:
 
 
 def images(models, sampler: str) -> torch.Tensor:
-    return torch.cat([batch.images for batch in ImageStream(models, PROMPTS, Sampling(sampler, 2, 5.0), 0, 2)])
+    return torch.cat([batch.images for batch in ImageStream(models, PROMPTS, Sampling(sampler, 2, 5.0), 2)])
 
 
 @pytest.mark.parametrize("part", ["student/unet", f"student/unet/{WEIGHTS}", "student"])

@@ -10,13 +10,14 @@ import torch
 
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
-from rgbench.metrics.overopt import aliasing, colour, diversity, fragility, grid, pixels
+from rgbench.metrics.overopt import aliasing, colour, fragility, grid, pixels
 from rgbench.metrics.overopt.power import half_plane, luma_chroma, power_spectrum
 from rgbench.metrics.overopt.rewards import shared_reward
 from rgbench.metrics.overopt.suite import Probes
 from rgbench.metrics.reference import from_uint8
 from rgbench.registry import names, resolve
 from rgbench.worlds.scenes import Scenes, render
+from tests.probing import measure
 from tests.tiny_models import make_context
 
 NUM = 24
@@ -36,14 +37,6 @@ def again(context) -> torch.Tensor:
     """Other scenes with the prompts' attributes: what a perfect model would make."""
     scenes = Scenes.from_dicts([prompt.scene for prompt in context.prompts.prompts])
     return from_uint8((render(scenes, "all", range(NUM)) * 255).round())
-
-
-def measure(kind: type, context, images: torch.Tensor, order: np.ndarray | None = None) -> dict:
-    probe = kind(context)
-    order = np.arange(len(context.prompts)) if order is None else order
-    for at in np.array_split(order, 3):
-        probe.update(images[at], [context.prompts.prompts[i] for i in at], at)
-    return {found.quantity.metric.name: found for found in probe.finish()}
 
 
 # Grid peaks
@@ -245,41 +238,6 @@ def test_fragility_reads_the_first_images_alone(context, again, monkeypatch):
     (shuffled,) = measure(fragility.Fragility, context, again, np.arange(NUM)[::-1].copy()).values()
     assert found.num_samples == 5 and found.quantity.protocol["images"] == 5
     assert shuffled.value == pytest.approx(found.value, abs=1e-4)
-
-
-# Diversity
-
-
-def test_pairwise_distance_equals_the_double_loop():
-    x = noise((5, 7)).numpy()
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    pairs = [1 - unit[i] @ unit[j] for i in range(5) for j in range(5) if i != j]
-    assert diversity.mean_pairwise_distance(x) == pytest.approx(np.mean(pairs), rel=1e-12)
-    assert diversity.mean_pairwise_distance(np.repeat(x[:1], 4, 0)) == pytest.approx(0, abs=1e-12)
-    assert diversity.mean_pairwise_distance(np.zeros((3, 7))) == 1
-
-
-@pytest.fixture(scope="module")
-def repeated(tmp_path_factory):
-    base = benchtop_prompts(2).prompts
-    prompts = tuple(Prompt(f"{p.id}#{i}", p.text, p.group, p.scene) for p in base for i in range(8))
-    return make_context(PromptSet("repeated", prompts), tmp_path_factory.mktemp("cache"))
-
-
-def test_diversity_sees_mode_collapse(repeated):
-    scenes = Scenes.from_dicts([prompt.scene for prompt in repeated.prompts.prompts])
-    varied = render(scenes, "all", range(16))
-    (clean,) = measure(diversity.Diversity, repeated, varied).values()
-    collapsed = varied[[0] * 8 + [8] * 8]
-    (hacked,) = measure(diversity.Diversity, repeated, collapsed).values()
-    assert hacked.extra["level"] == pytest.approx(0, abs=1e-3) and hacked.value == pytest.approx(-hacked.extra["real"])
-    assert clean.extra["level"] > 0.5 and abs(clean.value) < -hacked.value
-    assert clean.quantity.metric.direction == "higher" and len(hacked.extra["jackknife"]) == 2
-
-
-def test_diversity_needs_eight_images_of_a_prompt(context):
-    with pytest.raises(UsageError, match="at least 8 images of each prompt, not 1; give --prompts a list"):
-        diversity.Diversity(context)
 
 
 # The suite and the registry

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.errors import UsageError
-from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
+from rgbench.metrics.contract import Context, Measurement, Quantity
 from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
+from rgbench.metrics.overopt.per_image import Level
 from rgbench.metrics.overopt.real import has_real
 
+LEVEL = Level("diversity", "Diversity", "%", "diversity", 2, direction="higher")
 MIN_IMAGES = 8  # of one prompt
 PERCENT = 100
 
@@ -74,16 +76,7 @@ class Diversity:
             images_per_prompt=fewest,
             jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
         )
-        gap = self.against_real
-        metric = Metric(
-            name="diversity_gap" if gap else "diversity",
-            label="Diversity gap" if gap else "Diversity",
-            direction="higher",
-            unit="%",
-            family="diversity",
-            decimals=2,
-        )
-        self.quantities = (Quantity(metric, protocol),)
+        self.quantities = (Quantity(LEVEL.metric(self.against_real), protocol),)
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         self.context.see(images, positions)

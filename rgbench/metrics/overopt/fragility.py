@@ -22,12 +22,14 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.files import open_image
-from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
+from rgbench.metrics.contract import Context, Measurement, Quantity
+from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.overopt.per_image import Level
 from rgbench.metrics.overopt.real import has_real, real_batches
 from rgbench.metrics.overopt.rewards import SCALE, shared_reward
 from rgbench.metrics.reference import to_uint8
 
+LEVEL = Level("fragility", "Fragility", "", "fragility", 2, direction="lower")
 NUM_IMAGES = 512
 JPEG_QUALITY = 75
 BLUR_SIGMA = 1.0  # pixels
@@ -105,16 +107,7 @@ class Fragility:
             images=self.num,
             jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
         )
-        gap = self.against_real
-        metric = Metric(
-            name="fragility_gap" if gap else "fragility",
-            label="Fragility gap" if gap else "Fragility",
-            direction="lower",
-            unit="",
-            family="fragility",
-            decimals=2,
-        )
-        self.quantities = (Quantity(metric, protocol),)
+        self.quantities = (Quantity(LEVEL.metric(self.against_real), protocol),)
         self.drops = np.full((len(CHANGES), len(context.prompts)), np.nan)
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
@@ -130,7 +123,7 @@ class Fragility:
             key = f"fragility {self.num} {self.context.reward_folder}"
             real = self.context.reference.remember(key, self._of_real)
             extra["real"], drops = float(real.mean()), drops - real
-        rows, groups = drops.mean(0), jackknife_groups(self.num)
+        rows, groups = drops.mean(0), cluster_groups(self.context.clusters(self.num))
         left = [float(rows[groups != g].mean()) for g in np.unique(groups) if (groups != g).any()]
         extra |= {"drops": dict(zip(CHANGES, drops.mean(1).tolist(), strict=True)), "jackknife": left}
         value = float(rows.mean())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Interval, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
+from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
 from rgbench.metrics.overopt.power import luma_chroma, power_spectrum
 from rgbench.metrics.overopt.real import has_real, real_batches
 
@@ -82,7 +82,7 @@ class SpectralProbe:
             **protocol,
         )
         self.quantities = tuple(Quantity(metric, shared) for metric in metrics[0 if self.against_real else 1])
-        self.groups = jackknife_groups(len(context.prompts))
+        self.groups = cluster_groups(context.clusters(len(context.prompts)))
         self.sums = self._empty()
 
     def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:

@@ -10,14 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
+from rgbench.metrics.contract import Context, Direction, Measurement, Metric, Quantity
 from rgbench.metrics.intervals import bootstrap_interval
 from rgbench.metrics.overopt.real import has_real, real_batches
 
 
 @dataclass(frozen=True)
 class Level:
-    """A number that an image has.
+    """A number that an image, or a set of them, has.
 
     Attributes:
         name: of the figure; against real images ``_gap`` is added.
@@ -25,6 +25,7 @@ class Level:
         unit: "" for none.
         family: as in :class:`Metric`.
         decimals: digits shown.
+        direction: as in :class:`Metric`.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Level:
     unit: str
     family: str
     decimals: int
+    direction: Direction = "target"
 
     def metric(self, against_real: bool) -> Metric:
         """The metric of this level, or of its gap to real images."""
@@ -39,7 +41,7 @@ class Level:
         return Metric(
             name=self.name + gap[0],
             label=self.label + gap[1],
-            direction="target",
+            direction=self.direction,
             unit=self.unit,
             family=self.family,
             decimals=self.decimals,
@@ -89,7 +91,7 @@ class PerImageProbe:
         return Measurement(
             quantity=quantity,
             value=float(shown.mean()),
-            interval=bootstrap_interval(shown),
+            interval=bootstrap_interval(self.context.over_prompts(shown)),
             num_samples=len(rows),
             extra=extra,
             rows=shown,

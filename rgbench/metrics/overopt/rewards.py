@@ -45,7 +45,8 @@ class SharedReward:
 
 
 def shared_reward(context: Context, antialias: bool) -> SharedReward:
-    """The world's reward model under one antialias setting, the same object for all that ask in one command.
+    """The world's reward model under one antialias setting, the same object for all that ask in one command;
+    both settings share one network.
 
     Raises:
         UsageError: its folder is incomplete; or HPSv2.1's published file is not here, with the command that gets it.
@@ -54,7 +55,12 @@ def shared_reward(context: Context, antialias: bool) -> SharedReward:
     if folder == Path(HPS_V21_FILE) and not folder.exists():
         find_published("hps 2.1", "--hps")
 
-    def load() -> SharedReward:
-        return SharedReward(HPSReward.load(folder, antialias=antialias, device=context.device))
+    name = f"reward {folder} {context.device}"
 
-    return context.reference.remember(f"reward {folder} {antialias} {context.device}", load)
+    def load() -> HPSReward:
+        return HPSReward.load(folder, antialias=True, device=context.device)
+
+    def share() -> SharedReward:
+        return SharedReward(context.reference.remember(name, load).with_antialias(antialias))
+
+    return context.reference.remember(f"{name} {antialias}", share)

@@ -1,0 +1,158 @@
+"""CMMD: maximum mean discrepancy of CLIP image features (Jayasumana et al., 2024, arXiv 2401.09603).
+
+    k(x, y) = exp(−|x − y|² / 2σ²),  σ = 10,  x, y normalised features of CLIP ViT-L/14 at 336 pixels
+    CMMD = 1000 · (mean k(x, x') + mean k(y, y') − 2 mean k(x, y))
+
+The means run over all pairs, each image with itself included, as in the authors' code, whose figures are the published
+ones. It assumes no Gaussian, and CLIP saw far more kinds of images than Inception did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rgbench.data.prompts import Prompt
+from rgbench.errors import UsageError
+from rgbench.files import sha256_file
+from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
+from rgbench.metrics.features import FeatureSet, check_finite
+from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.kid import kernel_sum
+from rgbench.rewards.preprocess import CLIP_MEAN, CLIP_STD
+from rgbench.rewards.transformers_clip import WEIGHTS, image_features, load_clip
+
+SIGMA = 10.0
+SCALE = 1000.0
+MIN_IMAGES = 2
+HOW = (
+    "give CLIP ViT-L/14 at 336 pixels with --judge cmmd=FOLDER: config.json and model.safetensors as transformers "
+    "saves them (of openai/clip-vit-large-patch14-336, which holds pytorch_model.bin: load it with CLIPModel and "
+    "save_pretrained it; 1.7 GB)"
+)
+
+
+def gaussian_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(m, n) kernel values of (m, d) and (n, d) features."""
+    squared = (x * x).sum(1)[:, None] + (y * y).sum(1)[None] - 2 * x @ y.T
+    return np.exp(-squared.clip(min=0) / (2 * SIGMA**2))
+
+
+def cmmd(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[float, list[float]]:
+    """The figure of two feature sets, and with each group of the first left out.
+
+    Args:
+        x: (m, d) normalised features of the evaluated images.
+        y: (n, d) of the reference; may be a memory map.
+        groups: (m,) group of each row of ``x``.
+    """
+    parts = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
+    within = np.array([[kernel_sum(x[a], x[b], gaussian_kernel) for b in parts] for a in parts])
+    cross = np.array([kernel_sum(x[part], y, gaussian_kernel) for part in parts])
+    sizes, of_y = np.array([len(part) for part in parts]), kernel_sum(y, y, gaussian_kernel) / len(y) ** 2
+
+    def figure(keep: np.ndarray) -> float:
+        num = sizes[keep].sum()
+        own = within[np.ix_(keep, keep)].sum() / num**2
+        return float(SCALE * (own + of_y - 2 * cross[keep].sum() / (num * len(y))))
+
+    every = np.arange(len(parts))
+    left = [figure(every != g) for g in every] if len(parts) > 1 else []
+    return figure(every >= 0), left
+
+
+class CLIPNetwork:
+    """CLIP's image tower as a feature network: centre square, bicubic to its input side, normalised features.
+
+    Args:
+        folder: in transformers' layout.
+        device: where it runs.
+
+    Raises:
+        UsageError: a file is missing or no CLIP's.
+    """
+
+    suffix, smallest = "", None
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.model, self.device = load_clip(folder, device, torch.float32), device
+        self.num_features = int(self.model.config.projection_dim)
+        self.size = int(self.model.config.vision_config.image_size)
+        self.sha256 = sha256_file(folder / WEIGHTS)
+        self.name = f"clip-{self.sha256[:8]}"
+
+    def label(self, of: str) -> str:
+        """The distance has a name of its own."""
+        return "CMMD"
+
+    def fields(self) -> dict[str, Any]:
+        """Protocol fields: the resize of both sides, the weights."""
+        return {
+            "resize": f"bicubic to {self.size} on the tensor",
+            "crop": "centre square",
+            "antialias": False,
+            "network": "CLIP image features, normalised",
+            "network_sha256": self.sha256,
+            "dtype": "float32",
+        }
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] → (B, 3, size, size), normalised."""
+        side = min(images.shape[-2:])
+        top, left = ((n - side) // 2 for n in images.shape[-2:])
+        square = images[..., top : top + side, left : left + side].float()
+        pixels = F.interpolate(square, (self.size, self.size), mode="bicubic", align_corners=False).clamp(0, 1)
+        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        return (pixels - mean) / std
+
+    @torch.inference_mode()
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """(B, d) float32 on the CPU."""
+        return image_features(self.model, inputs.to(self.device)).cpu()
+
+
+class CMMD:
+    """CMMD to the reference of the set metrics, with jackknife interval.
+
+    Args:
+        context: with a reference that suits the prompts.
+
+    Raises:
+        UsageError: no weights (says which and how), or fewer than 2 images on a side.
+    """
+
+    gathers_per_image = ("rows",)
+
+    def __init__(self, context: Context) -> None:
+        self.context, reference = context, context.features.reference
+        reference.require("cmmd", MIN_IMAGES)
+        context.require_images("cmmd", MIN_IMAGES)
+        if "cmmd" not in context.judges:
+            raise UsageError(f"metric cmmd: {HOW}")
+        network = CLIPNetwork(context.judges["cmmd"], context.device)
+        self.features = FeatureSet(reference, network)
+        metric = Metric(name="cmmd", label="CMMD", direction="lower", unit="", family="set distance", decimals=3)
+        kernel = {"kernel": "Gaussian", "sigma": SIGMA, "scale": SCALE, "pairs": "all, each image with itself included"}
+        named = {"protocol": context.named, "departures": list(context.departures)} if context.named else {}
+        fields = context.protocol(**named, **self.features.fields(), **kernel, jackknife=f"{NUM_GROUPS} groups")
+        self.quantities = (Quantity(metric, fields),)
+        self.rows = np.zeros((network.num_features, len(context.prompts)), dtype=np.float32)
+
+    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
+        values = self.features(images).numpy()
+        check_finite(values, positions, "the evaluated set")
+        self.rows[:, positions] = values.T
+
+    def finish(self) -> list[Measurement]:
+        num = len(self.context.prompts)
+        groups = cluster_groups(self.context.clusters(num))
+        value, left = cmmd(self.rows.T.astype(np.float64), self.features.reference_rows(), groups)
+        interval = jackknife_interval(value, left)
+        extra = {"num_reference": len(self.features.reference), "jackknife": left}
+        return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]

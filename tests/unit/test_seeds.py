@@ -1,0 +1,113 @@
+"""Several noise seeds of each prompt, and other floating types: more images, the same rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rgbench.data.prompts import benchtop_prompts
+from rgbench.errors import UsageError
+from rgbench.evaluation.api import evaluate
+from rgbench.evaluation.command import parse_seeds
+from rgbench.evaluation.comparison import compare_models
+from rgbench.evaluation.generate import ImageStream, Sampling
+from rgbench.evaluation.results import load_results, load_samples
+from rgbench.evaluation.verdicts import models_of
+from rgbench.metrics.intervals import cluster_groups
+from rgbench.models import load_models
+from tests.results_maker import put
+from tests.tiny_models import make_context, save_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    save_run(root / "rg_lcd-s0")
+    return root
+
+
+def measured(runs: Path, out: Path, metrics: list[str], **options) -> dict:
+    given = {"num": 3, "runs": runs, "results": out, "batch_size": 4, "device": "cpu", "keep_images": 0}
+    evaluate(["rg_lcd-s0"], metrics, **{**given, **options})
+    return {result.metric.name: result for result in load_results(out)}
+
+
+def test_each_seed_gives_the_images_that_it_gives_alone(runs, tmp_path):
+    """Rows by prompt and seed; the protocol names prompts and seeds, and one seed's protocol is what it was."""
+    both = measured(runs, tmp_path / "both", ["hps"], seeds="0,5", save_images=True)["hps_aa1"]
+    alone = {seed: measured(runs, tmp_path / f"{seed}", ["hps"], seeds=f"{seed}")["hps_aa1"] for seed in (0, 5)}
+    rows = load_samples(both)
+    assert len(rows) == both.num_samples == 6
+    assert rows == pytest.approx({**load_samples(alone[0]), **load_samples(alone[5])}, rel=1e-5)
+    assert both.protocol.fields["seeds"] == [0, 5]
+    assert both.protocol.fields["prompts"] == alone[0].protocol.fields["prompts"]
+    assert both.protocol.id != alone[0].protocol.id != alone[5].protocol.id
+    assert both.generation.id == alone[0].generation.id
+    kept = json.loads((both.path.parent / "images" / "index.json").read_text())
+    assert {(entry["prompt_id"], entry["seed"]) for entry in kept} == set(rows)
+
+
+def test_eight_seeds_are_enough_for_diversity(runs, tmp_path):
+    found = measured(runs, tmp_path, ["diversity"], num=2, seeds="0-7")["diversity_gap"]
+    assert found.extra["num_prompts"] == 2 and found.protocol.fields["images_per_prompt"] == 8
+
+
+def test_the_prompt_is_the_unit_of_intervals(tmp_path):
+    """Eight copies of one image per prompt hold no more evidence than one."""
+    prompts = benchtop_prompts(40)
+    one, many = (make_context(prompts.with_seeds(range(num)), tmp_path) for num in (1, 8))
+    rows = np.random.default_rng(0).normal(size=40)
+    np.testing.assert_allclose(many.over_prompts(np.tile(rows, 8)), rows)
+    groups = cluster_groups(many.clusters(320))
+    assert np.array_equal(groups, np.tile(cluster_groups(one.clusters(40)), 8)) and len(np.unique(groups)) == 20
+
+
+def test_two_models_are_compared_by_prompt(tmp_path):
+    rng = np.random.default_rng(0)
+    base, gain = rng.normal(size=64), rng.normal(0.1, 1.0, size=64)
+    for root, times in (("one", 1), ("eight", 8)):
+        put(tmp_path / root, "lcd-s0", "oracle_mean", rows=np.repeat(base, times), per_prompt=times)
+        put(tmp_path / root, "lrm-s0", "oracle_mean", rows=np.repeat(base + gain, times), per_prompt=times)
+    one, eight = (compare_models(models_of(tmp_path / root), "lcd")[0] for root in ("one", "eight"))
+    assert eight.found.basis == "images" and eight.images.detectable == pytest.approx(one.images.detectable, rel=0.2)
+    width = (one.found.high - one.found.low, eight.found.high - eight.found.low)
+    assert width[1] == pytest.approx(width[0], rel=0.2), "not √8 narrower"
+
+
+def test_another_dtype_is_another_generation_of_nearly_the_same_images(runs, tmp_path):
+    full = measured(runs, tmp_path / "a", ["colour"])["saturation_gap"]
+    half = measured(runs, tmp_path / "b", ["colour"], dtype="bfloat16")["saturation_gap"]
+    assert half.generation.fields["dtype"] == "bfloat16" and half.generation.id != full.generation.id
+    assert half.protocol.id == full.protocol.id and half.value == pytest.approx(full.value, abs=5)
+    assert "--dtype bfloat16" in half.command
+
+
+def test_a_half_types_images_keep_their_levels(runs, tmp_path):
+    """bfloat16 has 8 bits: × 255 in it, an image would lose every other level."""
+
+    models = load_models(runs / "rg_lcd-s0" / "pipeline", "cpu", torch.bfloat16)
+    prompts = benchtop_prompts(4).prompts
+    images = next(iter(ImageStream(models, prompts, Sampling("lcm", 2, 5.0), 4))).images
+    high = images[images > 130]
+    assert images.dtype == torch.uint8 and (high % 2 == 1).float().mean() > 0.1
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0", [0]), ("0,1,7", [0, 1, 7]), ("2-4, 9", [2, 3, 4, 9])])
+def test_seeds_are_numbers_and_ranges(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "1-2-3", "0,0", "5-2", "1.5"])
+def test_other_seeds_are_refused(text):
+    with pytest.raises(UsageError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_a_folder_of_images_has_one_image_of_each_prompt(runs, tmp_path):
+    found = measured(runs, tmp_path / "made", ["hps"], keep_images=3)["hps_aa1"]
+    with pytest.raises(UsageError, match="one image of each prompt; name one of its --seeds"):
+        evaluate([str(found.path.parent / "images")], ["hps"], results=tmp_path / "r", seeds="0,1", device="cpu")
