@@ -26,6 +26,6 @@ def export(
 ) -> None:
     """Write a network of a run's newest checkpoint as a diffusers pipeline folder."""
     where = ready(device)
-    from rgbench.trainers.export import export_run
+    from rgbench.trainers.export_run import export_run
 
     typer.echo(export_run(run, network.value, out, where))

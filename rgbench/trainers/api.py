@@ -22,8 +22,8 @@ from rgbench.rewards.contract import fingerprint_id
 from rgbench.run import RunDirectory
 from rgbench.trainers.caching import open_cached
 from rgbench.trainers.contract import Trainer
-from rgbench.trainers.export import export_pipeline
 from rgbench.trainers.loop import Loop, check_split
+from rgbench.trainers.proxy_folder import PROXY_FOLDER
 from rgbench.trainers.recipe import FREE_KEYS, BaseRecipe, LCDRecipe, load_recipe
 from rgbench.trainers.stop import StopRequest
 
@@ -97,8 +97,8 @@ def _is_finished(run: RunDirectory, settings: BaseRecipe, resume: str, is_main: 
         return False
     _check_same(run, {"teacher": _teacher(settings)})
     if is_main:
-        made = "student is in" if isinstance(settings, LCDRecipe) else "latent proxy is beside"
-        _say(f"{run.path}: finished already; its {made} {run.pipeline}")
+        made = run.pipeline if isinstance(settings, LCDRecipe) else run.path / PROXY_FOLDER
+        _say(f"{run.path}: finished already; see {made}")
     return True
 
 
@@ -119,7 +119,7 @@ def _train(settings: BaseRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequ
     counts = loop.read_counts()
 
     def finish() -> None:
-        _export(loop.trainer, settings, run)
+        loop.trainer.export(run)
         run.update(status="finished", step=loop.step, **counts)
 
     ranks.on_main(finish)
@@ -141,17 +141,6 @@ def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[L
     loop = Loop(trainer, feed, settings, run, ranks)
     loop.load_batch(0)  # data that does not fit the model is found before anything is written
     return loop, origin | {"latents_cache": feed is not source}
-
-
-def _export(trainer: Trainer, settings: BaseRecipe, run: RunDirectory) -> None:
-    """Write what the run was for: a student's pipeline, or the latent proxy that was pre-trained."""
-    if isinstance(settings, LCDRecipe):
-        export_pipeline(trainer, settings, run.read(), run.pipeline)
-        return
-    from rgbench.trainers.lrm_pretrain import LRMPretrain  # imports the reward libraries, which LCD does without
-
-    assert isinstance(trainer, LRMPretrain)
-    trainer.export(run)
 
 
 def _say(message: str) -> None:

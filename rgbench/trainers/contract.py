@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from rgbench.data.contract import Batch
 from rgbench.models import DiffusionModels
+from rgbench.run import RunDirectory
 from rgbench.trainers.draws import StepDraws
 
 
@@ -127,4 +129,8 @@ class Trainer(Protocol):
 
     def after_update(self) -> None:
         """What follows the optimisers' steps: the EMA of the target, and bounds on parameters."""
+        ...
+
+    def export(self, run: RunDirectory) -> Path:
+        """Write what the finished run was for, in its folder; returns where it lies."""
         ...

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from rgbench.diffusion.consistency import consistency_function, guidance_embeddi
 from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
 from rgbench.diffusion.schedule import add_noise
 from rgbench.models import DiffusionModels
+from rgbench.run import RunDirectory
 from rgbench.students import Learned, is_lora, make_lora_student, make_student, present, trainable
 from rgbench.trainers.caching import encode
 from rgbench.trainers.contract import Learner, Reader, Stateful, StepResult
 from rgbench.trainers.draws import StepDraws
+from rgbench.trainers.export import export_pipeline
 from rgbench.trainers.recipe import LCDRecipe, LCDSection
 
 # LCM-LoRA's layers (arXiv 2311.05556), as in diffusers' examples/consistency_distillation.
@@ -216,3 +219,8 @@ class LCD:
     def after_update(self) -> None:
         """Line 9, whose AdamW and clipping are the loop's: θ⁻ ← μ θ⁻ + (1 − μ) θ."""
         ema_update(self.target, self.student, self.recipe.train.ema_decay)
+
+    def export(self, run: RunDirectory) -> Path:
+        """Write the student as a diffusers pipeline; returns its folder."""
+        export_pipeline(self, self.recipe, run.read(), run.pipeline)
+        return run.pipeline

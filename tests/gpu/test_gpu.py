@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from rgbench.models import load_models
+from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.run import RunDirectory
 from rgbench.trainers.api import train
+from rgbench.trainers.caching import cache
 from tests import sd_folders
 from tests.parity import tiny
 
@@ -40,6 +43,57 @@ def test_a_run_on_the_gpu_begins_as_one_on_the_cpu(parts, tmp_path, kind, teache
     assert first["cpu"].keys() == first["cuda"].keys()
     for name, value in first["cpu"].items():
         assert first["cuda"][name] == pytest.approx(value, rel=1e-2, abs=1e-4), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["lcd", "rg_lcd", "lrm"])
+def test_mixed_precision_begins_as_float32(parts, tmp_path, kind, dtype):
+    recipe = str(sd_folders.write_recipe(parts, tmp_path, kind, "sd15", {"train.steps": 2, "train.log_every": 1}))
+    exact, mixed = (
+        RunDirectory.open(train(recipe, words, out=tmp_path / name, device="cuda")).read_log()[0]
+        for name, words in (("exact", []), ("mixed", [f"train.dtype={dtype}"]))
+    )
+    for name in (name for name in exact if name.startswith("loss/")):
+        assert mixed[name] == pytest.approx(exact[name], rel=0.1, abs=1e-2), name
+
+
+def test_a_run_from_a_cache_made_on_the_gpu(parts, tmp_path):
+    """Encoded there, read back from disk, and sent there again: the losses are those of the images."""
+    changes = {"train.steps": 2, "train.log_every": 1, "train.latents_cache_root": str(tmp_path / "cache")}
+    recipe = str(sd_folders.write_recipe(parts, tmp_path, "lrm", "sd21", changes))
+    rows = []
+    for wanted in ("never", "always"):
+        if wanted == "always":
+            cache(recipe, [], device="cuda")
+        run = train(recipe, [f"train.latents_cache={wanted}"], out=tmp_path / wanted, device="cuda")
+        rows.append(RunDirectory.open(run).read_log()[0])
+    for name in (name for name in rows[0] if name.startswith("loss/")):
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-2, abs=1e-4), name
+
+
+def test_compiled_networks_begin_as_those_that_are_not(parts, tmp_path):
+    recipe = str(sd_folders.write_recipe(parts, tmp_path, "rg_lcd", "sd15", {"train.steps": 2, "train.log_every": 1}))
+    rows = [
+        RunDirectory.open(train(recipe, [f"train.compile={how}"], out=tmp_path / how, device="cuda")).read_log()[0]
+        for how in ("false", "true")
+    ]
+    for name in (name for name in rows[0] if name.startswith("loss/")):
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-2, abs=1e-4), name
+
+
+def test_a_proxy_is_pre_trained_on_the_gpu_as_on_the_cpu(parts, tmp_path):
+    vision = {"patch_size": 2, "layers": 2, "width": 16, "head_width": 8}
+    values = {"kind": "lrm_pretrain", "name": "tiny", "model": {"path": str(parts / "sd15")}}
+    values |= {"data": {"kind": "image_folder", "path": str(parts / "images"), "resolution": sd_folders.SIDE}}
+    values |= {"train": {"steps": 2, "batch_size": 4, "lr": 1e-3, "log_every": 1}}
+    values |= {"proxy": {"clip": str(parts / "reward"), "vision": vision}}
+    (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(values))
+    rows = []
+    for device in ("cpu", "cuda"):
+        run = train(str(tmp_path / "pretrain.yaml"), [], out=tmp_path / device, device=device)
+        LatentCLIP.load(run / "latent_proxy", device)
+        rows.append(RunDirectory.open(run).read_log()[0])
+    assert rows[1]["loss/contrastive"] == pytest.approx(rows[0]["loss/contrastive"], rel=1e-2)
 
 
 def test_a_student_is_sampled_on_the_gpu_as_on_the_cpu(parts):

@@ -15,7 +15,7 @@ from rgbench.errors import UsageError
 from rgbench.models import load_models
 from rgbench.run import RunDirectory
 from rgbench.trainers.api import train
-from rgbench.trainers.export import export_run
+from rgbench.trainers.export_run import export_run
 from rgbench.trainers.lcd import LCD
 from rgbench.trainers.loop import Loop
 from rgbench.trainers.recipe import load_recipe
