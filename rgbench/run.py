@@ -15,6 +15,7 @@ import subprocess
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,8 +148,8 @@ class RunDirectory:
         Args:
             config: the resolved recipe, plain data.
             meta: the first contents of ``run.json``.
-            free: dotted keys of the config that may differ from those the run began with; what stays written is the
-                config of its beginning.
+            free: dotted keys of the config that may differ from those the run began with, ``*`` for any item of a list;
+                what stays written is the config of its beginning.
 
         Raises:
             UsageError: the directory holds a run of another config (the keys are named), something
@@ -183,7 +184,7 @@ class RunDirectory:
         old, new = _flat(kept), _flat(json.loads(json.dumps(config)))
         both = old.keys() & new.keys()
         changed = sorted((old.keys() ^ new.keys()) | {key for key in both if old[key] != new[key]})
-        changed = [key for key in changed if key not in free]
+        changed = [key for key in changed if not any(fnmatchcase(key, pattern) for pattern in free)]
         if changed:
             shown = ", ".join(f"{key}: {old.get(key, '-')} → {new.get(key, '-')}" for key in changed[:5])
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -246,6 +247,9 @@ class RunDirectory:
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key; items of a list of sections by their number."""
+    if isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
+        data = dict(enumerate(data))
     if not isinstance(data, dict) or not data:
         return {prefix: data}
     out: dict[str, Any] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,8 +53,13 @@ class Measured:
         return ranks.gather_rows(torch.stack([torch.cat(parts) for parts in self._terms.values()], dim=1))
 
     def means(self, rows: Tensor) -> dict[str, float]:
-        """By the log's names, from what :meth:`gather` gave."""
-        return dict(zip(self._terms, rows.mean(0).tolist(), strict=True))
+        """By the log's names, from what :meth:`gather` gave.
+
+        A statistic that is no finite number is left out, as a gradient's where float16 overflowed: the step is skipped,
+        and neither JSON nor a curve can hold it.
+        """
+        means = zip(self._terms, rows.mean(0).tolist(), strict=True)
+        return {name: value for name, value in means if math.isfinite(value)}
 
     def fault(self, rows: Tensor) -> tuple[str, list[int]] | None:
         """The first loss term that is not finite, and its samples' positions in the global batch."""

@@ -26,7 +26,8 @@ FREE_KEYS = frozenset(
     {f"train.{key}" for key in ("gradient_accumulation_steps", "gradient_checkpointing", "compile", "num_workers")}
     | {f"train.{key}" for key in ("save_every", "keep_checkpoints", "sample_every", "log_every")}
     | {"train.wandb", "train.latents_cache", "train.latents_cache_root"}
-    | {f"{section}.path" for section in ("model", "data", "reward", "proxy")}
+    | {f"{section}.path" for section in ("model", "data", "reward", "proxy", "reward.terms.*")}
+    | {f"{reward}.{key}" for reward in ("reward", "reward.terms.*") for key in ("head_path", "version")}
 )
 
 

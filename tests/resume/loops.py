@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from rgbench.run import RunDirectory
 from rgbench.trainers.lcd import LCD
 from rgbench.trainers.loop import Loop
 from rgbench.trainers.lrm import LRM
+from rgbench.trainers.lrm_pretrain import LRMPretrain
+from rgbench.trainers.recipe import LRMPretrainRecipe
 from rgbench.trainers.rg_lcd import RGLCD
 from rgbench.trainers.stop import StopRequest
 from tests.parity import tiny
 
 KINDS = ("lcd", "rg_lcd", "lrm")
+ALL_KINDS = (*KINDS, "lrm_pretrain")  # whose loss is no mean over samples, so that no split of a batch is like another
 COMMAND = "rgbench train tiny"
 
 
@@ -48,13 +52,20 @@ def make_loop(
     **train: Any,
 ) -> Loop:
     """A trainer of ``kind`` in its loop, weights of ``dtype``, the recipe's ``train.dtype`` = ``precision``."""
-    models, recipe = tiny.models(folder, dtype), tiny.recipe(train={"dtype": precision, **train})
+    models, expert = tiny.models(folder, dtype), tiny.expert(dtype=dtype)
+    recipe: Any = tiny.recipe(train={"dtype": precision, **train})
+    trainer: Any
     if kind == "lcd":
         trainer = LCD(recipe, models)
     elif kind == "rg_lcd":
-        trainer = RGLCD(recipe, models, tiny.expert(dtype=dtype))
+        trainer = RGLCD(recipe, models, expert)
+    elif kind == "lrm":
+        trainer = LRM(recipe, models, expert, tiny.proxy(dtype))
     else:
-        trainer = LRM(recipe, models, tiny.expert(dtype=dtype), tiny.proxy(dtype))
+        values = {"kind": kind, "name": "tiny", "model": {"path": "unused"}, "data": {"kind": "scenes"}}
+        values["train"] = {"steps": 12, "batch_size": 4, "lr": 1e-3, "dtype": precision, **train}
+        recipe = LRMPretrainRecipe.model_validate(values, strict=False)
+        trainer = LRMPretrain(recipe, models, tiny.proxy(dtype))
     run = RunDirectory(path)
     (ranks or Ranks()).on_main(lambda: run.create(recipe.model_dump(mode="json"), {"status": "running", "step": 0}))
     return Loop(trainer, source or tiny.TinySource(), recipe, run, ranks)
@@ -103,3 +114,36 @@ def gradients(loop: Loop) -> list[torch.Tensor]:
     loop.updater.step = take  # type: ignore[method-assign]
     loop.train_step()
     return caught
+
+
+def assert_close(
+    folder: Path,
+    path: Path,
+    kind: str,
+    steps: int,
+    rounding: float,
+    prepare: Callable[[Loop], None] | None = None,
+    **train: Any,
+) -> None:
+    """A loop against one with ``train``: the gradients of one step and the parameters after some.
+
+    In float64 the gradients agree within 1e-12, the parameters within 1e-9.
+
+    Args:
+        rounding: bound on the gradients' relative difference in float32, whose own distance from float64's is what
+            ``test_a_split_rounds_no_worse_than_float32_itself`` measures.
+        prepare: done to the loops in float64.
+    """
+    plain = make_loop(kind, folder, path / "a", batch_size=8)
+    assert_same_gradients(plain, make_loop(kind, folder, path / "b", batch_size=8, **train), rounding)
+    plain = make_loop(kind, folder, path / "c", dtype=torch.float64, batch_size=8)
+    other = make_loop(kind, folder, path / "d", dtype=torch.float64, batch_size=8, **train)
+    for loop in (plain, other) if prepare else ():
+        prepare(loop)
+    assert_same_gradients(plain, other, 1e-12)
+    for _ in range(steps - 1):
+        values, others = plain.train_step(), other.train_step()
+        assert all(abs(values[name] - others[name]) <= 1e-8 * max(1.0, abs(values[name])) for name in values)
+    before = everything(plain)
+    assert all((value - before[name]).abs().max() <= 1e-9 for name, value in everything(other).items())
+    assert plain.cost.reward_calls == other.cost.reward_calls

@@ -21,6 +21,7 @@ from rgbench.trainers.rg_lcd import RGLCD
 from rgbench.trainers.stop import StopRequest
 from tests.parity import tiny
 from tests.resume.loops import (
+    ALL_KINDS,
     COMMAND,
     KINDS,
     SignallingSource,
@@ -179,7 +180,7 @@ def main(folder: Path, checks: list[str]) -> None:
         failures(folder, ranks)
         cached(folder, ranks)
     if "matrix" in checks:
-        for kind, accumulation, stopped_at in itertools.product(KINDS, (1, 2), (5, 7)):
+        for kind, accumulation, stopped_at in itertools.product(ALL_KINDS, (1, 2), (5, 7)):
             resume(folder, ranks, kind, accumulation, stopped_at)
         for kind in KINDS:
             one_rank_and_two(folder, ranks, kind, 10)

@@ -10,6 +10,7 @@ import torch
 
 from rgbench import checkpoint
 from rgbench.errors import RgbenchError, UsageError
+from rgbench.trainers.draws import StepDraws
 from rgbench.trainers.loop import Loop
 from rgbench.trainers.rg_lcd import RGLCD
 from rgbench.trainers.stop import StopRequest
@@ -18,8 +19,8 @@ from tests.parity import tiny
 from tests.resume.loops import (
     COMMAND,
     KINDS,
+    assert_close,
     assert_same,
-    assert_same_gradients,
     everything,
     gradients,
     make_loop,
@@ -30,26 +31,6 @@ from tests.resume.loops import (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny.save_pipeline(tmp_path_factory.mktemp("equivalence") / "teacher")
-
-
-def assert_close(folder, tmp_path, kind: str, steps: int, rounding: float, **train) -> None:
-    """The gradients of one step to 1e-12 and the parameters after some to 1e-9, in float64.
-
-    Args:
-        rounding: bound on the gradients' relative difference in float32. Where the order of sums changes, 1e-4: the
-            pseudo-Huber loss bends within 0.001 of zero, and so magnifies the rounding of what it is given.
-    """
-    plain = make_loop(kind, folder, tmp_path / "a", batch_size=8)
-    assert_same_gradients(plain, make_loop(kind, folder, tmp_path / "b", batch_size=8, **train), rounding)
-    plain = make_loop(kind, folder, tmp_path / "c", dtype=torch.float64, batch_size=8)
-    other = make_loop(kind, folder, tmp_path / "d", dtype=torch.float64, batch_size=8, **train)
-    assert_same_gradients(plain, other, 1e-12)
-    for _ in range(steps - 1):
-        values, others = plain.train_step(), other.train_step()
-        assert all(abs(values[name] - others[name]) <= 1e-8 * max(1.0, abs(values[name])) for name in values)
-    before = everything(plain)
-    assert all((value - before[name]).abs().max() <= 1e-9 for name, value in everything(other).items())
-    assert plain.cost.reward_calls == other.cost.reward_calls
 
 
 LONG = [pytest.param(kind, 10, marks=pytest.mark.long) for kind in KINDS]
@@ -65,9 +46,38 @@ def test_gradient_checkpointing_changes_nothing(folder, tmp_path, kind, steps):
     assert_close(folder, tmp_path, kind, steps, 1e-5, gradient_checkpointing=True)
 
 
-@pytest.mark.parametrize(("kind", "steps"), LONG)
-def test_compiled_networks_train_the_same(folder, tmp_path, kind, steps):
-    assert_close(folder, tmp_path, kind, steps, 1e-4, compile=True)
+class DrawnInFloat32(StepDraws):
+    """The numbers of a float32 run, given in the run's own dtype."""
+
+    def __init__(self, seed: int, step: int, num: int, first: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(seed, step, num, first, torch.float32)
+        self.wanted = dtype
+
+    def normal(self, stream, shape):
+        return super().normal(stream, shape).to(self.wanted)
+
+    def uniform(self, stream, low, high):
+        return super().uniform(stream, low, high).to(self.wanted)
+
+
+@pytest.mark.parametrize("kind", ["lcd", pytest.param("rg_lcd", marks=pytest.mark.long)])
+def test_a_split_rounds_no_worse_than_float32_itself(folder, tmp_path, monkeypatch, kind):
+    """Two float32 gradients of one batch differ as much as each does from float64's, and no more.
+
+    That distance is the method's: it subtracts two predictions that are nearly equal, after a division by α that is
+    0.07 at the last timestep, so that rounding of 6e-8 grows to 1e-5 of the whole gradient.
+    """
+    monkeypatch.setattr("rgbench.trainers.loop.StepDraws", DrawnInFloat32)
+    found = []
+    for name, options in (("exact", {"dtype": torch.float64}), ("whole", {}), ("split", {"accumulation": 8})):
+        accumulation = options.pop("accumulation", 1)
+        path = tmp_path / name
+        loop = make_loop(kind, folder, path, batch_size=8, gradient_accumulation_steps=accumulation, **options)
+        found.append(torch.cat([gradient.flatten().double() for gradient in gradients(loop)]))
+    exact, whole, split = found
+    own = [float((gradient - exact).norm() / exact.norm()) for gradient in (whole, split)]
+    assert 1e-8 < max(own) < 1e-4
+    assert float((whole - split).norm() / exact.norm()) <= 2 * max(own)
 
 
 def test_threads_that_read_ahead_change_nothing(folder, tmp_path):
@@ -153,6 +163,15 @@ def test_float16_goes_on_after_an_overflow_and_after_a_resume(folder, tmp_path):
     for loop in (straight, resumed):
         loop.train_step()
     assert_same(everything(straight), everything(resumed))
+
+
+def test_what_overflowed_is_left_out_of_the_log(folder, tmp_path):
+    """The norms of both gradients at the prediction are measured in the backward pass that overflows."""
+    loop = make_loop("rg_lcd", folder, tmp_path / "a", precision="float16", steps=2, log_every=1)
+    loop.updater.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    rows = run_to_end(loop).run.read_log()
+    assert [row["step"] for row in rows] == [1, 2] and loop.updater.num_skipped == 2
+    assert all("loss/reward" in row and "gradient/lcd" in row and "gradient/reward" not in row for row in rows)
 
 
 class Steep:

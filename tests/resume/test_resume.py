@@ -11,7 +11,7 @@ from rgbench import checkpoint
 from rgbench.errors import Interrupted, UsageError
 from rgbench.trainers.stop import StopRequest
 from tests.parity import tiny
-from tests.resume.loops import COMMAND, KINDS, SignallingSource, assert_same, everything, make_loop, run_to_end
+from tests.resume.loops import ALL_KINDS, COMMAND, SignallingSource, assert_same, everything, make_loop, run_to_end
 
 
 @pytest.fixture(scope="module")
@@ -19,21 +19,24 @@ def folder(tmp_path_factory):
     return tiny.save_pipeline(tmp_path_factory.mktemp("resume") / "teacher")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("stopped_at", [5, 7], ids=["edge of an epoch", "inside an epoch"])
-def test_resume_is_exact(folder, tmp_path, kind, stopped_at):
-    straight = run_to_end(make_loop(kind, folder, tmp_path / "straight"))
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_resume_is_exact(folder, tmp_path, kind, stopped_at, accumulation):
+    options = {"gradient_accumulation_steps": accumulation}
+    straight = run_to_end(make_loop(kind, folder, tmp_path / "straight", **options))
     assert straight.step == 12
 
-    # the first load is of the preview's prompts, then one per step
-    first = make_loop(kind, folder, tmp_path / "resumed", SignallingSource(stopped_at))
+    # the first load is of the preview's prompts, then one per micro-batch
+    signalled = SignallingSource(1 + (stopped_at - 1) * accumulation)
+    first = make_loop(kind, folder, tmp_path / "resumed", signalled, **options)
     with pytest.raises(Interrupted) as caught, StopRequest() as stop:
         first.train(stop, COMMAND)
     assert (caught.value.exit_code, caught.value.resume_command) == (75, COMMAND)
     assert first.step == stopped_at, "saved within the step in which the signal came"
     assert first.run.read()["status"] == "interrupted" and first.run.read()["step"] == stopped_at
 
-    second = make_loop(kind, folder, tmp_path / "resumed")
+    second = make_loop(kind, folder, tmp_path / "resumed", **options)
     second.restore()
     assert second.step == stopped_at
     assert_same(everything(second), everything(first))
@@ -42,7 +45,9 @@ def test_resume_is_exact(folder, tmp_path, kind, stopped_at):
     rows = [{k: v for k, v in row.items() if k != "images_per_sec"} for row in second.run.read_log()]
     assert rows == [{k: v for k, v in r.items() if k != "images_per_sec"} for r in straight.run.read_log()]
     cost = second.cost.read()
-    assert cost["images"] == 48 and cost["reward_calls"] == {"lcd": 0, "rg_lcd": 48, "lrm": 144}[kind]
+    assert (
+        cost["images"] == 48 and cost["reward_calls"] == {"lcd": 0, "rg_lcd": 48, "lrm": 144, "lrm_pretrain": 0}[kind]
+    )
 
 
 def test_saving_sampling_and_logging_change_nothing(folder, tmp_path):

@@ -1,14 +1,13 @@
-"""Recipes: what YAML means here, where errors point, and that nothing but ConfigError comes out."""
+"""Recipes: what YAML means here, and where errors point."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -227,78 +226,6 @@ def test_what_rgbench_writes_it_reads_back(tmp_path_factory: pytest.TempPathFact
     assert load_yaml(file)[0] == data
 
 
-# ---- fuzz: no input brings out anything but ConfigError, within half a second of CPU -----
-
-
-def attempt(file: Path, text: bytes, overrides: list[str]) -> None:
-    file.write_bytes(text)
-    start = time.process_time()
-    try:
-        data, lines = load_yaml(file)
-        validate(Model, apply_overrides(data, overrides), lines, file, overrides)
-    except ConfigError as error:
-        assert error.path is not None
-    assert time.process_time() - start < 0.5
-
-
-SCALARS = st.sampled_from(
-    ["1", "-1e-4", "no", "null", ".nan", "'x", "[", "]", "{a: 1}", "&a 1", "*a", "!t 1", "|", ": :"]
-)
-VALUES = SCALARS | st.text(max_size=20)
-KEYS = st.sampled_from(["kind", "alpha", "alpha.lr", "alpha.betas", "pet", "pet.kind", "pet.tricks", "scale"])
-
-
-@st.composite
-def mutated(draw: st.DrawFn) -> bytes:
-    """A good recipe with lines dropped, doubled, swapped, indented or replaced."""
-    lines = GOOD.splitlines()
-    for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, len(lines) - 1))
-        change = draw(st.sampled_from(["drop", "double", "indent", "replace", "value", "cut"]))
-        if change == "drop" and len(lines) > 1:
-            del lines[at]
-        elif change == "double":
-            lines.insert(at, lines[at])
-        elif change == "indent":
-            lines[at] = draw(st.sampled_from([" ", "  ", "\t", "- "])) + lines[at]
-        elif change == "replace":
-            lines[at] = draw(st.text(max_size=30))
-        elif change == "value":
-            lines[at] = lines[at].partition(":")[0] + ": " + draw(VALUES)
-        else:
-            lines[at] = lines[at][: draw(st.integers(0, 10))]
-    return "\n".join(lines).encode("utf-8", "surrogatepass")
-
-
-FUZZ = st.tuples(
-    mutated() | st.binary(max_size=120) | st.text(max_size=120).map(lambda t: t.encode("utf-8", "surrogatepass")),
-    st.lists(st.tuples(KEYS, VALUES).map("=".join) | st.text(max_size=25), max_size=2),
-)
-
-
-@given(FUZZ)
-@settings(max_examples=200)
-def test_fuzz(tmp_path_factory: pytest.TempPathFactory, case: tuple[bytes, list[str]]) -> None:
-    attempt(tmp_path_factory.getbasetemp() / "fuzz.yaml", *case)
-
-
-@pytest.mark.long
-@given(FUZZ)
-@settings(max_examples=2000)
-def test_fuzz_long(tmp_path_factory: pytest.TempPathFactory, case: tuple[bytes, list[str]]) -> None:
-    attempt(tmp_path_factory.getbasetemp() / "fuzz_long.yaml", *case)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["[" * 32_000, "{" * 32_000, "a: " * 10_000, "- " * 16_000, "a" * 32_000 + ":", "'" + "''" * 16_000, "? " * 16_000,
-     "a: {" + "b: {" * 8000, "!" * 32_000, "\n" * 32_000, "k: v\n" * 6000, "".join(f"k{i}: v\n" for i in range(3000)),
-     "a: >\n" + " x\n" * 10_000, "%" * 32_000, "#" * 32_000, "-" * 32_000],
-)  # fmt: skip
-def test_inputs_made_to_be_slow(tmp_path: Path, text: str) -> None:
-    attempt(tmp_path / "slow.yaml", text.encode(), [])
-
-
 # ---- the recipes that come with rgbench --------------------------------------------------
 
 
@@ -323,7 +250,7 @@ def test_every_packaged_recipe_validates() -> None:
     from rgbench.trainers.recipe import load_recipe
 
     names = list(packaged_recipes())
-    assert len(names) == 8
+    assert len(names) == 9
     for name in names:
         recipe = load_recipe(name)
         assert json.loads(recipe.model_dump_json())["kind"] in ("lcd", "rg_lcd", "lrm", "lrm_pretrain")

@@ -64,6 +64,22 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path, name: str) -> None:
     assert tree(tmp_path) == {f"r/{name}": b"precious"}
 
 
+def test_what_is_free_may_differ_in_items_of_lists_too(tmp_path: Path) -> None:
+    """As the paths of a sum's rewards on another machine."""
+    terms = [{"kind": "hps", "path": "a", "scale": 1.0}, {"kind": "aesthetic", "path": "b", "scale": 0.5}]
+    RunDirectory(tmp_path / "r").create({"reward": {"kind": "sum", "terms": terms}}, META)
+    moved = [term | {"path": f"elsewhere/{term['path']}"} for term in terms]
+    again = RunDirectory(tmp_path / "r")
+    with pytest.raises(UsageError, match=r"reward\.terms\.0\.path: a → elsewhere/a, reward\.terms\.1\.path: b →"):
+        again.create({"reward": {"kind": "sum", "terms": moved}}, META)
+    again.create({"reward": {"kind": "sum", "terms": moved}}, META, free=["reward.terms.*.path"])
+    changed = [moved[0], moved[1] | {"scale": 0.6}]
+    with pytest.raises(UsageError, match=r"config \(reward\.terms\.1\.scale: 0\.5 → 0\.6\)"):
+        again.create({"reward": {"kind": "sum", "terms": changed}}, META, free=["reward.terms.*.path"])
+    with pytest.raises(UsageError, match=r"reward\.terms\.1\.kind: aesthetic → -"):
+        again.create({"reward": {"kind": "sum", "terms": moved[:1]}}, META, free=["reward.terms.*.path"])
+
+
 def test_a_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("precious")
     with pytest.raises(UsageError, match="exists and is not a run"):
