@@ -13,10 +13,12 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from rgbench.evaluation.paired import difference
 from rgbench.evaluation.results import Result
 from rgbench.evaluation.statistics import holm, paired_t, t_interval
-from rgbench.reporting.gather import Column, Figure, Row
+from rgbench.reporting.gather import Column, Figure, Row, Scores
 
 MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
 ALPHA = 0.05
@@ -72,6 +74,38 @@ def contrast(row: Row, base: Row, column: Column) -> Contrast | None:
     if ends is None:
         return Contrast(ours.value, theirs.value, None, None, gain, "none")
     return Contrast(ours.value, theirs.value, *ends, gain, "quadrature")
+
+
+def win_rate(row: Row, other: Row, column: Column) -> float | None:
+    """Mean over common training seeds of the share of common images on which `row` is better, ties half.
+
+    A model without training seeds (the teacher) meets each seed of the other one.
+    None where they share no images.
+    """
+    rates = [
+        _share(ours, theirs, column)
+        for seed in row.members
+        for against in other.members
+        if (seed == against or None in (seed, against))
+        and (ours := scores_of(row, seed, column)) is not None
+        and (theirs := scores_of(other, against, column)) is not None
+        and ours.keys() & theirs.keys()
+    ]
+    return float(np.mean(rates)) if rates else None
+
+
+def _share(ours: Scores, theirs: Scores, column: Column) -> float:
+    keys = sorted(ours.keys() & theirs.keys())
+    difference = np.array([ours[key] - theirs[key] for key in keys])
+    if column.metric.direction == "lower":
+        difference = -difference
+    return float(((difference > 0) + (difference == 0) / 2).mean())
+
+
+def scores_of(row: Row, seed: int | None, column: Column) -> Scores | None:
+    """Per-image values of one of the row's training seeds, where they were kept."""
+    result = row.result(column, seed)
+    return row.scores(result) if result is not None else None
 
 
 @lru_cache(maxsize=KEPT)

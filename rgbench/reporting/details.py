@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from rgbench.reporting.digits import MISSING, format_number
 from rgbench.reporting.gather import Column, Comparison, Row
-from rgbench.reporting.tables import LABELS, MISSING, Cell, Heading, Table, format_number, headlines, row_labels
+from rgbench.reporting.tables import LABELS, Cell, Heading, Table, headlines, row_labels
 
 GROUPS, OCTAVES, JUDGES, NULL = "groups", "octave_gaps_db", ("judges_agree", "mean"), ("split_half_null",)
 NOTES = {

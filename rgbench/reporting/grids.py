@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rgbench.files import open_image
+from rgbench.reporting.digits import format_number
 from rgbench.reporting.gather import Column, Comparison, Row
 from rgbench.reporting.images import Kept, Key
-from rgbench.reporting.tables import format_number, headlines
+from rgbench.reporting.tables import headlines
 from rgbench.reporting.views import difference, log_spectra
 
 NUM_PROMPTS = 8

@@ -16,8 +16,9 @@ import pandas as pd
 from rgbench.evaluation.results import Result
 from rgbench.reporting.contrast import contrast
 from rgbench.reporting.details import Detail, all_details
+from rgbench.reporting.digits import MISSING, format_figure, format_number
 from rgbench.reporting.gather import Column, Comparison, Figure, Row, column_of, file_of, sampling_of
-from rgbench.reporting.tables import COSTS, MISSING, cost, format_figure, format_number
+from rgbench.reporting.tables import COSTS, cost
 
 FIELDS = (
     "world", "kind", "method", "model", "sampler", "training_seeds", "step", "metric", "label", "unit", "direction",

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from rgbench.reporting.contrast import Contrast, contrast, leaders
+from rgbench.reporting.digits import MISSING, format_figure, format_number
 from rgbench.reporting.gather import Column, Comparison, Figure, Row, file_of
 from rgbench.reporting.protocols import differences
 
-MISSING = "—"
 ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
 NUM_HEADLINES = 2  # metrics of one family in the first table; the family's others follow in a table of their own
 MARKS = {
-    "†": "in-sample: this model was trained on this very reward, so the figure is no evidence of better images",
+    "†": "in-sample: this model was trained on this very reward model, so the figure is no evidence of better images",
     "‡": "flagged by the evaluation: {flags}",
     "§": "fewer training seeds than the row has: {seeds}",
     "¶": "no pairing available: the two intervals are added in quadrature, usually wider than a paired one",
@@ -100,29 +100,6 @@ def tables(comparison: Comparison) -> list[Table]:
         columns = [column for column in rest if column.metric.family == family]
         built.append(_figures(comparison, f"more-{family}".replace(" ", "-"), f"More figures: {family}", columns))
     return [table for table in built if table.rows and table.headings]
-
-
-def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
-    """`value` with `decimals` places, never "-0.0".
-
-    >>> format_number(-0.004, 2), format_number(3.14159, 2, signed=True)
-    ('0.00', '+3.14')
-    """
-    text = f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
-    return text.lstrip("+-") if float(text) == 0 else text
-
-
-def format_figure(value: float, low: float | None, high: float | None, decimals: int, *, signed: bool = False) -> str:
-    """``value ± half width``, or ``value [low, high]`` where the interval leans by over a tenth of its half width."""
-    text = format_number(value, decimals, signed=signed)
-    if low is None or high is None:
-        return text
-    half = (high - low) / 2
-    if abs((high + low) / 2 - value) > 0.1 * half:
-        bounds = (format_number(bound, decimals, signed=signed) for bound in (low, high))
-        return f"{text} [{', '.join(bounds)}]"
-    width = format_number(half, decimals)
-    return f"{text} ± {'<' + format_number(10.0**-decimals, decimals) if half > 0 and float(width) == 0 else width}"
 
 
 def headlines(comparison: Comparison) -> list[Column]:
@@ -251,6 +228,7 @@ def _heading(comparison: Comparison, column: Column) -> Heading:
 
 
 def _interval_notes(comparison: Comparison, columns: list[Column]) -> Iterable[str]:
+    yield _images(comparison, columns)
     figures = [row.figure(column) for row in comparison.rows for column in columns]
     methods = {r.interval.method for f in figures if f and len(f.results) == 1 for r in f.results if r.interval}
     if methods:
@@ -265,6 +243,20 @@ def _interval_notes(comparison: Comparison, columns: list[Column]) -> Iterable[s
             "Bold: best, underlined: second best, only where a paired t test over at least 6 common training seeds "
             "separates it from every row behind it (Holm, 5 %)."
         )
+
+
+def _images(comparison: Comparison, columns: list[Column]) -> str:
+    """How many images are behind the figures."""
+    several = ", of each training seed" if any(len(row.members) > 1 for row in comparison.rows) else ""
+    behind: dict[str, list[str]] = {}
+    for column in columns:
+        figures = [figure for row in comparison.rows if (figure := row.figure(column))]
+        nums = sorted({result.num_samples for figure in figures for result in figure.results})
+        behind.setdefault(" or ".join(map(str, nums)), []).append(column.metric.label)
+    if len(behind) == 1:
+        return f"n = {next(iter(behind))} images behind each figure{several}."
+    parts = "; ".join(f"{nums} in {', '.join(dict.fromkeys(labels))}" for nums, labels in behind.items())
+    return f"Images behind each figure{several}: {parts}."
 
 
 def _mark_notes(used: list[tuple[Row, Column]], rows: list[tuple[tuple[str, ...], tuple[Cell, ...]]]) -> list[str]:

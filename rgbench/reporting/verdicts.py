@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rgbench.evaluation.verdict_file import FILE, Family, FigureChange, Verdict
+from rgbench.reporting.digits import MISSING, format_figure, format_number, worth
 from rgbench.reporting.gather import Comparison, Row
-from rgbench.reporting.tables import LABELS, MISSING, Cell, Heading, Table, format_figure, format_number, row_labels
+from rgbench.reporting.tables import LABELS, Cell, Heading, Table, row_labels
 
 NOTE = (
     "Over-optimised: the trained reward is up and at least two families are worse. A figure is up or worse where its "
@@ -34,10 +35,10 @@ def verdict_words(found: Sequence[Verdict]) -> str:
     return f"Verdicts over {len(found)} training seeds: {'; '.join(parts)}."
 
 
-def verdict_tone(found: Sequence[Verdict]) -> str:
-    """The reading's tone by the verdict given most often; "" without one that says anything."""
+def verdict_name(found: Sequence[Verdict]) -> str:
+    """The verdict given most often; "" without one that says anything."""
     said = Counter(verdict.verdict for verdict in found if verdict.verdict != "none")
-    return TONES[said.most_common(1)[0][0]] if said else ""
+    return said.most_common(1)[0][0] if said else ""
 
 
 def verdict_table(comparison: Comparison, verdicts: Sequence[Verdict]) -> Table | None:
@@ -85,7 +86,9 @@ def _false_positives(verdict: Verdict) -> Cell:
 def _shown(change: FigureChange) -> str:
     decimals = change.metric.decimals
     figure = format_figure(change.deterioration, change.low, change.high, decimals, signed=True)
-    delta = MISSING if change.delta is None else format_number(change.delta, decimals)
+    half = None if change.low is None or change.high is None else (change.high - change.low) / 2
+    places = decimals if half is None else worth(half, decimals)
+    delta = MISSING if change.delta is None else format_number(change.delta, places)
     unit = f" {change.metric.unit}" if change.metric.unit else ""
     return f"{change.metric.label} {figure}{unit} (δ {delta})"
 

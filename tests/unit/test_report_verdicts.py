@@ -57,7 +57,8 @@ def test_a_verdict_is_told_in_its_own_words_and_sets_the_tone(root):
     assert world(root).readings[0].verdict == ""
     judge(root, "rg_lcd-s0", "no gain")
     (reading,) = world(root).readings
-    assert reading.verdict == f"Verdict: no gain. {WORDS}" and reading.tone == "flat"
+    assert reading.verdict == f"Verdict: no gain. {WORDS}"
+    assert (reading.tone, reading.label) == ("flat", "verdict: no gain")
     judge(root, "rg_lcd-s0", "over-optimised")
     assert world(root).readings[0].tone == "worse"
 

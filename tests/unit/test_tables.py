@@ -9,11 +9,11 @@ from rgbench.errors import UsageError
 from rgbench.evaluation.results import load_results
 from rgbench.reporting.contrast import contrast, leaders
 from rgbench.reporting.details import detail_tables
+from rgbench.reporting.digits import format_figure, format_number
 from rgbench.reporting.gather import Comparison, gather
 from rgbench.reporting.latex import escape as escape_latex
 from rgbench.reporting.markdown import escape as escape_markdown
-from rgbench.reporting.reading import readings
-from rgbench.reporting.tables import Table, cost_tables, format_figure, format_number, tables
+from rgbench.reporting.tables import Table, cost_tables, tables
 from tests.history.plausible import write_model
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
@@ -47,13 +47,16 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     [
         (12.345678, 12.245678, 12.445678, 2, "12.35 ± 0.10"),
         (12.345678, 12.2, 13.0, 2, "12.35 [12.20, 13.00]"),
+        (191.587, 181.469, 201.705, 2, "192 ± 10"),
+        (127.94, 123.18, 132.7, 2, "127.9 ± 4.8"),
+        (127.94, 120.0, 132.7, 2, "127.9 [120.0, 132.7]"),
         (12.345678, None, None, 1, "12.3"),
         (0.5, 0.4999, 0.5001, 2, "0.50 ± <0.01"),
         (0.5, 0.5, 0.5, 2, "0.50 ± 0.00"),
         (-0.004, -0.104, 0.096, 2, "0.00 ± 0.10"),
     ],
 )
-def test_figures_are_printed_with_the_metrics_decimals(value, low, high, decimals, shown):
+def test_figures_have_the_digits_that_their_interval_is_worth(value, low, high, decimals, shown):
     assert format_figure(value, low, high, decimals) == shown
 
 
@@ -72,8 +75,10 @@ def test_every_result_with_a_value_is_printed_to_its_digits(old):
         if result.value is None:
             assert texts == ["—"] * len(texts)
         else:
-            wanted = format_number(result.value, result.metric.decimals)
-            assert any(re.match(rf"{re.escape(wanted)}( |$)", text) for text in texts), (result.path, texts)
+            printed = [text.split()[0] for text in texts if text != "—"]
+            places = [len(text.partition(".")[2]) for text in printed]
+            assert places and all(1 <= place <= result.metric.decimals for place in places)
+            assert any(format_number(result.value, place) == text for text, place in zip(printed, places, strict=True))
     assert set(shown) == {result.metric.label for result in results}
 
 
@@ -213,19 +218,13 @@ def test_groups_octaves_and_checks_are_shown_where_results_hold_them(tmp_path, o
     assert [h.label for h in found["checks"].headings] == ["Judges agree", "FD-EffLite0, split-half null"]
 
 
-def test_words_follow_the_intervals(old, seeds):
-    direct, latent = readings(old)
-    assert direct.tone == "worse" and "over-optimisation" in direct.weighing
-    assert any(fact.startswith("HPS aa1 (trained on, †): rose from 26.80 to 29.40") for fact in direct.facts)
-    assert "not yet the two methods" in direct.weighing
-    assert latent.tone == "better" and not any("Oracle" in fact for fact in latent.facts)
-    assert "7 training seeds each" in readings(seeds)[0].weighing
-
-
-def test_no_words_of_comparison_without_a_baseline(tmp_path):
-    write_model(tmp_path, "lrm", 0, metrics=("hps_aa1",))
-    (found,) = readings(gather(tmp_path)[0])
-    assert found.tone == "none" and "no LCD student" in found.weighing
+def test_tables_say_how_many_images_are_behind_their_figures(old, seeds):
+    assert table(seeds, "comparison").notes[0] == "n = 2048 images behind each figure, of each training seed."
+    first = table(old, "comparison").notes[0]
+    assert (
+        first
+        == "Images behind each figure: 2048 in HPS aa1, Oracle, all right, FD-EffLite0, HFER gap; 512 in FD-EffLite0."
+    )
 
 
 def test_worlds_are_never_mixed(tmp_path):

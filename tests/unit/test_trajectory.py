@@ -1,11 +1,13 @@
 """A run along its training: one protocol per curve, the hack step, checkpoints that are no rows of the table."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from rgbench.reporting.gather import Comparison, gather
+from rgbench.reporting.reading import readings
 from rgbench.reporting.trajectory import Trajectory, trajectories
 from tests.history.plausible import write_model
 
@@ -57,6 +59,16 @@ def test_the_hack_step_is_golds_peak_while_the_trained_reward_still_rises(along)
     assert hack.loss.value == pytest.approx(curve[hack.step] - curve[250]) and hack.loss.basis == "images"
     assert hack.loss.low > 0 and hack.gain.low > 0
     assert run(along, "lcd").hack is None, "nothing was trained on"
+
+
+def test_the_words_tell_the_hack_step_or_that_there_is_none(along):
+    told = {reading.title.split()[0]: reading.facts[-1] for reading in readings(along)}
+    hack = run(along, "lrm").hack
+    assert told["LRM"].startswith(f"Along training, lrm-s0: hack step {hack.step}")
+    assert re.search(
+        r"to step 250 Oracle, mean falls by [\d.]+ ± <?[\d.]+ % while HPS aa1 rises by [\d.]+", told["LRM"]
+    )
+    assert told.keys() == {"RG-LCD", "LRM"}
 
 
 def test_gold_that_peaks_at_the_end_is_no_hack(tmp_path):

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from rgbench.evaluation.results import Result, load_groups
+from rgbench.reporting.digits import format_figure, format_number
 from rgbench.reporting.gather import Column, Row
 from rgbench.reporting.images import Key, image_index
 from rgbench.reporting.page.pictures import Album
 from rgbench.reporting.plots.drawing import decibel
 from rgbench.reporting.plots.training import axes_of
 from rgbench.reporting.sections import Section
-from rgbench.reporting.tables import format_figure, format_number, headlines
+from rgbench.reporting.tables import headlines
 from rgbench.reporting.trajectory import Trajectory, trajectories
 
 NUM_BROWSED = 64

@@ -18,24 +18,18 @@ from markupsafe import Markup
 
 from rgbench.evaluation.results import Result
 from rgbench.reporting import plots
+from rgbench.reporting.digits import format_figure
 from rgbench.reporting.gather import METHODS, file_of
 from rgbench.reporting.grids import Grid
 from rgbench.reporting.page.data import page_json, prompts_data, training_data
 from rgbench.reporting.page.pictures import Album, data_uri, webp_uri
 from rgbench.reporting.protocols import flatten, protocol_notes
 from rgbench.reporting.sections import Section
-from rgbench.reporting.tables import Cell, Table, format_figure
+from rgbench.reporting.tables import Cell, Table
 
 MAX_IMAGE_BYTES = 16 << 20  # of the album, so that the page stays under 25 MB
 PICTURE = re.compile(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]*")
 SCRIPTS = ("shared.js", "sort.js", "zoom.js", "browse.js", "training.js")
-TONES = {
-    "worse": "reads like over-optimisation",
-    "mixed": "mixed evidence",
-    "better": "consistent with better images",
-    "flat": "no clear effect",
-    "none": "nothing to compare with",
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,6 @@ def page(sections: list[Section]) -> str:
         style=Markup(_asset("page.css")),
         script=Markup("\n".join(map(_asset, SCRIPTS))),
         data=Markup(page_json(data)),
-        tones=TONES,
         num_files=sum(len(section.comparison.all_results) for section in sections),
     )
 

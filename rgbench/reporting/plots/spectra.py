@@ -11,9 +11,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from rgbench.reporting.digits import format_number
 from rgbench.reporting.gather import Comparison, Row
 from rgbench.reporting.plots.drawing import LIGHT, MAX_NAMED, Plot, Theme, decibel, label, legend, panels, style
-from rgbench.reporting.tables import format_number
 
 HFER_RADIUS = 0.25  # cycles/pixel above which HFER counts
 METRICS = ("hfer_gap_db", "band_gap_db", "slope")

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from rgbench.reporting.gather import Column, Comparison, Row, Scores
+from rgbench.reporting.contrast import scores_of, win_rate
+from rgbench.reporting.gather import Column, Comparison, Row
 from rgbench.reporting.plots.drawing import LIGHT, Plot, Theme, panels
 
 GOLD = ("oracle_mean", "oracle_all")
@@ -37,37 +38,6 @@ def draw(comparison: Comparison, theme: Theme = LIGHT) -> Canvas:
     return canvas
 
 
-def win_rate(row: Row, other: Row, column: Column) -> float | None:
-    """Mean over common training seeds of the share of common images on which `row` is better, ties half.
-
-    A model without training seeds (the teacher) meets each seed of the other one.
-    None where they share no images.
-    """
-    rates = [
-        _share(ours, theirs, column)
-        for seed in row.members
-        for against in other.members
-        if (seed == against or None in (seed, against))
-        and (ours := _scores(row, seed, column)) is not None
-        and (theirs := _scores(other, against, column)) is not None
-        and ours.keys() & theirs.keys()
-    ]
-    return float(np.mean(rates)) if rates else None
-
-
-def _share(ours: Scores, theirs: Scores, column: Column) -> float:
-    keys = sorted(ours.keys() & theirs.keys())
-    difference = np.array([ours[key] - theirs[key] for key in keys])
-    if column.metric.direction == "lower":
-        difference = -difference
-    return float(((difference > 0) + (difference == 0) / 2).mean())
-
-
-def _scores(row: Row, seed: int | None, column: Column) -> Scores | None:
-    result = row.result(column, seed)
-    return row.scores(result) if result is not None else None
-
-
 def _columns(comparison: Comparison) -> list[Column]:
     """The trained reward, and the oracle beside it."""
     chosen = [comparison.trained_reward(), comparison.column(*GOLD)]
@@ -75,7 +45,7 @@ def _columns(comparison: Comparison) -> list[Column]:
 
 
 def _rows(comparison: Comparison, column: Column) -> list[Row]:
-    return [row for row in comparison.rows if any(_scores(row, seed, column) for seed in row.members)][:MAX_ROWS]
+    return [row for row in comparison.rows if any(scores_of(row, seed, column) for seed in row.members)][:MAX_ROWS]
 
 
 def _matrix(axes: Axes, comparison: Comparison, column: Column, theme: Theme) -> mpl.image.AxesImage:
