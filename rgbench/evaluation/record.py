@@ -24,7 +24,9 @@ class Record:
         self.cost = {
             "train_wall_sec": target.cost.get("wall_sec"),
             "train_cpu_sec": target.cost.get("cpu_sec"),
+            "train_gpu_sec": target.cost.get("gpu_sec"),
             "peak_rss_gib": target.cost.get("peak_rss_gib"),
+            "peak_gpu_gib": target.cost.get("peak_gpu_gib"),
             "reward_calls": target.cost.get("reward_calls"),
             "generate_images_per_sec": source.images_per_sec,
             "nfe": source.network_evaluations,

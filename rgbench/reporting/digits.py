@@ -33,7 +33,7 @@ def format_figure(value: float, low: float | None, high: float | None, decimals:
     if low is None or high is None:
         return format_number(value, decimals, signed=signed)
     half = (high - low) / 2
-    places = worth(half, decimals)
+    places = places_worth(low, high, decimals)
     text = format_number(value, places, signed=signed)
     if abs((high + low) / 2 - value) > 0.1 * half:
         bounds = (format_number(bound, places, signed=signed) for bound in (low, high))
@@ -42,10 +42,12 @@ def format_figure(value: float, low: float | None, high: float | None, decimals:
     return f"{text} ± {'<' + format_number(10.0**-places, places) if half > 0 and float(width) == 0 else width}"
 
 
-def worth(half: float, decimals: int) -> int:
-    """Decimal places that show two digits of an interval's half width, at most `decimals`.
+def places_worth(low: float | None, high: float | None, decimals: int) -> int:
+    """Decimal places that show two digits of an interval's half width, at most `decimals`; these without an interval.
 
-    >>> worth(4.76, 2), worth(10.1, 2), worth(0.003, 2)
+    >>> places_worth(123.2, 132.7, 2), places_worth(181, 202, 2), places_worth(None, None, 2)
     (1, 0, 2)
     """
-    return min(decimals, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else decimals
+    if low is None or high is None or high <= low:
+        return decimals
+    return min(decimals, max(0, 1 - math.floor(math.log10((high - low) / 2))))

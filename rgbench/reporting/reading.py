@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from rgbench.evaluation.verdict import trained_keys
+from rgbench.evaluation.paired import Paired
+from rgbench.evaluation.verdict import MIN_WORSE, trained_keys
 from rgbench.evaluation.verdict_file import Verdict
+from rgbench.metrics.contract import Metric
 from rgbench.reporting.contrast import MIN_SEEDS, Contrast, contrast, win_rate
-from rgbench.reporting.digits import format_figure, format_number
+from rgbench.reporting.digits import format_figure, format_number, places_worth
 from rgbench.reporting.gather import Column, Comparison, Figure, Row
 from rgbench.reporting.trajectory import trajectories
 from rgbench.reporting.verdicts import TONES, verdict_name, verdict_words, verdicts_of
 
 WITNESSES = ("oracle_all", "fd_efflite0", "fid", "hfer_gap_db", "band_gap_db")
 NOTHING = "nothing to compare with"
+UNITS = {"%": "points"}  # of a difference: 2 % of what would be the question
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,7 @@ def _along(comparison: Comparison, row: Row) -> Iterable[str]:
                 f"peak while {proxy.label} still rises."
             )
             continue
-        fall, rise = (
-            f"{format_figure(change.value, change.low, change.high, metric.decimals)} {metric.unit}".strip()
-            for change, metric in ((hack.loss, gold), (hack.gain, proxy))
-        )
+        fall, rise = _change(hack.loss, gold), _change(hack.gain, proxy)
         stretch = f" ({hack.first} to {hack.end})" if hack.first != hack.end else ""
         yield (
             f"Along training, {run.model}: hack step {hack.step}{stretch}{' or before' if hack.censored else ''}; from "
@@ -115,10 +115,16 @@ def _along(comparison: Comparison, row: Row) -> Iterable[str]:
         )
 
 
+def _change(found: Paired, metric: Metric) -> str:
+    figure = format_figure(found.value, found.low, found.high, metric.decimals)
+    return f"{figure} {UNITS.get(metric.unit, metric.unit)}".strip()
+
+
 def _fact(column: Column, difference: Contrast, role: str, row: Row, base: Row) -> str:
     metric = column.metric
     change = format_figure(difference.value, difference.low, difference.high, metric.decimals, signed=True)
-    ends = [format_number(value, metric.decimals) for value in (difference.base, difference.row)]
+    places = places_worth(difference.low, difference.high, metric.decimals)
+    ends = [format_number(value, places) for value in (difference.base, difference.row)]
     unit = f" {metric.unit}" if metric.unit else ""
     wins = win_rate(row, base, column) if role else None
     share = f", higher on {100 * wins:.0f} % of the images" if wins is not None else ""
@@ -164,9 +170,10 @@ def _without_gain(verb: str, worse: list[str], better: list[str]) -> Weighing:
 
 
 def _with_gain(worse: list[str], better: list[str]) -> Weighing:
-    if len(worse) >= 2 and not better:
+    if len(worse) >= MIN_WORSE:
         text = f"The trained reward rose while {_join(worse)} got worse: the pattern of over-optimisation."
-        return Weighing(text, "reads like over-optimisation", "worse")
+        relief = f" {_join(better).capitalize()} got better." if better else ""
+        return Weighing(text + relief, "reads like over-optimisation", "worse")
     if worse and better:
         text = f"The trained reward rose; {_join(better)} got better and {_join(worse)} got worse: mixed evidence."
         return Weighing(text, "mixed evidence", "mixed")

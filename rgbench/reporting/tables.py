@@ -26,7 +26,9 @@ FLAGS = {"n<=d": "n<=d, no more images than features, so the covariance is singu
 COSTS = (
     ("train_wall_sec", "Training time", "s", 0),
     ("train_cpu_sec", "Training CPU time", "CPU s", 0),
+    ("train_gpu_sec", "Training GPU time", "GPU s", 0),
     ("peak_rss_gib", "Peak memory", "GiB", 2),
+    ("peak_gpu_gib", "Peak GPU memory", "GiB", 2),
     ("reward_calls", "Reward calls", "images", 0),
     ("nfe", "NFE", "UNet passes/image", 0),
     ("generate_images_per_sec", "Generation", "images/s", 1),

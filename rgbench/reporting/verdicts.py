@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rgbench.evaluation.verdict_file import FILE, Family, FigureChange, Verdict
-from rgbench.reporting.digits import MISSING, format_figure, format_number, worth
+from rgbench.reporting.digits import MISSING, format_figure, format_number, places_worth
 from rgbench.reporting.gather import Comparison, Row
 from rgbench.reporting.tables import LABELS, Cell, Heading, Table, row_labels
 
@@ -86,8 +86,7 @@ def _false_positives(verdict: Verdict) -> Cell:
 def _shown(change: FigureChange) -> str:
     decimals = change.metric.decimals
     figure = format_figure(change.deterioration, change.low, change.high, decimals, signed=True)
-    half = None if change.low is None or change.high is None else (change.high - change.low) / 2
-    places = decimals if half is None else worth(half, decimals)
+    places = places_worth(change.low, change.high, decimals)
     delta = MISSING if change.delta is None else format_number(change.delta, places)
     unit = f" {change.metric.unit}" if change.metric.unit else ""
     return f"{change.metric.label} {figure}{unit} (δ {delta})"

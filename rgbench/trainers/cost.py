@@ -7,6 +7,11 @@ import sys
 import time
 from typing import Any
 
+import torch
+
+SUMMED: tuple[str, ...] = ("cpu_sec", "gpu_sec")
+PEAKS: tuple[str, ...] = ("peak_rss_gib", "peak_gpu_gib")
+GPU_KEYS = ("gpu_sec", "peak_gpu_gib")
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
 
@@ -24,7 +29,7 @@ class CostMeter:
 
     def read(self) -> dict[str, Any]:
         """``wall_sec`` and ``cpu_sec`` of this process, ``images`` trained on, ``reward_calls`` (images that the expert
-        scored), ``peak_rss_gib``.
+        scored), ``peak_rss_gib``; where this process holds a CUDA GPU, ``gpu_sec`` that it did and ``peak_gpu_gib``.
         """
         rss_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT_BYTES / 2**30
         return {
@@ -33,13 +38,25 @@ class CostMeter:
             "images": self.images,
             "reward_calls": self.reward_calls,
             "peak_rss_gib": round(max(self._before.get("peak_rss_gib", 0.0), rss_gib), 4),
+            **self._gpu(),
         }
+
+    def _gpu(self) -> dict[str, float]:
+        """Seconds for which a GPU was held, busy or not, as clusters bill them; nothing where none ever was."""
+        spent = {key: self._before[key] for key in GPU_KEYS if key in self._before}
+        if torch.cuda.is_initialized():
+            held_sec = spent.get("gpu_sec", 0.0) + time.monotonic() - self._wall
+            peak_gib = max(spent.get("peak_gpu_gib", 0.0), torch.cuda.max_memory_allocated() / 2**30)
+            spent = {"gpu_sec": round(held_sec, 3), "peak_gpu_gib": round(peak_gib, 4)}
+        return spent
 
 
 def of_all_ranks(costs: list[dict[str, Any]]) -> dict[str, Any]:
     """The cost of a run from its ranks' :meth:`CostMeter.read`, the main one's first.
 
-    CPU time adds up, the peak is that of the largest process, and all else the main rank has counted for all.
+    CPU and GPU time add up, peaks are those of the largest process, and all else the main rank has counted for all.
     """
-    cpu_sec = round(sum(cost["cpu_sec"] for cost in costs), 3)
-    return {**costs[0], "cpu_sec": cpu_sec, "peak_rss_gib": max(cost["peak_rss_gib"] for cost in costs)}
+    own = costs[0]
+    summed = {key: round(sum(cost.get(key, 0.0) for cost in costs), 3) for key in SUMMED if key in own}
+    peaks = {key: max(cost.get(key, 0.0) for cost in costs) for key in PEAKS if key in own}
+    return {**own, **summed, **peaks}

@@ -39,6 +39,7 @@ def test_a_run_on_the_gpu_begins_as_one_on_the_cpu(parts, tmp_path, kind, teache
         words = ["train.steps=2", "train.log_every=1"]
         run = RunDirectory.open(train(recipe, words, out=tmp_path / device, device=device))
         assert run.read()["status"] == "finished"
+        assert (run.read()["cost"].get("gpu_sec", 0.0) > 0) == (device == "cuda")
         first[device] = {k: v for k, v in run.read_log()[0].items() if k.startswith("loss/")}
     assert first["cpu"].keys() == first["cuda"].keys()
     for name, value in first["cpu"].items():

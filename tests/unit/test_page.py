@@ -1,6 +1,7 @@
 """The page: offline, escaped, complete without JavaScript, small. What its script does: test_page_browser.py."""
 
 import base64
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from rgbench.files import open_image
 from rgbench.reporting.gather import gather
 from rgbench.reporting.page import page, without_pictures
+from rgbench.reporting.page.inline import inline_svg
 from rgbench.reporting.page.pictures import LEVELS, Album
+from rgbench.reporting.plots import PLOTS
+from rgbench.reporting.plots.drawing import COLOURS, LIGHT
 from rgbench.reporting.sections import section
 from tests.history.plausible import write_model
 
@@ -62,6 +67,7 @@ def test_nothing_is_loaded_from_anywhere(text, tags):
     loads = [attrs.get(name) for _, attrs in tags.found for name in ("src", "srcset", "action", "data", "poster")]
     assert all(value.startswith("data:") for value in loads if value)
     assert all(value.startswith("#") for value in tags.values("href"))
+    assert all(value.startswith(("#", "data:")) for value in tags.values("xlink:href"))
     assert not {tag for tag, _ in tags.found} & {"link", "iframe", "object", "embed", "base"}
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
     assert "url(" not in style and "@import" not in style
@@ -78,7 +84,7 @@ def test_texts_from_files_are_escaped(text, tags):
 def test_every_link_has_its_target(tags):
     ids = tags.values("id")
     assert len(ids) == len(set(ids))
-    assert {href[1:] for href in tags.values("href")} <= set(ids)
+    assert {href[1:] for href in [*tags.values("href"), *tags.values("xlink:href")] if href[0] == "#"} <= set(ids)
 
 
 def test_every_figure_names_its_file_and_command(text, tags):
@@ -92,8 +98,10 @@ def test_every_figure_names_its_file_and_command(text, tags):
 def test_it_is_readable_without_script_and_by_keyboard_and_screen_reader(tags):
     assert not tags.values("hidden")
     images = [attrs for tag, attrs in tags.found if tag == "img" and attrs.get("id") != "zoom-image"]
-    num_plots, num_grids = 6, 3 + 2
-    assert len(images) == num_plots + num_grids * 2 * 3 and all(attrs.get("alt") for attrs in images)
+    num_grids = 3 + 2
+    assert len(images) == num_grids * 2 * 3 and all(attrs.get("alt") for attrs in images)
+    drawings = [attrs for _, attrs in tags.found if attrs.get("class") == "drawn"]
+    assert len(drawings) == 6 and all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in drawings)
     assert [attrs.get("type") for tag, attrs in tags.found if tag == "input"].count("radio") == 3, "views by CSS alone"
     regions = [attrs for _, attrs in tags.found if attrs.get("class") == "scroll"]
     assert regions and all(attrs.get("tabindex") == "0" and attrs.get("aria-label") for attrs in regions)
@@ -117,6 +125,7 @@ def test_the_scripts_data_are_the_files_figures(text):
     found = data(text)["worlds"]["benchtop"]
     prompts = found["prompts"]
     assert [prompt["text"] for prompt in prompts["prompts"]] == [prompt[:2000] for prompt in HOSTILE]
+    assert [prompt["id"] for prompt in prompts["prompts"]] == ["test/0", "test/1"], "as evaluated"
     assert {prompt["group"] for prompt in prompts["prompts"]} == {"test"} and prompts["base"] == 1
     assert all(len(prompt["scores"]) == len(prompts["metrics"]) == 2 for prompt in prompts["prompts"])
     training = found["training"]
@@ -140,7 +149,31 @@ def test_an_image_is_on_the_page_once_and_not_again_in_the_data(text, tags):
 def test_pictures_are_left_out_of_the_comparison_and_nothing_else(text):
     bare = without_pictures(text)
     assert ";base64," not in bare and len(bare) < len(text) / 3
-    assert re.sub(r"data:image[^\"')]*", "", bare) == re.sub(r"data:image[^\"')]*", "", text)
+    drawn = re.compile(r'<svg class="drawn".*?</svg>|<svg></svg>', re.DOTALL)
+    one, two = (re.sub(r"data:image[^\"')]*", "", drawn.sub("", page)) for page in (bare, text))
+    assert one == two and "<svg></svg>" in bare
+
+
+def test_plots_are_drawn_once_for_light_and_dark_with_letters_as_text(text):
+    drawings = re.findall(r'<svg class="drawn".*?</svg>', text, re.DOTALL)
+    assert len(drawings) == 6 and max(map(len, drawings)) < 60_000
+    for drawing in drawings:
+        colours = {colour.lower() for colour in re.findall(r"#[0-9A-Fa-f]{6}", drawing)}
+        assert not colours & {colour.lower() for colour in (LIGHT.paper, LIGHT.ink, LIGHT.faint, *COLOURS.values())}
+        assert set(re.findall(r"var\((--plot-\w+)\)", drawing)) <= set(re.findall(r"(--plot-\w+):", text))
+
+
+@pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: plot.stem)
+def test_what_is_written_in_a_plot_stays_as_it_was_drawn(plot):
+    (comparison,) = gather(HISTORY)
+    if plot.lacking(comparison):
+        pytest.skip("nothing to draw in these results")
+    canvas = plot.draw(comparison, LIGHT)
+    canvas.axes[0].set_title("0.1234567")
+    written = [text for text in re.findall(r"<text [^>]*>([^<]*)</text>", inline_svg(canvas, "one", plot.alt))]
+    drawn = [text.get_text() for text in canvas.findobj(Text) if text.get_text() and text.get_visible()]
+    assert "0.1234567" in written and len(written) > 10
+    assert {html.unescape(text) for text in written} <= {line for text in drawn for line in text.split("\n")}
 
 
 @pytest.mark.parametrize(("budget", "level"), [(10**9, 0), (40_000, None), (1, len(LEVELS) - 1)])

@@ -72,11 +72,22 @@ def test_a_table_sorts_by_any_column_and_back_missing_last(opened):
     table = opened.locator("table.sortable").first
     values = "(table) => [...table.tBodies[0].rows].map((row) => row.cells[1].dataset.n).map(Number)"
     table.locator("thead button").nth(1).click()
-    up = table.evaluate(values)
-    assert up == sorted(up) and len(up) == 3
-    table.locator("thead button").nth(1).press("Enter")
-    assert table.evaluate(values) == up[::-1]
+    down = table.evaluate(values)
+    assert down == sorted(down, reverse=True) and len(down) == 3, "of a reward the highest first"
     assert table.locator("th[aria-sort=descending]").count() == 1
+    table.locator("thead button").nth(1).press("Enter")
+    assert table.evaluate(values) == down[::-1]
+    assert table.locator("th[aria-sort=ascending]").count() == 1
+
+
+def test_the_first_press_puts_the_best_first_whatever_its_direction(opened):
+    table = opened.locator("table.sortable").first
+    heads = table.locator("thead th").all_inner_texts()
+    for label, goodness in (("FD-EffLite0", lambda v: v), ("HFER gap", abs)):
+        at = next(i for i, head in enumerate(heads) if label in head)
+        table.locator("thead button").nth(at).click()
+        found = table.evaluate(f"(table) => [...table.tBodies[0].rows].map((row) => Number(row.cells[{at}].dataset.n))")
+        assert found == sorted(found, key=goodness) and len(set(found)) == 3, label
 
 
 def test_the_slider_moves_figures_spectrum_and_images_together(opened):
@@ -170,3 +181,47 @@ def test_on_a_phone_tables_scroll_and_the_page_does_not(opened, scheme):
     assert heights and min(heights) >= 36, "large enough for a thumb"
     opened.locator(".browse figure.line img").first.click()
     assert opened.locator("#zoom").bounding_box()["width"] <= PHONE["width"]
+
+
+CONTRASTS = """() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (node) => {
+    for (let one = node; one; one = one.parentElement) {
+      const found = getComputedStyle(one).backgroundColor;
+      if (!found.startsWith("rgba(0, 0, 0, 0")) return found;
+    }
+  };
+  const ratio = (node, ink) => {
+    const [high, low] = [light(ink), light(behind(node))].sort((a, b) => b - a);
+    return [(high + 0.05) / (low + 0.05), node.textContent.trim().slice(0, 40)];
+  };
+  const written = [...document.querySelectorAll("p, a, li, td, th, h1, h2, h3, h4, span, button, label, summary, figcaption, dt, dd")];
+  const plain = written.filter((node) => node.offsetParent && [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()));
+  const drawn = [...document.querySelectorAll(".drawn text")].filter((node) => node.style.fill.includes("--plot"));
+  return [plain.map((node) => ratio(node, getComputedStyle(node).color)), drawn.map((node) => ratio(node.closest("div"), getComputedStyle(node).fill))];
+}"""  # noqa: E501
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_written_stands_out_from_what_is_behind_it(opened, scheme):
+    """WCAG 2.2, 1.4.3: a contrast of 4.5 to 1."""
+    opened.emulate_media(color_scheme=scheme)
+    plain, drawn = opened.evaluate(CONTRASTS)
+    assert len(plain) > 200 and len(drawn) > 100
+    assert min(plain)[0] >= 4.5 and min(drawn)[0] >= 4.5, (min(plain), min(drawn))
+    paper = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper))) > 382) == (scheme == "light"), paper
+
+
+def test_the_keyboard_alone_skips_to_the_figures_and_changes_the_view(opened):
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.className") == "skip"
+    assert opened.locator(".skip").bounding_box()["x"] >= 0, "seen while it has the focus"
+    opened.keyboard.press("Enter")
+    assert opened.url.endswith("#main")
+    opened.locator(".views > input").first.focus()
+    opened.keyboard.press("ArrowRight")
+    assert opened.locator(".view.v2").is_visible() and not opened.locator(".view.v1").is_visible()

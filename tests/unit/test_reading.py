@@ -42,6 +42,7 @@ def test_words_follow_the_intervals(seeds):
         (0.0, -9.0, -20.0, "no gain in reward, mixed evidence", "the set distance got better and the oracle got worse"),
         (-3.0, 9.0, 0.0, "no gain in reward, better images", "fell, and the oracle got better"),
         (3.0, -9.0, 20.0, "reads like over-optimisation", "rose while the oracle and the set distance got worse"),
+        (3.0, 9.0, 20.0, "mixed evidence", "rose; the oracle got better and the set distance got worse"),
         (3.0, -9.0, 0.0, "a warning, from one kind of evidence", "rose while the oracle got worse"),
     ],
 )

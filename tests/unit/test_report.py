@@ -1,6 +1,7 @@
 """The whole report: its files, their bytes, and what happens with little, much or nothing to report."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -60,6 +61,16 @@ def test_csv_holds_every_figure_unrounded(tmp_path):
     assert {line["kind"] for line in lines} == {"figure", "delta_lcd", "delta_teacher", "cost"}
     assert {line["step"] for line in lines} == {""}
     assert {line["world"] for line in lines} == {"benchtop"}
+
+
+def test_gpu_time_and_memory_are_columns_where_a_run_had_a_gpu(tmp_path):
+    write_model(tmp_path, "lcd", 0, metrics=("hps_aa1",))
+    path = next(tmp_path.rglob("*.json"))
+    result = json.loads(path.read_text())
+    result["cost"] |= {"train_gpu_sec": 880.4, "peak_gpu_gib": 21.125}
+    path.write_text(json.dumps(result))
+    text = report(tmp_path, tmp_path / "out", ["md"])[0].read_text()
+    assert "Training GPU time (GPU s)" in text and "| 880 |" in text and "| 21.12 |" in text
 
 
 def test_unknown_format_is_a_usage_error_and_writes_nothing(tmp_path):

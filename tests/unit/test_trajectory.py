@@ -66,7 +66,7 @@ def test_the_words_tell_the_hack_step_or_that_there_is_none(along):
     hack = run(along, "lrm").hack
     assert told["LRM"].startswith(f"Along training, lrm-s0: hack step {hack.step}")
     assert re.search(
-        r"to step 250 Oracle, mean falls by [\d.]+ ± <?[\d.]+ % while HPS aa1 rises by [\d.]+", told["LRM"]
+        r"to step 250 Oracle, mean falls by [\d.]+ ± <?[\d.]+ points while HPS aa1 rises by [\d.]+", told["LRM"]
     )
     assert told.keys() == {"RG-LCD", "LRM"}
 

@@ -39,7 +39,10 @@ def page_json(data: Any) -> str:
 
 
 def prompts_data(section: Section, album: Album) -> dict[str, Any] | None:
-    """Every common prompt with each model's image and per-image scores; None where no images were kept."""
+    """Every common prompt, in the order of the evaluation, with each model's image and per-image scores.
+
+    None where no images were kept.
+    """
     kept = section.kept
     if not kept.common:
         return None
@@ -48,7 +51,8 @@ def prompts_data(section: Section, album: Album) -> dict[str, Any] | None:
     num = min(NUM_BROWSED, max(1, MAX_BROWSED_IMAGES // len(rows)))
     columns = [column for column in headlines(comparison) if any(_scores(row, column) for row in rows)]
     groups = _groups(rows, columns)
-    picked = _spread(list(kept.common), num)
+    common = set(kept.common)
+    picked = _spread([key for key in kept.files[rows[0]] if key in common], num)
     prompts = [
         {
             "id": key[0],

@@ -14,6 +14,7 @@ from rgbench.reporting.grids import enlarge
 SMALL = 128  # images up to this side keep every pixel as long as the budget allows
 # (longest side, WebP quality), from the best to the smallest; small images are lossless on the first
 LEVELS = ((256, 82), (224, 70), (160, 60), (128, 45))
+SAMPLE, HOPELESS = 16, 1.3  # a level is not tried where so many images foretell so many times the budget
 
 
 class Album:
@@ -37,11 +38,21 @@ class Album:
         Raises:
             UsageError: an image cannot be read.
         """
-        for level in range(len(LEVELS)):
+        for level in range(self._first_level(), len(LEVELS)):
             uris = self._encode_at(level)
             if uris is not None:
                 return uris
         raise AssertionError("the last level has no limit")
+
+    def _first_level(self) -> int:
+        """The level from which on it is worth trying all images, by a sample of them."""
+        files = list(self._numbers)
+        sample = files[:: max(1, len(files) // SAMPLE)]
+        for level in range(len(LEVELS) - 1):
+            mean = sum(len(webp_uri(open_image(file), level)) for file in sample) / max(1, len(sample))
+            if mean * len(files) < HOPELESS * self.budget:
+                return level
+        return len(LEVELS) - 1
 
     def _encode_at(self, level: int) -> list[str] | None:
         """None as soon as the budget is spent, but on the last level."""

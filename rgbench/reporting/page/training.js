@@ -5,6 +5,7 @@ for (const box of document.querySelectorAll(".training")) {
   const slider = box.querySelector("input[type=range]");
   const charts = box.querySelector(".charts");
   slider.max = data.steps.length - 1;
+  box.querySelector(".grid").classList.toggle("alone", data.runs.length === 1);
   slider.value = slider.max;
 
   const show = () => {

@@ -22,13 +22,15 @@ from rgbench.reporting.digits import format_figure
 from rgbench.reporting.gather import METHODS, file_of
 from rgbench.reporting.grids import Grid
 from rgbench.reporting.page.data import page_json, prompts_data, training_data
-from rgbench.reporting.page.pictures import Album, data_uri, webp_uri
+from rgbench.reporting.page.inline import inline_svg, theme_css
+from rgbench.reporting.page.pictures import Album, webp_uri
 from rgbench.reporting.protocols import flatten, protocol_notes
 from rgbench.reporting.sections import Section
 from rgbench.reporting.tables import Cell, Table
 
 MAX_IMAGE_BYTES = 16 << 20  # of the album, so that the page stays under 25 MB
 PICTURE = re.compile(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]*")
+DRAWN = re.compile(r'<svg class="drawn".*?</svg>', re.DOTALL)
 SCRIPTS = ("shared.js", "sort.js", "zoom.js", "browse.js", "training.js")
 
 
@@ -65,7 +67,7 @@ def page(sections: list[Section]) -> str:
             _view(section, numbers, uris) | worlds[section.slug]
             for section, numbers in zip(sections, static, strict=True)
         ],
-        style=Markup(_asset("page.css")),
+        style=Markup(f"{theme_css()}\n{_asset('page.css')}"),
         script=Markup("\n".join(map(_asset, SCRIPTS))),
         data=Markup(page_json(data)),
         num_files=sum(len(section.comparison.all_results) for section in sections),
@@ -74,7 +76,7 @@ def page(sections: list[Section]) -> str:
 
 def without_pictures(text: str) -> str:
     """A page's text with every picture's bytes left out: what `rgbench report --check` compares."""
-    return PICTURE.sub("data:image", text)
+    return PICTURE.sub("data:image", DRAWN.sub("<svg></svg>", text))
 
 
 def _numbers(section: Section, album: Album) -> dict[str, list[list[int]]]:
@@ -169,12 +171,10 @@ def _bar(cell: Cell, scale: tuple[float, float] | None) -> str:
 
 
 def _plot(section: Section, plot: plots.Plot) -> dict[str, Any]:
-    drawn: dict[str, Any] = {}
-    for name, theme in (("light", plots.LIGHT), ("dark", plots.DARK)):
-        canvas = plot.draw(section.comparison, theme)
-        drawn[name] = data_uri(plots.svg(canvas), "image/svg+xml")
-        drawn["panels"] = round(canvas.get_figwidth() / plots.PANEL_INCHES)
-    return {"title": plot.title, "alt": plot.alt, **drawn}
+    canvas = plot.draw(section.comparison, plots.LIGHT)
+    num = round(canvas.get_figwidth() / plots.PANEL_INCHES)
+    drawn = inline_svg(canvas, f"{section.slug}-{plot.stem}", plot.alt)
+    return {"title": plot.title, "panels": num, "drawn": Markup(drawn)}
 
 
 def _grid(grid: Grid, numbers: list[list[int]] | None, uris: list[str]) -> dict[str, Any]:

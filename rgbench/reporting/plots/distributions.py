@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
 from rgbench.reporting.gather import Column, Comparison, Row
-from rgbench.reporting.plots.drawing import LIGHT, Plot, Theme, axis_label, panels, style
+from rgbench.reporting.plots.drawing import LIGHT, Plot, Theme, axis_label, panels, short_label, style
 
 NUM_BINS = 48
 HEIGHT = 0.9  # of a row's tallest bin, in rows
@@ -65,13 +65,11 @@ def _ridges(axes: Axes, comparison: Comparison, column: Column, theme: Theme) ->
         axes.stairs(place + HEIGHT * counts / counts.max(), edges, baseline=place, color=colour, lw=1.1)
         axes.plot(np.quantile(scores, [0.05, 0.95]), [place, place], color=colour, lw=2.4, solid_capstyle="butt")
         axes.plot(np.median(scores), place, marker="|", ms=11, mew=2.2, color=theme.ink, zorder=5)
-    names = [f"{row.method_label}, {row.model_label}" for row in reversed(found)]
-    short = [name if len(name) <= 34 else f"{name[:33]}…" for name in names]
-    axes.set_yticks(range(len(found)), [name.replace("$", r"\$") for name in short])
+    axes.set_yticks(range(len(found)), [short_label(comparison, row) for row in reversed(found)])
     axes.tick_params("y", length=0)
     axes.set_ylim(-0.25, len(found) - 1 + HEIGHT + 0.15)
-    axes.set_xlabel(f"{axis_label(column)}, per image")
-    axes.set_title(f"{column.metric.label}: images; line 5 to 95 %, tick median")
+    axes.set_xlabel(f"{axis_label(column)} of single images (bar: 5 to 95 %, tick: median)")
+    axes.set_title(column.metric.label)
 
 
 PLOT = Plot(

@@ -26,7 +26,7 @@ from rgbench.reporting.tables import ARROWS
 COLOURS = {"teacher": "#CC79A7", "lcd": "#0072B2", "rg_lcd": "#D55E00", "lrm": "#009E73", "external": "#E69F00"}
 DARK_COLOURS = {**COLOURS, "lcd": "#56B4E9", "rg_lcd": "#F0803C", "lrm": "#2BC99A"}
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+MARKERS = ("*", "o", "s", "D", "^", "v", "P", "X")  # in the order of COLOURS
 MAX_NAMED = 9  # rows that the legend names one by one; of more, it names the methods
 PANEL_INCHES = 5.0  # width of one panel
 UNLISTED = "_nolegend_"
@@ -104,7 +104,7 @@ def legend(canvas: Canvas, handles: Sequence[Artist]) -> None:
         return
     labels = [str(handle.get_label()) for handle in handles]
     columns = -(-len(handles) // legend_lines(len(handles)))
-    canvas.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.6)
+    canvas.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=2.6, columnspacing=1.6)
 
 
 def legend_lines(num_entries: int) -> int:
@@ -113,9 +113,10 @@ def legend_lines(num_entries: int) -> int:
 
 
 def style(comparison: Comparison, row: Row, theme: Theme) -> dict[str, Any]:
-    """Colour by method; line style and marker by the row's place within it."""
+    """Colour and first marker by method; line style and further markers by the row's place within it."""
     place = [other for other in comparison.rows if other.method == row.method].index(row)
-    marker = "*" if row.method == "teacher" and place == 0 else MARKERS[place % len(MARKERS)]
+    first = list(COLOURS).index(row.method if row.method in COLOURS else "external")
+    marker = MARKERS[(first + place) % len(MARKERS)]
     colour = theme.methods.get(row.method, theme.methods["external"])
     return {"color": colour, "ls": LINES[place % len(LINES)], "marker": marker}
 
@@ -130,6 +131,13 @@ def label(comparison: Comparison, row: Row) -> str:
     if len({other.model_label for other in same}) == 1 and len(same) > 1:
         text = f"{row.method_label}, {row.sampler_label}"
     return (text if len(text) <= 48 else text[:47] + "…").replace("$", r"\$")
+
+
+def short_label(comparison: Comparison, row: Row) -> str:
+    """For ticks: the method where it has one row, else the model, cut to 28 characters."""
+    alone = sum(other.method == row.method for other in comparison.rows) == 1
+    name = row.method_label if alone else row.model_label
+    return (name if len(name) <= 28 else f"{name[:27]}…").replace("$", r"\$")
 
 
 def axis_label(column: Column) -> str:

@@ -8,8 +8,10 @@ over all timesteps and in bins of them (``fidelity/kendall_tau/BIN``).
 from __future__ import annotations
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from numpy.typing import NDArray
 
 from rgbench.evaluation.logged import Row as Logged
 from rgbench.reporting.gather import Comparison, Row
@@ -17,7 +19,13 @@ from rgbench.reporting.plots.drawing import LIGHT, LINES, Plot, Theme, label, le
 
 PAIRS, HELD_OUT = "pair_accuracy", "fidelity/"
 CHANCE = {"pair_accuracy": 0.5, "kendall_tau": 0.0, "gradient_cosine": 0.0}
+UNITS = {
+    "pair_accuracy": "pairs ordered as the expert does (share)",
+    "kendall_tau": "Kendall's τ",
+    "gradient_cosine": "cosine of the gradients",
+}
 MAX_PANELS = 4
+MANY = 30  # points from which on a line is drawn through their running mean
 
 
 def lacking(comparison: Comparison) -> str:
@@ -38,6 +46,7 @@ def draw(comparison: Comparison, theme: Theme = LIGHT) -> Canvas:
             if plain in CHANCE:
                 axes.axhline(CHANCE[plain], color=theme.ink, lw=1.2, ls=(0, (4, 2)))
             axes.set_xlabel("optimiser step")
+            axes.set_ylabel(UNITS.get(plain, plain.replace("_", " ")))
             where = "held-out samples" if name.startswith(HELD_OUT) else "training pairs"
             axes.set_title(f"{plain.replace('_', ' ').capitalize()}, {where}")
         handles = [handle for axes in drawn for handle in axes.get_legend_handles_labels()[0]]
@@ -49,10 +58,21 @@ def _lines(axes: Axes, logged: list[Logged], name: str, colour: str, text: str) 
     for place, key in enumerate(_keys(logged, name)):
         points = [(row["step"], row[key]) for row in logged if key in row]
         where = key.removeprefix(name).strip("/")
-        axes.plot(
-            *zip(*points, strict=True), color=colour, ls=LINES[place % len(LINES)], lw=1.4,
-            marker="." if len(points) < 30 else "None", label=f"{text}, {where}" if where else text,
-        )  # fmt: skip
+        look = {"color": colour, "ls": LINES[place % len(LINES)], "lw": 1.4}
+        name_of = f"{text}, {where}" if where else text
+        steps, values = (np.asarray(side, float) for side in zip(*points, strict=True))
+        if len(points) < MANY:
+            axes.plot(steps, values, **look, marker=".", label=name_of)
+        else:
+            axes.plot(steps, values, color=colour, lw=0.6, alpha=0.35)
+            width = len(points) // 10
+            axes.plot(steps, _running_mean(values, width), **look, label=f"{name_of} (mean of {width} points)")
+
+
+def _running_mean(values: NDArray, width: int) -> NDArray:
+    """Mean of the `width` points around each, of fewer at the ends."""
+    window = np.ones(width)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _logs(comparison: Comparison, row: Row, measures: list[str]) -> list[list[Logged]]:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from rgbench.reporting.contrast import scores_of, win_rate
 from rgbench.reporting.gather import Column, Comparison, Row
-from rgbench.reporting.plots.drawing import LIGHT, Plot, Theme, panels
+from rgbench.reporting.plots.drawing import LIGHT, Plot, Theme, panels, short_label
 
 GOLD = ("oracle_mean", "oracle_all")
 MAX_WRITTEN = 10  # models up to which the rates are written into the cells
 MAX_ROWS = 60
+CELL_INKS = ("#1f2328", "#fffffe")  # on pale and on full cells, whose colours no theme changes
 COLOURS = "PuOr"  # diverging, told apart with any colour vision; white is an even match
 
 
@@ -57,24 +58,18 @@ def _matrix(axes: Axes, comparison: Comparison, column: Column, theme: Theme) ->
             if rate is not None:
                 rates[i, j], rates[j, i] = 100 * rate, 100 - 100 * rate
     image = axes.imshow(rates, cmap=COLOURS, vmin=0, vmax=100)
-    names = [_short(row) for row in rows]
-    axes.set_xticks(
-        range(len(rows)), names, rotation=90 if len(rows) > 4 else 20, ha="center" if len(rows) > 4 else "right"
-    )
+    names = [short_label(comparison, row) for row in rows]
+    turn = 90 if len(rows) > 4 else 20 if max(map(len, names)) > 10 else 0
+    axes.set_xticks(range(len(rows)), names, rotation=turn, ha="right" if turn == 20 else "center")
     axes.set_yticks(range(len(rows)), names)
     axes.tick_params(length=0, labelsize=9 if len(rows) <= MAX_WRITTEN else 6)
     axes.spines[:].set_visible(False)
     axes.set_title(f"{column.metric.label}: row against column")
     if len(rows) <= MAX_WRITTEN:
         for i, j in np.argwhere(np.isfinite(rates)):
-            ink = "#ffffff" if abs(rates[i, j] - 50) > 33 else "#24292f"
+            ink = CELL_INKS[int(abs(rates[i, j] - 50) > 33)]
             axes.text(j, i, f"{rates[i, j]:.0f}", ha="center", va="center", color=ink)
     return image
-
-
-def _short(row: Row) -> str:
-    name = row.model_label if row.method != "teacher" else f"{row.method_label}, {row.sampler_label}"
-    return (name if len(name) <= 28 else f"{name[:27]}…").replace("$", r"\$")
 
 
 PLOT = Plot(
