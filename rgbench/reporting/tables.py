@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from rgbench.reporting.contrast import Contrast, contrast, leaders
+from rgbench.reporting.contrast import MIN_SEEDS, Contrast, contrast, leaders
 from rgbench.reporting.digits import MISSING, format_figure, format_number
 from rgbench.reporting.gather import Column, Comparison, Figure, Row, file_of
 from rgbench.reporting.protocols import differences
@@ -240,10 +240,12 @@ def _interval_notes(comparison: Comparison, columns: list[Column]) -> Iterable[s
         )
     if any(f and len(f.results) > 1 for f in figures):
         yield "Rows of several training seeds: mean ± half the 95 % t interval over the seeds."
+    if any(f and 1 < len(f.results) < MIN_SEEDS for f in figures):
+        yield f"Rows of fewer than {MIN_SEEDS} training seeds are never set in bold: a test over so few says little."
     if any(rank for column in columns for rank in leaders(comparison.rows, column)):
         yield (
-            "Bold: best, underlined: second best, only where a paired t test over at least 6 common training seeds "
-            "separates it from every row behind it (Holm, 5 %)."
+            "Bold: best, underlined: second best, only where a paired t test over at least "
+            f"{MIN_SEEDS} common training seeds separates it from every row behind it (Holm, 5 %)."
         )
 
 

@@ -156,6 +156,7 @@ def test_bold_only_where_seeds_separate_and_never_in_sample(seeds):
     ranks = {name: [cell.rank for cell in cells] for name, cells in rows.items()}
     assert ranks["lcd, 7 seeds"][2] == 1 and ranks["lrm, 7 seeds"][2] == 2
     assert ranks["lrm-twice, 2 seeds"] == [0] * 4, "two seeds carry no claim"
+    assert any("fewer than 6 training seeds" in note for note in table(seeds, "comparison").notes)
     assert ranks["rg_lcd, 7 seeds"][0] == 0, "best, but trained on that reward"
 
 
