@@ -91,11 +91,13 @@ class PromptSet:
 
     def describe(self) -> str:
         """One line for the terminal: name, count and hashes, and whether papers know the list."""
+        seeds = f" × {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
+        count = f"{self.num_distinct} prompts{seeds}"
         if self.file_md5 is None:
             files = f", files sha256 {self.file_sha256}" if self.file_sha256 else ""
-            return f"{self.name}: {len(self)} prompts, sha256 {self.sha256[:16]}{files}"
+            return f"{self.name}: {count}, sha256 {self.sha256[:16]}{files}"
         known = "a published list" if self.file_md5 in KNOWN_LISTS else "not a list that rgbench knows"
-        return f"{self.name}: {len(self)} prompts, {known}, file md5 {self.file_md5}, sha256 {self.file_sha256}"
+        return f"{self.name}: {count}, {known}, file md5 {self.file_md5}, sha256 {self.file_sha256}"
 
 
 def benchtop_prompts(num: int = 2048) -> PromptSet:

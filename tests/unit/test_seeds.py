@@ -96,6 +96,14 @@ def test_a_half_types_images_keep_their_levels(runs, tmp_path):
     assert images.dtype == torch.uint8 and (high % 2 == 1).float().mean() > 0.1
 
 
+def test_prompts_and_seeds_are_told_apart():
+    prompts = benchtop_prompts(3)
+    several = prompts.with_seeds([4, 2])
+    assert (len(several), several.num_distinct, several.seeds) == (6, 3, [4, 2])
+    assert several.sha256 == prompts.sha256 and several.describe().startswith("benchtop: 3 prompts × 2 seeds, sha256")
+    assert prompts.describe().startswith("benchtop: 3 prompts, sha256")
+
+
 @pytest.mark.parametrize(("text", "seeds"), [("0", [0]), ("0,1,7", [0, 1, 7]), ("2-4, 9", [2, 3, 4, 9])])
 def test_seeds_are_numbers_and_ranges(text, seeds):
     assert parse_seeds(text) == seeds
