@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from rgbench.evaluation.statistics import holm, minimum_detectable_effect, paired_bootstrap, paired_t, t_interval
+from rgbench.evaluation.verdict import judge
 from rgbench.metrics.contract import Interval
 from rgbench.metrics.frechet import Gaussian, Moments
 from rgbench.metrics.intervals import bootstrap_interval, jackknife_groups, jackknife_interval, wilson_interval
 from rgbench.metrics.kid import mmd2, mmd2_replicates
 from rgbench.metrics.prdc import neighbours, scores
 from rgbench.metrics.vendi import vendi_replicates, vendi_score
+from tests.results_maker import make
 
 NUM = 300
 DIM = 6
@@ -105,3 +107,20 @@ def test_the_interval_over_training_seeds_covers_and_the_detectable_effect_is_fo
     draws = rng.normal(effect, 1, size=(4 * NUM, 300))
     found = np.abs(draws.mean(1)) > 1.96 * draws.std(1, ddof=1) / math.sqrt(300)
     assert found.mean() == about(0.8, 4 * NUM)
+
+
+def test_the_verdict_seldom_errs_on_training_seeds_that_differ_by_luck():
+    """Seven exchangeable students, δ from the five that are not compared; six figures of five families."""
+    rng = np.random.default_rng(6)
+    names = ("hps_aa0", "oracle_mean", "hfer_gap_db", "grid_vae_gap_db", "wavelet_noise_gap", "fd_efflite0")
+    two_worse, called, trials = 0, 0, 400
+    for _ in range(trials):
+        figures = []
+        for model in ("rg_lcd-s0", *(f"lcd-s{seed}" for seed in range(6))):
+            made = [make(model, name, 5 + rng.normal(), half=0.1) for name in names]
+            figures.append({(result.metric.name, result.protocol.id): result for result in made})
+        found = judge(figures[0], figures[1], figures[2:])
+        assert len(found.families) == 4 and len(found.rewards) == 1
+        two_worse += len(found.worse) >= 2
+        called += found.over_optimised
+    assert two_worse / trials <= 0.05 and called / trials <= 0.01
