@@ -205,7 +205,7 @@ class ImageStream:
             generators,
             num_steps=self.sampling.steps,
             guidance_scale=self.sampling.guidance_scale,
-        )[: len(batch)].float()  # 8 bits of a bfloat16 do not hold 255 levels
+        )[: len(batch)].float()  # before it is rounded to levels, as in diffusers
         finite = images.isfinite().flatten(1).all(1)
         if not finite.all():
             bad = [prompt.id for prompt, fine in zip(batch, finite.tolist(), strict=True) if not fine]

@@ -67,7 +67,7 @@ def test_an_hps_checkpoint_loads_and_scores(tmp_path, capsys):
 
 
 def fill(num: int, dim: int) -> FeatureRows:
-    rows, rng = FeatureRows(num, dim), np.random.default_rng(0)
+    rows, rng = FeatureRows(num, dim), np.random.default_rng(num)
     for start in range(0, num, 500):
         at = np.arange(start, min(start + 500, num))
         rows.put(at, torch.from_numpy(np.abs(rng.normal(0.4, 0.3, size=(len(at), dim))).astype(np.float32)))
