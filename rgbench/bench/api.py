@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rgbench.bench import document
-from rgbench.bench.machine import Machine, describe
-from rgbench.bench.subject import METHODS, RECIPES, load_subject
-from rgbench.bench.train_step import measure
+from rgbench.bench import counted, document, evaluation, fid, generate, levers, start
+from rgbench.bench import data as data_rates
+from rgbench.bench import train_step as train_steps
+from rgbench.bench.machine import DTYPES, Machine, describe
+from rgbench.bench.random_models import random_models
+from rgbench.bench.subject import FULL_SIZE, METHODS, RANDOM, RECIPES, load_subject
 from rgbench.errors import UsageError, suggest
-
-ROUNDS = 8
+from rgbench.models import load_models
+from rgbench.trainers.recipe import load_recipe
 
 
 def train_step(
@@ -26,6 +29,7 @@ def train_step(
     overrides: list[str],
     rounds: int,
     say: Callable[[str], None],
+    neighbour: bool = False,
 ) -> dict[str, Any]:
     """Measure the step of each method.
 
@@ -36,12 +40,109 @@ def train_step(
     rows = []
     for method in methods:
         say(f"train-step {preset} {method} on {device}")
-        with tempfile.TemporaryDirectory(prefix="rgbench-bench-") as folder:
-            subject = load_subject(preset, method, overrides, device, Path(folder))
+        with _folder() as folder:
+            subject = load_subject(preset, method, overrides, device, folder)
             machine = Machine(torch.device(device), subject.loop.recipe.train.dtype)
-            rows.append(measure(subject, machine, rounds))
+            rows.append(train_steps.measure(subject, machine, rounds, neighbour=neighbour))
             del subject
     return {"what": "train-step", "preset": preset, "overrides": overrides, "rounds": rounds, "rows": rows}
+
+
+def lever_gains(
+    *, preset: str, names: Sequence[str], device: str, overrides: list[str], rounds: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure each lever alone.
+
+    Raises:
+        UsageError: an unknown preset or lever.
+    """
+    _check_names(preset, ())
+    for name in names:
+        if name not in levers.LEVERS:
+            raise UsageError(f"--lever {name}: {suggest(name, levers.LEVERS)}")
+    chosen = list(names) or list(levers.LEVERS)
+    say(f"levers {preset} on {device}: {', '.join(chosen)}")
+    with _folder() as folder:
+        subject = load_subject(preset, "lrm", overrides, device, folder)
+        rows = levers.measure(subject, chosen, rounds)
+    return {"what": "levers", "preset": preset, "overrides": overrides, "rounds": rounds, "rows": rows}
+
+
+def generation(
+    *, preset: str, device: str, dtype: str, batch_size: int, steps: int, guidance: float, rounds: int
+) -> dict[str, Any]:
+    """Measure the sampler beside diffusers' pipeline.
+
+    Raises:
+        UsageError: an unknown preset or dtype.
+    """
+    _check_names(preset, ())
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: {suggest(dtype, DTYPES)}")
+    place, kind = torch.device(device), DTYPES[dtype]
+    models = random_models(RANDOM[preset], place, kind) if preset in RANDOM else load_models(preset, place, kind)
+    student = generate.untrained_student(models)
+    row = generate.measure(student, batch_size=batch_size, steps=steps, guidance=guidance, rounds=rounds)
+    return {"what": "generate", "preset": preset, "rounds": rounds, "rows": [row]}
+
+
+def evaluation_share(*, num: int, metrics: list[str], device: str, rounds: int) -> dict[str, Any]:
+    """Measure an evaluation with all metrics beside the generation in it, on the benchtop."""
+    with _folder() as folder:
+        row = evaluation.measure(folder, num=num, metrics=metrics or None, device=device, rounds=rounds)
+    return {"what": "eval", "preset": "benchtop", "rounds": rounds, "rows": [row]}
+
+
+def frechet(*, dim: int, num: int, images: int, device: str, rounds: int) -> dict[str, Any]:
+    """Measure the Fréchet distance: its solve, its memory, its way from images."""
+    with _folder() as folder:
+        row = {
+            "solve": fid.solve(dim, num, rounds),
+            "moments_peak_bytes": fid.memory(dim),
+            "end_to_end": fid.end_to_end(folder, num=images, side=256, device=device, rounds=rounds),
+        }
+    return {"what": "fid", "preset": "random", "rounds": rounds, "rows": [row]}
+
+
+def data(*, num: int, width: int, height: int, resolution: int, rounds: int) -> dict[str, Any]:
+    """Measure decoding from tars beside PIL."""
+    with _folder() as folder:
+        row = data_rates.measure(folder, num=num, width=width, height=height, resolution=resolution, rounds=rounds)
+    return {"what": "data", "preset": "webdataset", "rounds": rounds, "rows": [row]}
+
+
+def startup(*, device: str, rounds: int) -> dict[str, Any]:
+    """Measure the way from a command to its first step."""
+    with _folder() as folder:
+        row = start.measure(folder, device, rounds)
+    return {"what": "start", "preset": "benchtop", "rounds": rounds, "rows": [row]}
+
+
+def counts(
+    *, preset: str, methods: Sequence[str], overrides: list[str], steps: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Count the steps of a full-size preset without computing them.
+
+    Raises:
+        UsageError: an unknown method, or a preset that is not measured with random weights.
+    """
+    if preset not in RANDOM:
+        raise UsageError(f"--preset {preset}: is counted by train-step as it runs; here {suggest(preset, RANDOM)}")
+    _check_names(preset, methods)
+    rows = []
+    for method in methods:
+        say(f"count {preset} {method}")
+        without = [] if method == "lcd" else ["gradients.at_prediction=false"]  # reads values, and fakes have none
+        recipe = load_recipe(RECIPES[preset].format(method), [*FULL_SIZE, *without, *overrides])
+        rows.append(counted.count_step(RANDOM[preset], recipe))
+    rows.append(counted.count_generation(RANDOM[preset], steps))
+    return {"what": "count", "preset": preset, "overrides": overrides, "rows": rows}
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="rgbench-bench-") as folder:
+        yield Path(folder)
 
 
 def _check_names(preset: str, methods: Sequence[str]) -> None:

@@ -84,7 +84,8 @@ class _Traffic(TorchDispatchMode):
         storages = {}
         for tensor in tree_leaves((args, kwargs, out)):
             if isinstance(tensor, Tensor):
-                storages[id(tensor.untyped_storage()), tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+                place = tensor.untyped_storage()._cdata, tensor.storage_offset()
+                storages[place] = tensor.numel() * tensor.element_size()
         self.bytes += sum(storages.values())
         product = _product(func, args, out)
         if product is not None:

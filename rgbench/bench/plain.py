@@ -121,7 +121,7 @@ class PlainStep:
             nn.utils.clip_grad_norm_(self.parameters[name], self.max_norms[name])
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        self._average()
+        self.average()
         if isinstance(self.trainer, LRM):
             self.trainer.proxy.clip.logit_scale.data.clamp_(max=math.log(100))  # type: ignore[attr-defined]
         return {name: loss.item() for name, loss in losses.items()}
@@ -259,7 +259,8 @@ class PlainStep:
         return F.pad(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1), (0, dim % 2))
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def average(self) -> None:
+        """θ⁻ ← μ θ⁻ + (1 − μ) θ, one parameter at a time."""
         decay = self.recipe.train.ema_decay
         pairs = zip(self.trainer.target.parameters(), self.trainer.student.parameters(), strict=True)
         for average, value in pairs:

@@ -92,7 +92,9 @@ def random_models(shape: Shape, device: torch.device, dtype: torch.dtype = torch
         vae = AutoencoderKL(**shape.vae)
         text_encoder = CLIPTextModel(CLIPTextConfig(**shape.text_encoder))
     for network in (unet, vae, text_encoder):
-        torch.nn.Module.to(network.requires_grad_(False).eval(), dtype)
+        network.requires_grad_(False).eval()
+        if dtype != torch.float32:
+            torch.nn.Module.to(network, dtype)
     scheduler = DDIMScheduler(**shape.scheduler, steps_offset=1, set_alpha_to_one=False)
     side = shape.unet["sample_size"]
     return DiffusionModels(
@@ -139,7 +141,7 @@ def random_expert(shape: Shape, device: torch.device) -> HPSReward:
     with torch.device(device):
         clip = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
     tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
-    return HPSReward(clip.to(device), tokenizer, antialias=True, weights_sha256="random")
+    return HPSReward(clip, tokenizer, antialias=True, weights_sha256="random")
 
 
 def random_proxy(shape: Shape, device: torch.device) -> LatentCLIP:
@@ -153,7 +155,7 @@ def random_proxy(shape: Shape, device: torch.device) -> LatentCLIP:
     }
     with torch.device(device):
         proxy = LatentCLIP(config, None)
-    return proxy.requires_grad_(False).eval().to(device)
+    return proxy.requires_grad_(False).eval()
 
 
 class HeldImages:

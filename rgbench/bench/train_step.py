@@ -11,6 +11,7 @@ import torch
 from rgbench.bench.clock import Clock, Spread, alternate, ratio
 from rgbench.bench.counting import Count, count
 from rgbench.bench.machine import Machine, peak_memory
+from rgbench.bench.neighbour import beside
 from rgbench.bench.parts import time_parts
 from rgbench.bench.plain import PlainDraws, PlainStep
 from rgbench.bench.subject import Subject
@@ -78,13 +79,14 @@ class Contenders:
         return sum(v.nbytes for v in states if isinstance(v, torch.Tensor) and v.device.type == self.device.type)
 
 
-def measure(subject: Subject, machine: Machine, rounds: int) -> dict[str, Any]:
+def measure(subject: Subject, machine: Machine, rounds: int, *, neighbour: bool = False) -> dict[str, Any]:
     """One row of the result: a method on a machine.
 
     Args:
         subject: what is measured.
         machine: of the same device and arithmetic.
         rounds: how often each step is timed.
+        neighbour: whether to time it beside a busy process too.
     """
     contenders, clock = Contenders(subject), Clock(subject.trainer.models.device)
     work = contenders.work()
@@ -113,6 +115,7 @@ def measure(subject: Subject, machine: Machine, rounds: int) -> dict[str, Any]:
         "steps": {name: _step(counts[name], seconds[name], size, median(rates), median(copies)) for name in work},
         "ratio_to_plain": {name: ratio(seconds[PLAIN], seconds[name]).to_json() for name in (OURS, CACHED)},
         "peak_memory": peaks(contenders),
+        "beside_busy_process": beside(contenders.run_ours, rounds, clock) if neighbour else None,
         "parts": None if subject.loop.recipe.train.compile else parts(subject, clock),
     }
 

@@ -111,8 +111,12 @@ UNSAFE_CALLS = {
     *("tarfile.open", "zipfile.ZipFile", "shutil.unpack_archive", "np.load", "numpy.load", "Image.open"),
     *("eval", "exec", "compile", "__import__", "os.system"),
 }
-# Writing a tar is no reading of one.
-ALLOWED = {("rgbench.data.export", "tarfile.open")}
+# Writing a tar is no reading of one; the benchmark of decoding opens images that it made itself.
+ALLOWED = {
+    ("rgbench.data.export", "tarfile.open"),
+    ("rgbench.bench.data", "tarfile.open"),
+    ("rgbench.bench.data", "Image.open"),
+}
 
 
 def dotted(node: ast.expr) -> str:

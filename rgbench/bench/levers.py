@@ -1,0 +1,236 @@
+"""``rgbench bench levers``: what each known lever gives, each alone, the work with it and without it in turn.
+
+| lever | without | with |
+|---|---|---|
+| one teacher pass | prompt and empty prompt in two calls | in one call of twice the batch |
+| latents cached | images and captions encoded | the same read from a latents cache |
+| decode in thirds | three images of each prompt decoded at once | one third of them at a time |
+| reward text kept | the expert's text tower at each of three calls | at the first |
+| proxy text kept | a frozen text tower at each of two calls | at the first |
+| fused AdamW | parameters one at a time | one kernel over all |
+| foreach EMA | parameters one at a time | one call over all |
+| channels last | student forward and backward in NCHW | in NHWC |
+| bfloat16 | the same in float32 | in bfloat16 autocast; changes the numbers |
+| compile | the same, eager | through ``torch.compile``; start-up apart |
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rgbench.bench.clock import Clock, Spread, alternate, ratio
+from rgbench.bench.plain import PlainDraws, PlainStep
+from rgbench.bench.subject import Subject
+from rgbench.models import decode_images
+from rgbench.trainers.caching import encode
+from rgbench.trainers.lcd import ema_update
+from rgbench.trainers.lrm import LRM
+
+Pair = tuple[Callable[[], Any], Callable[[], Any]]
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One of them.
+
+    Attributes:
+        kept: whether the trainers use it where the recipe says nothing.
+        exact: whether it changes no number beyond rounding.
+        make: the work without and with it, from the bench's own parts.
+    """
+
+    kept: bool
+    exact: bool
+    make: Callable[[Bench], Pair]
+
+
+class Bench:
+    """Networks and one batch, as the levers' work needs them.
+
+    Args:
+        subject: of LRM, which has every part.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        assert isinstance(subject.trainer, LRM)
+        self.subject, self.trainer = subject, subject.trainer
+        self.models = subject.trainer.models
+        self.size = subject.loop.recipe.train.batch_size
+        self.batch = subject.direct.load(0)[0]
+        self.embeds = self.models.encode_prompts(self.batch.prompts)
+        draws = PlainDraws(self.size, self.models.device)
+        self.latents = draws.normal("noise", self.models.latent_shape)
+        self.timesteps = draws.integers("index", 1000)
+        dim = subject.trainer.recipe.lcd.time_cond_proj_dim
+        self.w_embedding = None if dim is None else draws.normal("w", (dim,))
+        self.plain = PlainStep(subject.trainer)
+
+    def call(self, unet: nn.Module, latents: Tensor, repeat: int = 1) -> Tensor:
+        """A UNet's output; ``repeat`` copies of the batch at once."""
+        embedding = self.w_embedding if unet is not self.models.unet else None
+        return unet(
+            torch.cat([latents] * repeat),
+            torch.cat([self.timesteps] * repeat),
+            encoder_hidden_states=torch.cat([self.embeds] * repeat),
+            timestep_cond=embedding,
+            return_dict=False,
+        )[0]
+
+    def learn(self, student: nn.Module, latents: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
+        """Forward and backward of a student."""
+        latents = self.latents if latents is None else latents
+        with torch.autocast(self.models.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            output = self.call(student, latents)
+        output.float().square().mean().backward()
+        for parameter in student.parameters():
+            parameter.grad = None
+
+
+@torch.no_grad()
+def _teacher(b: Bench) -> Pair:
+    def twice() -> None:
+        with torch.no_grad():
+            b.call(b.models.unet, b.latents)
+            b.call(b.models.unet, b.latents)
+
+    def once() -> None:
+        with torch.no_grad():
+            b.call(b.models.unet, b.latents, repeat=2)
+
+    return twice, once
+
+
+def _cached(b: Bench) -> Pair:
+    def read() -> None:
+        encode(b.models, b.subject.cached.load(0)[0])
+
+    def make() -> None:
+        with torch.no_grad():
+            encode(b.models, b.batch)
+
+    return make, read
+
+
+def _thirds(b: Bench) -> Pair:
+    latents = torch.cat([b.latents] * 3)
+
+    def decode(parts: int) -> None:
+        with torch.no_grad():
+            for part in latents.chunk(parts):
+                decode_images(b.models.vae, part)
+
+    return lambda: decode(1), lambda: decode(3)
+
+
+def _text(encode_text: Callable[[Tensor], Tensor], tokenizer: Any, b: Bench, calls: int) -> Pair:
+    tokens = tokenizer(b.batch.prompts).to(b.models.device)
+
+    def encode_times(number: int) -> None:
+        with torch.no_grad():
+            for _ in range(number):
+                encode_text(tokens)
+
+    return lambda: encode_times(calls), lambda: encode_times(1)
+
+
+def _expert_text(b: Bench) -> Pair:
+    expert: Any = b.trainer.expert
+    return _text(expert.model.encode_text, expert.tokenizer, b, 3)
+
+
+def _proxy_text(b: Bench) -> Pair:
+    proxy: Any = b.trainer.proxy
+    return _text(proxy.clip.encode_text, proxy.tokenizer, b, 2)
+
+
+def _adamw(b: Bench) -> Pair:
+    def steps(fused: bool) -> Callable[[], Any]:
+        parameters = [nn.Parameter(p.detach().clone()) for p in b.trainer.student.parameters()]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        return torch.optim.AdamW(parameters, lr=1e-9, foreach=False, fused=fused).step
+
+    return steps(False), steps(True)
+
+
+def _ema(b: Bench) -> Pair:
+    return b.plain.average, lambda: ema_update(b.trainer.target, b.trainer.student, 0.95)
+
+
+def _channels_last(b: Bench) -> Pair:
+    student = copy.deepcopy(b.trainer.student).to(memory_format=torch.channels_last)
+    latents = b.latents.to(memory_format=torch.channels_last)
+    return lambda: b.learn(b.trainer.student), lambda: b.learn(student, latents)
+
+
+def _bfloat16(b: Bench) -> Pair:
+    return lambda: b.learn(b.trainer.student), lambda: b.learn(b.trainer.student, dtype=torch.bfloat16)
+
+
+def _compiled(b: Bench) -> Pair:
+    student = copy.deepcopy(b.trainer.student)
+    student.compile()
+    return lambda: b.learn(b.trainer.student), lambda: b.learn(student)
+
+
+LEVERS = {
+    "one teacher pass": Lever(True, True, _teacher),
+    "latents cached": Lever(True, True, _cached),
+    "decode in thirds": Lever(True, True, _thirds),
+    "reward text kept": Lever(True, True, _expert_text),
+    "proxy text kept": Lever(True, True, _proxy_text),
+    "fused AdamW": Lever(True, True, _adamw),
+    "foreach EMA": Lever(True, True, _ema),
+    "channels last": Lever(False, True, _channels_last),
+    "bfloat16": Lever(False, False, _bfloat16),
+    "compile": Lever(False, True, _compiled),
+}
+
+
+def measure(subject: Subject, names: list[str], rounds: int) -> list[dict[str, Any]]:
+    """A row per lever; ``step_share`` is the time saved as a share of one plain step.
+
+    Args:
+        subject: of LRM.
+        names: of :data:`LEVERS`.
+        rounds: how often each is timed.
+    """
+    bench, clock = Bench(subject), Clock(subject.trainer.models.device)
+
+    def plain() -> None:
+        bench.plain(subject.direct.load(0)[0], PlainDraws(bench.size, bench.models.device))
+
+    steps = alternate({"plain": plain}, max(2, rounds // 2), clock)["plain"]
+    return [_row(name, bench, clock, rounds, Spread.of(steps).median) for name in names]
+
+
+def _row(name: str, bench: Bench, clock: Clock, rounds: int, plain_sec: float) -> dict[str, Any]:
+    lever = LEVERS[name]
+    row: dict[str, Any] = {"lever": name, "kept": lever.kept, "exact": lever.exact}
+    if name == "compile" and not _has_compiler(bench.models.device):
+        return row | {"not_measured": "no C++ compiler on this machine"}
+    without, with_it = lever.make(bench)
+    start = time.perf_counter()
+    with_it()
+    first = clock.seconds(with_it) if name != "compile" else time.perf_counter() - start
+    seconds = alternate({"without": without, "with": with_it}, rounds, clock)
+    spreads = {key: Spread.of(values) for key, values in seconds.items()}
+    return row | {
+        "without_sec": spreads["without"].to_json(),
+        "with_sec": spreads["with"].to_json(),
+        "gain": ratio(seconds["without"], seconds["with"]).to_json(),
+        "step_share": (spreads["without"].median - spreads["with"].median) / plain_sec,
+        "first_call_sec": first,
+    }
+
+
+def _has_compiler(device: torch.device) -> bool:
+    return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))

@@ -1,0 +1,136 @@
+"""The targets of the page: what was aimed at and what the result files say, or that it was not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Results = dict[str, dict[str, Any]]
+Found = tuple[str, bool] | None
+
+OURS, CACHED = "rgbench", "rgbench, latents cached"
+STEP_GAINS = {"lcd": 1.3, "rg_lcd": 1.5, "lrm": 1.5}
+GPU_GAIN, GPU_SHARE, GENERATION_GAIN = 1.5, 0.35, 1.3
+SHARE_OF_RATE, BUSY_COST, START_SEC, HELP_SEC = 0.5, 2.0, 15.0, 0.4
+DATA_SHARE, EVAL_TIMES, FID_TIMES = 0.9, 2.5, 1.5
+LOW_MEMORY = 0.65
+
+
+def _rows(found: Results, what: str, preset: str, device: str) -> list[dict[str, Any]]:
+    """Rows of the recipes' own settings: results with overrides are looked at where a target names them."""
+    return [
+        row
+        for content in found.values()
+        if content.get("what") == what
+        and content["preset"] == preset
+        and content["machine"]["device_type"] == device
+        and not content.get("overrides")
+        for row in content["rows"]
+    ]
+
+
+def _gain(preset: str, device: str, method: str, least: float) -> Callable[[Results], Found]:
+    """The best of our steps that a user can choose: from images, or from a latents cache."""
+
+    def find(found: Results) -> Found:
+        for row in _rows(found, "train-step", preset, device):
+            if row["method"] == method:
+                image, cached = (row["ratio_to_plain"][name]["median"] for name in (OURS, CACHED))
+                return f"{image:.2f} from images, {cached:.2f} from a latents cache", max(image, cached) >= least
+        return None
+
+    return find
+
+
+def _share(preset: str, device: str, least: float) -> Callable[[Results], Found]:
+    def find(found: Results) -> Found:
+        for row in _rows(found, "train-step", preset, device):
+            if row["method"] == "lcd":
+                share = row["steps"][OURS]["share_of_matmul_rate"]
+                return f"{100 * share:.0f} %", share >= least
+        return None
+
+    return find
+
+
+def _busy(method: str) -> Callable[[Results], Found]:
+    def find(found: Results) -> Found:
+        for row in _rows(found, "train-step", "benchtop", "cpu"):
+            if row["method"] == method and row["beside_busy_process"]:
+                times = row["beside_busy_process"]["times_idle"]["median"]
+                return f"{times:.2f}", times <= BUSY_COST
+        return None
+
+    return find
+
+
+def _figure(what: str, preset: str, device: str, read: Callable[[dict[str, Any]], Any], limit: float, least: bool,
+            unit: str = "") -> Callable[[Results], Found]:  # fmt: skip
+    """One number of the first row of a kind; ``least`` where it must be at least the limit."""
+
+    def find(found: Results) -> Found:
+        for row in _rows(found, what, preset, device):
+            value = float(read(row))
+            return f"{value:.2f}{unit}", value >= limit if least else value <= limit
+        return None
+
+    return find
+
+
+def _low_memory(method: str) -> Callable[[Results], Found]:
+    def find(found: Results) -> Found:
+        for content in found.values():
+            if content.get("what") != "train-step" or "low-memory" not in content["command"]:
+                continue
+            for row in content["rows"]:
+                if row["method"] == method and content["machine"]["device_type"] == "cuda":
+                    peaks = row["peak_memory"]
+                    share = peaks[OURS]["bytes"] / peaks["plain"]["bytes"]
+                    return f"{share:.2f}", share <= LOW_MEMORY
+        return None
+
+    return find
+
+
+def _targets() -> list[tuple[str, str, Callable[[Results], Found]]]:
+    listed = [
+        (f"{method} step on the CPU, benchtop, × plain", f"≥ {least}", _gain("benchtop", "cpu", method, least))
+        for method, least in STEP_GAINS.items()
+    ]
+    listed += [(f"{method} step beside one busy process, × its idle time", f"≤ {BUSY_COST}", _busy(method))
+               for method in STEP_GAINS]  # fmt: skip
+    listed += [
+        ("LCD step, benchtop, share of the matmul rate", "≥ 50 %", _share("benchtop", "cpu", SHARE_OF_RATE)),
+        ("`rgbench train` to the first step", f"≤ {START_SEC:g} s", _figure(
+            "start", "benchtop", "cpu", lambda r: r["train_to_first_step_sec"]["median"], START_SEC, False, " s")),
+        ("`rgbench --help`, CPU time", f"≤ {HELP_SEC} s", _figure(
+            "start", "benchtop", "cpu", lambda r: r["help_cpu_sec"]["median"], HELP_SEC, False, " s")),
+        ("webdataset decoding, × plain PIL × cores", f"≥ {DATA_SHARE}", _figure(
+            "data", "webdataset", "cpu", lambda r: r["share_of_plain_times_cores"], DATA_SHARE, True)),
+        ("benchtop evaluation with all metrics, × generation", f"≤ {EVAL_TIMES}", _figure(
+            "eval", "benchtop", "cpu", lambda r: r["times_generation"], EVAL_TIMES, False)),
+        ("Fréchet solve at d = 2048, × `eigvalsh` twice", f"≤ {FID_TIMES}", _figure(
+            "fid", "random", "cpu", lambda r: r["solve"]["times_eigvalsh_twice"]["median"], FID_TIMES, False)),
+    ]  # fmt: skip
+    listed += [
+        (f"{method} step on a GPU, SD2.1-base shape, bf16, × plain", f"≥ {GPU_GAIN}",
+         _gain("sd21-base", "cuda", method, GPU_GAIN)) for method in STEP_GAINS
+    ]  # fmt: skip
+    listed += [(f"{method} step, low-memory settings, peak × plain", f"≤ {LOW_MEMORY}", _low_memory(method))
+               for method in STEP_GAINS]  # fmt: skip
+    listed += [
+        ("LCD step on a GPU, share of the matmul rate", "≥ 35 %", _share("sd21-base", "cuda", GPU_SHARE)),
+        ("generation on a GPU, 4 steps, 512 px, × diffusers", f"≥ {GENERATION_GAIN}", _figure(
+            "generate", "sd21-base", "cuda", lambda r: r["ratio_to_plain"]["median"], GENERATION_GAIN, True)),
+    ]  # fmt: skip
+    return listed
+
+
+def targets(found: Results) -> str:
+    """A Markdown table: target, what was measured, whether it holds."""
+    lines = ["| | target | measured | |", "| --- | --- | --- | --- |"]
+    for name, limit, find in _targets():
+        value = find(found)
+        shown, mark = ("not measured", "") if value is None else (value[0], "holds" if value[1] else "**misses**")
+        lines.append(f"| {name} | {limit} | {shown} | {mark} |")
+    return "\n".join(lines) + "\n"

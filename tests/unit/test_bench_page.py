@@ -1,0 +1,100 @@
+"""The page holds what the files say, and says so where they say nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rgbench.bench.page import page
+from rgbench.cli import app
+from tests.conftest import ROOT
+
+MACHINE = {"device": "a CPU", "device_type": "cpu", "threads": 2, "cores": 2, "versions": {"torch": "2.15"}}
+
+
+def value(median: float) -> dict:
+    return {"median": median, "low": median * 0.9, "high": median * 1.1, "num": 3}
+
+
+def step(seconds: float) -> dict:
+    return {"seconds": value(seconds), "images_per_sec": 32 / seconds, "flops": 46e9, "bytes": 3e9, "operators": 9,
+            "floor_arithmetic_sec": 0.45, "floor_traffic_sec": 0.3, "share_of_matmul_rate": 0.45 / seconds,
+            "share_of_floor": 0.45 / seconds}  # fmt: skip
+
+
+def write(folder: Path, name: str, **content) -> None:
+    head = {"schema_version": 1, "command": f"rgbench bench {name}", "machine": MACHINE}
+    (folder / f"{name}.json").write_text(json.dumps(head | content))
+
+
+def train_step(folder: Path, ratio: float, overrides: list[str] | None = None, name: str = "train-step-x") -> None:
+    steps = {"plain": step(1.0), "rgbench": step(0.5), "rgbench, latents cached": step(0.4)}
+    row = {
+        "method": "lcd", "weights": "shipped", "batch_size": 32, "dtype": "float32", "resolution": 64, "square": 9,
+        "matmul_flop_per_sec": value(1e11), "copy_bytes_per_sec": value(1e10), "steps": steps,
+        "shapes": {"flop_per_sec": 8e10, "share_covered": 0.9, "num": 3, "heaviest": []},
+        "ratio_to_plain": {"rgbench": value(ratio), "rgbench, latents cached": value(ratio)},
+        "peak_memory": {name: {"bytes": 2**30, "what": "RSS"} for name in steps},
+        "beside_busy_process": {"idle_sec": value(0.5), "busy_sec": value(0.75), "times_idle": value(1.5)},
+        "parts": {"teacher": 0.3, "student": 0.1},
+    }  # fmt: skip
+    write(folder, name, what="train-step", preset="benchtop", overrides=overrides or [], rounds=3, rows=[row])
+
+
+def test_nothing_measured_is_said(tmp_path):
+    text = page(tmp_path)
+    assert text.count("not measured") >= 20 and "holds" not in text and "was not counted" in text
+
+
+def test_figures_are_the_files(tmp_path):
+    train_step(tmp_path, 1.4)
+    text = page(tmp_path)
+    line = "| lcd step on the CPU, benchtop, × plain | ≥ 1.3 | 1.40 from images, 1.40 from a latents cache | holds |"
+    assert line in text
+    assert "| LCD step, benchtop, share of the matmul rate | ≥ 50 % | 90 % | holds |" in text
+    assert "| lcd | rgbench | 0.500 [0.450, 0.550] | 1.40 [1.26, 1.54] | 64.0 |" in text
+    assert "| teacher | 0.300 s, 75.0 % |" in text and "`rgbench bench train-step-x`" in text
+    assert "| lcd step beside one busy process, × its idle time | ≤ 2.0 | 1.50 | holds |" in text
+
+
+def test_a_miss_is_called_one(tmp_path):
+    train_step(tmp_path, 1.1)
+    assert "1.10 from images, 1.10 from a latents cache | **misses** |" in page(tmp_path)
+
+
+def test_settings_of_ones_own_meet_no_target(tmp_path):
+    train_step(tmp_path, 9.0, ["train.batch_size=8"], "train-step-batch8")
+    text = page(tmp_path)
+    assert "9.00 from images" not in text and "train.batch_size=8" in text
+
+
+def test_full_size_costs_follow_from_the_count(tmp_path):
+    row = {"method": "lcd", "batch_size": 16, "dtype": "bfloat16", "resolution": 512, "student_parameters": 10**9,
+           "proxy_parameters_learning": 0,
+           "steps": {"plain": {"flops": 98.9e12, "bytes": 1, "operators": 1},
+                     "rgbench": {"flops": 49.45e12, "bytes": 1, "operators": 1}}}  # fmt: skip
+    made = {"method": "generate", "steps_per_image": 4, "resolution": 512, "flops": 3.6e12}
+    write(tmp_path, "count-x", what="count", preset="sd21-base", overrides=[], rows=[row, made])
+    text = page(tmp_path)
+    assert "| lcd | 16 | 98.9 | 49.5 | 3.09 | 1000 M | 0.050 |" in text
+    # 4 GB of gradients, 2·63/64 of them sent at 50 GB/s, beside 0.05 s / 0.45 of arithmetic
+    assert "sends 7.88 GB from each GPU, 0.16 s" in text and "59 % of a step" in text
+    # a million images of 3.6 TFLOP at 35 % of 989 TFLOP/s
+    assert "2.9 GPU hours" in text
+
+
+def test_the_committed_page_is_the_files(tmp_path):
+    committed = ROOT / "docs" / "performance.md"
+    words = ["bench", "table", str(ROOT / "results" / "bench"), "--out"]
+    assert CliRunner().invoke(app, [*words, str(committed), "--check"]).exit_code == 0
+    other = tmp_path / "page.md"
+    other.write_text("another")
+    assert CliRunner().invoke(app, [*words, str(other), "--check"]).exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["train-step", "levers", "generate", "eval", "fid", "data", "start", "count", "table"])
+def test_every_verb_has_help(name):
+    assert CliRunner().invoke(app, ["bench", name, "--help"]).exit_code == 0
