@@ -8,22 +8,18 @@ from typing import Any
 
 import torch
 
+from rgbench.bench.generate import plain_pipeline, untrained_student
 from rgbench.evaluation.api import default_metrics, evaluate
 from rgbench.evaluation.results import load_results
 from rgbench.models import load_models
-from rgbench.trainers.export import export_pipeline
-from rgbench.trainers.lcd import LCD
-from rgbench.trainers.recipe import load_recipe
 
 GUIDANCE = 5.0
 
 
 def save_student(folder: Path) -> Path:
     """The benchtop's student before its first step, as a pipeline folder."""
-    recipe = load_recipe("lcd")
-    models = load_models(recipe.model.teacher_folder(), "cpu", torch.float32)
-    meta = {"name": "untrained", "teacher": {"sha256": models.weights_sha256, "preset": "benchtop", "path": ""}}
-    export_pipeline(LCD(recipe, models), recipe, meta | {"rewards": [], "step": 0, "steps": 0}, folder)
+    models = load_models("benchtop", "cpu", torch.float32)
+    plain_pipeline(untrained_student(models)).save_pretrained(folder)
     return folder
 
 

@@ -49,11 +49,11 @@ def plain_pipeline(models: DiffusionModels) -> LatentConsistencyModelPipeline:
     return pipeline
 
 
-def _betas(models: DiffusionModels) -> Any:
+def _betas(models: DiffusionModels) -> list[float]:
     """β of ᾱ, so that both have one schedule."""
     cumprod = models.alphas_cumprod.double().cpu()
     before = torch.cat([torch.ones(1, dtype=torch.float64), cumprod[:-1]])
-    return (1 - cumprod / before).numpy()
+    return (1 - cumprod / before).tolist()
 
 
 def measure(models: DiffusionModels, *, batch_size: int, steps: int, guidance: float, rounds: int) -> dict[str, Any]:

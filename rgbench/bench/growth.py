@@ -133,7 +133,7 @@ def _evaluation(count: dict[str, Any], found: Results) -> str:
         f"- Fréchet distance: moments of {FEATURES} features are {memory / 2**20:.0f} MiB whatever the number of images"
         + (f"; gathering them takes {gathering / rate:.0f} s at this CPU's measured matmul rate" if rate else "")
         + (f"; the solve {fid['rows'][0]['solve']['seconds']['rgbench']['median']:.1f} s, once" if fid else "")
-        + f". The rows themselves, kept for the interval, are {4 * NUM_IMAGES * FEATURES / 1e9:.1f} GB in float32."
+        + f". The rows themselves, kept on disk for the interval, are {4 * NUM_IMAGES * FEATURES / 1e9:.1f} GB."
     )
     lines.append(
         f"- Precision and recall compare all pairs: {distances / 1e15:.1f} PFLOP"
