@@ -139,7 +139,7 @@ def test_mixed_precision_trains_float32_weights(folder, tmp_path, dtype):
     mixed.updater.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, enabled=dtype == "float16")
     wanted, found = (torch.cat([g.flatten() for g in gradients(loop)]) for loop in (plain, mixed))
     error = (wanted - found).norm() / wanted.norm()
-    assert 1e-5 < error < 0.2, "another arithmetic, and the same gradient"
+    assert 1e-5 < error < 0.5, "another arithmetic, and the same gradient; 0.24 without AVX2"
     run_to_end(mixed)
     assert all(value.dtype == torch.float32 for value in mixed.trainer.student.state_dict().values())
     assert (tmp_path / "mixed" / "samples" / "step-00000003.png").is_file()
