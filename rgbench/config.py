@@ -16,6 +16,7 @@ from rgbench.strict_yaml import MAX_BYTES, MAX_DEPTH, load_yaml, parse_value
 
 __all__ = ["Section", "apply_overrides", "find_recipe", "load_yaml", "packaged_recipes", "validate"]
 
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _YAML_11_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
 
 M = TypeVar("M")
@@ -157,6 +158,8 @@ def _explain(fault: Mapping[str, Any], known: set[str]) -> str:
         message += f"; {suggest(given, _quoted(context))}"
     if kind.startswith("bool") and str(given).lower() in _YAML_11_BOOLEANS:
         message += "; write true or false"
+    if kind in ("float_type", "int_type") and isinstance(given, str) and _NUMBER.fullmatch(given):
+        message += "; write it without quotes"
     return message
 
 

@@ -181,6 +181,13 @@ def test_errors_name_file_line_key_and_remedy(tmp_path: Path, text: str, said: s
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(("text", "hint"), [('"1e-4"', True), ("'3'", True), ("fast", False), ('"1e-4x"', False)])
+def test_a_number_in_quotes_is_recognised(tmp_path: Path, text: str, hint: bool) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, f"kind: alpha\nalpha:\n  lr: {text}\n")
+    assert str(caught.value).startswith("r.yaml:3:alpha.lr: ") and ("without quotes" in str(caught.value)) is hint
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
