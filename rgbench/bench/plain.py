@@ -211,7 +211,7 @@ class PlainStep:
     def _expert(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Cosines (B,); image and text are encoded at every call."""
         expert: Any = self.trainer.expert  # type: ignore[attr-defined]
-        image = F.normalize(expert.model.encode_image(expert.preprocess(images)), dim=-1)
+        image = F.normalize(expert.model.encode_image(expert.preprocess(images.to(expert.dtype))), dim=-1)
         tokens = expert.tokenizer(prompts).to(images.device)
         text = F.normalize(expert.model.encode_text(tokens), dim=-1)
         return (image * text).sum(-1)
