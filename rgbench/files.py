@@ -177,6 +177,17 @@ def load_torchscript(path: Path) -> Any:
         raise UsageError(f"{path}: not a TorchScript file ({first}); fetch it again") from error
 
 
+def read_image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, from its header; a UsageError where it has none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return image.size
+    except (*_PIL_ERRORS, Image.DecompressionBombError) as error:  # type: ignore[misc]
+        raise UsageError(f"{path}: not a readable PNG, JPEG, WebP or BMP image ({error})") from error
+
+
 def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS, exact: bool = False) -> Image:
     """Decode one image to 8-bit RGB. The EXIF orientation is not applied; of an animation, the first frame.
 

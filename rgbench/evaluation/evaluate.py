@@ -48,6 +48,7 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
     """
     source = _open(target, job)
     target = _in_its_world(target, source)
+    job.compared.check_side(source.resolution)
     folder = generation_folder(job.results, target.world, target.name, source.generation)
     rows = FeatureRows(len(job.prompts), job.compared.features.network.num_features)
     context = _context(target, source, rows, job)

@@ -17,6 +17,8 @@ from rgbench.metrics.protocols import PROTOCOLS, SetProtocol
 from rgbench.metrics.real_images import ReferenceFolder
 from rgbench.metrics.reference import ReferenceScenes, Track
 
+OWN_FOLDER = "folder"
+
 
 @dataclass(frozen=True)
 class SetComparison:
@@ -31,6 +33,16 @@ class SetComparison:
     features: FeatureSet
     named: str | None = None
     departures: tuple[str, ...] = ()
+
+    def check_side(self, side: int) -> None:
+        """Whether generated images of ``side`` pixels can be compared; a named protocol resizes both sides itself.
+
+        Raises:
+            UsageError: a folder of one's own holds images of another size.
+        """
+        if self.named == OWN_FOLDER:
+            assert isinstance(self.features.reference, ReferenceFolder)
+            self.features.reference.require_side(side)
 
 
 def settle_comparison(
@@ -74,7 +86,7 @@ def settle_comparison(
     folder = ReferenceFolder(reference, scenes.cache, track)
     if protocol is None:
         say(f"reference: {reference}: {len(folder):,} images, sha256 {folder.content[:16]}")
-        return SetComparison(FeatureSet(folder, EffLite0Network(device)), "folder")
+        return SetComparison(FeatureSet(folder, EffLite0Network(device)), OWN_FOLDER)
     network = InceptionNetwork(find_inception(inception), protocol.crop, device)
     departures = _departures(protocol, prompts, len(folder))
     say(f"{protocol.name}: {protocol.about}")

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from rgbench.errors import UsageError
-from rgbench.files import open_image, read_json, sha256_file, write_json_atomic, write_text_atomic
+from rgbench.files import open_image, read_image_size, read_json, sha256_file, write_json_atomic, write_text_atomic
 from rgbench.metrics.features import FeatureNetwork
 from rgbench.metrics.reference import BATCH, Track, from_uint8, untracked
 from rgbench.process import available_cores
 
+NUM_NAMED = 5  # of the files at fault, in a message
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -87,6 +88,27 @@ class ReferenceFolder:
         """
         if len(self) < num:
             raise UsageError(f"{self.folder}: metric {metric} needs at least {num} reference images, not {len(self)}")
+
+    def require_side(self, side: int) -> None:
+        """Check that all images are of the generated ones' size: resizing one side alone moves every frequency of it.
+
+        Args:
+            side: of the generated images, in pixels.
+
+        Raises:
+            UsageError: some are not; the first are named.
+        """
+        with ThreadPoolExecutor(available_cores()) as pool:
+            sizes = list(pool.map(read_image_size, self.files))
+        others = [
+            f"{path.name} {w}×{h}" for path, (w, h) in zip(self.files, sizes, strict=True) if (w, h) != (side, side)
+        ]
+        if others:
+            listed = ", ".join(others[:NUM_NAMED]) + (", …" if len(others) > NUM_NAMED else "")
+            raise UsageError(
+                f"{self.folder}: {len(others):,} of {len(self):,} reference images are not {side}×{side} as the "
+                f"generated ones are ({listed}); resize them first, or name a --protocol, which resizes both sides"
+            )
 
     def inputs(self, network: FeatureNetwork) -> Iterator[tuple[Tensor, int]]:
         """Batches of a network's inputs, in order.

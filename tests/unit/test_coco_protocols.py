@@ -65,6 +65,11 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def resize_all(folder: str) -> None:
+    for path in Path(folder).iterdir():
+        Image.open(path).resize((32, 32)).save(path)
+
+
 def run(metrics: list[str], **options) -> dict:
     given = {"prompts": "captions_val2017.json", "device": "cpu", "keep_images": 0}
     evaluate(["made"], metrics, **{**given, **options})
@@ -105,6 +110,10 @@ def test_the_native_crop_is_another_column_for_another_resolution(place):
 
 
 def test_a_folder_of_ones_own_without_inception(place):
+    with pytest.raises(UsageError, match=r"real: 4 of 4 reference images are not 32×32 .*00000\.png 40×30"):
+        run(["kid"], reference=Path("real"))
+    assert not list(Path("results").glob("*/*/*/*.json")), "nothing was measured"
+    resize_all("real")
     found = run(["kid"], reference=Path("real"))["kd_efflite0"]
     assert found.metric.label == "KD-EffLite0 ×1000" and found.protocol.id.startswith("folder-") and not found.flags
     assert found.protocol.fields["reference"]["kind"] == "folder of images"
@@ -132,6 +141,7 @@ def test_what_is_missing_is_named_before_any_image(place, options, message):
 
 
 def test_a_damaged_reference_image_is_named(place):
+    resize_all("real")
     Path("real/00001.png").write_bytes(Path("real/00001.png").read_bytes()[:50])
     with pytest.raises(UsageError, match="00001.png: not a readable"):
         run(["kid"], reference=Path("real"))
