@@ -12,7 +12,7 @@ OURS, CACHED = "rgbench", "rgbench, latents cached"
 STEP_GAINS = {"lcd": 1.3, "rg_lcd": 1.5, "lrm": 1.5}
 GPU_GAIN, GPU_SHARE, GENERATION_GAIN = 1.5, 0.35, 1.3
 SHARE_OF_RATE, BUSY_COST, START_SEC, HELP_SEC = 0.5, 2.0, 15.0, 0.4
-DATA_SHARE, EVAL_TIMES, FID_TIMES = 0.9, 2.5, 1.5
+DATA_SHARE, EVAL_TIMES, FID_TIMES = 0.9, 2.5, 1.0
 LOW_MEMORY = 0.65
 
 
