@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 def fresh(code: str, **environment: str) -> str:
     """Output of code in a process that has neither torch nor OpenMP settings."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "GOMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**kept, "PYTHONPATH": str(ROOT), **environment},
