@@ -189,15 +189,19 @@ def _with_gain(worse: list[str], better: list[str]) -> Weighing:
 
 
 def _caution(row: Row, base: Row) -> str:
-    seeds = min(len(row.members), len(base.members))
+    own, others = len(row.members), len(base.members)
+    seeds = min(own, others)
+    counted = f"{own} training seeds each" if own == others else f"{own} against {others} training seeds"
     if seeds >= MIN_SEEDS:
-        return f"{seeds} training seeds each, paired by seed."
-    if seeds == 1:
+        return f"{counted}, paired by seed."
+    if own == others == 1:
         return (
             "One training seed each: the intervals cover the images drawn, not the luck of training, "
             "so this describes these two runs and not yet the two methods."
         )
-    return f"{seeds} training seeds each, fewer than the {MIN_SEEDS} that a claim about the methods needs."
+    if seeds == 1:
+        return f"{counted}: a single run on one side, so this does not yet describe the two methods."
+    return f"{counted}, fewer than the {MIN_SEEDS} that a claim about the methods needs."
 
 
 def _join(families: list[str]) -> str:

@@ -63,6 +63,24 @@ def test_without_a_gain_in_reward_nothing_is_called_over_optimisation(tmp_path, 
     assert ("over-optimisation" in reading.weighing + reading.label) == (label == "reads like over-optimisation")
 
 
+@pytest.mark.parametrize(
+    ("own", "others", "said"),
+    [
+        (1, 1, "One training seed each"),
+        (1, 3, "1 against 3 training seeds: a single run on one side"),
+        (3, 3, "3 training seeds each, fewer than the 6"),
+        (2, 3, "2 against 3 training seeds, fewer than the 6"),
+        (6, 7, "6 against 7 training seeds, paired by seed"),
+    ],
+)
+def test_words_count_the_training_seeds_of_both_sides(tmp_path, own, others, said):
+    for method, num in (("rg_lcd", own), ("lcd", others)):
+        for seed in range(num):
+            write_model(tmp_path, method, seed, metrics=("hps_aa1",), num=8)
+    (reading,) = readings(gather(tmp_path)[0])
+    assert said in reading.weighing
+
+
 def test_a_reward_that_rose_says_on_how_many_images(seeds):
     fact = readings(seeds)[0].facts[0]
     assert re.search(r"^HPS aa1 \(trained on, †\): rose .*, higher on 100 % of the images\.$", fact), fact
