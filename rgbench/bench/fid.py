@@ -24,7 +24,7 @@ DIM = 2048
 CPU = torch.device("cpu")
 
 
-class _Inception(torch.nn.Module):
+class RandomInception(torch.nn.Module):
     """The published file's layout with random weights at He's scale, so that features do not die out."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ def end_to_end(folder: Path, *, num: int, side: int, device: str, rounds: int) -
     images.mkdir()
     torch.manual_seed(0)
     with torch.no_grad():
-        torch.jit.trace(_Inception().eval(), torch.zeros(1, 3, 299, 299), check_trace=False).save(files)
+        torch.jit.trace(RandomInception().eval(), torch.zeros(1, 3, 299, 299), check_trace=False).save(files)
     pixels = _write_images(images, num, side)
     place = torch.device(device)
     theirs_network = InceptionV3W(str(folder), download=False).eval().to(place)

@@ -10,9 +10,9 @@ import torch
 from cleanfid.fid import get_folder_features
 from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
-from torchvision.models import inception_v3
 from torchvision.transforms.functional import center_crop
 
+from rgbench.bench.fid import RandomInception
 from rgbench.errors import UsageError
 from rgbench.metrics import inception as module
 from rgbench.metrics.features import FeatureSet
@@ -23,28 +23,12 @@ from rgbench.metrics.reference import from_uint8
 CPU = torch.device("cpu")
 
 
-class Base(torch.nn.Module):
-    """The layout of the real file: the network without its resize under ``layers``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = inception_v3(weights=None, aux_logits=False, init_weights=False)
-        self.layers.fc = torch.nn.Identity()
-        with torch.no_grad():
-            for layer in self.layers.modules():
-                if isinstance(layer, torch.nn.Conv2d):
-                    layer.weight.mul_(6**0.5)  # from torch's default to He's scale, so that the signal does not die out
-
-    def forward(self, x):
-        return self.layers(x)
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("inception") / FILE
     with torch.no_grad():
-        torch.jit.trace(Base().eval(), torch.zeros(1, 3, 299, 299), check_trace=False).save(path)
+        torch.jit.trace(RandomInception().eval(), torch.zeros(1, 3, 299, 299), check_trace=False).save(path)
     return path
 
 
