@@ -209,6 +209,23 @@ def start(
 
 
 @bench_app.command()
+def whole(
+    subject: Annotated[str, typer.Argument(help="A recipe such as lrm, or demo for `make demo`.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The recipe's settings, or make's variables.")
+    ] = None,
+    out: OutOption = DEFAULT_OUT,
+    tag: TagOption = None,
+    json: JsonOption = False,
+) -> None:
+    """A recipe, or the demo, from its command to its last file, by stage."""
+    place = ready(Device.auto)  # which the commands take too
+    from rgbench.bench import api
+
+    _finish(api.whole_run(subject=subject, settings=overrides or []), out, place, tag, json)
+
+
+@bench_app.command()
 def table(
     results: Annotated[Path, typer.Argument(help="Folder of the result files.")] = DEFAULT_OUT,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/performance.md"),

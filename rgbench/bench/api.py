@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rgbench.bench import counted, document, evaluation, fid, generate, levers, start
+from rgbench.bench import counted, document, evaluation, fid, generate, levers, start, whole
 from rgbench.bench import data as data_rates
 from rgbench.bench import train_step as train_steps
 from rgbench.bench.machine import DTYPES, Machine, describe
@@ -116,6 +116,18 @@ def startup(*, device: str, rounds: int) -> dict[str, Any]:
     with _folder() as folder:
         row = start.measure(folder, device, rounds)
     return {"what": "start", "preset": "benchtop", "rounds": rounds, "rows": [row]}
+
+
+def whole_run(*, subject: str, settings: list[str]) -> dict[str, Any]:
+    """Measure a recipe or the demo from its command to its last file.
+
+    Raises:
+        UsageError: no such recipe, or a demo outside the source folder.
+        RgbenchError: it failed.
+    """
+    with _folder() as folder:
+        row = whole.measure(subject, folder, settings)
+    return {"what": "whole", "preset": subject.replace("/", "-"), "overrides": settings, "rows": [row]}
 
 
 def counts(

@@ -55,6 +55,7 @@ def page(folder: Path) -> str:
         ("fid", _fid),
         ("data", _data),
         ("start", _start),
+        ("whole", _whole),
     ):
         for content in _of(found, what):
             sections += [render(content)]
@@ -224,4 +225,16 @@ def _start(content: dict[str, Any]) -> str:
         _head("Start-up", content),
         f"`rgbench train` to its first step: {spread(row['train_to_first_step_sec'], 1)} s. "
         f"`rgbench --help`: {spread(row['help_cpu_sec'])} s of CPU time.\n",
+    ])  # fmt: skip
+
+
+def _whole(content: dict[str, Any]) -> str:
+    row = content["rows"][0]
+    title = "`make demo`" if row["subject"] == "demo" else f"`rgbench train {row['subject']}`"
+    body = [(name, f"{seconds:.1f}") for name, seconds in row["stages"].items()]
+    return "\n".join([
+        _head(f"{title} from its command to its last file", content),
+        "In an empty folder with empty caches, in fresh processes, after `make install`.\n",
+        rows(("stage", "seconds"), [*body, ("**together**", f"{row['seconds']:.1f}")]),
+        f"{row['cpu_sec']:.0f} s of CPU time; the largest process took {row['peak_rss_bytes'] / 2**30:.2f} GiB.\n",
     ])  # fmt: skip

@@ -86,6 +86,23 @@ def test_full_size_costs_follow_from_the_count(tmp_path):
     assert "2.9 GPU hours" in text
 
 
+def whole(folder: Path, subject: str, seconds: float, overrides: list[str]) -> None:
+    row = {"subject": subject, "seconds": seconds, "cpu_sec": 99.0, "peak_rss_bytes": 2**30,
+           "stages": {"start": 4.0, "end": seconds - 4.0}}  # fmt: skip
+    write(folder, f"whole-{subject}", what="whole", preset=subject, overrides=overrides, rows=[row])
+
+
+def test_whole_runs_have_their_limits(tmp_path):
+    whole(tmp_path, "lrm", 301.0, [])
+    whole(tmp_path, "demo", 301.0, [])
+    text = page(tmp_path)
+    assert "| `recipes/lrm.yaml` whole | ≤ 300 s | 301.00 s | **misses** |" in text
+    assert "| `make demo` after install | ≤ 720 s | 301.00 s | holds |" in text
+    assert "| start | 4.0 |" in text and "| **together** | 301.0 |" in text and "took 1.00 GiB" in text
+    whole(tmp_path, "demo", 1.0, ["DEMO_NUM=8"])
+    assert "| `make demo` after install | ≤ 720 s | not measured |" in page(tmp_path)
+
+
 def test_the_committed_page_is_the_files(tmp_path):
     committed = ROOT / "docs" / "performance.md"
     words = ["bench", "table", str(ROOT / "results" / "bench"), "--out"]
@@ -95,6 +112,8 @@ def test_the_committed_page_is_the_files(tmp_path):
     assert CliRunner().invoke(app, [*words, str(other), "--check"]).exit_code == 1
 
 
-@pytest.mark.parametrize("name", ["train-step", "levers", "generate", "eval", "fid", "data", "start", "count", "table"])
+@pytest.mark.parametrize(
+    "name", ["train-step", "levers", "generate", "eval", "fid", "data", "start", "count", "whole", "table"]
+)
 def test_every_verb_has_help(name):
     assert CliRunner().invoke(app, ["bench", name, "--help"]).exit_code == 0
