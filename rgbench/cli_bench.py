@@ -139,19 +139,25 @@ def generate(
 
 @bench_app.command(name="eval")
 def evaluation(
-    num: Annotated[int, typer.Option(min=2, help="Images.")] = 512,
-    metric: Annotated[list[str] | None, typer.Option(help="Like fid,hps; all that fit by default.")] = None,
+    preset: PresetOption = "benchtop",
+    num: Annotated[int, typer.Option(min=2, help="Images; of sd21-base also half as many.")] = 512,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Like fid,hps; all that fit by default; of sd21-base fid,kid,hps.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the networks that make sd21-base's images.")] = "bfloat16",
     rounds: RoundsOption = 1,
     device: DeviceOption = Device.auto,
     out: OutOption = DEFAULT_OUT,
     tag: TagOption = None,
     json: JsonOption = False,
 ) -> None:
-    """One evaluation with all metrics, beside the generation in it."""
+    """One evaluation beside the generation in it: the benchtop's with all metrics, a full-size one for 30,000."""
     place = ready(device)
     from rgbench.bench import api
 
-    measured = api.evaluation_share(num=num, metrics=split_names(metric), device=place, rounds=rounds)
+    measured = api.evaluation_share(
+        preset=preset, num=num, metrics=split_names(metric), device=place, dtype=dtype, rounds=rounds
+    )
     _finish(measured, out, place, tag, json)
 
 
@@ -223,6 +229,15 @@ def whole(
     from rgbench.bench import api
 
     _finish(api.whole_run(subject=subject, settings=overrides or []), out, place, tag, json)
+
+
+@bench_app.command()
+def gpu(device: DeviceOption = Device.cuda, out: OutOption = DEFAULT_OUT) -> None:
+    """All that needs a GPU, one after the other: SD2.1-base's shape with random weights, nothing to download."""
+    place = ready(device)
+    from rgbench.bench.on_gpu import COMMANDS, run_all
+
+    run_all(COMMANDS, out, place, _say)
 
 
 @bench_app.command()

@@ -86,11 +86,25 @@ def generation(
     return {"what": "generate", "preset": preset, "rounds": rounds, "rows": [row]}
 
 
-def evaluation_share(*, num: int, metrics: list[str], device: str, rounds: int) -> dict[str, Any]:
-    """Measure an evaluation with all metrics beside the generation in it, on the benchtop."""
+def evaluation_share(
+    *, preset: str, num: int, metrics: list[str], device: str, dtype: str, rounds: int
+) -> dict[str, Any]:
+    """Measure an evaluation beside the generation in it.
+
+    Raises:
+        UsageError: an unknown preset or dtype.
+    """
+    _check_names(preset, ())
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: {suggest(dtype, DTYPES)}")
     with _folder() as folder:
-        row = evaluation.measure(folder, num=num, metrics=metrics or None, device=device, rounds=rounds)
-    return {"what": "eval", "preset": "benchtop", "rounds": rounds, "rows": [row]}
+        if preset in RANDOM:
+            row = evaluation.measure_full_size(
+                RANDOM[preset], folder, num=num, metrics=metrics or None, device=device, dtype=dtype
+            )
+        else:
+            row = evaluation.measure(folder, num=num, metrics=metrics or None, device=device, rounds=rounds)
+    return {"what": "eval", "preset": preset, "rounds": rounds, "rows": [row]}
 
 
 def frechet(*, dim: int, num: int, images: int, device: str, rounds: int) -> dict[str, Any]:

@@ -40,6 +40,14 @@ class RandomInception(torch.nn.Module):
         return self.layers(x)
 
 
+def save_inception(file: Path) -> Path:
+    """A random Inception in the published file's layout."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        torch.jit.trace(RandomInception().eval(), torch.zeros(1, 3, 299, 299), check_trace=False).save(file)
+    return file
+
+
 def solve(dim: int, num: int, rounds: int) -> dict[str, Any]:
     """Seconds of the distance from two sets' moments, and of ``numpy.linalg.eigvalsh`` of two such matrices.
 
@@ -106,10 +114,8 @@ def end_to_end(folder: Path, *, num: int, side: int, device: str, rounds: int) -
     """
     images, files = folder / "images", folder / FILE
     images.mkdir()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        torch.jit.trace(RandomInception().eval(), torch.zeros(1, 3, 299, 299), check_trace=False).save(files)
-    pixels = _write_images(images, num, side)
+    save_inception(files)
+    pixels = write_images(images, num, side)
     place = torch.device(device)
     theirs_network = InceptionV3W(str(folder), download=False).eval().to(place)
     ours_network = InceptionNetwork(files, "patch299", place)
@@ -138,7 +144,7 @@ def end_to_end(folder: Path, *, num: int, side: int, device: str, rounds: int) -
     }
 
 
-def _write_images(folder: Path, num: int, side: int) -> torch.Tensor:
+def write_images(folder: Path, num: int, side: int) -> torch.Tensor:
     """PNGs in a folder and the same as (num, 3, side, side) uint8, in the order of their names."""
     rng = np.random.default_rng(0)
     kept = []

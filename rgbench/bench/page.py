@@ -181,14 +181,20 @@ def _generate(content: dict[str, Any]) -> str:
 
 
 def _evaluation(content: dict[str, Any]) -> str:
-    body = [
-        (row["images"], f"{row['seconds']:.1f}", f"{row['generation_sec']:.1f}", f"{row['times_generation']:.2f}",
-         f"{100 * row['share_outside_generation']:.0f} %")
-        for row in content["rows"]
-    ]  # fmt: skip
+    row = content["rows"][0]
+    body = [_outside_cells(row, str(row["images"]))]
+    if "estimated" in row:
+        half = row["rounds"][0]
+        body = [_outside_cells(half, str(half["images"])), *body]
+        body.append(_outside_cells(row["estimated"], f"{row['estimated']['images']}, drawn on from both"))
     heads = ("images", "whole (s)", "generation (s)", "× generation", "outside generation")
-    named = ", ".join(content["rows"][0]["metrics"])
-    return "\n".join([_head("One evaluation with all metrics", content), f"Metrics: {named}.\n", rows(heads, body)])
+    title = f"One evaluation: {content['preset']}"
+    return "\n".join([_head(title, content), f"Metrics: {', '.join(row['metrics'])}.\n", rows(heads, body)])
+
+
+def _outside_cells(row: dict[str, Any], images: str) -> tuple[str, ...]:
+    return (images, f"{row['seconds']:.1f}", f"{row['generation_sec']:.1f}", f"{row['times_generation']:.2f}",
+            f"{100 * row['share_outside_generation']:.0f} %")  # fmt: skip
 
 
 def _fid(content: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rgbench.bench.evaluation import measure_full_size
 from rgbench.bench.machine import Machine
 from rgbench.bench.random_models import HeldImages
 from rgbench.bench.subject import make_subject, random_trainer
@@ -25,3 +26,8 @@ def test_a_step_is_measured(method, tmp_path):
     assert row["dtype"] == "bfloat16" and row["steps"][OURS]["flops"] < row["steps"][PLAIN]["flops"]
     assert {"teacher", "student", "student backward", "target", "optimiser"} <= set(row["parts"])
     assert all(0 < peak["bytes"] < 1 << 32 for peak in row["peak_memory"].values())
+
+
+def test_an_evaluation_is_split(tmp_path):
+    row = measure_full_size(TINY, tmp_path, num=8, metrics=["fid", "hps"], device="cuda", dtype="bfloat16")
+    assert 0 < row["share_outside_generation"] < 1 and row["estimated"]["images"] == 30_000

@@ -1,0 +1,65 @@
+"""What a GPU owner measures in one command: a full-size evaluation at tiny width, the commands, their targets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rgbench.bench import evaluation, on_gpu
+from rgbench.bench.page import page
+from rgbench.cli import app
+from rgbench.errors import RgbenchError
+from tests.unit.test_bench_parts import TINY
+
+
+@pytest.mark.long
+def test_an_evaluation_is_estimated_for_30000(tmp_path):
+    row = evaluation.measure_full_size(TINY, tmp_path, num=8, metrics=["fid", "hps"], device="cpu", dtype="float32")
+    half, whole = row["rounds"]
+    assert (half["images"], whole["images"], row["images"]) == (4, 8, 8)
+    assert 0 < row["share_outside_generation"] < 1
+    assert row["estimated"] == evaluation._drawn_on(half, whole, 30_000)
+
+
+def test_a_line_is_drawn_through_two_sizes():
+    half, whole = evaluation._split(100, 12.0, 5.0), evaluation._split(200, 14.0, 10.0)
+    found = evaluation._drawn_on(half, whole, 1000)
+    assert found["seconds"] == pytest.approx(30.0) and found["generation_sec"] == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize("command", on_gpu.COMMANDS, ids=" ".join)
+def test_every_command_is_one_that_rgbench_takes(command, tmp_path):
+    """Its words are understood to the last: what is refused is a device that no option names."""
+    done = CliRunner().invoke(app, [*on_gpu.words(command, tmp_path, "cuda"), "--device", "abacus"])
+    assert done.exit_code == 2 and "abacus" in done.output
+
+
+def test_one_that_fails_leaves_the_others(tmp_path):
+    said: list[str] = []
+    with pytest.raises(RgbenchError, match="1 of 2 failed, .*: rgbench bench nonsense --device cpu"):
+        on_gpu.run_all((("nonsense",), ("levers", "--help")), tmp_path, "cpu", said.append)
+    assert len(said) == 2 and said[1].startswith("[2/2] rgbench bench levers --help")
+
+
+MACHINE = {"device": "a GPU", "device_type": "cuda", "cores": 16, "threads": 16, "versions": {"torch": "2.15"}}
+
+
+def write(folder: Path, name: str, **content) -> None:
+    head = {"schema_version": 1, "command": f"rgbench bench {name}", "machine": MACHINE, "preset": "sd21-base"}
+    (folder / f"{name}.json").write_text(json.dumps(head | content))
+
+
+@pytest.mark.parametrize(("outside", "mark"), [(0.15, "holds"), (0.16, "**misses**")])
+def test_30000_images_are_held_to_their_limit(outside, mark, tmp_path):
+    times = {"images": 512, "seconds": 10.0, "generation_sec": 8.0, "times_generation": 1.25,
+             "share_outside_generation": 0.2}  # fmt: skip
+    estimated = times | {"images": 30_000, "share_outside_generation": outside}
+    row = times | {"images": 1024, "metrics": ["fid"], "rounds": [times, times], "estimated": estimated}
+    write(tmp_path, "eval", what="eval", rows=[row])
+    text = page(tmp_path)
+    shown = f"{100 * outside:.0f} %, drawn on from 512 and 1,024 images"
+    assert f"| evaluation of 30,000 images on one GPU, outside generation | ≤ 15 % | {shown} | {mark} |" in text
+    assert f"| 30000, drawn on from both | 10.0 | 8.0 | 1.25 | {100 * outside:.0f} % |" in text
