@@ -15,7 +15,7 @@ from rgbench.evaluation.logged import keep_log
 from rgbench.evaluation.on_base import load_student
 from rgbench.evaluation.partial import FOLDER, Pass
 from rgbench.evaluation.pictures import KeptImages
-from rgbench.evaluation.progress import track_images
+from rgbench.evaluation.progress import bar, track_images
 from rgbench.evaluation.record import Record, file_of, is_stored, shown
 from rgbench.evaluation.results import generation_folder
 from rgbench.evaluation.targets import Target
@@ -46,13 +46,17 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
         RgbenchError: NaN in images, features or scores; figures already stored stay.
         Interrupted: a signal; they stay likewise.
     """
-    source = _open(target, job)
+    with bar(job.progress, f"{target.name}: loading"):
+        source = _open(target, job)
     target = _in_its_world(target, source)
     job.compared.check_side(source.resolution)
     folder = generation_folder(job.results, target.world, target.name, source.generation)
     rows = FeatureRows(len(job.prompts), job.compared.features.network.num_features)
     context = _context(target, source, rows, job)
-    metrics = [(name, resolve("metric", name)(context)) for name in job.metrics]
+    metrics = []
+    for name in job.metrics:
+        with bar(job.progress, f"{name}: loading"):
+            metrics.append((name, resolve("metric", name)(context)))
     wanted = [file_of(folder, quantity) for _, metric in metrics for quantity in metric.quantities]
     pending = [pair for pair in metrics if job.force or not is_stored(folder, pair[1])]
     if len(pending) < len(metrics):
@@ -78,11 +82,10 @@ def _finish(metrics: Sequence[tuple[str, Accumulator]], record: Record, name: st
     """Store each metric's figures as soon as they are there."""
     for metric_name, metric in metrics:
         job.check_stop()
-        task = job.progress.add_task(f"{name}: {metric_name}", total=None)
-        for measurement in metric.finish():
-            record.write(measurement)
-            job.say(f"  {shown(measurement)}")
-        job.progress.remove_task(task)
+        with bar(job.progress, f"{name}: {metric_name}"):
+            for measurement in metric.finish():
+                record.write(measurement)
+                job.say(f"  {shown(measurement)}")
 
 
 def _open(target: Target, job: Job) -> ImageSource:
@@ -129,6 +132,7 @@ def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -
         judges=job.judges,
         reward_folder=_reward(target, job),
         judges_folder=JUDGES_FOLDER,
+        track=track_images(job.progress),
         trained_rewards=target.rewards,
         device=job.device,
     )

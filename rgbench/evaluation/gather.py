@@ -11,6 +11,7 @@ from rgbench.evaluation.job import ImageSource, Job
 from rgbench.evaluation.matching import named
 from rgbench.evaluation.partial import Pass
 from rgbench.evaluation.pictures import KeptImages
+from rgbench.evaluation.progress import bar, track_images
 from rgbench.evaluation.shards import WHOLE, Shard
 from rgbench.metrics.carrying import can_be_carried
 from rgbench.metrics.reference import from_uint8
@@ -66,25 +67,24 @@ def gather(gathering: Pass, source: ImageSource, kept: KeptImages, name: str, jo
 def _run_through(
     gathering: Pass, source: ImageSource, left: np.ndarray, kept: KeptImages, name: str, job: Job, savable: bool
 ) -> None:
-    task = job.progress.add_task(f"{name}: {source.label}", total=len(left))
     saved = time.monotonic()
-    for batch in source.stream(left):
-        job.check_stop()
-        kept.keep(batch)
-        images = from_uint8(batch.images).to(job.device)
-        for _, metric in gathering.metrics:
-            metric.update(images, batch.prompts, batch.positions)
-        gathering.seen[batch.positions] = True
-        job.progress.advance(task, len(batch.prompts))
-        if savable and time.monotonic() - saved > SAVE_SEC:
-            gathering.save(job.shard, job.about)
-            saved = time.monotonic()
-    job.progress.remove_task(task)
+    with bar(job.progress, f"{name}: {source.label}", len(left)) as task:
+        for batch in source.stream(left):
+            job.check_stop()
+            kept.keep(batch)
+            images = from_uint8(batch.images).to(job.device)
+            for _, metric in gathering.metrics:
+                metric.update(images, batch.prompts, batch.positions)
+            gathering.seen[batch.positions] = True
+            job.progress.advance(task, len(batch.prompts))
+            if savable and time.monotonic() - saved > SAVE_SEC:
+                gathering.save(job.shard, job.about)
+                saved = time.monotonic()
 
 
 def _merge(gathering: Pass, name: str, job: Job) -> None:
     shards = [Shard(i, job.shard.count) for i in range(1, job.shard.count + 1)]
-    for shard in shards:
+    for shard in track_images(job.progress)(shards, f"{name}: reading shards", "shards"):
         gathering.load(shard)
     absent = [str(shard) for shard in shards if not gathering.seen[shard.positions(len(gathering.seen))].all()]
     if absent:

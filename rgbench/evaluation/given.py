@@ -17,7 +17,7 @@ from rgbench.evaluation.generate import BATCH_SIZE, ImageBatch
 from rgbench.evaluation.matching import NUM_NAMED, match_images
 from rgbench.evaluation.results import Generation, identify
 from rgbench.files import open_image, sha256_file
-from rgbench.metrics.reference import Track, untracked
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.process import available_cores
 
 LOSSY = (".jpg", ".jpeg", ".webp")

@@ -26,7 +26,7 @@ from rgbench.evaluation.results import Generation, Result, load_result, write_re
 from rgbench.evaluation.validation_table import describe
 from rgbench.evaluation.verdict import MIN_SEEDS, MIN_WORSE, Figures, Judgement, judge
 from rgbench.metrics.contract import Measurement
-from rgbench.metrics.reference import Track
+from rgbench.metrics.tracking import Track
 from rgbench.rewards.contract import fingerprint_id
 
 NUM_STUDENTS = 10

@@ -15,7 +15,8 @@ from rgbench.metrics.features import FeatureSet
 from rgbench.metrics.inception import InceptionNetwork, find_inception
 from rgbench.metrics.protocols import PROTOCOLS, SetProtocol
 from rgbench.metrics.real_images import ReferenceFolder
-from rgbench.metrics.reference import ReferenceScenes, Track
+from rgbench.metrics.reference import ReferenceScenes
+from rgbench.metrics.tracking import Track
 
 OWN_FOLDER = "folder"
 

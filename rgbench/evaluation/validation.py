@@ -25,7 +25,7 @@ from rgbench.evaluation.statistics import detection_auc
 from rgbench.evaluation.validation_table import FOUND_AUC, describe, markdown
 from rgbench.files import write_json_atomic, write_text_atomic
 from rgbench.metrics.contract import Metric
-from rgbench.metrics.reference import Track, untracked
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.registry import names
 from rgbench.run import provenance
 

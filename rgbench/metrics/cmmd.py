@@ -24,7 +24,8 @@ from rgbench.files import sha256_file
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
 from rgbench.metrics.features import FeatureSet, check_finite
 from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
-from rgbench.metrics.kid import kernel_sum
+from rgbench.metrics.kid import kernel_sum, pair_sums, self_sum
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.rewards.preprocess import CLIP_MEAN, CLIP_STD
 from rgbench.rewards.transformers_clip import WEIGHTS, image_features, load_clip
 
@@ -44,18 +45,23 @@ def gaussian_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.exp(-squared.clip(min=0) / (2 * SIGMA**2))
 
 
-def cmmd(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> tuple[float, list[float]]:
+def cmmd(
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray, sum_y: float | None = None, track: Track = untracked
+) -> tuple[float, list[float]]:
     """The figure of two feature sets, and with each group of the first left out.
 
     Args:
         x: (m, d) normalised features of the evaluated images.
         y: (n, d) of the reference; may be a memory map.
         groups: (m,) group of each row of ``x``.
+        sum_y: of the kernel over all pairs of ``y``, where it is known.
+        track: shows how far it is.
     """
     parts = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
-    within = np.array([[kernel_sum(x[a], x[b], gaussian_kernel) for b in parts] for a in parts])
-    cross = np.array([kernel_sum(x[part], y, gaussian_kernel) for part in parts])
-    sizes, of_y = np.array([len(part) for part in parts]), kernel_sum(y, y, gaussian_kernel) / len(y) ** 2
+    within = pair_sums(x, parts, gaussian_kernel, track)
+    cross = np.array([kernel_sum(x[part], y, gaussian_kernel) for part in track(parts, "kernel: generated and real")])
+    sum_y = self_sum(y, gaussian_kernel, track) if sum_y is None else sum_y
+    sizes, of_y = np.array([len(part) for part in parts]), sum_y / len(y) ** 2
 
     def figure(keep: np.ndarray) -> float:
         num = sizes[keep].sum()
@@ -152,7 +158,9 @@ class CMMD:
     def finish(self) -> list[Measurement]:
         num = len(self.context.prompts)
         groups = cluster_groups(self.context.clusters(num))
-        value, left = cmmd(self.rows.T.astype(np.float64), self.features.reference_rows(), groups)
+        y, track = self.features.reference_rows(), self.context.track
+        sum_y = self.features.remember("cmmd", lambda: self_sum(y, gaussian_kernel, track))
+        value, left = cmmd(self.rows.T, y, groups, sum_y, track)
         interval = jackknife_interval(value, left)
         extra = {"num_reference": len(self.features.reference), "jackknife": left}
         return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from rgbench.errors import UsageError
+from rgbench.metrics.tracking import Track, untracked
 
 if TYPE_CHECKING:
     from rgbench.data.prompts import Prompt, PromptSet
@@ -115,6 +116,7 @@ class Context:
         named: the protocol of the set metrics, such as "coco14-30k"; None for the world's own.
         judges: weights of held-out judges by name; the published ones where there are none.
         departures: in what this evaluation is not what the named protocol asks for.
+        track: shows how far a long computation is.
     """
 
     prompts: PromptSet
@@ -130,6 +132,7 @@ class Context:
     named: str | None = None
     departures: tuple[str, ...] = ()
     judges: Mapping[str, Path] = field(default_factory=dict)
+    track: Track = untracked
 
     def protocol(self, **fields: Any) -> dict[str, Any]:
         """Protocol fields that every metric shares, and its own.

@@ -16,6 +16,7 @@ from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
 from rgbench.metrics.frechet import Gaussian, moments_of_rows, split_half_null
 from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.tracking import Track, untracked
 
 FAMILY = "set distance"
 MIN_IMAGES = 4  # two in each half of the null
@@ -49,10 +50,11 @@ class FrechetDistance:
 
     def finish(self) -> list[Measurement]:
         features, num = self.context.features, len(self.context.prompts)
+        track, rows = self.context.track, self.context.rows.take
         reference = reference_gaussian(self.context)
-        null = features.remember("fd null", lambda: split_half_null(features.reference_rows()))
-        value = reference.distance(moments_of_rows(self.context.rows.take, np.arange(num)))
-        replicates = reference.replicates(self.context.rows.take, cluster_groups(self.context.clusters(num)))
+        null = features.remember("fd null", lambda: split_half_null(features.reference_rows(), track))
+        value = reference.distance(moments_of_rows(rows, np.arange(num), track))
+        replicates = reference.replicates(rows, cluster_groups(self.context.clusters(num)), track)
         extra = {
             "split_half_null": null,
             "split_half_of": "the reference",
@@ -106,13 +108,14 @@ class FrechetInfinity:
         flags = self.context.departures
         if num < 2 * dim:
             return [Measurement(self.quantities[0], None, None, num, (f"n<{2 * dim}", *flags))]
-        sizes, values = infinity_points(reference_gaussian(self.context), self.context.rows.take, num, dim)
+        reference, rows = reference_gaussian(self.context), self.context.rows.take
+        sizes, values = infinity_points(reference, rows, num, dim, self.context.track)
         extra = {"sizes": sizes, "values": values, "seed": INFINITY_SEED}
         return [Measurement(self.quantities[0], extrapolated(sizes, values), None, num, flags, extra=extra)]
 
 
 def infinity_points(
-    reference: Gaussian, rows: Callable[[np.ndarray], np.ndarray], num: int, dim: int
+    reference: Gaussian, rows: Callable[[np.ndarray], np.ndarray], num: int, dim: int, track: Track = untracked
 ) -> tuple[list[int], list[float]]:
     """Sample sizes and the distance of a random subset of each.
 
@@ -121,12 +124,13 @@ def infinity_points(
         rows: gives the (k, d) float64 features at k positions.
         num: images, at least 2 d.
         dim: d.
+        track: shows how far it is.
     """
     rng = np.random.default_rng(INFINITY_SEED)
     smallest = min(SMALLEST, max(dim + 1, num // 2))
     sizes = np.linspace(smallest, num, NUM_SIZES).astype(int).tolist()
     drawn = [np.sort(rng.permutation(num)[:size]) for size in sizes]
-    return sizes, [reference.distance(moments_of_rows(rows, at)) for at in drawn]
+    return sizes, [reference.distance(moments_of_rows(rows, at)) for at in track(drawn, "subsets")]
 
 
 def extrapolated(sizes: Sequence[int], values: Sequence[float]) -> float:
@@ -137,7 +141,7 @@ def extrapolated(sizes: Sequence[int], values: Sequence[float]) -> float:
 def reference_gaussian(context: Context) -> Gaussian:
     """The reference's side of the distance, factored once per process."""
     features = context.features
-    return features.remember("fd gaussian", lambda: Gaussian.of_rows(features.reference_rows()))
+    return features.remember("fd gaussian", lambda: Gaussian.of_rows(features.reference_rows(), context.track))
 
 
 def _metric(name: str, label: str) -> Metric:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rgbench.metrics.tracking import Track, untracked
+
 NULL_SEED = 0
 CHUNK = 4096
 
@@ -69,14 +71,18 @@ class Moments:
         return Moments(self.num, self.total @ factor, factor.T @ self.outer @ factor)
 
 
-def moments_of_rows(rows: Callable[[np.ndarray], np.ndarray], positions: np.ndarray) -> Moments:
+def moments_of_rows(
+    rows: Callable[[np.ndarray], np.ndarray], positions: np.ndarray, track: Track = untracked
+) -> Moments:
     """Moments of the features at positions, read a few thousand at a time.
 
     Args:
         rows: gives the (k, d) features at k positions.
         positions: at least one.
+        track: shows how far it is.
     """
-    parts = (Moments.of(rows(positions[i : i + CHUNK])) for i in range(0, len(positions), CHUNK))
+    chunks = [positions[i : i + CHUNK] for i in range(0, len(positions), CHUNK)]
+    parts = (Moments.of(rows(at)) for at in track(chunks, "mean and covariance"))
     return sum(parts, start=Moments.zeros(rows(positions[:1]).shape[1]))
 
 
@@ -95,9 +101,9 @@ class Gaussian:
         self.factor = _factor(covariance, moments.rank) if factor is None else factor
 
     @classmethod
-    def of_rows(cls, rows: np.ndarray) -> Gaussian:
+    def of_rows(cls, rows: np.ndarray, track: Track = untracked) -> Gaussian:
         """From (n, d) features, n ≥ 2. With n ≤ d the centred features are a factor, and nothing is decomposed."""
-        moments = moments_of_rows(rows.__getitem__, np.arange(len(rows)))
+        moments = moments_of_rows(rows.__getitem__, np.arange(len(rows)), track)
         if len(rows) > rows.shape[1]:
             return cls(moments)
         _require_two(len(rows))
@@ -110,31 +116,35 @@ class Gaussian:
         eigenvalues = np.linalg.eigvalsh(self.factor.T @ covariance @ self.factor)
         return self._combine(other.mean, float(np.trace(covariance)), eigenvalues, other.rank)
 
-    def replicates(self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray) -> list[float]:
+    def replicates(
+        self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, track: Track = untracked
+    ) -> list[float]:
         """FD to a feature set with each of its groups left out.
 
         Args:
             rows: gives the (k, d) float64 features at k positions.
             groups: (n,) group of each position.
+            track: shows how far it is.
 
         Returns:
             One figure per group, by group number; none unless each leaves two samples.
         """
         if len(groups) - np.bincount(groups).max() < 2:
             return []
-        return self._wide(rows, groups) if len(groups) > self.factor.shape[1] else self._narrow(rows, groups)
+        found = self._wide if len(groups) > self.factor.shape[1] else self._narrow
+        return found(rows, groups, track)
 
-    def _wide(self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray) -> list[float]:
+    def _wide(self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, track: Track) -> list[float]:
         """More samples than the factor has columns: subtract each group's moments in the projected space."""
         parts, sums, squares = [], [], []
-        for group in range(groups.max() + 1):
-            x = rows(np.flatnonzero(groups == group))
+        for at in track([np.flatnonzero(groups == g) for g in range(groups.max() + 1)], "groups of the jackknife"):
+            x = rows(at)
             parts.append(Moments.of(x @ self.factor))
             sums.append(x.sum(0))
             squares.append(float((x * x).sum()))
         whole = sum(parts, start=Moments.zeros(self.factor.shape[1]))
         out = []
-        for part, total, square in zip(parts, sums, squares, strict=True):
+        for part, total, square in track(list(zip(parts, sums, squares, strict=True)), "jackknife", "distances"):
             rest = whole - part
             mean = (sum(sums) - total) / rest.num
             trace = (sum(squares) - square - rest.num * float(mean @ mean)) / (rest.num - 1)
@@ -142,12 +152,12 @@ class Gaussian:
             out.append(self._combine(mean, trace, np.linalg.eigvalsh(rest.covariance), rank))
         return out
 
-    def _narrow(self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray) -> list[float]:
+    def _narrow(self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, track: Track) -> list[float]:
         """Fewer samples: the Gram matrix of the projected rows has the same eigenvalues and is smaller."""
         x = rows(np.arange(len(groups)))
         projected = x @ self.factor
         out = []
-        for group in range(groups.max() + 1):
+        for group in track(range(groups.max() + 1), "jackknife", "distances"):
             keep = groups != group
             mean, centred = x[keep].mean(0), projected[keep] - projected[keep].mean(0)
             trace = float(((x[keep] - mean) ** 2).sum()) / (keep.sum() - 1)
@@ -182,12 +192,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return Gaussian(smaller).distance(larger)
 
 
-def split_half_null(features: np.ndarray) -> float:
+def split_half_null(features: np.ndarray, track: Track = untracked) -> float:
     """FD between two random halves of one set of (n, d) features, n ≥ 4: what equal distributions read at n/2."""
     order = np.random.default_rng(NULL_SEED).permutation(len(features))
     half = len(features) // 2
-    other = moments_of_rows(features.__getitem__, np.sort(order[half:]))
-    return Gaussian.of_rows(features[np.sort(order[:half])]).distance(other)
+    other = moments_of_rows(features.__getitem__, np.sort(order[half:]), track)
+    return Gaussian.of_rows(features[np.sort(order[:half])], track).distance(other)
 
 
 def _factor(covariance: np.ndarray, rank: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
 from rgbench.metrics.intervals import cluster_groups, jackknife_interval
+from rgbench.metrics.tracking import Track, untracked
 
 NUM_SUBSETS = 50
 SUBSET_SIZE = 500
@@ -37,7 +38,14 @@ def mmd2(x: np.ndarray, y: np.ndarray) -> float:
     return _unbiased(_off_diagonal(x), len(x), _off_diagonal(y), len(y), float(polynomial_kernel(x, y).sum()))
 
 
-def kid(x: np.ndarray, y: np.ndarray, subsets: int = NUM_SUBSETS, size: int = SUBSET_SIZE, seed: int = 0) -> float:
+def kid(
+    x: np.ndarray,
+    y: np.ndarray,
+    subsets: int = NUM_SUBSETS,
+    size: int = SUBSET_SIZE,
+    seed: int = 0,
+    track: Track = untracked,
+) -> float:
     """Mean MMD² over random subsets of both sides, drawn without replacement as torch-fidelity draws them.
 
     Args:
@@ -46,23 +54,28 @@ def kid(x: np.ndarray, y: np.ndarray, subsets: int = NUM_SUBSETS, size: int = SU
         subsets: how many.
         size: samples of each, at most; smaller sets are used whole.
         seed: of the drawing.
+        track: shows how far it is.
     """
     size = min(size, len(x), len(y))
     rng = np.random.RandomState(seed)
     draws = []
-    for _ in range(subsets):
+    for _ in track(range(subsets), "kernel distance", "subsets"):
         first = _wide(x[rng.choice(len(x), size, replace=False)])
         draws.append(mmd2(first, _wide(y[rng.choice(len(y), size, replace=False)])))
     return float(np.mean(draws))
 
 
-def mmd2_replicates(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> list[float]:
+def mmd2_replicates(
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray, off_y: float | None = None, track: Track = untracked
+) -> list[float]:
     """MMD² of the whole sets with each group of ``x`` left out, from sums of the kernel over pairs of groups.
 
     Args:
         x: (m, d) features; may be a memory map.
         y: (n, d), held fixed, likewise.
         groups: (m,) group of each row of ``x``.
+        off_y: :func:`off_diagonal_sum` of ``y``, where it is known.
+        track: shows how far it is.
 
     Returns:
         One figure per group; none unless each leaves two rows.
@@ -71,10 +84,10 @@ def mmd2_replicates(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> list[fl
     if len(groups) - np.bincount(groups).max() < 2:
         return []
     parts = [np.flatnonzero(groups == g) for g in range(num)]
-    within = np.array([[kernel_sum(x[a], x[b]) for b in parts] for a in parts])
+    within = pair_sums(x, parts, polynomial_kernel, track)
     diagonal = np.array([_diagonal(_wide(x[part])) for part in parts])
-    cross = np.array([kernel_sum(x[part], y) for part in parts])
-    off_y = kernel_sum(y, y) - _diagonal_sum(y)
+    cross = np.array([kernel_sum(x[part], y) for part in track(parts, "kernel: generated and real")])
+    off_y = off_diagonal_sum(y, track) if off_y is None else off_y
     out = []
     for g in range(num):
         keep = np.arange(num) != g
@@ -90,8 +103,30 @@ def kernel_sum(x: np.ndarray, y: np.ndarray, kernel: Kernel = polynomial_kernel)
     return float(sum(sums))
 
 
-def _diagonal_sum(x: np.ndarray) -> float:
-    return sum(_diagonal(_wide(x[i : i + CHUNK])) for i in range(0, len(x), CHUNK))
+def self_sum(x: np.ndarray, kernel: Kernel = polynomial_kernel, track: Track = untracked) -> float:
+    """Sum of a symmetric kernel over all pairs of one set, in blocks; those below the diagonal are not computed."""
+    starts = range(0, len(x), CHUNK)
+    blocks = [(i, j) for i in starts for j in starts if i <= j]
+    total = 0.0
+    for i, j in track(blocks, "kernel: reference", "blocks"):
+        found = float(kernel(_wide(x[i : i + CHUNK]), _wide(x[j : j + CHUNK])).sum())
+        total += found if i == j else 2 * found
+    return total
+
+
+def off_diagonal_sum(x: np.ndarray, track: Track = untracked) -> float:
+    """Σ_{i≠j} k(x_i, x_j) of (n, d) features; may be a memory map."""
+    diagonal = sum(_diagonal(_wide(x[i : i + CHUNK])) for i in range(0, len(x), CHUNK))
+    return self_sum(x, track=track) - diagonal
+
+
+def pair_sums(x: np.ndarray, parts: Sequence[np.ndarray], kernel: Kernel, track: Track = untracked) -> np.ndarray:
+    """(G, G) sums of a symmetric kernel over the pairs of each two groups of rows."""
+    within = np.zeros((len(parts), len(parts)))
+    pairs = [(a, b) for a in range(len(parts)) for b in range(a + 1)]
+    for a, b in track(pairs, "kernel: generated", "pairs of groups"):
+        within[a, b] = within[b, a] = kernel_sum(x[parts[a]], x[parts[b]], kernel)
+    return within
 
 
 def _wide(x: np.ndarray) -> np.ndarray:
@@ -138,10 +173,11 @@ class KernelDistance:
         self.context.see(images, positions)
 
     def finish(self) -> list[Measurement]:
-        num, y = len(self.context.prompts), self.context.features.reference_rows()
-        x = self.context.rows.everything()
-        value = SCALE * kid(x, y)
-        replicates = [SCALE * v for v in mmd2_replicates(x, y, cluster_groups(self.context.clusters(num)))]
+        num, y, track = len(self.context.prompts), self.context.features.reference_rows(), self.context.track
+        x, groups = self.context.rows.everything(), cluster_groups(self.context.clusters(num))
+        value = SCALE * kid(x, y, track=track)
+        off_y = self.context.features.remember("kd reference", lambda: off_diagonal_sum(y, track))
+        replicates = [SCALE * v for v in mmd2_replicates(x, y, groups, off_y, track)]
         interval = jackknife_interval(value, replicates)
         extra = {"jackknife": replicates}
         return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]

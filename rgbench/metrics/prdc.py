@@ -22,6 +22,7 @@ from torch import Tensor
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
 from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.tracking import Track, untracked
 
 NEAREST = 5
 CHUNK = 2048
@@ -35,18 +36,25 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return found.clip(min=0)
 
 
-def radii2(x: np.ndarray, k: int = NEAREST) -> np.ndarray:
+def radii2(x: np.ndarray, k: int = NEAREST, track: Track = untracked) -> np.ndarray:
     """(n,) squared distance of each row to its k-th nearest other row."""
     out = np.empty(len(x))
-    for i in range(0, len(x), CHUNK):
-        nearest = np.full((len(x[i : i + CHUNK]), 0), np.inf)
+    for rows in track(_chunks(len(x)), "radii"):
+        i = rows.start
+        nearest = np.full((len(rows), 0), np.inf)
         for j in range(0, len(x), CHUNK):
             found = squared_distances(x[i : i + CHUNK], x[j : j + CHUNK])
             if i == j:
                 np.fill_diagonal(found, np.inf)  # a row is no neighbour of its own, whatever the rounding
-            nearest = np.sort(np.concatenate([nearest, found], 1), 1)[:, :k]
-        out[i : i + CHUNK] = nearest[:, k - 1]
+            nearest = np.concatenate([nearest, found], 1)
+            if nearest.shape[1] > k:
+                nearest = np.partition(nearest, k - 1, axis=1)[:, :k]
+        out[i : i + CHUNK] = nearest.max(1)
     return out
+
+
+def _chunks(num: int) -> list[range]:
+    return [range(i, min(i + CHUNK, num)) for i in range(0, num, CHUNK)]
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,14 @@ class Neighbours:
     recalled: np.ndarray
 
 
-def neighbours(generated: np.ndarray, real: np.ndarray, groups: np.ndarray, k: int = NEAREST) -> Neighbours:
+def neighbours(
+    generated: np.ndarray,
+    real: np.ndarray,
+    groups: np.ndarray,
+    k: int = NEAREST,
+    real_radii2: np.ndarray | None = None,
+    track: Track = untracked,
+) -> Neighbours:
     """Count memberships.
 
     Args:
@@ -72,13 +87,16 @@ def neighbours(generated: np.ndarray, real: np.ndarray, groups: np.ndarray, k: i
         real: (n, d), n > k.
         groups: (m,) jackknife group of each generated image.
         k: neighbour that the radius reaches.
+        real_radii2: :func:`radii2` of ``real``, where they are known.
+        track: shows how far it is.
     """
-    own, theirs = radii2(generated, k), radii2(real, k)
+    own = radii2(generated, k, track)
+    theirs = radii2(real, k, track) if real_radii2 is None else real_radii2
     of_group = np.eye(groups.max() + 1)[groups]
     found = Neighbours(np.zeros(len(generated)), *(np.zeros((len(real), of_group.shape[1])) for _ in range(2)))
-    for i in range(0, len(generated), CHUNK):
+    for rows in track(_chunks(len(generated)), "neighbours among real images"):
         for j in range(0, len(real), CHUNK):
-            a, b = slice(i, i + CHUNK), slice(j, j + CHUNK)
+            a, b = slice(rows.start, rows.stop), slice(j, j + CHUNK)
             distances = squared_distances(generated[a], real[b])
             inside = distances < theirs[None, b]
             found.real_balls[a] += inside.sum(1)
@@ -131,9 +149,12 @@ class PrecisionRecall:
         self.context.see(images, positions)
 
     def finish(self) -> list[Measurement]:
+        features, track = self.context.features, self.context.track
+        real = features.reference_rows()
         groups = cluster_groups(self.context.clusters(len(self.context.prompts)))
         numbers = np.arange(groups.max() + 1)
-        found = neighbours(self.context.rows.everything(), self.context.features.reference_rows(), groups)
+        theirs = features.remember("radii", lambda: radii2(real, track=track))
+        found = neighbours(self.context.rows.everything(), real, groups, real_radii2=theirs, track=track)
         values = scores(found, groups >= 0, numbers >= 0)
         parts = [scores(found, groups != g, numbers != g) for g in numbers]
         without = {name: [part[name] for part in parts] for name in NAMES}

@@ -18,7 +18,8 @@ from torch import Tensor
 from rgbench.errors import UsageError
 from rgbench.files import open_image, read_image_size, read_json, sha256_file, write_json_atomic, write_text_atomic
 from rgbench.metrics.features import FeatureNetwork
-from rgbench.metrics.reference import BATCH, Track, from_uint8, untracked
+from rgbench.metrics.reference import BATCH, from_uint8
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.process import available_cores
 
 NUM_NAMED = 5  # of the files at fault, in a message
@@ -99,7 +100,8 @@ class ReferenceFolder:
             UsageError: some are not; the first are named.
         """
         with ThreadPoolExecutor(available_cores()) as pool:
-            sizes = list(pool.map(read_image_size, self.files))
+            chunks = self.track(torch.arange(len(self.files)).split(BATCH), f"{self.folder.name}: sizes")
+            sizes = [size for at in chunks for size in pool.map(read_image_size, [self.files[i] for i in at])]
         others = [
             f"{path.name} {w}×{h}" for path, (w, h) in zip(self.files, sizes, strict=True) if (w, h) != (side, side)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rgbench.data.prompts import PromptSet
 from rgbench.errors import UsageError
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.worlds.scenes import Scenes, render, sample_scenes
 
 if TYPE_CHECKING:
@@ -34,14 +35,6 @@ def to_uint8(images: Tensor) -> Tensor:
 def from_uint8(images: Tensor) -> Tensor:
     """0 … 255 → float32 in [0, 1]."""
     return images.float() / 255
-
-
-Track = Callable[[Sequence[Tensor], str], Iterable[Tensor]]
-
-
-def untracked(batches: Sequence[Tensor], what: str) -> Iterable[Tensor]:
-    """The batches, without a progress bar."""
-    return batches
 
 
 class ReferenceScenes:

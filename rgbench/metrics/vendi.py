@@ -16,33 +16,37 @@ from torch import Tensor
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
 from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.tracking import Track, untracked
 
 CHUNK = 4096
 MIN_IMAGES = 2
 
 
-def vendi_score(rows: np.ndarray) -> float:
+def vendi_score(rows: np.ndarray, track: Track = untracked) -> float:
     """The score of (n, d) features; in [1, min(n, d)]."""
     num, dim = rows.shape
-    return _score(_gram(rows) if num <= dim else _moments(rows, np.arange(num)), num)
+    return _score(_gram(rows) if num <= dim else _moments(rows, np.arange(num), track), num)
 
 
-def vendi_replicates(rows: np.ndarray, groups: np.ndarray) -> list[float]:
+def vendi_replicates(rows: np.ndarray, groups: np.ndarray, track: Track = untracked) -> list[float]:
     """The score with each group of rows left out, by group; none where nothing would be left.
 
     Args:
         rows: (n, d) features.
         groups: (n,) group of each row.
+        track: shows how far it is.
     """
     counts = np.bincount(groups)
     num, dim = rows.shape
     if num <= dim:
         gram = _gram(rows)
-        kept = [np.flatnonzero(groups != g) for g in range(len(counts))]
-        return [_score(gram[np.ix_(keep, keep)], len(keep)) for keep in kept if len(keep)]
-    parts = [_moments(rows, np.flatnonzero(groups == g)) for g in range(len(counts))]
+        kept = [keep for keep in (np.flatnonzero(groups != g) for g in range(len(counts))) if len(keep)]
+        return [_score(gram[np.ix_(keep, keep)], len(keep)) for keep in track(kept, "Vendi: jackknife", "scores")]
+    of_group = [np.flatnonzero(groups == g) for g in range(len(counts))]
+    parts = [_moments(rows, at) for at in track(of_group, "Vendi: groups of the jackknife")]
     whole = sum(parts[1:], start=parts[0])
-    return [_score(whole - part, num - n) for part, n in zip(parts, counts, strict=True) if n < num]
+    left = [(part, num - n) for part, n in zip(parts, counts, strict=True) if n < num]
+    return [_score(whole - part, n) for part, n in track(left, "Vendi: jackknife", "scores")]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -55,11 +59,11 @@ def _gram(rows: np.ndarray) -> np.ndarray:
     return x @ x.T
 
 
-def _moments(rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _moments(rows: np.ndarray, positions: np.ndarray, track: Track = untracked) -> np.ndarray:
     """(d, d) Σ x̂ x̂ᵀ over rows at positions, a few thousand at a time."""
     total = np.zeros((rows.shape[1], rows.shape[1]))
-    for start in range(0, len(positions), CHUNK):
-        x = _unit(rows[positions[start : start + CHUNK]])
+    for at in track([positions[i : i + CHUNK] for i in range(0, len(positions), CHUNK)], "Vendi: similarities"):
+        x = _unit(rows[at])
         total += x.T @ x
     return total
 
@@ -96,10 +100,10 @@ class VendiScore:
 
     def finish(self) -> list[Measurement]:
         features, num = self.context.features, len(self.context.prompts)
-        rows = self.context.rows.everything()
-        value = vendi_score(rows)
-        replicates = vendi_replicates(rows, cluster_groups(self.context.clusters(num)))
+        rows, track = self.context.rows.everything(), self.context.track
+        value = vendi_score(rows, track)
+        replicates = vendi_replicates(rows, cluster_groups(self.context.clusters(num)), track)
         interval = jackknife_interval(value, replicates)
-        reference = features.remember("vendi", lambda: vendi_score(features.reference_rows()))
+        reference = features.remember("vendi", lambda: vendi_score(features.reference_rows(), track))
         extra = {"reference": reference, "num_reference": len(features.reference), "jackknife": replicates}
         return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]

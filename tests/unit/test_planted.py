@@ -17,7 +17,7 @@ from rgbench.evaluation.validation import Detection, smallest_doses
 from rgbench.evaluation.validation_table import markdown
 from rgbench.metrics.overopt.colour import saturation
 from rgbench.metrics.overopt.pixels import wavelet_noise
-from rgbench.metrics.reference import untracked
+from rgbench.metrics.tracking import untracked
 from rgbench.rewards.hps import HPSReward
 from rgbench.worlds.scenes import scene_batch
 from tests.tiny_models import BENCHTOP

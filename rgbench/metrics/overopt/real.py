@@ -37,5 +37,6 @@ def real_batches(context: Context, num: int | None = None) -> Iterator[tuple[Ten
         (B, 3, H, W) float32 in [0, 1] on the context's device, and (B,) int64.
     """
     num = len(context.prompts) if num is None else num
-    for at in np.array_split(np.arange(num), -(-num // CHUNK)):
+    chunks = np.array_split(np.arange(num), -(-num // CHUNK))
+    for at in context.track(chunks, "real scenes: probes"):
         yield from_uint8(context.reference.images[at]).to(context.device), at

@@ -29,7 +29,7 @@ class Probes:
     gathers_within = ("probes",)
 
     def __init__(self, context: Context) -> None:
-        self.probes: list[Accumulator] = []
+        self.track, self.probes = context.track, list[Accumulator]()
         for name in names("probe"):
             try:
                 self.probes.append(resolve("probe", name)(context))
@@ -44,4 +44,5 @@ class Probes:
             probe.update(images, prompts, positions)
 
     def finish(self) -> list[Measurement]:
-        return [measurement for probe in self.probes for measurement in probe.finish()]
+        finished = [probe.finish() for probe in self.track(self.probes, "probes", "probes")]
+        return [measurement for measurements in finished for measurement in measurements]
