@@ -12,7 +12,7 @@ from rgbench.cli_shared import SETTINGS, Device, DeviceOption, complain, print_p
 
 if TYPE_CHECKING:
     from rgbench.evaluation.comparison import MethodContrast, ModelContrast
-    from rgbench.evaluation.verdict_file import FigureChange
+    from rgbench.evaluation.verdict_file import FigureChange, Verdict
 
 probes_app = typer.Typer(help="Prove what the probes for over-optimisation find; read their curves.", **SETTINGS)
 
@@ -138,25 +138,41 @@ def _show(header: Sequence[str], rows: Iterable[Sequence[str]], as_json: bool) -
 
 def verdict(
     results: ResultsArgument = Path("results"),
-    base: Annotated[str, typer.Option(help="LCD students of equal budget: lcd for lcd-s0, lcd-s1 …, or one.")] = "lcd",
+    base: Annotated[
+        str | None, typer.Option(help="LCD students of equal budget: mine for mine-s0, mine-s1 …; found by default.")
+    ] = None,
     model: Annotated[list[str] | None, typer.Option(help="Models to judge; by default those with a reward.")] = None,
+    reward: Annotated[str | None, typer.Option(help="What --model was trained on, if elsewhere: hps_aa1.")] = None,
+    json: JsonOption = False,
 ) -> None:
     """Say whether a model is over-optimised, against LCD students of equal budget; exit 1 where it cannot be said."""
     tune()
+    from rgbench.evaluation.progress import image_progress, track_images
     from rgbench.evaluation.verdicts import give_verdicts
-    from rgbench.listing import print_table
 
-    found = give_verdicts(results, base, split_names(model))
-    for each in found:
-        figures = [(family.name, figure) for family in each.families for figure in family.figures]
-        figures += [("trained reward", figure) for figure in each.rewards]
-        print_table(
-            ("family", "figure", "model", "LCD", "teacher", "change for the worse", "seeds differ by", ""),
-            [change_row(name, figure) for name, figure in figures],
-        )
-        typer.echo(each.words)
+    with image_progress() as progress:
+        found = give_verdicts(results, base, split_names(model), reward, track_images(progress))
+    if json:
+        from json import dumps
+
+        typer.echo(dumps([each.model_dump(mode="json") for each in found], indent=2, ensure_ascii=False))
+    else:
+        for each in found:
+            _show_verdict(each)
     if any(each.verdict == "none" for each in found):
         raise typer.Exit(1)
+
+
+def _show_verdict(found: Verdict) -> None:
+    from rgbench.listing import print_table
+
+    figures = [(family.name, figure) for family in found.families for figure in family.figures]
+    figures += [("trained reward", figure) for figure in found.rewards]
+    header = ("family", "figure", "model", "LCD", "teacher", "change for the worse", "δ", "detectable", "")
+    print_table(header, [change_row(name, figure) for name, figure in figures])
+    if found.delta_seeds:
+        typer.echo(f"LCD is {found.base}; δ is from {', '.join(found.delta_seeds)}.")
+    typer.echo(found.words)
 
 
 def change_row(family: str, change: FigureChange) -> Sequence[str]:
@@ -170,7 +186,8 @@ def change_row(family: str, change: FigureChange) -> Sequence[str]:
     bounds = f" [{shown(change.low)}, {shown(change.high)}]" if change.low is not None else ""
     mark = ("up" if family == "trained reward" else "worse") if change.clear else ""
     values = (shown(change.model), shown(change.base), shown(change.teacher))
-    return family, label, *values, f"{shown(change.deterioration)}{bounds}", shown(change.delta), mark
+    limits = (shown(change.delta), shown(change.detectable))
+    return family, label, *values, f"{shown(change.deterioration)}{bounds}", *limits, mark
 
 
 def compare(
@@ -182,28 +199,31 @@ def compare(
     """Compare models image by image or, with --primary, methods over training seeds."""
     tune()
     from rgbench.evaluation.comparison import compare_methods, compare_models
+    from rgbench.evaluation.progress import image_progress, track_images
     from rgbench.evaluation.verdicts import models_of
 
     models = models_of(results)
     if primary is None:
-        header = ("model", "base", "metric", "difference", "95 %", "wins", "95 %", "detectable")
-        _show(header, [model_row(found) for found in compare_models(models, base)], json)
+        with image_progress() as progress:
+            contrasts = compare_models(models, base, track_images(progress))
+        header = ("model", "base", "metric", "difference", "95 %", "wins", "95 % of wins", "detectable")
+        _show(header, [model_row(found) for found in contrasts], json)
     else:
         method, _, metric = primary.partition(":")
-        header = ("method", "base", "metric", "seeds", "difference", "95 %", "p", "")
         rows = [method_row(found) for found in compare_methods(models, base, (method, metric))]
-        _show(header, rows, json)
+        _show(("method", "base", "metric", "seeds", "difference", "95 %", "detectable", "p", ""), rows, json)
 
 
 def model_row(contrast: ModelContrast) -> Sequence[str]:
     """Cells of one comparison of two models."""
     found, images, digits = contrast.found, contrast.images, contrast.result.metric.decimals
-    ends = "—" if found.low is None else f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    row = (contrast.model, contrast.base, contrast.result.metric.name, f"{found.value:.{digits}f}", ends)
+    row = (contrast.model, contrast.base, contrast.result.metric.name)
+    value = "—" if found is None else f"{found.value:.{digits}f}"
+    ends = "—" if found is None or found.low is None else f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
     if images is None:
-        return *row, "—", "—", "—"
-    wins = f"[{images.win_interval.low:.0%}, {images.win_interval.high:.0%}]"
-    return *row, f"{images.win_rate:.0%}", wins, f"{images.detectable:.{digits}f}"
+        return *row, value, ends, "—", "—", "—"
+    wins = f"[{images.wins.interval.low:.0%}, {images.wins.interval.high:.0%}]"
+    return *row, value, ends, f"{images.wins.rate:.0%}", wins, f"{images.detectable:.{digits}f}"
 
 
 def method_row(contrast: MethodContrast) -> Sequence[str]:
@@ -211,8 +231,9 @@ def method_row(contrast: MethodContrast) -> Sequence[str]:
     digits = contrast.result.metric.decimals
     ends = f"[{contrast.low:.{digits}f}, {contrast.high:.{digits}f}]"
     p = "too few seeds" if contrast.p is None else f"{contrast.p:.3g}"
-    values = (str(len(contrast.seeds)), f"{contrast.mean:.{digits}f}", ends, p, "primary" if contrast.primary else "")
-    return contrast.method, contrast.base, contrast.result.metric.name, *values
+    values = (str(len(contrast.seeds)), f"{contrast.mean:.{digits}f}", ends, f"{contrast.detectable:.{digits}f}", p)
+    row = (contrast.method, contrast.base, contrast.result.metric.name)
+    return *row, *values, "primary" if contrast.primary else ""
 
 
 def check(

@@ -27,10 +27,13 @@ def make(model: str, metric: str, value: float | None = None, **given: Any) -> R
     """One result, in memory, of a model such as "lcd-s3"; ``rows`` (``per_prompt`` images of each, as seeds or
     ``copies``), ``jackknife``, ``half`` (of the interval), ``step`` as given.
 
-    Models other than LCD students and the teacher were trained on ``REWARD``.
+    Models other than LCD students and the teacher were trained on ``REWARD``; ``elsewhere`` ones say nothing of it.
     """
+    elsewhere = given.get("elsewhere", False)
     stem, _, seed = model.partition("-s")
-    guided = stem not in ("lcd", "teacher")
+    stem, seed = ("external", "") if elsewhere else (stem, seed)
+    method = given.get("method", stem)
+    guided = method not in ("lcd", "teacher", "external")
     family, direction = FAMILIES[metric]
     rows = given.get("rows")
     value = float(np.mean(rows)) if value is None and rows is not None else value
@@ -46,7 +49,7 @@ def make(model: str, metric: str, value: float | None = None, **given: Any) -> R
     return Result(
         world=given.get("world", "benchtop"),
         model=model,
-        method=stem,
+        method=method,
         training_seed=int(seed) if seed else None,
         training={"step": step, "steps": steps} if seed else {},
         generation=Generation(id=identify("lcm4", fields), fields=fields),
@@ -60,6 +63,24 @@ def make(model: str, metric: str, value: float | None = None, **given: Any) -> R
         trained_rewards=(fingerprint_id(REWARD),) if guided else (),
         extra={"jackknife": list(given["jackknife"])} if "jackknife" in given else {},
     )
+
+
+NUM = 64
+BASE = np.random.default_rng(0).normal(size=NUM)
+ROWS = ("hps_aa0", "hps_aa1", "oracle_mean", "wavelet_noise_gap")
+LEFT = ("hfer_gap_db", "grid_vae_gap_db")
+HACKED = {"hps_aa0": 2, "hfer_gap_db": 3, "wavelet_noise_gap": 1, "oracle_mean": -1}
+
+
+def measured(root: Path, model: str, shifts: dict[str, float], **given: Any) -> None:
+    """All metrics of a model; each shifted from what all models share, with a little noise of its own."""
+    own = np.random.default_rng(sum(map(ord, model)))
+    for name in ROWS:
+        put(root, model, name, rows=1 + BASE + 0.05 * own.normal(size=NUM) + shifts.get(name, 0), **given)
+    for name in LEFT:
+        value = 1 + 0.02 * own.normal() + shifts.get(name, 0)
+        put(root, model, name, value, jackknife=value + 0.01 * BASE[:20], half=0.5, **given)
+    put(root, model, "fd_efflite0", 10 + 0.1 * own.normal() + shifts.get("fd_efflite0", 0), half=0.2, **given)
 
 
 def put(root: Path, model: str, metric: str, value: float | None = None, **given: Any) -> Path:

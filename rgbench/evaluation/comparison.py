@@ -5,8 +5,8 @@
     methods   the training seed is the unit: paired t over the seeds that both methods have; one primary
               contrast is named beforehand and keeps its p, all others are adjusted by Holm
 
-A comparison of models says nothing of the luck of training; one of methods does. What was
-not measured on both sides is absent.
+A comparison of models says nothing of the luck of training; one of methods does. A figure that
+only the model has keeps its row, without a difference; one that no two seeds share has none.
 """
 
 from __future__ import annotations
@@ -17,13 +17,36 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rgbench.errors import UsageError, suggest
-from rgbench.evaluation.paired import Paired, badness, by_prompt, difference, is_level, per_image, target_of
+from rgbench.evaluation.paired import Paired, badness, by_prompt, difference, is_level, target_of
 from rgbench.evaluation.results import Result
-from rgbench.evaluation.statistics import PairedDifference, holm, paired_bootstrap, paired_t, t_interval
+from rgbench.evaluation.statistics import (
+    Wins,
+    count_wins,
+    detectable_over_seeds,
+    holm,
+    minimum_detectable_effect,
+    paired_t,
+    stratified_deviation,
+    t_interval,
+)
 from rgbench.evaluation.verdict import Key
 from rgbench.evaluation.verdicts import TEACHER, Model
+from rgbench.metrics.tracking import Track, untracked
 
 MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the prompts that two models share say one by one.
+
+    Attributes:
+        wins: a win is the prompt whose image, or the mean of whose seeds, is nearer to the good end.
+        detectable: the smallest true difference found with probability .8 on so many prompts.
+    """
+
+    wins: Wins
+    detectable: float
 
 
 @dataclass(frozen=True)
@@ -34,16 +57,15 @@ class ModelContrast:
         model: name.
         base: name.
         result: the model's result: metric, protocol.
-        found: model − base with its interval.
-        images: win rate and detectable difference, where both kept values of the same images and a good end is known;
-            a win is the prompt whose image, or the mean of whose seeds, is nearer to it.
+        found: model − base with its interval; None where the base has no value under this protocol.
+        images: where both kept values of the same images and a good end is known.
     """
 
     model: str
     base: str
     result: Result
-    found: Paired
-    images: PairedDifference | None
+    found: Paired | None
+    images: Images | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +80,7 @@ class MethodContrast:
         mean: of method − base over seeds.
         low: of the 95 % t interval.
         high: likewise.
+        detectable: the smallest true difference found with probability .8 over so many seeds.
         p: two-sided; of the primary contrast as it is, of all others adjusted by Holm; None with fewer than 6 seeds.
         primary: whether it is the contrast named beforehand.
     """
@@ -69,28 +92,30 @@ class MethodContrast:
     mean: float
     low: float
     high: float
+    detectable: float
     p: float | None
     primary: bool
 
 
-def compare_models(models: Sequence[Model], base: str) -> list[ModelContrast]:
+def compare_models(models: Sequence[Model], base: str, track: Track = untracked) -> list[ModelContrast]:
     """Every model against the base student of its training seed (else the first), figure by figure.
 
     Args:
         models: from ``models_of``.
         base: name of the base students, without or with seed, or of the teacher.
+        track: shows progress over the models.
 
     Raises:
         UsageError: no such base.
     """
     _require(models, base)
     found = []
-    for model in models:
+    for model in track(models, "comparisons", "models"):
         if base in (model.about.model, model.stem):
             continue
         named = [m for m in models if base in (m.about.model, m.stem) and _may_compare(m, model)]
         if named:
-            partner = min(named, key=lambda m: (m.about.training_seed != model.about.training_seed, m.about.model))
+            partner = min(named, key=lambda m: (m.seed != model.seed, m.about.model))
             found += _contrasts(model, partner)
     return found
 
@@ -111,30 +136,23 @@ def _require(models: Sequence[Model], base: str) -> None:
 def _contrasts(model: Model, base: Model) -> list[ModelContrast]:
     contrasts = []
     for key, result in model.figures.items():
-        found = difference(result, base.figures[key]) if key in base.figures else None
-        if found is not None:
-            images = _images(result, base.figures[key])
-            contrasts.append(ModelContrast(model.about.model, base.about.model, result, found, images))
+        other = base.figures.get(key)
+        found = difference(result, other) if other is not None else None
+        images = _images(result, other) if other is not None else None
+        contrasts.append(ModelContrast(model.about.model, base.about.model, result, found, images))
     return contrasts
 
 
-def _images(result: Result, other: Result) -> PairedDifference | None:
-    ours, theirs = per_image(result), per_image(other)
-    if is_level(result) or ours is None or theirs is None or ours.keys() != theirs.keys():
+def _images(result: Result, other: Result) -> Images | None:
+    ours, theirs = by_prompt(result), by_prompt(other)
+    if is_level(result) or ours is None or theirs is None or ours.images != theirs.images:
         return None
-    ours_by, theirs_by = by_prompt(ours), by_prompt(theirs)
-    order = sorted(ours_by)
-    a, b = (np.array([rows[prompt] for prompt in order]) for rows in (ours_by, theirs_by))
-    plain = paired_bootstrap(a, b, strata=[group for _, group in order])
-    if result.metric.direction == "higher":
-        return plain
     target = target_of(other)
-    wins = paired_bootstrap(_goodness(result, a, target), _goodness(result, b, target))
-    return replace(plain, win_rate=wins.win_rate, win_interval=wins.win_interval)
-
-
-def _goodness(result: Result, values: np.ndarray, target: float) -> np.ndarray:
-    return -np.asarray(badness(result.metric, values, target))
+    deviation = stratified_deviation(ours.means - theirs.means, ours.groups)
+    return Images(
+        wins=count_wins(*(-np.asarray(badness(result.metric, x, target)) for x in (ours.means, theirs.means))),
+        detectable=minimum_detectable_effect(deviation, len(ours.means)),
+    )
 
 
 def compare_methods(models: Sequence[Model], base: str, primary: tuple[str, str]) -> list[MethodContrast]:
@@ -175,13 +193,13 @@ def _method_pairs(models: Sequence[Model], base: str) -> list[tuple[str, Members
     done: set[tuple[str, str]] = set()
     for model in models:
         setting = (model.stem, str(model.setting()))
-        if model.about.training_seed is None or model.stem == base or setting in done:
+        if model.seed is None or model.stem == base or setting in done:
             continue
         done.add(setting)
         ours: Members = {}
         theirs: Members = {}
         for other in models:
-            seed = other.about.training_seed
+            seed = other.seed
             if seed is not None and other.compares_with(model) and other.stem in (model.stem, base):
                 (ours if other.stem == model.stem else theirs)[seed] = other
         pairs.append((model.stem, ours, base, theirs))
@@ -198,9 +216,12 @@ def _over_seeds(method: str, ours: Members, base: str, theirs: Members) -> list[
         if len(kept) < 2:
             continue
         seeds, a, b = zip(*kept, strict=True)
-        mean, low, high = t_interval([x - y for x, y in zip(a, b, strict=True)])
+        differences = [x - y for x, y in zip(a, b, strict=True)]
+        detectable = detectable_over_seeds(differences)
         p = paired_t(a, b) if len(seeds) >= MIN_SEEDS else None
-        found.append(MethodContrast(method, base, result, seeds, mean, low, high, p, primary=False))
+        found.append(
+            MethodContrast(method, base, result, seeds, *t_interval(differences), detectable, p, primary=False)
+        )
     return found
 
 

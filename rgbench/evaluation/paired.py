@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from rgbench.errors import UsageError
 from rgbench.evaluation.results import Result, read_columns
-from rgbench.evaluation.statistics import resamples
+from rgbench.evaluation.statistics import resampled_means
 from rgbench.metrics.contract import Metric
 from rgbench.metrics.intervals import LEVEL, jackknife_interval
 
@@ -163,55 +163,64 @@ def replicates(result: Result) -> Replicates | None:
 Image = tuple[str, int, str]  # prompt id, noise seed, group (a style)
 
 
-def per_image(result: Result) -> dict[Image, float] | None:
-    """Values of each image; None where the result has none, or their mean is not its value.
+@dataclass(frozen=True)
+class ByPrompt:
+    """A figure's value for each prompt, the mean over its seeds: images of one prompt are no independent draws.
+
+    Attributes:
+        images: digest of the images; two figures pair only where it is the same.
+        groups: (P,) group of each prompt, "" where there is none.
+        means: (P,) in the order of prompt ids.
+    """
+
+    images: str
+    groups: tuple[str, ...]
+    means: np.ndarray
+
+
+def by_prompt(result: Result) -> ByPrompt | None:
+    """Values of each prompt; None where the result kept none, or their mean is not its value.
 
     Raises:
         UsageError: rows that cannot be read.
     """
     if result.path is None or result.samples is None or result.value is None:
         return None
-    return _rows(result.path.with_name(Path(result.samples).name), result.value)
-
-
-def by_prompt(rows: dict[Image, float]) -> dict[tuple[str, str], float]:
-    """(prompt id, group) → mean over its seeds: images of one prompt are no independent draws."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for (prompt, _, group), value in rows.items():
-        values.setdefault((prompt, group), []).append(value)
-    return {key: math.fsum(each) / len(each) for key, each in values.items()}
+    return _read(result.path.with_name(Path(result.samples).name), result.value)
 
 
 @lru_cache(maxsize=KEPT)
-def _rows(path: Path, value: float) -> dict[Image, float] | None:
+def _read(path: Path, value: float) -> ByPrompt | None:
     try:
         table = read_columns(path)
-        keys = zip(table["prompt_id"], table["seed"], table["group"], strict=True)
-        rows = dict(zip(keys, map(float, table["value"]), strict=True))
+        keys = tuple(zip(table["prompt_id"], table["seed"], table["group"], strict=True))
+        values = np.asarray(table["value"], dtype=np.float64)
+        if len(values) != len(keys):
+            raise ValueError(f"{len(values)} values of {len(keys)} images")
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise UsageError(f"{path}: per-image rows cannot be read ({error}); measure again with --force") from error
-    mean = math.fsum(rows.values()) / len(rows) if rows else math.nan
-    return rows if len(rows) > 1 and math.isclose(mean, value, rel_tol=CLOSE, abs_tol=1e-6) else None
+    if len(values) < 2 or not math.isclose(values.mean(), value, rel_tol=CLOSE, abs_tol=1e-6):
+        return None
+    digest, groups, prompt = _layout(keys)
+    return ByPrompt(digest, groups, np.bincount(prompt, values) / np.bincount(prompt))
+
+
+@lru_cache(maxsize=16)
+def _layout(keys: tuple[Image, ...]) -> tuple[str, tuple[str, ...], np.ndarray]:
+    """Of images as a file lists them: digest, group of each prompt, and the prompt's number of each image."""
+    prompts = sorted({(prompt, group) for prompt, _, group in keys})
+    number = {key: i for i, key in enumerate(prompts)}
+    digest = hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()
+    return digest, tuple(group for _, group in prompts), np.array([number[p, group] for p, _, group in keys])
 
 
 @lru_cache(maxsize=KEPT)
 def _bootstrap(path: Path, value: float) -> Replicates | None:
     """Means of resampled prompts, each group (style) resampled by itself; the same prompts for every model."""
-    images = _rows(path, value)
-    if images is None:
+    found = _read(path, value)
+    if found is None:
         return None
-    rows = by_prompt(images)
-    order = sorted(rows)
-    ordered = np.array([rows[prompt] for prompt in order])
-    drawn = _drawn(tuple(group for _, group in order))
-    digest = hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
-    return Replicates("images", digest, np.concatenate([ordered[at].mean(1) for at in np.array_split(drawn, 40)]))
-
-
-@lru_cache(maxsize=1)
-def _drawn(strata: tuple[str, ...]) -> np.ndarray:
-    """(2000, n) resampled positions: every figure of a protocol asks for the same ones."""
-    return np.stack([at.astype(np.int32) for at in resamples(len(strata), strata)])
+    return Replicates("images", found.images, resampled_means(found.means, found.groups))
 
 
 def _quadrature(model: Result, base: Result, value: float, level: float) -> Paired:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -24,10 +23,9 @@ from rgbench.evaluation.planting import clean_images, image_counts, make_context
 from rgbench.evaluation.record import protocol_of, sample_rows
 from rgbench.evaluation.results import Generation, Result, load_result, write_result
 from rgbench.evaluation.validation_table import describe
-from rgbench.evaluation.verdict import MIN_SEEDS, MIN_WORSE, Figures, Judgement, judge
+from rgbench.evaluation.verdict import MIN_SEEDS, MIN_WORSE, Figures, Judgement, judge, trained_on
 from rgbench.metrics.contract import Measurement
 from rgbench.metrics.tracking import Track
-from rgbench.rewards.contract import fingerprint_id
 
 NUM_STUDENTS = 10
 NUM_PROMPTS = 8
@@ -156,18 +154,6 @@ def _figures(measured: Sequence[Measurement], prompts: PromptSet, root: Path, na
         stored = load_result(write_result(root, result, sample_rows(each, prompts)))
         figures[stored.metric.name, stored.protocol.id] = stored
     return figures
-
-
-def trained_on(figures: Figures, reward: str) -> dict[Any, Result]:
-    """The figures, had their student been trained on a reward: both its settings are then in-sample."""
-    rewards = [found for (name, _), found in figures.items() if name == reward]
-    trained = tuple(fingerprint_id(found.protocol.fields["reward"]) for found in rewards)
-    return {
-        key: found.model_copy(update={"in_sample": True, "trained_rewards": trained})
-        if found.metric.family == "reward"
-        else found
-        for key, found in figures.items()
-    }
 
 
 def _judge_planted(student: Figures, i: int, clean: Sequence[Figures], reward: str) -> Judgement:

@@ -11,7 +11,9 @@ difference (so a family of ten figures is no more easily worse than a family of 
 figure's δ is that percentile in its own unit. At least 5 seeds, else no verdict.
 
 The false-positive rate applies the same rule to LCD students: each as if it were the model,
-against each other one, with δ from the seeds that are neither of the two.
+against each other one, with δ from the seeds that are neither of the two. The pairs share
+seeds, so their rate is a U-statistic, and its interval is that of ⌊n/2⌋ independent pairs,
+which its variance never exceeds (Hoeffding, 1948, section 5).
 """
 
 from __future__ import annotations
@@ -19,11 +21,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
+from rgbench.errors import UsageError, suggest
 from rgbench.evaluation.paired import Paired, badness, deterioration, is_level, target_of
 from rgbench.evaluation.results import Result
+from rgbench.evaluation.statistics import POWER
+from rgbench.metrics.contract import Interval
+from rgbench.metrics.intervals import LEVEL, wilson_interval
+from rgbench.rewards.contract import fingerprint_id
 
 HELD_OUT = "held-out rewards or oracle"
 FAMILIES = ("spectrum", "pixel and colour", "set distance", "diversity", HELD_OUT, "fragility")
@@ -54,6 +63,19 @@ class Change:
         """Whether the deterioration is clear of δ."""
         return self.delta is not None and self.found.clear_of(self.delta)
 
+    @property
+    def better(self) -> bool:
+        """Whether an improvement is clear of δ; never of a level without target, where every move is for the worse."""
+        return self.delta is not None and self.found.high is not None and self.found.high < -self.delta
+
+    @property
+    def detectable(self) -> float | None:
+        """The true deterioration that would be found worse with probability .8, on so many images and at this δ."""
+        if self.delta is None or self.found.low is None or self.found.high is None:
+            return None
+        half = (self.found.high - self.found.low) / 2
+        return self.delta + half * (1 + NormalDist().inv_cdf(POWER) / NormalDist().inv_cdf(0.5 + LEVEL / 2))
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -78,6 +100,15 @@ class Judgement:
         return tuple(name for name, changes in self.families.items() if any(change.worse for change in changes))
 
     @property
+    def better(self) -> tuple[str, ...]:
+        """The families of which a figure is better and none is worse."""
+        return tuple(
+            name
+            for name, changes in self.families.items()
+            if any(change.better for change in changes) and name not in self.worse
+        )
+
+    @property
     def over_optimised(self) -> bool:
         """The rule."""
         return self.up and len(self.worse) >= MIN_WORSE
@@ -99,10 +130,42 @@ def trained_keys(model: Figures) -> tuple[Key, ...]:
 
 
 def _is_trained(result: Result) -> bool:
-    from rgbench.rewards.contract import fingerprint_id
+    reward = _reward_of(result)
+    return result.in_sample and reward is not None and fingerprint_id(reward) in result.trained_rewards
 
-    reward = result.protocol.fields.get("reward")
-    return result.in_sample and isinstance(reward, dict) and fingerprint_id(reward) in result.trained_rewards
+
+def trained_on(model: Figures, reward: str) -> dict[Key, Result]:
+    """The figures, had their model been trained on a reward: all columns of that reward's weights are in-sample.
+
+    Args:
+        model: figures of a model that does not say what it was trained on, as one trained elsewhere.
+        reward: name of a measured metric.
+
+    Raises:
+        UsageError: no such reward among the figures.
+    """
+    measured = {key: fields for key, found in model.items() if (fields := _reward_of(found)) is not None}
+    rewards = [fields for (name, _), fields in measured.items() if name == reward]
+    if not rewards:
+        raise UsageError(f"no reward {reward!r} was measured; {suggest(reward, {name for name, _ in measured})}")
+    about = {"in_sample": True, "trained_rewards": tuple(map(fingerprint_id, rewards))}
+    ours = {key: found.model_copy(update=about) for key, found in model.items() if _same_model(found, rewards)}
+    return {**model, **ours}
+
+
+def _reward_of(result: Result) -> dict[str, Any] | None:
+    """Fingerprint of the reward that a column shows; None of other figures, also where they read a reward."""
+    fields = result.protocol.fields.get("reward")
+    return fields if result.metric.family == "reward" and isinstance(fields, dict) else None
+
+
+def _same_model(found: Result, rewards: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a reward column scores by the weights of one of the rewards, whatever its resize."""
+    own = _reward_of(found)
+    return own is not None and any(
+        (own.get("name"), own.get("weights_sha256")) == (reward.get("name"), reward.get("weights_sha256"))
+        for reward in rewards
+    )
 
 
 def judge(model: Figures, base: Figures, seeds: Sequence[Figures], like: Figures | None = None) -> Judgement:
@@ -179,14 +242,32 @@ class FalsePositives:
     """How often the rule finds fault with LCD students, which met no reward.
 
     Attributes:
-        pairs: ordered pairs of LCD students that were judged.
-        over_optimised: of them called over-optimised.
-        two_worse: of them with at least two families worse, whatever the reward did.
+        seeds: LCD students.
+        pairs: ordered pairs of them that were judged.
+        over_optimised: of the pairs called over-optimised.
+        two_worse: of the pairs with at least two families worse, whatever the reward did.
     """
 
+    seeds: int
     pairs: int
     over_optimised: int
     two_worse: int
+
+    @property
+    def interval(self) -> Interval:
+        """Of the share that is called over-optimised."""
+        return rate_interval(self.over_optimised, self.pairs, self.seeds)
+
+
+def rate_interval(count: int, pairs: int, seeds: int) -> Interval:
+    """Wilson interval of a share of pairs of seeds, as of ⌊seeds/2⌋ independent ones.
+
+    Args:
+        count: pairs of that kind.
+        pairs: all ordered pairs.
+        seeds: that the pairs are made from.
+    """
+    return wilson_interval(count / pairs * (seeds // 2), seeds // 2)
 
 
 def false_positives(seeds: Sequence[Figures], like: Figures) -> FalsePositives | None:
@@ -203,6 +284,7 @@ def false_positives(seeds: Sequence[Figures], like: Figures) -> FalsePositives |
         rest = [seed for k, seed in enumerate(seeds) if k not in (i, j)]
         found.append(judge(seeds[i], seeds[j], rest, like))
     return FalsePositives(
+        seeds=len(seeds),
         pairs=len(found),
         over_optimised=sum(each.over_optimised for each in found),
         two_worse=sum(len(each.worse) >= MIN_WORSE for each in found),

@@ -36,6 +36,7 @@ class FigureChange(_Frozen):
         high: likewise.
         basis: "images", "jackknife", "quadrature" or "none".
         delta: what LCD seeds differ by; None with too few of them.
+        detectable: the true deterioration that so many images find beyond delta with probability .8.
         clear: the interval lies above delta: the figure is worse, or the reward is up.
     """
 
@@ -49,14 +50,21 @@ class FigureChange(_Frozen):
     high: float | None
     basis: str
     delta: float | None
+    detectable: float | None = None
     clear: bool
 
 
 class Family(_Frozen):
-    """Figures that see the same kind of fault."""
+    """Figures that see the same kind of fault.
+
+    Attributes:
+        worse: one of them is worse beyond delta.
+        better: one of them is better beyond delta, and none worse.
+    """
 
     name: str
     worse: bool
+    better: bool = False
     figures: tuple[FigureChange, ...]
 
 
@@ -76,6 +84,7 @@ class Verdict(_Frozen):
         delta_seeds: names of the LCD students that delta is taken from.
         false_positives: ``pairs`` of LCD students judged by the same rule, how many were called ``over_optimised``
             and how many had ``two_worse`` families; None with fewer than 7 of them.
+        false_positive_interval: 95 %, of the share called over-optimised; the pairs share students.
         provenance: of this process.
     """
 
@@ -90,6 +99,7 @@ class Verdict(_Frozen):
     families: tuple[Family, ...] = ()
     delta_seeds: tuple[str, ...] = ()
     false_positives: dict[str, int] | None = None
+    false_positive_interval: tuple[float, float] | None = None
     provenance: dict[str, Any] = {}
 
 

@@ -1,37 +1,42 @@
 """``rgbench verdict``: every reward-guided student judged against its LCD student, in words and as JSON.
 
 A verdict compares figures that result files hold; nothing is generated. The rule is in
-:mod:`rgbench.evaluation.verdict`, the file in :mod:`rgbench.evaluation.verdict_file`.
+:mod:`rgbench.evaluation.verdict`, its words in :mod:`rgbench.evaluation.verdict_words`, the
+file in :mod:`rgbench.evaluation.verdict_file`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rgbench.errors import UsageError, suggest
 from rgbench.evaluation.results import Result, generation_folder, load_results
 from rgbench.evaluation.verdict import (
-    FAMILIES,
     MIN_SEEDS,
-    MIN_WORSE,
     Change,
+    FalsePositives,
     Figures,
-    Judgement,
     Key,
     false_positives,
     judge,
     trained_keys,
+    trained_on,
 )
 from rgbench.evaluation.verdict_file import FILE, Family, FigureChange, Verdict
+from rgbench.evaluation.verdict_words import explain
 from rgbench.files import write_json_atomic
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.run import provenance
 
 TEACHER = "teacher"
-Kind = Literal["over-optimised", "not over-optimised", "no gain", "none"]
+EXTERNAL = "external"  # trained elsewhere
+LCD = "lcd"  # the method, and its students' usual name
+SEED_IN_NAME = re.compile(r"-s(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,16 @@ class Model:
         return self.results[0]
 
     @property
+    def seed(self) -> int | None:
+        """The training seed; of a model trained elsewhere, what its name says: 3 of mine-s3."""
+        own = self.about
+        named = SEED_IN_NAME.search(own.model) if own.method == EXTERNAL else None
+        return int(named[1]) if named else own.training_seed
+
+    @property
     def stem(self) -> str:
         """The name without the training seed."""
-        seed = self.about.training_seed
-        return self.about.model if seed is None else self.about.model.removesuffix(f"-s{seed}")
+        return self.about.model if self.seed is None else self.about.model.removesuffix(f"-s{self.seed}")
 
     def compares_with(self, other: Model) -> bool:
         """Whether world, sampler settings and training steps are the same."""
@@ -83,133 +94,126 @@ def models_of(results: Path) -> list[Model]:
     return [Model(tuple(members)) for members in found.values()]
 
 
-def give_verdicts(results: Path, base: str, names: Sequence[str] = ()) -> list[Verdict]:
+def give_verdicts(
+    results: Path,
+    base: str | None = None,
+    names: Sequence[str] = (),
+    reward: str | None = None,
+    track: Track = untracked,
+) -> list[Verdict]:
     """Judge models and store each verdict beside the model's results.
 
     Args:
         results: the results folder.
-        base: name of the LCD students, such as "lcd" for lcd-s0, lcd-s1 …, or of one of them.
+        base: name of the LCD students, such as "lcd" for lcd-s0, lcd-s1 …, or of one of them; by default those that
+            the results say are.
         names: models to judge; by default all that were trained on a reward.
+        reward: metric of the reward that ``names`` were trained on, where the results do not say.
+        track: shows progress over the models.
 
     Returns:
         The verdicts, by model.
 
     Raises:
-        UsageError: no results, an unknown model, or no model that was trained on a reward.
+        UsageError: no results, an unknown model, no model that was trained on a reward, or a reward without names.
     """
     models = models_of(results)
     known = {model.about.model for model in models}
     for name in names:
         if name not in known:
             raise UsageError(f"{results}: no finished model {name!r}; {suggest(name, known)}")
+    if reward is not None and not names:
+        raise UsageError(f"--reward {reward} says what some models were trained on; name them with --model")
     chosen = [m for m in models if (m.about.model in names if names else m.about.trained_rewards)]
     if not chosen:
-        raise UsageError(f"{results}: no model here was trained on a reward; a verdict needs one and its LCD student")
-    record = provenance()
-    verdicts = [_verdict(model, models, base).model_copy(update={"provenance": record}) for model in chosen]
-    for verdict in verdicts:
+        raise UsageError(
+            f"{results}: no model here is known to be trained on a reward; a verdict needs one and its LCD student. "
+            "Of a model trained elsewhere say so: --model NAME --reward METRIC --base NAME"
+        )
+    record, rates = provenance(), Rates()
+    verdicts = []
+    for model in track(chosen, "verdicts", "models"):
+        verdict = _verdict(model, models, base, reward, rates).model_copy(update={"provenance": record})
         folder = generation_folder(results, verdict.world, verdict.model, verdict.generation)
         write_json_atomic(folder / FILE, verdict.model_dump())
+        verdicts.append(verdict)
     return verdicts
 
 
-def _verdict(model: Model, models: Sequence[Model], base: str) -> Verdict:
+class Rates:
+    """False-positive rates by students and trained reward: models of one reward share theirs."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], FalsePositives | None] = {}
+
+    def of(self, seeds: Sequence[Model], like: Figures) -> FalsePositives | None:
+        """As :func:`false_positives`, once for the same question."""
+        in_sample = frozenset(key for key, found in like.items() if found.in_sample)
+        key = (tuple(seed.about.generation.id for seed in seeds), trained_keys(like), in_sample)
+        if key not in self._known:
+            self._known[key] = false_positives([seed.figures for seed in seeds], like)
+        return self._known[key]
+
+
+def _verdict(model: Model, models: Sequence[Model], base: str | None, reward: str | None, rates: Rates) -> Verdict:
     alike = [m for m in models if m is not model and m.compares_with(model)]
-    named = [m for m in alike if base in (m.about.model, m.stem)]
     own = model.about
     about: dict[str, Any] = {"world": own.world, "model": own.model, "generation": own.generation}
-    if not named:
-        words = (
-            f"no verdict: no {base!r} student of the same world, sampler settings and training steps is here; "
-            f"evaluate one, or name another with --base ({suggest(base, {m.stem for m in models})})"
-        )
+    seeds = _students(alike, base)
+    if isinstance(seeds, str):
+        known = sorted({m.stem for m in models if m.about.method == LCD or m.stem == base} or {m.stem for m in models})
+        words = f"no verdict on {own.model}: {seeds} {', '.join(known)}"
         return Verdict(**about, base=None, verdict="none", words=words)
-    partner = min(named, key=lambda m: (m.about.training_seed != model.about.training_seed, m.about.model))
-    seeds = [m for m in alike if m.stem == partner.stem]
-    figures = [seed.figures for seed in seeds]
-    found = judge(model.figures, partner.figures, figures)
-    wrong = false_positives(figures, model.figures)
-    kind, words = _words(model, partner, found, len(seeds))
-    if kind != "none":
-        words += (
-            f" Of {wrong.pairs} pairs of LCD students the same rule calls {wrong.over_optimised} over-optimised, and "
-            f"finds two families worse in {wrong.two_worse}."
-            if wrong
-            else f" Its false-positive rate is not known: that takes {MIN_SEEDS + 2} LCD seeds, here are {len(seeds)}."
-        )
-    teacher = _teacher(models, model.about.world)
+    named = [m for m in seeds if m.about.model == base] or seeds
+    partner = min(named, key=lambda m: (m.seed != model.seed, m.about.model))
+    figures = trained_on(model.figures, reward) if reward else model.figures
+    found = judge(figures, partner.figures, [seed.figures for seed in seeds])
+    wrong = rates.of(seeds, figures)
+    kind, words = explain(own.model, partner.about.model, figures, found, [seed.about.model for seed in seeds], wrong)
+    teacher = _teacher(models, own.world)
+    shown = partial(_shown, model=figures, base=partner.figures, teacher=teacher)
     return Verdict(
         **about,
         base=partner.about.model,
         verdict=kind,
         words=words,
-        rewards=tuple(_shown(c, model.figures, partner.figures, teacher) for c in found.rewards),
+        rewards=tuple(map(shown, found.rewards)),
         families=tuple(
             Family(
                 name=name,
                 worse=name in found.worse,
-                figures=tuple(_shown(c, model.figures, partner.figures, teacher) for c in changes),
+                better=name in found.better,
+                figures=tuple(map(shown, changes)),
             )
             for name, changes in found.families.items()
         ),
         delta_seeds=tuple(sorted(seed.about.model for seed in seeds)) if len(seeds) >= MIN_SEEDS else (),
-        false_positives=asdict(wrong) if wrong else None,
+        false_positives={"pairs": wrong.pairs, "over_optimised": wrong.over_optimised, "two_worse": wrong.two_worse}
+        if wrong
+        else None,
+        false_positive_interval=(wrong.interval.low, wrong.interval.high) if wrong else None,
     )
 
 
-def _words(model: Model, base: Model, found: Judgement, num_seeds: int) -> tuple[Kind, str]:
-    """The kind of verdict, and what it says."""
-    pair = f"{model.about.model} against {base.about.model}"
-    if not trained_keys(model.figures):
-        return "none", f"no verdict on {pair}: the reward that it was trained on was not measured; add --metric hps"
-    if num_seeds < MIN_SEEDS:
-        return "none", (
-            f"no verdict on {pair}: what training seeds alone differ by takes {MIN_SEEDS} {base.stem!r} students of "
-            f"the same settings, and here {'is' if num_seeds == 1 else 'are'} {num_seeds}; train more seeds and "
-            "evaluate them. The differences are given without it."
-        )
-    if not found.rewards:
-        return "none", f"no verdict on {pair}: the trained reward was not measured on both and on every seed"
-    if len(found.families) < MIN_WORSE:
-        measured = ", ".join(found.families) or "none"
-        return "none", (
-            f"no verdict on {pair}: it takes {MIN_WORSE} families of figures that both models and every seed have, "
-            f"and there {'is' if len(found.families) == 1 else 'are'}: {measured}; evaluate with --metric probes too"
-        )
-    return _ruling(pair, model, found)
+def _students(alike: Sequence[Model], base: str | None) -> list[Model] | str:
+    """The LCD students that a model is compared with; or why there are none, and what the names that follow are."""
+    if base is not None:
+        named = [m for m in alike if base in (m.about.model, m.stem)]
+        stems = {m.stem for m in named}
+        missing = f"no {base!r} student of its world, sampler settings and training steps is here;"
+    else:
+        named = [m for m in alike if m.about.method == LCD]
+        stems = {m.stem for m in named}
+        if len(stems) > 1 and LCD not in stems:
+            return "several LCD methods of its settings are here; name one with --base:"
+        stems = stems & {LCD} or stems
+        missing = "no LCD student of its world, sampler settings and training steps is here;"
+    if not stems:
+        return f"{missing} evaluate one, or name another with --base:"
+    return [m for m in alike if m.stem in stems]
 
 
-def _ruling(pair: str, model: Model, found: Judgement) -> tuple[Kind, str]:
-    share = f"{len(found.worse)} of {len(found.families)} measured families are worse"
-    if len(found.worse) == 1:
-        share = share.replace("are worse", "is worse")
-    reasons = [_reason(name, found.families[name], model.figures) for name in found.worse]
-    listed = f": {'; '.join(reasons)}" if reasons else ""
-    missing = [name for name in FAMILIES if name not in found.families]
-    unseen = f" Not measured: {', '.join(missing)}." if missing else ""
-    if not found.up:
-        return "no gain", f"{pair}: the trained reward is not up beyond what seeds differ by; {share}{listed}.{unseen}"
-    gain = max(found.rewards, key=lambda change: change.found.value)
-    text = f"{pair}: the trained reward is up ({_amount(gain, model.figures)}), and {share}{listed}.{unseen}"
-    if found.over_optimised:
-        return "over-optimised", f"Over-optimised. {text}"
-    return "not over-optimised", f"Not shown to be over-optimised. {text}"
-
-
-def _reason(family: str, changes: Sequence[Change], figures: Figures) -> str:
-    worst = max((c for c in changes if c.worse), key=lambda c: c.found.value / (c.delta or c.found.value))
-    return f"{family} ({_amount(worst, figures)})"
-
-
-def _amount(change: Change, figures: Figures) -> str:
-    """Such as ``HFER gap by 1.20 dB [1.00, 1.40], seeds differ by 0.31``."""
-    metric, found = figures[change.key].metric, change.found
-    unit = f" {metric.unit}" if metric.unit else ""
-    shown = [f"{x:.{metric.decimals}f}" for x in (found.value, found.low, found.high, change.delta) if x is not None]
-    return f"{metric.label} by {shown[0]}{unit} [{shown[1]}, {shown[2]}], seeds differ by {shown[3]}"
-
-
-def _shown(change: Change, model: Figures, base: Figures, teacher: Figures) -> FigureChange:
+def _shown(change: Change, *, model: Figures, base: Figures, teacher: Figures) -> FigureChange:
     key, found = change.key, change.found
     ours, theirs = model[key], base[key]
     assert ours.value is not None and theirs.value is not None, "figures without a value are left out before"
@@ -224,6 +228,7 @@ def _shown(change: Change, model: Figures, base: Figures, teacher: Figures) -> F
         high=found.high,
         basis=found.basis,
         delta=change.delta,
+        detectable=change.detectable,
         clear=change.worse,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -94,6 +95,7 @@ def bootstrap_means(rows: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate([rows[rng.integers(0, num, (size, num))].mean(1) for size in sizes])
 
 
+@lru_cache(maxsize=1024)
 def student_t_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t, by bisection on the closed form of its distribution (A&S 26.7.3-4).
 

@@ -10,7 +10,9 @@ from scipy import stats
 
 from rgbench.errors import UsageError
 from rgbench.evaluation.comparison import compare_methods, compare_models
+from rgbench.evaluation.statistics import Wins
 from rgbench.evaluation.verdicts import models_of
+from rgbench.metrics.intervals import wilson_interval
 from tests.results_maker import put
 
 RNG = np.random.default_rng(0)
@@ -38,6 +40,8 @@ def test_methods_are_compared_over_seeds(results):
     known = stats.ttest_1samp(GAIN, 0)
     assert primary.primary and primary.seeds == tuple(range(6)) and primary.mean == pytest.approx(GAIN.mean())
     assert primary.p == pytest.approx(known.pvalue, rel=1e-6)
+    power = (stats.t.ppf(0.975, 5) + stats.t.ppf(0.8, 5)) * GAIN.std(ddof=1) / np.sqrt(6)
+    assert primary.detectable == pytest.approx(power, rel=1e-6)
     assert (primary.low, primary.high) == pytest.approx(tuple(known.confidence_interval()), rel=1e-6)
     assert not other.primary and other.p == pytest.approx(known.pvalue, rel=1e-6), "alone among the rest"
     assert "wavelet_noise_gap" not in found, "one common seed is no comparison"
@@ -69,14 +73,26 @@ def test_models_are_compared_on_their_images(results, cli):
     found = {(c.model, c.result.metric.name): c for c in compare_models(models_of(results), "lcd")}
     assert len(found) == 13 and {c.base for c in found.values()} == {f"lcd-s{i}" for i in range(6)}
     gain = found["lrm-s3", "oracle_mean"]
-    assert gain.base == "lcd-s3" and gain.found.value == pytest.approx(GAIN[3]) and gain.images.win_rate == 1
+    assert gain.base == "lcd-s3" and gain.found.value == pytest.approx(GAIN[3]) and gain.images.wins.rate == 1
     assert found["lrm-s3", "fd_efflite0"].images is None
     noise = found["lrm-s0", "wavelet_noise_gap"].images
-    assert noise.win_rate == 48 / 64, "a win is the image nearer to the target"
-    assert noise.mean == pytest.approx(-0.25) and noise.interval.low < -0.25 < noise.interval.high
-    assert noise.win_interval.low < 0.75 < noise.win_interval.high and noise.detectable > 0
+    assert noise.wins == Wins(48 / 64, wilson_interval(48, 64)), "a win is the image nearer to the target"
+    within = np.var([-0.5] * 24 + [0.5] * 8, ddof=1)  # of the differences, alike in both groups of prompts
+    assert noise.detectable == pytest.approx(2.801585 * np.sqrt(within / 64), rel=1e-6)
     done = cli("compare", results)
     assert "lrm-s0\tlcd-s0\twavelet_noise_gap\t-0.25" in done.stdout and "75%" in done.stdout
+
+
+def test_what_only_the_model_has_keeps_its_row_without_a_figure(tmp_path, cli):
+    put(tmp_path, "lcd-s0", "oracle_mean", rows=BASE)
+    put(tmp_path, "lrm-s0", "oracle_mean", rows=BASE)
+    put(tmp_path, "lcd-s0", "fd_efflite0")
+    for metric in ("hfer_gap_db", "fd_efflite0"):
+        put(tmp_path, "lrm-s0", metric, 0.5, half=0.1)
+    done = cli("compare", tmp_path)
+    lines = sorted(line.split("\t")[2:] for line in done.stdout.splitlines())
+    assert lines[:2] == [["fd_efflite0", *["—"] * 5], ["hfer_gap_db", *["—"] * 5]], "missing is missing, never 0"
+    assert lines[2] == ["oracle_mean", "0.00", "[0.00, 0.00]", "50%", "[38%, 62%]", "0.00"], "no change is 0"
 
 
 def test_the_teacher_compares_at_its_own_sampler_settings(tmp_path):

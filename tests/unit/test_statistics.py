@@ -8,7 +8,16 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgbench.evaluation.statistics import holm, minimum_detectable_effect, paired_bootstrap, paired_t, t_interval
+from rgbench.evaluation.statistics import (
+    count_wins,
+    detectable_over_seeds,
+    holm,
+    minimum_detectable_effect,
+    paired_t,
+    resampled_means,
+    stratified_deviation,
+    t_interval,
+)
 from rgbench.metrics.intervals import (
     bootstrap_interval,
     jackknife_groups,
@@ -67,28 +76,44 @@ def test_bootstrap_interval_of_a_mean():
     assert bootstrap_interval(rows[:1]) is None
 
 
-def test_pairing_removes_the_spread_that_both_share():
+def test_models_resampled_together_lose_the_spread_that_both_share():
     rng = np.random.default_rng(0)
     shared = 10 * rng.standard_normal(400)
     a, b = shared + 0.2 + 0.3 * rng.standard_normal(400), shared + 0.3 * rng.standard_normal(400)
-    found = paired_bootstrap(a, b)
-    assert found.interval.low > 0
-    assert found.mean == pytest.approx((a - b).mean())
-    assert 0.55 < found.win_rate < 0.8
-    assert found.win_interval.low < found.win_rate < found.win_interval.high
-    assert found.detectable == pytest.approx(2.8016 * (a - b).std(ddof=1) / 20, rel=1e-3)
+    drawn = resampled_means(a) - resampled_means(b)
+    assert drawn.shape == (2000,) and drawn.mean() == pytest.approx((a - b).mean(), abs=3e-3)
+    assert drawn.std() == pytest.approx((a - b).std() / 20, rel=0.06)
+    np.testing.assert_allclose(drawn, resampled_means(a - b), atol=1e-12)
+    assert not np.allclose(resampled_means(a), resampled_means(a, seed=1))
 
 
 def test_strata_are_resampled_by_themselves():
-    """A difference that is constant within each stratum has no sampling spread at all."""
-    a = [1.0] * 10 + [5.0] * 10
-    found = paired_bootstrap(a, [0.0] * 20, strata=["anime"] * 10 + ["photo"] * 10)
-    assert found.interval.low == found.interval.high == 3.0
-    assert paired_bootstrap(a, [0.0] * 20).interval.low < 3.0
+    """A figure that is constant within each stratum has no sampling spread at all."""
+    a, styles = np.array([1.0] * 10 + [5.0] * 30), ["anime"] * 10 + ["photo"] * 30
+    np.testing.assert_allclose(resampled_means(a, styles), 4.0, rtol=1e-12)
+    assert resampled_means(a).std() == pytest.approx(a.std() / np.sqrt(40), rel=0.1)
+    assert stratified_deviation(a, styles) == 0 < stratified_deviation(a) == pytest.approx(a.std(ddof=1))
+    b = a + np.random.default_rng(1).normal(0, [1.0] * 10 + [3.0] * 30)
+    deviation = stratified_deviation(b, styles)
+    assert deviation**2 == pytest.approx(b[:10].var(ddof=1) / 4 + b[10:].var(ddof=1) * 3 / 4)
+    assert resampled_means(b, styles).std() == pytest.approx(deviation / np.sqrt(40), rel=0.08)
+    with pytest.raises(ValueError, match="40 rows but 2 strata"):
+        resampled_means(a, ["x", "y"])
 
 
 def test_ties_are_half_a_win():
-    assert paired_bootstrap([1, 2, 3, 4], [1, 2, 3, 9]).win_rate == 1.5 / 4
+    found = count_wins([1, 2, 3, 4], [1, 2, 3, 9])
+    assert found.rate == 1.5 / 4 and found.interval == wilson_interval(1.5, 4)
+
+
+def test_what_a_few_seeds_could_have_shown_is_found_four_times_in_five():
+    """Against the exact power, from the noncentral t."""
+    for num in (3, 6, 10):
+        values = np.arange(num, dtype=float)
+        effect = detectable_over_seeds(values) / values.std(ddof=1) * np.sqrt(num)
+        critical = scipy.stats.t.ppf(0.975, num - 1)
+        power = scipy.stats.nct.sf(critical, num - 1, effect) + scipy.stats.nct.cdf(-critical, num - 1, effect)
+        assert 0.76 <= power <= 0.83, (num, power)
 
 
 def test_minimum_detectable_effect_is_found_four_times_in_five():
@@ -119,9 +144,7 @@ def test_holm_lies_between_the_raw_and_bonferroni(p_values):
         assert raw <= adjusted <= min(1.0, len(p_values) * max(p_values))
 
 
-@pytest.mark.parametrize(
-    "call", [lambda: paired_bootstrap([1], [1]), lambda: paired_t([1, 2], [1]), lambda: t_interval([1])]
-)
+@pytest.mark.parametrize("call", [lambda: count_wins([1], [1]), lambda: paired_t([1, 2], [1]), lambda: t_interval([1])])
 def test_too_little_data_is_an_error(call):
     with pytest.raises(ValueError, match="at least two"):
         call()
