@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from rgbench.errors import UsageError
+from rgbench.evaluation.comparison import compare_models
 from rgbench.evaluation.results import load_results
 from rgbench.evaluation.verdict_file import load_verdicts
-from rgbench.evaluation.verdicts import give_verdicts
+from rgbench.evaluation.verdicts import give_verdicts, models_of
 from tests.conftest import ROOT
 from tests.results_maker import HACKED, measured
 
@@ -168,3 +169,15 @@ def test_a_damaged_verdict_is_named(world, tmp_path):
     path.write_text(json.dumps({"schema_version": 2}))
     with pytest.raises(UsageError, match=r"verdict.json: not a verdict: schema_version"):
         load_verdicts(tmp_path)
+
+
+def test_progress_counts_models(world):
+    shown = []
+
+    def track(steps, what, unit):
+        shown.append((what, len(steps), unit))
+        return steps
+
+    give_verdicts(world, track=track)
+    compare_models(models_of(world), "lcd", track)
+    assert shown == [("verdicts", 2, "models"), ("comparisons", 10, "models")]
