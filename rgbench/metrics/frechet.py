@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg.lapack import dsygst
 
 from rgbench.metrics.tracking import Track, untracked
 
@@ -113,7 +114,7 @@ class Gaussian:
         """FD to the Gaussian of ``other``."""
         _require_two(other.num)
         covariance = other.covariance
-        eigenvalues = np.linalg.eigvalsh(self.factor.T @ covariance @ self.factor)
+        eigenvalues = np.linalg.eigvalsh(_congruent(self.factor, covariance))
         return self._combine(other.mean, float(np.trace(covariance)), eigenvalues, other.rank)
 
     def replicates(
@@ -198,6 +199,20 @@ def split_half_null(features: np.ndarray, track: Track = untracked) -> float:
     half = len(features) // 2
     other = moments_of_rows(features.__getitem__, np.sort(order[half:]), track)
     return Gaussian.of_rows(features[np.sort(order[:half])], track).distance(other)
+
+
+def _congruent(factor: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Fᵀ Σ F, of which ``eigvalsh`` reads the lower triangle; LAPACK's dsygst fills no more, in a quarter of the work.
+
+    dsygst takes a Cholesky factor, which :func:`_factor` makes and nothing else does: lower triangular, diagonal > 0.
+    """
+    rows, columns = factor.shape
+    if rows != columns or not (np.diagonal(factor) > 0).all() or np.triu(factor, 1).any():
+        return factor.T @ covariance @ factor
+    lower, info = dsygst(covariance, factor, itype=2, lower=1)
+    if info:
+        raise AssertionError(f"dsygst refuses argument {-info}")
+    return lower
 
 
 def _factor(covariance: np.ndarray, rank: int) -> np.ndarray:
