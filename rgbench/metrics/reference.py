@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rgbench.data.prompts import PromptSet
 from rgbench.errors import UsageError
+from rgbench.metrics.kept import keep_array
 from rgbench.metrics.tracking import Track, untracked
 from rgbench.worlds.scenes import Scenes, render, sample_scenes
 
@@ -133,6 +135,10 @@ class ReferenceScenes:
         spans = torch.arange(len(self.scenes)).split(CHUNK)
         tracked = self.track(spans, "real scenes: rendering")
         return torch.cat([to_uint8(render(self.scenes[at], SPLIT, self.start + at.numpy())) for at in tracked])
+
+    def keep(self, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
+        """``make()``, once per pixels, fields and code: what ``owner`` reads in these images, in the cache folder."""
+        return keep_array(self.cache, owner, {"images": self.content, **fields}, make)
 
     def remember(self, key: str, make: Callable[[], T]) -> T:
         """``make()``, once per process and key: statistics that every evaluated model is compared with."""

@@ -120,8 +120,7 @@ class Fragility:
         drops = self.drops[:, : self.num]
         extra: dict[str, Any] = {"level": float(drops.mean()), "num_images": self.num}
         if self.against_real:
-            key = f"fragility {self.num} {self.context.reward_folder}"
-            real = self.context.reference.remember(key, self._of_real)
+            real = self.context.of_real(self, self.quantities[0].protocol, self._of_real)
             extra["real"], drops = float(real.mean()), drops - real
         rows, groups = drops.mean(0), cluster_groups(self.context.clusters(self.num))
         left = [float(rows[groups != g].mean()) for g in np.unique(groups) if (groups != g).any()]

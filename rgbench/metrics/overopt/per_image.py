@@ -77,7 +77,7 @@ class PerImageProbe:
         self.rows[:, positions] = self.measure(images, prompts).double().cpu().numpy()
 
     def finish(self) -> list[Measurement]:
-        real = self.context.reference.remember(self._key(), self._of_real) if self.against_real else None
+        real = self.context.of_real(self, self.quantities[0].protocol, self._of_real) if self.against_real else None
         return [
             self._measurement(quantity, self.rows[i], None if real is None else real[i])
             for i, quantity in enumerate(self.quantities)
@@ -102,7 +102,3 @@ class PerImageProbe:
         for images, at in real_batches(self.context):
             rows[:, at] = self.measure(images, [prompts[i] for i in at]).double().cpu().numpy()
         return rows
-
-    def _key(self) -> str:
-        """What the real images' numbers are remembered by: they serve every evaluated model."""
-        return f"{type(self).__qualname__} {sorted(self.quantities[0].protocol.items(), key=str)}"

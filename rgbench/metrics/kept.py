@@ -1,0 +1,82 @@
+"""Figures of real images, kept on disk: they serve every model that is evaluated after."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import rgbench
+from rgbench.errors import UsageError
+from rgbench.files import load_safetensors, read_safetensors_metadata
+from rgbench.writing import save_safetensors_atomic, write_text_atomic
+
+log = logging.getLogger(__name__)
+
+CODE = ("metrics", "rewards", "worlds", "data")  # packages whose change may change a figure
+
+
+def keep_array(folder: Path, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """``make()``, or what it gave before for the same fields, the same code and the same versions.
+
+    A file that is damaged is made again.
+
+    Args:
+        folder: what can be computed again; kept out of git.
+        owner: what makes the array; its class's source counts as code too, so that a plug-in's change is seen.
+        fields: all that the array depends on, of JSON's types.
+        make: gives a float64 array.
+    """
+    code = [type(owner).__qualname__, _source(type(owner)), code_digest(), torch.__version__]
+    key = hashlib.sha256(json.dumps([fields, code], sort_keys=True).encode()).hexdigest()
+    path = folder / f"{type(owner).__name__.lower()}-{key[:32]}.safetensors"
+    kept = _read(path) if path.is_file() else None
+    if kept is not None:
+        return kept
+    array = np.ascontiguousarray(make(), dtype=np.float64)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(folder / ".gitignore", "*\n")
+    save_safetensors_atomic({"array": torch.from_numpy(array)}, path, {"sha256": _digest(array)})
+    return array
+
+
+def _read(path: Path) -> np.ndarray | None:
+    try:
+        array = load_safetensors(path)["array"].numpy()
+        told = read_safetensors_metadata(path).get("sha256")
+    except (UsageError, KeyError) as error:
+        log.warning("%s; made again", error)
+        return None
+    if told == _digest(array):
+        return array
+    log.warning("%s: contents do not match their checksum; made again", path)
+    return None
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """sha256 over the package's sources that a figure of real images may depend on."""
+    root, digest = Path(rgbench.__file__).parent, hashlib.sha256()
+    for path in sorted(path for name in CODE for path in (root / name).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source(owner: type) -> str:
+    """The text of the file that a class was written in; "" where it has none."""
+    try:
+        return Path(inspect.getfile(owner)).read_text()
+    except (OSError, TypeError):
+        return ""
