@@ -9,7 +9,7 @@ import torch
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.metrics.contract import Context
-from rgbench.metrics.efflite0 import EffLite0Features
+from rgbench.metrics.efflite0 import EffLite0Features, fold_batch_norms, load_efflite0
 from rgbench.metrics.features import FeatureRows
 from rgbench.metrics.fid import FrechetDistance
 from rgbench.metrics.frechet import Moments, frechet_distance
@@ -47,6 +47,14 @@ def test_value_is_the_distance_of_the_features(context, images):
     assert found.num_samples == NUM and found.flags == ("n<=d",)
     assert found.quantity.metric.label == "FD-EffLite0"
     assert found.extra["split_half_null"] > 0
+
+
+def test_batch_norms_fold_into_the_convolutions_without_a_change():
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain, folded = load_efflite0().double(), fold_batch_norms(load_efflite0().double())
+    kinds = {type(layer).__name__ for layer in folded.modules()}
+    assert not any("Norm" in kind for kind in kinds), kinds
+    torch.testing.assert_close(folded.forward_features(images), plain.forward_features(images), rtol=1e-10, atol=1e-12)
 
 
 def test_order_and_batch_size_change_nothing_but_rounding(context, images):
