@@ -47,9 +47,8 @@ def measure(folder: Path, *, num: int, metrics: list[str] | None, device: str, r
     chosen = metrics or list(default_metrics(own_images=False))
 
     def once(results: Path) -> None:
-        evaluate(
-            [str(student)], chosen, num=num, results=results, guidance=GUIDANCE, device=device, keep_images=0, force=True
-        )
+        how: Any = {"guidance": GUIDANCE, "device": device, "keep_images": 0, "force": True}
+        evaluate([str(student)], chosen, num=num, results=results, **how)
 
     found = [_timed(once, folder / "results", num) for _ in range(rounds + 1)]
     counted = sorted(found[1:], key=lambda row: row["seconds"])[rounds // 2]
