@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from rgbench.data.config import HFDatasetData
 from rgbench.data.contract import Batch
@@ -57,7 +56,7 @@ class HFDatasetSource:
         """
         return self._reader.load(indices)
 
-    def _read(self, index: int) -> tuple[Tensor, str, str]:
+    def _read(self, index: int) -> tuple[np.ndarray, str, str]:
         row, where = self._rows[index], f"row {index}"
         image, caption = row[self._section.image_column], row[self._section.caption_column]
         if isinstance(caption, list) and caption:

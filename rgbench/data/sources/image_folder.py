@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from rgbench.data.config import ImageFolderData
 from rgbench.data.contract import Batch
@@ -59,7 +59,7 @@ class ImageFolderSource:
         """
         return self._reader.load(indices)
 
-    def _read(self, index: int) -> tuple[Tensor, str, str]:
+    def _read(self, index: int) -> tuple[np.ndarray, str, str]:
         name = self._names[index]
         return decode_image(self._folder / name, self._resolution, name), self._captions[index], name
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from rgbench.data.config import WebDatasetData
 from rgbench.data.contract import Batch
@@ -61,7 +60,7 @@ class WebDatasetSource:
         """
         return self._reader.load(indices)
 
-    def _read(self, index: int) -> tuple[Tensor, str, str]:
+    def _read(self, index: int) -> tuple[np.ndarray, str, str]:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         within = index - (int(self._ends[shard - 1]) if shard else 0)
         path, key = self._shards[shard], self._keys[shard][within].decode()
