@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rgbench.errors import UsageError
+from rgbench.files import sha256_file
 from rgbench.hub import HPS_REPO, HPS_REVISION
 
 
@@ -54,13 +55,15 @@ class FileWeights:
 
     Attributes:
         name: in the local cache.
-        url: where it is published.
+        url: where it is published, at one commit.
         size: for people.
+        sha256: of its bytes; None where nobody has published one. The commit of the address then has to do.
     """
 
     name: str
     url: str
     size: str
+    sha256: str | None = None
 
     @property
     def path(self) -> Path:
@@ -69,15 +72,28 @@ class FileWeights:
         return root / "rgbench" / "weights" / self.name
 
     def find(self) -> Path | None:
-        """The file, or None."""
-        return self.path if self.path.is_file() else None
+        """The file, or None.
+
+        Raises:
+            UsageError: another file lies there, such as half a download.
+        """
+        if not self.path.is_file():
+            return None
+        digest = sha256_file(self.path)
+        if self.sha256 not in (None, digest):
+            raise UsageError(
+                f"{self.path}: not the published file (sha256 {digest}, expected {self.sha256}); get it again with: "
+                f"{self.command()}"
+            )
+        return self.path
 
     def command(self) -> str:
         """What fetches it to where it is looked for."""
-        return shlex.join(["curl", "--location", "--create-dirs", "--output", str(self.path), self.url])
+        return shlex.join(["curl", "--fail", "--location", "--create-dirs", "--output", str(self.path), self.url])
 
 
 _GITHUB = "https://github.com"
+_MLP_COMMIT, _LINEAR_COMMIT = "6934dd81792f086e613a121dbce43082cb8be85e", "7e37768a02b0863eac390a702903aaa90ecf938e"
 HPS_V21_FILE = "HPS_v2.1_compressed.pt"
 _WHOLE = ("config.json", "model.safetensors")
 PUBLISHED: dict[str, HubWeights | FileWeights] = {
@@ -98,12 +114,14 @@ PUBLISHED: dict[str, HubWeights | FileWeights] = {
     ),
     "aesthetic mlp head": FileWeights(
         "sac+logos+ava1-l14-linearMSE.pth",
-        f"{_GITHUB}/christophschuhmann/improved-aesthetic-predictor/raw/main/sac%2Blogos%2Bava1-l14-linearMSE.pth",
+        f"{_GITHUB}/christophschuhmann/improved-aesthetic-predictor/raw/{_MLP_COMMIT}/"
+        "sac%2Blogos%2Bava1-l14-linearMSE.pth",
         "4 MB",
+        sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
     ),
     "aesthetic linear head": FileWeights(
         "sa_0_4_vit_l_14_linear.pth",
-        f"{_GITHUB}/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth",
+        f"{_GITHUB}/LAION-AI/aesthetic-predictor/raw/{_LINEAR_COMMIT}/sa_0_4_vit_l_14_linear.pth",
         "4 kB",
     ),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,11 @@ import torch
 from pydantic import TypeAdapter
 
 from rgbench.errors import RgbenchError, UsageError
+from rgbench.files import sha256_file
 from rgbench.rewards.aesthetic import make_head
 from rgbench.rewards.config import RewardConfig
 from rgbench.rewards.load import load_reward
-from rgbench.rewards.published import PUBLISHED
+from rgbench.rewards.published import PUBLISHED, HubWeights
 from rgbench.rewards.scoring import CallableReward
 from tests.clip_folder import save_clip
 
@@ -61,13 +64,33 @@ def test_published_weights_are_found_in_the_caches(empty_caches, clip_folder):
     settings = TypeAdapter(RewardConfig).validate_python(section)
     assert weights.find() == repo / "snapshots" / weights.revision and weights.revision in weights.command()
     with pytest.raises(
-        UsageError, match=r"reward\.head_path: .*curl --location .*weights/sa_0_4_vit_l_14_linear\.pth "
+        UsageError, match=r"reward\.head_path: .*curl --fail --location .*weights/sa_0_4_vit_l_14_linear\.pth "
     ):
         load_reward(settings, device="cpu")
     head = empty_caches / "rgbench" / "weights" / "sa_0_4_vit_l_14_linear.pth"
     head.parent.mkdir(parents=True)
     torch.save(make_head("linear", 12).state_dict(), head)
     assert load_reward(settings, device="cpu")(torch.rand(1, 3, 8, 8), [""]).shape == (1,)
+
+
+def test_every_published_weight_is_one_revision():
+    """A branch may hold other weights under the same name tomorrow."""
+    for weights in PUBLISHED.values():
+        pinned = weights.revision if isinstance(weights, HubWeights) else weights.url
+        assert re.search(r"(^|/raw/)[0-9a-f]{40}(/|$)", pinned), weights
+
+
+def test_another_file_in_the_place_of_a_published_one_is_refused(empty_caches):
+    weights = PUBLISHED["aesthetic mlp head"]
+    assert weights.find() is None
+    weights.path.parent.mkdir(parents=True)
+    weights.path.write_bytes(b"<html>moved</html>")
+    with pytest.raises(
+        UsageError, match=rf"not the published file \(sha256 .*{weights.sha256}.*curl --fail --location"
+    ):
+        weights.find()
+    own = replace(weights, sha256=sha256_file(weights.path))
+    assert own.find() == weights.path and replace(weights, sha256=None).find() == weights.path
 
 
 def test_a_recipes_fields_reach_the_reward(clip_folder, tmp_path):
