@@ -33,6 +33,7 @@ TABLES: dict[str, dict[str, str]] = {
         "fid": "rgbench.metrics.fid:FrechetDistance",
         "fid_inf": "rgbench.metrics.fid:FrechetInfinity",
         "hps": "rgbench.metrics.hps:HPSScore",
+        "hps_jpeg75": "rgbench.metrics.hps:hps_jpeg75",
         "kid": "rgbench.metrics.kid:KernelDistance",
         "oracle": "rgbench.metrics.oracle:OracleAccuracy",
         "pickscore": "rgbench.metrics.judges:pickscore",

@@ -25,6 +25,7 @@ from rgbench.registry import names
 FOR_OWN_IMAGES = ("fid", "kid", "prdc", "vendi", "hps")
 NAMED_ONLY = (
     "fid_inf",
+    "hps_jpeg75",
     "cmmd",
     "clip_score",
     "pickscore",

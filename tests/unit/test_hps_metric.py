@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
+from rgbench.evaluation.api import default_metrics
 from rgbench.metrics.hps import HPSScore
 from rgbench.metrics.overopt.suite import Probes
+from rgbench.metrics.reference import from_uint8, to_uint8
+from rgbench.registry import resolve
 from rgbench.rewards.hps import HPSReward
 from rgbench.rewards.published import HPS_V21_FILE
 from rgbench.worlds.scenes import scene_batch
@@ -62,6 +66,32 @@ def test_antialias_on_and_off_are_two_protocols(context):
     assert [m.quantity.metric.name for m in (aa1, aa0)] == ["hps_aa1", "hps_aa0"]
     assert [m.quantity.protocol["reward"]["antialias"] for m in (aa1, aa0)] == [True, False]
     assert aa1.value != aa0.value
+
+
+def test_through_jpeg_is_another_protocol_of_the_same_reward(context, tmp_path):
+    """As published HPSv2 figures were made: saved by Pillow as JPEG, opened again, scored."""
+    images = to_uint8(scene_batch("test", range(NUM))[0])
+    opened = []
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.jpg")
+        opened.append(torch.from_numpy(np.array(Image.open(tmp_path / f"{i}.jpg"))).permute(2, 0, 1))
+    plain, lossy = HPSScore(context), resolve("metric", "hps_jpeg75")(context)
+    for metric in (plain, lossy):
+        metric.update(from_uint8(images), context.prompts.prompts, np.arange(NUM))
+    texts = [prompt.text for prompt in context.prompts.prompts]
+    for found, lossless, antialias in zip(lossy.finish(), plain.finish(), (True, False), strict=True):
+        reward = HPSReward.load(context.reward_folder, antialias=antialias, device="cpu")
+        with torch.no_grad():
+            expected = 100 * reward(from_uint8(torch.stack(opened)), texts).double().numpy()
+        np.testing.assert_allclose(found.rows, expected, atol=1e-4)
+        assert abs(found.rows - lossless.rows).max() > 0.01
+        assert found.quantity.metric.name == f"hps_jpeg75_aa{int(antialias)}"
+        assert found.quantity.metric.label == f"HPS aa{int(antialias)} JPEG 75"
+        assert found.quantity.protocol == {**lossless.quantity.protocol, "jpeg": "quality 75, 4:2:0"}
+    given = make_context(benchtop_prompts(2), tmp_path, jpeg="as given (.jpg)")
+    fields = resolve("metric", "hps_jpeg75")(given).quantities[0].protocol
+    assert fields["jpeg"] == "as given (.jpg), then quality 75, 4:2:0"
+    assert "hps" in default_metrics(own_images=True) and "hps_jpeg75" not in default_metrics(own_images=False)
 
 
 def test_in_sample_is_decided_by_the_weights(tmp_path, context):

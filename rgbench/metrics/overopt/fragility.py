@@ -10,28 +10,24 @@ It is measured on the first 512 images, for each costs six evaluations of the re
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from rgbench.data.prompts import Prompt
-from rgbench.files import open_image
 from rgbench.metrics.contract import Context, Measurement, Quantity
 from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.lossy import through_jpeg
 from rgbench.metrics.overopt.per_image import Level
 from rgbench.metrics.overopt.real import has_real, real_batches
 from rgbench.metrics.overopt.rewards import SCALE, shared_reward
-from rgbench.metrics.reference import to_uint8
 
 LEVEL = Level("fragility", "Fragility", "", "fragility", 2, direction="lower")
 NUM_IMAGES = 512
-JPEG_QUALITY = 75
 BLUR_SIGMA = 1.0  # pixels
 BLUR_RADIUS = 4  # pixels
 NOISE_SIGMA = 2 / 255
@@ -39,12 +35,7 @@ NOISE_SIGMA = 2 / 255
 
 def jpeg(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     """Through JPEG at quality 75, 4:2:0, and back."""
-    decoded = []
-    for pixels in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy():
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
-        decoded.append(np.asarray(open_image(file.getvalue())))
-    return (torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float() / 255).to(images.device)
+    return through_jpeg(images)
 
 
 def blur(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
