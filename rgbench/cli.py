@@ -35,6 +35,7 @@ from rgbench.cli_shared import (
     OverridesArgument,
     ResultsOption,
     RunsOption,
+    Sampler,
     StepsOption,
     complain,
     print_paths,
@@ -151,6 +152,7 @@ def evaluate(
     inception: Annotated[Path | None, typer.Option(help="The FID network's file, if not in its usual place.")] = None,
     hps: Annotated[Path | None, typer.Option(help="HPS checkpoint or open_clip folder; the world's own.")] = None,
     judge: Annotated[list[str] | None, typer.Option(help="Weights of a held-out judge: clip_score=PATH.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="The model's own by default.")] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
@@ -166,13 +168,12 @@ def evaluate(
 ) -> None:
     """Generate images with trained students and their teacher, and measure them."""
     tune()
-    from rgbench.evaluation.api import default_metrics
     from rgbench.evaluation.api import evaluate as run
 
     print_paths(
         run(
             targets or [],
-            split_names(metric) or default_metrics(own_images=bool(protocol or reference)),
+            split_names(metric),
             num=num,
             seeds=seeds,
             base=base,
@@ -186,6 +187,7 @@ def evaluate(
             judge=judge or [],
             runs=runs,
             results=results,
+            sampler=sampler.value if sampler else None,
             steps=steps,
             guidance=guidance,
             batch_size=batch_size,

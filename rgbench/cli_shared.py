@@ -16,7 +16,7 @@ from rgbench.errors import RgbenchError
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "pretty_exceptions_enable": False, "add_completion": False}
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 class Device(StrEnum):
@@ -33,6 +33,13 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Sampler(StrEnum):
+    """Ways from noise to an image."""
+
+    ddim = "ddim"
+    lcm = "lcm"
 
 
 class Kind(StrEnum):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TarMember",
+    "inspect_image",
     "load_pickled_state_dict",
     "load_safetensors",
     "load_torchscript",
@@ -177,13 +178,13 @@ def load_torchscript(path: Path) -> Any:
         raise UsageError(f"{path}: not a TorchScript file ({first}); fetch it again") from error
 
 
-def read_image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image file, from its header; a UsageError where it has none."""
+def inspect_image(path: Path) -> tuple[tuple[int, int], str | None]:
+    """Width and height by an image file's header (a UsageError without one); what 8-bit RGB cannot hold of it."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return image.size
+            return image.size, inexact(image)
     except (*_PIL_ERRORS, Image.DecompressionBombError) as error:  # type: ignore[misc]
         raise UsageError(f"{path}: not a readable PNG, JPEG, WebP or BMP image ({error})") from error
 

@@ -13,7 +13,8 @@ import torch
 from rgbench.bench.full_size import STEPS, full_size_job, shorter
 from rgbench.bench.generate import plain_pipeline, untrained_student
 from rgbench.bench.random_models import Shape
-from rgbench.evaluation.api import default_metrics, evaluate
+from rgbench.evaluation.api import evaluate
+from rgbench.evaluation.defaults import default_metrics
 from rgbench.evaluation.evaluate import evaluate_target
 from rgbench.evaluation.results import load_results
 from rgbench.models import load_models

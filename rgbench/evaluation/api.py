@@ -20,22 +20,11 @@ from rgbench.evaluation.shards import Shard, parse_shard
 from rgbench.evaluation.targets import resolve_targets
 from rgbench.models import load_models
 from rgbench.process import pick_device
-from rgbench.registry import names
-
-FOR_OWN_IMAGES = ("fid", "kid", "prdc", "vendi", "hps")
-NAMED_ONLY = (
-    "fid_inf",
-    "hps_jpeg75",
-    "cmmd",
-    "clip_score",
-    "pickscore",
-    "aesthetic",
-)  # many images, or weights of their own
 
 
 def evaluate(
     targets: Sequence[str],
-    metrics: Sequence[str],
+    metrics: Sequence[str] = (),
     *,
     num: int | None = None,
     seeds: str = "0",
@@ -50,6 +39,7 @@ def evaluate(
     judge: Sequence[str] = (),
     runs: Path = Path("runs"),
     results: Path = Path("results"),
+    sampler: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     batch_size: int | None = None,
@@ -66,7 +56,7 @@ def evaluate(
     Args:
         targets: run folders or names, pipeline folders, folders of images, "teacher"; none for every finished run
             and its teacher.
-        metrics: names in the registry.
+        metrics: names in the registry; none for all that fit, and what does not is told.
         num: prompts; 2,048 by default, or all of a prompt file.
         seeds: of the noise, like "0,1,7" or "0-7": an image of each prompt for each.
         base: preset or pipeline folder of a student that is given as a part, one more target.
@@ -80,6 +70,7 @@ def evaluate(
         judge: weights of held-out judges, each ``NAME=PATH``; the published ones in the local caches by default.
         runs: folder of runs.
         results: folder of result files.
+        sampler: "ddim" or "lcm"; by default what each target's scheduler says.
         steps: sampling steps; each target's own by default.
         guidance: guidance scale in the pipelines' form; likewise.
         batch_size: images at once; by default what fits into memory, 64 at most.
@@ -114,6 +105,7 @@ def evaluate(
         judge=tuple(judge),
         runs=runs,
         results=results,
+        sampler=sampler,
         steps=steps,
         guidance=guidance,
         batch_size=batch_size,
@@ -148,15 +140,6 @@ def merge(results: Path = Path("results")) -> list[Path]:
     for options, count in found.values():
         files += carry_out(replace(options, results=results), Shard(1, count), merge=True)
     return files
-
-
-def default_metrics(own_images: bool) -> list[str]:
-    """Metrics that an evaluation takes when none is named.
-
-    Args:
-        own_images: it compares with the user's real images, for which no scenes are known.
-    """
-    return list(FOR_OWN_IMAGES) if own_images else [name for name in names("metric") if name not in NAMED_ONLY]
 
 
 def sample(

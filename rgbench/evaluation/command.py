@@ -14,6 +14,7 @@ import torch
 from rgbench.data.prompts import PromptSet, benchtop_prompts, load_prompts
 from rgbench.errors import UsageError, suggest
 from rgbench.evaluation.checkpoints import checkpoint_targets
+from rgbench.evaluation.defaults import default_metrics
 from rgbench.evaluation.evaluate import evaluate_target
 from rgbench.evaluation.job import Job
 from rgbench.evaluation.matching import own_prompts
@@ -32,6 +33,7 @@ NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its 
 CHECKPOINT_IMAGES = 8  # kept of each checkpoint, for the slider of the report's page
 CACHE = ".cache"
 BENCHTOP = "benchtop"
+OF_MODELS = ("sampler", "steps", "guidance", "dtype", "checkpoints")  # options that a folder of images has no use for
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Options:
     judge: tuple[str, ...] = ()
     runs: Path = Path("runs")
     results: Path = Path("results")
+    sampler: str | None = None
     steps: int | None = None
     guidance: float | None = None
     batch_size: int | None = None
@@ -65,7 +68,7 @@ class Options:
 
     def command(self) -> str:
         """The command line, with the options that differ from the defaults."""
-        words = ["rgbench", "eval", *self.targets, "--metric", ",".join(self.metrics)]
+        words = ["rgbench", "eval", *self.targets, *(["--metric", ",".join(self.metrics)] if self.metrics else [])]
         for field in fields(self):
             value = getattr(self, field.name)
             if field.default is not MISSING and value != field.default:
@@ -107,10 +110,15 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
     """
     for name in options.metrics:
         resolve("metric", name)
-    if not options.metrics:
-        raise UsageError("no metric to measure; name some, such as --metric fid,hps")
+    given = {"--hps": options.hps, **{f"--judge {name}": path for name, path in _judges(options.judge).items()}}
+    for flag, path in given.items():
+        if path is not None and not path.exists():
+            raise UsageError(f"{flag}: {path}: no such file or folder")
+    if options.results.exists() and not options.results.is_dir():
+        raise UsageError(f"--results {options.results}: is a file; name the folder of result files")
     asked = load_prompts(options.prompts) if options.prompts not in (None, BENCHTOP) else None
     targets = _targets(options)
+    _check_of_use(options, targets)
     protocol = find_protocol(options.protocol) if options.protocol else None
     seeds = parse_seeds(options.seeds)
     prompts, known = _prompts(options, asked, protocol, targets, seeds)
@@ -122,12 +130,14 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
         say(prompts.describe())
         compared = settle_comparison(protocol, options.reference, options.inception, prompts, scenes, place, track, say)
         job = Job(
-            metrics=options.metrics,
+            metrics=options.metrics or tuple(default_metrics(bool(options.protocol or options.reference))),
+            fitting=not options.metrics,
             prompts=prompts,
             known=known,
             scenes=scenes,
             compared=compared,
             results=options.results,
+            sampler=options.sampler,
             steps=options.steps,
             guidance=options.guidance,
             batch_size=options.batch_size,
@@ -153,6 +163,15 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
         except KeyboardInterrupt as error:  # a second Ctrl-C: not even this batch is waited for
             raise job.stopped() from error
     return files
+
+
+def _check_of_use(options: Options, targets: Sequence[Target]) -> None:
+    """What is asked of the making of images, where they are made already, would be left undone in silence."""
+    default = Options((), ())
+    unused = [name for name in OF_MODELS if getattr(options, name) != getattr(default, name)]
+    if unused and all(target.images for target in targets):
+        flags = ", ".join(f"--{name}" for name in unused)
+        raise UsageError(f"{flags}: says how images are made; {targets[0].folder} holds finished ones")
 
 
 def _judges(given: Sequence[str]) -> dict[str, Path]:

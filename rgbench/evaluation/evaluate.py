@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from rgbench.errors import UsageError
+from rgbench.evaluation.defaults import fitting_metrics, named_metrics
 from rgbench.evaluation.gather import gather
 from rgbench.evaluation.generate import ImageStream, settle_sampling
 from rgbench.evaluation.given import GivenImages
 from rgbench.evaluation.job import ImageSource, Job
 from rgbench.evaluation.logged import keep_log
-from rgbench.evaluation.on_base import load_student
+from rgbench.evaluation.on_base import load_student, sampled_as
 from rgbench.evaluation.partial import FOLDER, Pass
 from rgbench.evaluation.pictures import KeptImages
 from rgbench.evaluation.progress import bar, track_images
@@ -22,7 +23,6 @@ from rgbench.evaluation.targets import Target
 from rgbench.metrics.contract import Accumulator, Context
 from rgbench.metrics.features import FeatureRows
 from rgbench.models import load_models
-from rgbench.registry import resolve
 from rgbench.rewards.published import HPS_V21_FILE, PUBLISHED
 from rgbench.worlds.presets import JUDGES_FOLDER, Shipped
 from rgbench.worlds.scenes import IMAGE_SIZE
@@ -53,10 +53,8 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
     folder = generation_folder(job.results, target.world, target.name, source.generation)
     rows = FeatureRows(len(job.prompts), job.compared.features.network.num_features)
     context = _context(target, source, rows, job)
-    metrics = []
-    for name in job.metrics:
-        with bar(job.progress, f"{name}: loading"):
-            metrics.append((name, resolve("metric", name)(context)))
+    with bar(job.progress, f"{', '.join(job.metrics)}: loading"):
+        metrics = fitting_metrics(job.metrics, context) if job.fitting else named_metrics(job.metrics, context)
     wanted = [file_of(folder, quantity) for _, metric in metrics for quantity in metric.quantities]
     pending = [pair for pair in metrics if job.force or not is_stored(folder, pair[1])]
     if len(pending) < len(metrics):
@@ -99,8 +97,12 @@ def _open(target: Target, job: Job) -> ImageSource:
         models = load_student(target.student, job.device, job.dtype)
     else:
         models = load_models(target.folder, job.device, job.dtype)
+    if job.sampler is not None:
+        models = sampled_as(models, job.sampler)
     sampling = settle_sampling(target, models, job.steps, job.guidance)
-    return ImageStream(models, job.prompts.prompts, sampling, job.batch_size)
+    stream = ImageStream(models, job.prompts.prompts, sampling, job.batch_size)
+    job.say(f"{target.name}: {stream.label}, {models.resolution} px, {stream.generation.fields['dtype']}")
+    return stream
 
 
 def _in_its_world(target: Target, source: ImageSource) -> Target:

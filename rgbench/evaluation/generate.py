@@ -29,6 +29,7 @@ from rgbench.process import available_bytes
 BATCH_SIZE = 64
 BYTES_PER_PIXEL = 6 * 1024
 LCM_STEPS = 4  # of a student without a run (LCM, arXiv 2310.04378)
+OTHER_STEPS, OTHER_GUIDANCE = 50, 7.5  # of a pipeline of unknown origin: StableDiffusionPipeline's own
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Sampling:
 
 
 def settle_sampling(target: Target, models: DiffusionModels, steps: int | None, guidance: float | None) -> Sampling:
-    """Sampler settings of a target: what is asked for, else its run's, else its world's.
+    """Sampler settings of a target: what is asked for, else its run's, else its world's, else diffusers'.
 
     Args:
         target: the model.
@@ -78,13 +79,15 @@ def settle_sampling(target: Target, models: DiffusionModels, steps: int | None, 
     Raises:
         UsageError: a student without a run and without ``guidance``, or steps that its sampler cannot take.
     """
-    lcm = models.sampler == "lcm"
+    lcm, preset = models.sampler == "lcm", target.preset
+    known = target.method != "external" or models.resolution == preset.resolution
     if lcm and guidance is None and not target.sampling:
         raise UsageError(f"{target.folder}: a student without run.json does not say its guidance; give --guidance")
     if steps is None:
-        steps = target.sampling.get("steps", LCM_STEPS) if lcm else target.preset.teacher_steps
+        steps = target.sampling.get("steps", LCM_STEPS) if lcm else preset.teacher_steps if known else OTHER_STEPS
     if guidance is None:
-        guidance = target.sampling["guidance_scale"] if lcm else target.preset.teacher_guidance
+        teachers = preset.teacher_guidance if known else OTHER_GUIDANCE
+        guidance = target.sampling["guidance_scale"] if lcm else teachers
     chosen = Sampling(models.sampler, steps, float(guidance))
     most = models.original_inference_steps if lcm else len(models.alphas_cumprod)
     if most is not None and not 1 <= chosen.steps <= most:

@@ -80,6 +80,8 @@ class Job:
         shard: the share of the images that this process makes.
         merge: put finished shards together instead of making images.
         about: the options of the command, for the files of shards.
+        sampler: "ddim" or "lcm", or None for what each target's scheduler says.
+        fitting: leave out metrics that do not fit, and say so.
     """
 
     metrics: tuple[str, ...]
@@ -103,6 +105,8 @@ class Job:
     shard: Shard = WHOLE
     merge: bool = False
     about: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str | None = None
+    fitting: bool = False
 
     def say(self, text: str) -> None:
         """One line above the progress bars."""

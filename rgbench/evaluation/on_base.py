@@ -70,6 +70,25 @@ def load_student(student: Student, device: torch.device, dtype: torch.dtype) -> 
     return models.with_student(unet, ORIGINAL_STEPS, TIMESTEP_SCALING) if lcm else models
 
 
+def sampled_as(models: DiffusionModels, sampler: str) -> DiffusionModels:
+    """The same networks under another sampler than their folder names.
+
+    Args:
+        models: the model.
+        sampler: "ddim" or "lcm".
+
+    Raises:
+        UsageError: DDIM for a student with a guidance embedding, which predicts the end of the path alone.
+    """
+    if sampler == models.sampler:
+        return models
+    if sampler == "lcm":
+        return models.with_student(models.unet, ORIGINAL_STEPS, TIMESTEP_SCALING)
+    if models.unet.config.time_cond_proj_dim is not None:
+        raise UsageError(f"{models.path}: its guidance embedding says that it is an LCM; leave out --sampler ddim")
+    return replace(models, sampler="ddim", original_inference_steps=None)
+
+
 def _whole_unet(path: Path, base: UNet2DConditionModel) -> UNet2DConditionModel:
     if path.is_dir() and (path / "unet").is_dir():
         path = path / "unet"

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from rgbench.data.prompts import PromptSet
-from rgbench.errors import RgbenchError
+from rgbench.errors import RgbenchError, UsageError
 from rgbench.evaluation.job import ImageSource, Job
-from rgbench.evaluation.results import Protocol, Result, identify, result_file, write_result
+from rgbench.evaluation.results import (
+    Protocol,
+    Result,
+    identify,
+    load_result,
+    load_samples,
+    result_file,
+    write_result,
+)
 from rgbench.evaluation.targets import Target
 from rgbench.metrics.contract import Accumulator, Measurement, Quantity
 from rgbench.run import provenance
+
+log = logging.getLogger(__name__)
 
 
 class Record:
@@ -84,8 +95,18 @@ def protocol_of(quantity: Quantity) -> Protocol:
 
 
 def is_stored(folder: Path, metric: Accumulator) -> bool:
-    """Whether a generation's folder holds every figure of a metric."""
-    return all(file_of(folder, quantity).exists() for quantity in metric.quantities)
+    """Whether a generation's folder holds every figure of a metric; a damaged one is told, and counts as missing."""
+    try:
+        return all(file.exists() and _is_whole(file) for file in (file_of(folder, q) for q in metric.quantities))
+    except UsageError as error:
+        log.warning("%s; measured again", error)
+        return False
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a result and its per-image rows can be read; raises UsageError where not."""
+    load_samples(load_result(file))
+    return True
 
 
 def file_of(folder: Path, quantity: Quantity) -> Path:

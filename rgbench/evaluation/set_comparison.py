@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from rgbench.metrics.reference import ReferenceScenes
 from rgbench.metrics.tracking import Track
 
 OWN_FOLDER = "folder"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,12 @@ class SetComparison:
         """
         if self.named == OWN_FOLDER:
             assert isinstance(self.features.reference, ReferenceFolder)
-            self.features.reference.require_side(side)
+            self.features.reference.require_plain(side)
+        smallest = self.features.network.smallest
+        if smallest is not None and side < smallest:
+            log.warning(
+                "generated images of %s px are smaller than the crop of %s px and stay uncropped", side, smallest
+            )
 
 
 def settle_comparison(
@@ -89,7 +98,7 @@ def settle_comparison(
         say(f"reference: {reference}: {len(folder):,} images, sha256 {folder.content[:16]}")
         return SetComparison(FeatureSet(folder, EffLite0Network(device)), OWN_FOLDER)
     network = InceptionNetwork(find_inception(inception), protocol.crop, device)
-    departures = _departures(protocol, prompts, len(folder))
+    departures = _departures(protocol, prompts, folder)
     say(f"{protocol.name}: {protocol.about}")
     say(f"reference: {reference}: {len(folder):,} images, sha256 {folder.content[:16]}")
     for departure in departures:
@@ -97,12 +106,21 @@ def settle_comparison(
     return SetComparison(FeatureSet(folder, network), protocol.name, departures)
 
 
-def _departures(protocol: SetProtocol, prompts: PromptSet, num_reference: int) -> tuple[str, ...]:
-    found = []
+def _departures(protocol: SetProtocol, prompts: PromptSet, reference: ReferenceFolder) -> tuple[str, ...]:
+    found, num_reference = [], len(reference)
     if protocol.captions is not None and prompts.name != protocol.captions:
         found.append("captions not the published list")
+    if protocol.captions is None and not _describes(prompts, reference):
+        found.append("captions not of the reference's images")
     if len(prompts) != protocol.num_prompts:
         found.append(f"{len(prompts):,} prompts, not {protocol.num_prompts:,}")
     if num_reference != protocol.num_reference:
         found.append(f"reference of {num_reference:,}, not {protocol.num_reference:,}")
     return tuple(found)
+
+
+def _describes(prompts: PromptSet, reference: ReferenceFolder) -> bool:
+    """Whether each caption belongs to an image of the reference, by COCO's numbers: annotations and file names."""
+    numbers = {int(found[0]) for path in reference.files if (found := re.search(r"\d+$", path.stem))}
+    own = [re.fullmatch(r"coco/(\d+)", prompt.id) for prompt in prompts.prompts]
+    return all(found is not None and int(found[1]) in numbers for found in own)

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -24,7 +25,24 @@ from rgbench.writing import write_chunks_atomic
 
 T = TypeVar("T")
 
+NUM_TOLD = 3  # converted images that are named
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InputBatch:
+    """A network's inputs of some images of a reference.
+
+    Attributes:
+        inputs: (B, …).
+        num_small: images smaller than the network's crop.
+        converted: what is not 8-bit RGB, by file, and why.
+    """
+
+    inputs: Tensor
+    num_small: int = 0
+    converted: tuple[str, ...] = ()
 
 
 class FeatureNetwork(Protocol):
@@ -94,8 +112,8 @@ class Reference(Protocol):
         """
         ...
 
-    def inputs(self, network: FeatureNetwork) -> Iterator[tuple[Tensor, int]]:
-        """Batches of a network's inputs, in order, each with the number of images smaller than its crop."""
+    def inputs(self, network: FeatureNetwork) -> Iterator[InputBatch]:
+        """Batches of a network's inputs, in order."""
         ...
 
 
@@ -130,13 +148,17 @@ class FeatureSet:
 
     def reference_rows(self) -> np.ndarray:
         """(n, d) float32 features of the reference in its order, a read-only memory map."""
-        return self.remember("rows", lambda: self._read_or_make()[0])
+        return self.remember("rows", self._read_or_make)[0]
 
     def num_small(self) -> int:
         """How many images of the reference are smaller than the network's crop, and left uncropped."""
-        return self.remember("small", lambda: self._read_or_make()[1])
+        return int(self.remember("rows", self._read_or_make)[1]["num_small"])
 
-    def _read_or_make(self) -> tuple[np.ndarray, int]:
+    def num_converted(self) -> int:
+        """How many images of the reference are not 8-bit RGB."""
+        return int(self.remember("rows", self._read_or_make)[1]["num_converted"])
+
+    def _read_or_make(self) -> tuple[np.ndarray, dict[str, Any]]:
         key = json.dumps([self.reference.content, self.network.fields()], sort_keys=True)
         stem = f"{self.network.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
         path = self.reference.cache / f"{stem}.f32"
@@ -144,18 +166,31 @@ class FeatureSet:
         if not self._is_whole(path, about):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text_atomic(path.parent / ".gitignore", "*\n")
-            small: list[int] = []
-            digest = write_chunks_atomic(path, self._chunks(small))
-            write_json_atomic(about, {"sha256": digest, "num_small": sum(small)})
+            found: dict[str, Any] = {"num_small": 0, "num_converted": 0, "converted": []}
+            digest = write_chunks_atomic(path, self._chunks(found))
+            write_json_atomic(about, {"sha256": digest, **found})
         rows = np.memmap(path, dtype=np.float32, mode="r").reshape(-1, self.network.num_features)
-        return rows, read_json(about)["num_small"]
+        told = read_json(about)
+        self._tell(told)
+        return rows, told
 
-    def _chunks(self, small: list[int]) -> Iterator[bytes]:
+    def _tell(self, told: Mapping[str, Any]) -> None:
+        num = f"of {len(self.reference):,} reference images"
+        if self.network.smallest is not None:
+            small, side = told["num_small"], self.network.smallest
+            log.info("%s: %s %s have a side under %s px and stay uncropped", self.network.name, f"{small:,}", num, side)
+        if told["num_converted"]:
+            listed = "; ".join(told["converted"])
+            log.warning("%s %s were converted to 8-bit RGB, such as %s", f"{told['num_converted']:,}", num, listed)
+
+    def _chunks(self, found: dict[str, Any]) -> Iterator[bytes]:
         done = 0
-        for inputs, num_small in self.reference.inputs(self.network):
-            features = self.network(inputs)
+        for batch in self.reference.inputs(self.network):
+            features = self.network(batch.inputs)
             check_finite(features.numpy(), np.arange(done, done + len(features)), "the reference")
-            small.append(num_small)
+            found["num_small"] += batch.num_small
+            found["num_converted"] += len(batch.converted)
+            found["converted"] = [*found["converted"], *batch.converted][:NUM_TOLD]
             done += len(features)
             yield features.contiguous().numpy().tobytes()
 
@@ -168,7 +203,8 @@ class FeatureSet:
         except UsageError as error:
             log.warning("%s; made again", error)
             return False
-        if path.stat().st_size == size and isinstance(told, dict) and told.get("sha256") == sha256_file(path):
+        known = isinstance(told, dict) and "num_converted" in told  # older ones do not say
+        if known and path.stat().st_size == size and told.get("sha256") == sha256_file(path):
             return True
         log.warning("%s: contents do not match their checksum; made again", path)
         return False

@@ -62,9 +62,11 @@ class FrechetDistance:
             "num_reference": len(features.reference),
             "jackknife": replicates,
         }
+        if features.num_converted():
+            extra["num_reference_converted"] = features.num_converted()
         if self.network.smallest is not None:
             extra["num_reference_uncropped"] = features.num_small()
-        flags = ("n<=d",) if num <= self.network.num_features else ()
+        flags = singular(self.context)
         return [
             Measurement(
                 quantity=self.quantities[0],
@@ -105,9 +107,10 @@ class FrechetInfinity:
 
     def finish(self) -> list[Measurement]:
         num, dim = len(self.context.prompts), self.network.num_features
-        flags = self.context.departures
+        departures = self.context.departures
         if num < 2 * dim:
-            return [Measurement(self.quantities[0], None, None, num, (f"n<{2 * dim}", *flags))]
+            return [Measurement(self.quantities[0], None, None, num, (f"n<{2 * dim}", *departures))]
+        flags = (*singular(self.context), *departures)
         reference, rows = reference_gaussian(self.context), self.context.rows.take
         sizes, values = infinity_points(reference, rows, num, dim, self.context.track)
         extra = {"sizes": sizes, "values": values, "seed": INFINITY_SEED}
@@ -142,6 +145,14 @@ def reference_gaussian(context: Context) -> Gaussian:
     """The reference's side of the distance, factored once per process."""
     features = context.features
     return features.remember("fd gaussian", lambda: Gaussian.of_rows(features.reference_rows(), context.track))
+
+
+def singular(context: Context) -> tuple[str, ...]:
+    """The flag of a distance that rests on a singular covariance, of the images or else of the reference."""
+    dim = context.features.network.num_features
+    if len(context.prompts) <= dim:
+        return ("n<=d",)
+    return ("reference n<=d",) if len(context.features.reference) <= dim else ()
 
 
 def _metric(name: str, label: str) -> Metric:

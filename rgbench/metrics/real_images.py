@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rgbench.errors import UsageError
-from rgbench.files import open_image, read_image_size, read_json, sha256_file, write_json_atomic, write_text_atomic
-from rgbench.metrics.features import FeatureNetwork
+from rgbench.files import inspect_image, open_image, read_json, sha256_file, write_json_atomic, write_text_atomic
+from rgbench.metrics.features import FeatureNetwork, InputBatch
 from rgbench.metrics.reference import BATCH, from_uint8
 from rgbench.metrics.tracking import Track, untracked
 from rgbench.process import available_cores
@@ -29,8 +28,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 class ReferenceFolder:
     """All images of a folder and its subfolders, in order of their paths.
 
-    Each is read as RGB (grey and CMYK converted, transparency laid on white); its EXIF orientation is not applied,
-    as in clean-fid.
+    Each is read as RGB; its EXIF orientation is not applied, as in clean-fid. What 8-bit RGB cannot hold (CMYK,
+    transparency, 16 bits) is counted and told, and refused by :meth:`require_plain`.
 
     Args:
         folder: of images.
@@ -90,8 +89,10 @@ class ReferenceFolder:
         if len(self) < num:
             raise UsageError(f"{self.folder}: metric {metric} needs at least {num} reference images, not {len(self)}")
 
-    def require_side(self, side: int) -> None:
-        """Check that all images are of the generated ones' size: resizing one side alone moves every frequency of it.
+    def require_plain(self, side: int) -> None:
+        """Check that all images are 8-bit RGB or grey, and of the generated ones' size.
+
+        Resizing one side alone moves every frequency of it, and a conversion in silence its mean.
 
         Args:
             side: of the generated images, in pixels.
@@ -101,18 +102,26 @@ class ReferenceFolder:
         """
         with ThreadPoolExecutor(available_cores()) as pool:
             chunks = self.track(torch.arange(len(self.files)).split(BATCH), f"{self.folder.name}: sizes")
-            sizes = [size for at in chunks for size in pool.map(read_image_size, [self.files[i] for i in at])]
+            headers = [header for at in chunks for header in pool.map(inspect_image, [self.files[i] for i in at])]
+        faults = [f"{path.name} {why}" for path, (_, why) in zip(self.files, headers, strict=True) if why]
+        if faults:
+            raise UsageError(
+                f"{self.folder}: {len(faults):,} of {len(self):,} reference images are not plain 8-bit RGB or grey "
+                f"({_first(faults)}); convert them first"
+            )
         others = [
-            f"{path.name} {w}×{h}" for path, (w, h) in zip(self.files, sizes, strict=True) if (w, h) != (side, side)
+            f"{path.name} {w}×{h}"
+            for path, ((w, h), _) in zip(self.files, headers, strict=True)
+            if (w, h) != (side, side)
         ]
         if others:
-            listed = ", ".join(others[:NUM_NAMED]) + (", …" if len(others) > NUM_NAMED else "")
             raise UsageError(
                 f"{self.folder}: {len(others):,} of {len(self):,} reference images are not {side}×{side} as the "
-                f"generated ones are ({listed}); resize them first, or name a --protocol, which resizes both sides"
+                f"generated ones are ({_first(others)}); resize them first, or name a --protocol, which resizes both "
+                "sides"
             )
 
-    def inputs(self, network: FeatureNetwork) -> Iterator[tuple[Tensor, int]]:
+    def inputs(self, network: FeatureNetwork) -> Iterator[InputBatch]:
         """Batches of a network's inputs, in order.
 
         Raises:
@@ -121,11 +130,21 @@ class ReferenceFolder:
         with ThreadPoolExecutor(available_cores()) as pool:
             for at in self.track(torch.arange(len(self)).split(BATCH), f"{self.folder.name}: {network.name} features"):
                 found = list(pool.map(partial(_prepared, network), [self.files[i] for i in at]))
-                yield torch.cat([inputs for inputs, _ in found]), sum(small for _, small in found)
+                yield InputBatch(
+                    torch.cat([batch.inputs for batch in found]),
+                    sum(batch.num_small for batch in found),
+                    tuple(why for batch in found for why in batch.converted),
+                )
 
 
-def _prepared(network: FeatureNetwork, path: Path) -> tuple[Tensor, bool]:
-    """A network's input of one file, and whether the image is smaller than the crop."""
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:NUM_NAMED]) + (", …" if len(names) > NUM_NAMED else "")
+
+
+def _prepared(network: FeatureNetwork, path: Path) -> InputBatch:
+    """A network's input of one file."""
+    _, why = inspect_image(path)
     pixels = np.array(open_image(path), dtype=np.uint8)
     image = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    return network.prepare(image), network.smallest is not None and min(image.shape[-2:]) < network.smallest
+    small = network.smallest is not None and min(image.shape[-2:]) < network.smallest
+    return InputBatch(network.prepare(image), int(small), (f"{path.name}: {why}",) if why else ())

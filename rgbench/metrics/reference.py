@@ -20,7 +20,7 @@ from rgbench.metrics.tracking import Track, untracked
 from rgbench.worlds.scenes import Scenes, render, sample_scenes
 
 if TYPE_CHECKING:
-    from rgbench.metrics.features import FeatureNetwork
+    from rgbench.metrics.features import FeatureNetwork, InputBatch
 
 SPLIT = "test"  # its nuisance stream (jitter, rotation, texture) is never trained on
 CHUNK = 256
@@ -106,11 +106,13 @@ class ReferenceScenes:
         if num_scenes < num:
             raise UsageError(f"metric {metric} needs at least {num} images, not {num_scenes}; raise --num")
 
-    def inputs(self, network: FeatureNetwork) -> Iterator[tuple[Tensor, int]]:
+    def inputs(self, network: FeatureNetwork) -> Iterator[InputBatch]:
         """Batches of a network's inputs, in prompt order."""
+        from rgbench.metrics.features import InputBatch
+
         small = network.smallest is not None and network.smallest > self.images.shape[-1]
         for batch in self.track(self.images.split(BATCH), f"real scenes: {network.name} features"):
-            yield network.prepare(from_uint8(batch)), small * len(batch)
+            yield InputBatch(network.prepare(from_uint8(batch)), small * len(batch))
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: what was rendered, from which stream, by which renderer."""

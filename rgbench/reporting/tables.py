@@ -22,7 +22,10 @@ MARKS = {
     "§": "fewer training seeds than the row has: {seeds}",
     "¶": "no pairing available: the two intervals are added in quadrature, usually wider than a paired one",
 }
-FLAGS = {"n<=d": "n<=d, no more images than features, so the covariance is singular"}
+FLAGS = {
+    "n<=d": "n<=d, no more images than features, so the covariance is singular",
+    "reference n<=d": "reference n<=d, no more real images than features, so their covariance is singular",
+}
 COSTS = (
     ("train_wall_sec", "Training time", "s", 0),
     ("train_cpu_sec", "Training CPU time", "CPU s", 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rgbench.data.prompts import benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.evaluation.api import evaluate
 from rgbench.evaluation.results import load_results
@@ -17,14 +19,17 @@ from rgbench.files import sha256_file
 from rgbench.metrics import inception
 from rgbench.metrics.efflite0 import EffLite0Network
 from rgbench.metrics.features import FeatureSet
+from rgbench.metrics.fid import singular
 from rgbench.metrics.frechet import Moments, frechet_distance
 from rgbench.metrics.inception import FILE, InceptionNetwork
 from rgbench.metrics.kid import kid
 from rgbench.metrics.protocols import PROTOCOLS, find_protocol
 from rgbench.metrics.real_images import ReferenceFolder
 from rgbench.metrics.reference import from_uint8
+from tests.tiny_models import make_context
 
 NUM = 6
+OF_2017 = {"protocol": "coco17-5k", "reference": Path("real"), "inception": Path(FILE)}
 CPU = torch.device("cpu")
 
 
@@ -91,7 +96,8 @@ def test_a_named_protocol_gives_fid_and_says_where_it_departs(place, capsys):
     fid = found["fid"]
     assert fid.metric.label == "FID" and found["kid"].metric.label == "KID ×1000"
     assert fid.protocol.id.startswith("coco17-5k-") and fid.path.name.startswith("fid@coco17-5k-")
-    assert fid.flags == ("n<=d", "6 prompts, not 5,000", "reference of 4, not 5,000")
+    departures = ("captions not of the reference's images", "6 prompts, not 5,000", "reference of 4, not 5,000")
+    assert fid.flags == ("n<=d", *departures)
     expected = frechet_distance(*(Moments.of(by_hand(folder, "square256")) for folder in ("made", "real")))
     assert fid.value == pytest.approx(expected, rel=1e-5)
     assert fid.protocol.fields["network_sha256"] == sha256_file(Path(FILE))
@@ -107,6 +113,52 @@ def test_the_native_crop_is_another_column_for_another_resolution(place):
     assert found.protocol.fields["generated_resolution"] == 32
     assert "captions not the published list" in found.flags
     assert found.value == pytest.approx(1000 * kid(by_hand("made", "patch299"), by_hand("real", "patch299")), rel=1e-3)
+
+
+def test_captions_are_known_by_their_images(place):
+    for i in range(4, NUM):
+        Image.new("RGB", (40, 30)).save(f"real/{i:05d}.png")
+    assert "captions not of" not in " ".join(run(["kid"], **OF_2017)["kid"].flags)
+    Path("real/00003.png").rename("real/00009.png")
+    shutil.rmtree("results")
+    assert "captions not of the reference's images" in run(["kid"], **OF_2017)["kid"].flags
+
+
+def test_a_singular_covariance_of_either_side_is_marked(place):
+    features = FeatureSet(ReferenceFolder(Path("real"), place / "cache"), EffLite0Network(CPU))
+    flags = {num: singular(make_context(benchtop_prompts(num), place, features=features)) for num in (1280, 1281)}
+    assert flags == {1280: ("n<=d",), 1281: ("reference n<=d",)}
+    scenes = make_context(benchtop_prompts(1281), place)
+    assert singular(scenes) == ()
+
+
+def test_images_under_the_crop_are_counted_and_told(place, caplog):
+    caplog.set_level("INFO")
+    Image.new("RGB", (301, 299)).save("real/00004.png")
+    options = {"protocol": "coco14-30k-patch299", "reference": Path("real"), "inception": Path(FILE)}
+    assert run(["fid"], **options)["fid"].extra["num_reference_uncropped"] == 4
+    assert "inception: 4 of 5 reference images have a side under 299 px and stay uncropped" in caplog.text
+    assert "generated images of 32 px are smaller than the crop of 299 px" in caplog.text
+    caplog.clear()
+    run(["kid"], **options)
+    assert "4 of 5 reference images" in caplog.text, "also of a reference that is cached"
+
+
+@pytest.mark.parametrize(("kind", "why"), [("RGBA", "has transparency"), ("CMYK", "mode CMYK"), ("I;16", "mode I;16")])
+def test_a_reference_that_is_not_plain_is_refused_or_counted(place, caplog, kind, why):
+    """One's own folder can be converted; COCO is what it is, and clean-fid converts it."""
+    resize_all("real")
+    pixels = np.full((32, 32), 40_000, dtype=np.uint16)
+    odd = Image.fromarray(pixels) if kind == "I;16" else Image.open("real/00000.png").convert(kind)
+    Path("real/00001.png").unlink()
+    odd.save("real/odd.jpg" if kind == "CMYK" else "real/odd.png")
+    with pytest.raises(
+        UsageError, match=rf"real: 1 of 4 reference images are not plain .*odd\.(png|jpg) has .*{why[-4:]}"
+    ):
+        run(["kid"], reference=Path("real"))
+    found = run(["fid"], **OF_2017)["fid"]
+    assert found.extra["num_reference_converted"] == 1
+    assert "1 of 4 reference images were converted to 8-bit RGB, such as odd." in caplog.text and why in caplog.text
 
 
 def test_a_folder_of_ones_own_without_inception(place):

@@ -195,7 +195,10 @@ def test_another_teacher_goes_by_its_hash(shared, tmp_path, caplog):
     ("targets", "metrics", "options", "message"),
     [
         (["rg_lcd-s0"], ["fidd"], {}, "unknown metric 'fidd'; did you mean 'fid'"),
-        (["rg_lcd-s0"], [], {}, "no metric to measure"),
+        (["rg_lcd-s0"], [], {"hps": Path("no.pt")}, "--hps: no.pt: no such file or folder"),
+        (["rg_lcd-s0"], ["hps"], {"judge": ["pickscore=no"]}, "--judge pickscore: no: no such file or folder"),
+        (["rg_lcd-s0"], ["hps"], {"results": Path("two.txt")}, "--results two.txt: is a file; name the folder"),
+        (["rg_lcd-s0"], ["hps"], {"sampler": "ddim"}, "its guidance embedding says that it is an LCM"),
         (["rg_ldc-s0"], ["hps"], {}, "did you mean 'rg_lcd-s0'.*known: lcd-s1, rg_lcd-s0, teacher"),
         (
             ["lcd-s1"],

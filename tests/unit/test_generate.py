@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from rgbench.data.prompts import Prompt, benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.evaluation.generate import ImageStream, Sampling, fitting_batch_size, noise_seed, settle_sampling
+from rgbench.evaluation.on_base import sampled_as
 from rgbench.evaluation.targets import Target
 from rgbench.models import DiffusionModels, load_models
 from tests.tiny_models import BENCHTOP, save_pipeline
@@ -125,6 +126,22 @@ def test_settings_come_from_the_call_the_run_or_the_world(models):
     assert settle_sampling(run, models["lcm"], 1, 2) == Sampling("lcm", 1, 2.0)
     assert settle_sampling(teacher, models["ddim"], None, None) == Sampling("ddim", 50, 3.0)
     assert settle_sampling(teacher, models["ddim"], 4, None) == Sampling("ddim", 4, 3.0)
+    larger = replace(models["ddim"], resolution=512)
+    foreign = Target("sd", "external", larger.path, "benchtop", BENCHTOP)
+    assert settle_sampling(foreign, larger, None, None) == Sampling("ddim", 50, 7.5), "as diffusers would"
+    assert settle_sampling(foreign, models["ddim"], None, None) == Sampling("ddim", 50, 3.0)
+
+
+def test_another_sampler_may_be_asked_for(models):
+    """Such as LCM for a distilled UNet without a guidance embedding, whose folder names its teacher's scheduler."""
+    ddim, lcm = models["ddim"], models["lcm"]
+    as_lcm = sampled_as(ddim, "lcm")
+    assert (as_lcm.sampler, as_lcm.original_inference_steps) == ("lcm", 50) and sampled_as(ddim, "ddim") is ddim
+    assert sampled_as(lcm, "lcm") is lcm and sampled_as(as_lcm, "ddim") == ddim
+    images = [next(iter(ImageStream(m, PROMPTS[:1], Sampling(m.sampler, 2, 1.0), 1))).images for m in (ddim, as_lcm)]
+    assert not torch.equal(*images)
+    with pytest.raises(UsageError, match="guidance embedding says that it is an LCM; leave out --sampler ddim"):
+        sampled_as(lcm, "ddim")
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,14 @@ def test_the_generation_follows_the_contents_and_not_the_names(tmp_path):
     assert GivenImages(tmp_path / "b", PROMPTS, PROMPTS, 0, 2).jpeg == "as given (.jpg)"
 
 
+@pytest.mark.parametrize("option", [{"steps": 5}, {"dtype": "float16"}, {"guidance": 3.0}, {"sampler": "lcm"}])
+def test_what_serves_models_alone_is_refused(tmp_path, option):
+    filled(tmp_path / "mine", ["0.png", "1.png", "2.png"])
+    (tmp_path / "mine.txt").write_text("a cat\na dog\na fox\n")
+    with pytest.raises(UsageError, match=f"--{next(iter(option))}: says how images are made; .*mine holds finished"):
+        evaluate([str(tmp_path / "mine")], ["hps"], prompts=str(tmp_path / "mine.txt"), device="cpu", **option)
+
+
 def test_saved_images_are_measured_like_their_model(tmp_path, monkeypatch):
     """The benchtop's own scenes under the names that rgbench gives: every attribute is right."""
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
-from rgbench.evaluation.api import default_metrics
+from rgbench.evaluation.defaults import default_metrics
 from rgbench.metrics.hps import HPSScore
 from rgbench.metrics.overopt.suite import Probes
 from rgbench.metrics.reference import from_uint8, to_uint8
