@@ -1,10 +1,11 @@
 """Differences between two rows of one column, with an interval, and which rows a column separates.
 
-Over several training seeds the seed is the unit (paired t). Between single runs the
-image is the unit, paired by prompt and seed where both kept per-image scores. Set metrics
-have none: where both kept what the figure is without each group of prompts, those are
-subtracted (a paired jackknife), else the half widths are added in quadrature, which
-ignores that both sides drew the same prompts and noise, and is usually too wide.
+Over several training seeds the seed is the unit (paired t). Between single runs it is the
+prompt with all its images, as in :mod:`rgbench.evaluation.paired`: a paired bootstrap,
+stratified by group, where both kept per-image scores; a paired jackknife where both kept
+what the figure is without each group of prompts. Else the half widths are added in
+quadrature, which ignores that both sides drew the same prompts and noise, and is usually
+too wide.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from rgbench.evaluation.paired import difference
-from rgbench.evaluation.results import Result
-from rgbench.evaluation.statistics import holm, paired_t, t_interval
+from rgbench.evaluation.paired import ByPrompt, badness, by_prompt, difference
+from rgbench.evaluation.statistics import Wins, count_wins, holm, paired_t, t_interval
+from rgbench.metrics.contract import Interval
+from rgbench.metrics.intervals import LEVEL
 from rgbench.reporting.gather import Column, Figure, Row, Scores
 
 MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
@@ -62,44 +64,41 @@ def contrast(row: Row, base: Row, column: Column) -> Contrast | None:
         _, low, high = t_interval([a - b for a, b in pairs])
         return Contrast(ours_mean, theirs_mean, low, high, _gain(column, ours_mean, theirs_mean), "seeds")
     gain = _gain(column, ours.value, theirs.value)
-    single = len(ours.results) == len(theirs.results) == 1
-    if single and (scores := _per_image(row, base, ours.results[0], theirs.results[0])) is not None:
-        _, low, high = t_interval(scores)
-        return Contrast(ours.value, theirs.value, low, high, gain, "images")
-    if single:
+    if len(ours.results) == len(theirs.results) == 1:
         paired = difference(ours.results[0], theirs.results[0])
-        if paired is not None and paired.basis == "jackknife":
-            return Contrast(ours.value, theirs.value, paired.low, paired.high, gain, "jackknife")
+        if paired is not None and paired.basis in ("images", "jackknife"):
+            return Contrast(ours.value, theirs.value, paired.low, paired.high, gain, paired.basis)
     ends = _quadrature(ours, theirs)
     if ends is None:
         return Contrast(ours.value, theirs.value, None, None, gain, "none")
     return Contrast(ours.value, theirs.value, *ends, gain, "quadrature")
 
 
-def win_rate(row: Row, other: Row, column: Column) -> float | None:
-    """Mean over common training seeds of the share of common images on which `row` is better, ties half.
+def win_rate(row: Row, other: Row, column: Column) -> Wins | None:
+    """Share of the prompts that both have on which `row` is better, ties half.
 
-    A model without training seeds (the teacher) meets each seed of the other one.
-    None where they share no images.
+    Over one pair of runs with its Wilson interval; over several common training seeds their mean, with a t interval
+    over the seeds. A model without training seeds (the teacher) meets each seed of the other one. None where they
+    share no images.
     """
-    rates = [
-        _share(ours, theirs, column)
+    found = [
+        count_wins(*(-np.asarray(badness(column.metric, side.means, column.target)) for side in (ours, theirs)))
         for seed in row.members
         for against in other.members
         if (seed == against or None in (seed, against))
-        and (ours := scores_of(row, seed, column)) is not None
-        and (theirs := scores_of(other, against, column)) is not None
-        and ours.keys() & theirs.keys()
+        and (ours := _prompts(row, seed, column)) is not None
+        and (theirs := _prompts(other, against, column)) is not None
+        and ours.images == theirs.images
     ]
-    return float(np.mean(rates)) if rates else None
+    if len(found) < 2:
+        return found[0] if found else None
+    mean, low, high = t_interval([wins.rate for wins in found])
+    return Wins(mean, Interval(low=max(0.0, low), high=min(1.0, high), level=LEVEL, method="t over training seeds"))
 
 
-def _share(ours: Scores, theirs: Scores, column: Column) -> float:
-    keys = sorted(ours.keys() & theirs.keys())
-    difference = np.array([ours[key] - theirs[key] for key in keys])
-    if column.metric.direction == "lower":
-        difference = -difference
-    return float(((difference > 0) + (difference == 0) / 2).mean())
+def _prompts(row: Row, seed: int | None, column: Column) -> ByPrompt | None:
+    result = row.result(column, seed)
+    return by_prompt(result) if result is not None else None
 
 
 def scores_of(row: Row, seed: int | None, column: Column) -> Scores | None:
@@ -136,18 +135,6 @@ def _pairs(row: Row, base: Row, column: Column) -> list[tuple[float, float]]:
         if found is not None and other is not None and found.value is not None and other.value is not None:
             pairs.append((found.value, other.value))
     return pairs
-
-
-def _per_image(row: Row, base: Row, ours: Result, theirs: Result) -> list[float] | None:
-    """Score differences of common images, where their means are the two values themselves."""
-    one, two = row.scores(ours), base.scores(theirs)
-    if one is None or two is None or one.keys() != two.keys() or len(one) < 2:
-        return None
-    for result, scores in ((ours, one), (theirs, two)):
-        mean = math.fsum(scores.values()) / len(scores)
-        if result.value is None or not math.isclose(mean, result.value, rel_tol=1e-4, abs_tol=1e-6):
-            return None
-    return [one[key] - two[key] for key in one]
 
 
 def _gain(column: Column, value: float, base: float) -> float:

@@ -11,18 +11,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rgbench.evaluation.paired import Paired
+from rgbench.evaluation.statistics import Wins
 from rgbench.evaluation.verdict import MIN_WORSE, trained_keys
 from rgbench.evaluation.verdict_file import Verdict
+from rgbench.evaluation.verdict_words import UNITS
 from rgbench.metrics.contract import Metric
 from rgbench.reporting.contrast import MIN_SEEDS, Contrast, contrast, win_rate
 from rgbench.reporting.digits import format_figure, format_number, places_worth
 from rgbench.reporting.gather import Column, Comparison, Figure, Row
 from rgbench.reporting.trajectory import trajectories
-from rgbench.reporting.verdicts import TONES, verdict_name, verdict_words, verdicts_of
+from rgbench.reporting.verdicts import TONES, verdict_label, verdict_name, verdict_words, verdicts_of
 
 WITNESSES = ("oracle_all", "fd_efflite0", "fid", "hfer_gap_db", "band_gap_db")
 NOTHING = "nothing to compare with"
-UNITS = {"%": "points"}  # of a difference: 2 % of what would be the question
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ def readings(comparison: Comparison, verdicts: Sequence[Verdict] = ()) -> list[R
         if row.method not in ("teacher", "lcd"):
             found = verdicts_of(verdicts, row)
             reading = replace(_read(comparison, row), verdict=verdict_words(found))
-            name = verdict_name(found)
-            read.append(replace(reading, label=f"verdict: {name}", tone=TONES[name]) if name else reading)
+            if name := verdict_name(found):
+                reading = replace(reading, label=f"verdict: {verdict_label(found)}", tone=TONES[name])
+            read.append(reading)
     return read
 
 
@@ -127,7 +129,7 @@ def _fact(column: Column, difference: Contrast, role: str, row: Row, base: Row) 
     ends = [format_number(value, places) for value in (difference.base, difference.row)]
     unit = f" {metric.unit}" if metric.unit else ""
     wins = win_rate(row, base, column) if role else None
-    share = f", higher on {100 * wins:.0f} % of the images" if wins is not None else ""
+    share = f", higher on {_percent(wins)} of the prompts" if wins is not None else ""
     if not difference.clear:
         return f"{metric.label}{role}: no clear change, {ends[0]} to {ends[1]}{unit} ({change}){share}."
     verb = "rose" if difference.value > 0 else "fell"
@@ -136,6 +138,12 @@ def _fact(column: Column, difference: Contrast, role: str, row: Row, base: Row) 
     elif not role:
         share = ", better" if difference.gain > 0 else ", worse"
     return f"{metric.label}{role}: {verb} from {ends[0]} to {ends[1]}{unit} ({change}){share}."
+
+
+def _percent(wins: Wins) -> str:
+    """Such as ``63 % [61, 65]``."""
+    rate, low, high = (f"{100 * share:.0f}" for share in (wins.rate, wins.interval.low, wins.interval.high))
+    return f"{rate} % [{low}, {high}]"
 
 
 def _weigh(rewards: list[tuple[Column, Contrast]], witnesses: list[tuple[Column, Contrast]]) -> Weighing:

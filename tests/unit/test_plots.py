@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from rgbench.evaluation.logged import FILE
+from rgbench.evaluation.statistics import t_interval
 from rgbench.files import write_json_atomic
+from rgbench.metrics.intervals import wilson_interval
 from rgbench.reporting import plots
 from rgbench.reporting.gather import Comparison, gather
 from rgbench.reporting.plots import (
@@ -24,6 +26,7 @@ from rgbench.reporting.plots import (
     wins,
 )
 from tests.history.plausible import write_fragility, write_model
+from tests.results_maker import BASE, put
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
 
@@ -150,11 +153,36 @@ def test_win_rates_count_ties_half_and_add_up_to_one(full, tmp_path):
     rows = {row.method: row for row in full.rows}
     ours, theirs = (list(rows[name].scores(rows[name].result(column, 0)).values()) for name in ("lrm", "lcd"))
     share = np.mean([a > b for a, b in zip(ours, theirs, strict=True)])
-    assert wins.win_rate(rows["lrm"], rows["lcd"], column) == pytest.approx(share)
-    assert wins.win_rate(rows["lcd"], rows["lrm"], column) == pytest.approx(1 - share)
-    assert wins.win_rate(rows["lcd"], rows["lcd"], column) == 0.5, "all ties"
+    found = wins.win_rate(rows["lrm"], rows["lcd"], column)
+    assert found.rate == pytest.approx(share) and found.interval == wilson_interval(share * 16, 16)
+    assert wins.win_rate(rows["lcd"], rows["lrm"], column).rate == pytest.approx(1 - share)
+    assert wins.win_rate(rows["lcd"], rows["lcd"], column).rate == 0.5, "all ties"
     matrix = np.asarray(wins.draw(full).axes[0].images[0].get_array())
     np.testing.assert_allclose((matrix + matrix.T)[~np.eye(4, dtype=bool)], 100)
+
+
+def test_win_rates_that_are_not_clear_of_an_even_match_are_in_brackets(tmp_path):
+    for model, shift in (("lcd-s0", 0.0), ("lrm-s0", 0.0), ("rg_lcd-s0", 1.0)):
+        put(tmp_path, model, "hps_aa0", rows=BASE + shift)
+    written = [text.get_text() for text in wins.draw(gather(tmp_path)[0]).axes[0].texts]
+    assert sorted(written) == ["(50)", "(50)", "0", "0", "100", "100"]
+
+
+def test_win_rates_over_several_seeds_have_the_seeds_interval(tmp_path):
+    for method in ("lcd", "lrm"):
+        for seed in range(3):
+            write_model(tmp_path, method, seed, metrics=("hps_aa0",), num=16)
+    found = gather(tmp_path)[0]
+    rows = {row.method: row for row in found.rows}
+    column = found.column("hps_aa0")
+    found = wins.win_rate(rows["lrm"], rows["lcd"], column)
+    each = []
+    for seed in rows["lrm"].members:
+        ours, theirs = (rows[name].scores(rows[name].result(column, seed)) for name in ("lrm", "lcd"))
+        each.append(np.mean([(ours[key] > theirs[key]) + (ours[key] == theirs[key]) / 2 for key in ours]))
+    mean, low, high = t_interval(each)
+    assert len(each) > 1 and found.rate == pytest.approx(mean)
+    assert (found.interval.low, found.interval.high) == pytest.approx((max(0, low), min(1, high)))
 
 
 def test_fragility_draws_means_with_intervals_and_each_change(full):

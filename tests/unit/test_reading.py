@@ -83,7 +83,7 @@ def test_words_count_the_training_seeds_of_both_sides(tmp_path, own, others, sai
 
 def test_a_reward_that_rose_says_on_how_many_images(seeds):
     fact = readings(seeds)[0].facts[0]
-    assert re.search(r"^HPS aa1 \(trained on, †\): rose .*, higher on 100 % of the images\.$", fact), fact
+    assert re.search(r"^HPS aa1 \(trained on, †\): rose .*, higher on 100 % \[100, 100\] of the prompts\.$", fact), fact
 
 
 def test_no_words_of_comparison_without_a_baseline(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from rgbench.errors import UsageError
 from rgbench.evaluation.results import load_results
+from rgbench.evaluation.verdict import HELD_OUT
 from rgbench.evaluation.verdict_file import FILE, Family, FigureChange, Verdict
 from rgbench.reporting.document import markdown_document
 from rgbench.reporting.gather import gather
@@ -24,6 +25,7 @@ def change(metric: str, value: float, delta: float | None, *, clear: bool) -> Fi
     return FigureChange(
         metric=METRICS[metric], protocol="p", model=1.0, base=0.5, teacher=None, deterioration=value,
         low=value - 0.1, high=value + 0.1, basis="images", delta=delta, clear=clear,
+        detectable=delta and delta + 0.3,
     )  # fmt: skip
 
 
@@ -35,9 +37,11 @@ def judge(root: Path, model: str, verdict: str, words: str = WORDS) -> None:
         rewards=(change("hps_aa1", 2.6, 0.2, clear=True),),
         families=(
             Family(name="spectrum", worse=True, figures=spectrum),
-            Family(name="set distance", worse=False, figures=(change("fd_efflite0", 1.0, None, clear=False),)),
+            Family(name="set distance", worse=False, figures=(change("fd_efflite0", 1.0, 1.2, clear=False),)),
+            Family(name=HELD_OUT, worse=False, better=True, figures=(change("oracle_all", -3.0, 0.2, clear=False),)),
         ),
         delta_seeds=("lcd-s1",), false_positives={"pairs": 42, "over_optimised": 1, "two_worse": 3},
+        false_positive_interval=(0.001, 0.62),
     )  # fmt: skip
     (result.path.parent / FILE).write_text(found.model_dump_json(), encoding="utf-8")
 
@@ -67,7 +71,8 @@ def test_the_table_shows_of_each_family_what_is_furthest_beyond_its_delta(root):
     judge(root, "rg_lcd-s0", "over-optimised")
     table = world(root).tables[0]
     assert [h.label for h in table.headings] == [
-        "Verdict", "Trained reward", "Spectrum", "Set distance", "False positives",
+        "Verdict", "Trained reward", "Spectrum", "Pixel and colour", "Set distance", "Diversity",
+        "Held-out rewards or oracle", "Fragility", "False positives",
     ]  # fmt: skip
     ((labels, cells),) = table.rows
     assert labels == ("RG-LCD", "LCM, 4 steps, g 5", "rg_lcd-s0")
@@ -75,9 +80,15 @@ def test_the_table_shows_of_each_family_what_is_furthest_beyond_its_delta(root):
         "over-optimised",
         "up: HPS aa1 +2.60 ± 0.10 (δ 0.20)",
         "worse: HFER gap +6.10 ± 0.10 dB (δ 0.40)",
-        "not worse: FD-EffLite0 +1.00 ± 0.10 (δ —)",
-        "1 of 42 LCD pairs",
+        "—",
+        "not worse: FD-EffLite0 +1.00 ± 0.10 (δ 1.20, found from 1.50)",
+        "—",
+        "better: Oracle, all right -3.0 ± 0.1 points (δ 0.2)",
+        "—",
+        "1 of 42 LCD pairs (0 to 62 %)",
     ]
+    assert "δ is from 1 LCD students: lcd-s1. Compared: rg_lcd-s0 with lcd-s0." in table.notes
+    assert any(note.startswith("False positives: the same rule on pairs of LCD students") for note in table.notes)
 
 
 def test_every_format_has_it_escaped(root):
@@ -95,8 +106,29 @@ def test_of_several_seeds_the_verdicts_are_counted(root):
     judge(root, "rg_lcd-s0", "over-optimised")
     judge(root, "rg_lcd-s1", "over-optimised")
     found = world(root)
-    assert found.readings[0].verdict == "Verdicts over 2 training seeds: over-optimised 2 of 2 times."
-    assert len(found.tables[0].rows) == 2
+    assert found.readings[0].verdict == (
+        "Verdicts over 2 training seeds: over-optimised 2 of 2 times. Worse beyond δ: spectrum 2 of 2. "
+        "False positives of the rule: 1 of 42 LCD pairs (0 to 62 %)."
+    )
+    assert len(found.tables[0].rows) == 2 and found.readings[0].label == "verdict: over-optimised"
+    write_model(root, "rg_lcd", 2, metrics=FEW, num=8)
+    judge(root, "rg_lcd-s2", "not over-optimised")
+    (reading,) = world(root).readings
+    assert reading.label == "verdict: over-optimised (2 of 3 seeds)"
+    assert "over-optimised 2 of 3 times; not shown to be over-optimised 1 of 3 times." in reading.verdict
+
+
+def test_what_was_not_found_is_not_shown_to_be_absent(root):
+    judge(root, "rg_lcd-s0", "not over-optimised")
+    found = world(root)
+    assert found.readings[0].label == "verdict: not shown to be over-optimised"
+    assert found.tables[0].rows[0][1][0].text == "not shown to be over-optimised"
+    old = json.loads((path := next(root.rglob(FILE))).read_text())
+    del old["false_positive_interval"]
+    path.write_text(json.dumps(old | {"false_positives": None, "delta_seeds": []}))
+    table = world(root).tables[0]
+    assert table.rows[0][1][-1].text == "—" and len(table.notes) == 2
+    assert table.notes[1] == "Too few LCD students for a δ. Compared: rg_lcd-s0 with lcd-s0."
 
 
 def test_a_verdict_that_could_not_be_given_says_why_and_sets_no_tone(root):

@@ -67,7 +67,7 @@ def test_the_lcd_students_are_found_by_their_method(tmp_path):
     for seed in range(5):
         measured(tmp_path, f"lcd-s{seed}", {})
     (usual,) = give_verdicts(tmp_path)
-    assert usual.base == "lcd-s1", "the usual name settles it"
+    assert usual.base == "lcd-s1" and len(usual.delta_seeds) == 5, "the usual name settles it"
 
 
 def test_models_trained_elsewhere_are_judged_when_their_reward_is_said(tmp_path, cli):

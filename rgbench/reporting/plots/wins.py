@@ -1,4 +1,4 @@
-"""Win rates: how often one model's image of a prompt and seed scores above another's."""
+"""Win rates: on how many prompts one model's images score better than another's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ def draw(comparison: Comparison, theme: Theme = LIGHT) -> Canvas:
         canvas, drawn = panels(comparison, 0, len(columns), height=min(9.0, 2.6 + 0.42 * most))
         for axes, column in zip(drawn, columns, strict=True):
             shown = _matrix(axes, comparison, column, theme)
-        bar = canvas.colorbar(shown, ax=drawn, shrink=0.8, label="images on which the row wins (%), ties half")
+        bar = canvas.colorbar(
+            shown,
+            ax=drawn,
+            shrink=0.8,
+            label="prompts on which the row wins (%), ties half;\nin brackets: the 95 % interval holds 50",
+        )
         bar.outline.set_visible(False)
     return canvas
 
@@ -52,11 +57,13 @@ def _rows(comparison: Comparison, column: Column) -> list[Row]:
 def _matrix(axes: Axes, comparison: Comparison, column: Column, theme: Theme) -> mpl.image.AxesImage:
     rows = _rows(comparison, column)
     rates: NDArray = np.full((len(rows), len(rows)), np.nan)
+    even: NDArray = np.zeros_like(rates, dtype=bool)
     for i, row in enumerate(rows):
         for j, other in enumerate(rows[:i]):
-            rate = win_rate(row, other, column)
-            if rate is not None:
-                rates[i, j], rates[j, i] = 100 * rate, 100 - 100 * rate
+            wins = win_rate(row, other, column)
+            if wins is not None:
+                rates[i, j], rates[j, i] = 100 * wins.rate, 100 - 100 * wins.rate
+                even[i, j] = even[j, i] = wins.interval.low <= 0.5 <= wins.interval.high
     image = axes.imshow(rates, cmap=COLOURS, vmin=0, vmax=100)
     names = [short_label(comparison, row) for row in rows]
     turn = 90 if len(rows) > 4 else 20 if max(map(len, names)) > 10 else 0
@@ -68,14 +75,15 @@ def _matrix(axes: Axes, comparison: Comparison, column: Column, theme: Theme) ->
     if len(rows) <= MAX_WRITTEN:
         for i, j in np.argwhere(np.isfinite(rates)):
             ink = CELL_INKS[int(abs(rates[i, j] - 50) > 33)]
-            axes.text(j, i, f"{rates[i, j]:.0f}", ha="center", va="center", color=ink)
+            written = f"({rates[i, j]:.0f})" if even[i, j] else f"{rates[i, j]:.0f}"
+            axes.text(j, i, written, ha="center", va="center", color=ink)
     return image
 
 
 PLOT = Plot(
     "wins",
-    "Win rates, image by image",
-    "Matrix of the share of common prompts and seeds on which the row's image scores above the column's, for the "
+    "Win rates, prompt by prompt",
+    "Matrix of the share of common prompts on which the row's image scores better than the column's, for the "
     "trained reward and for the oracle.",
     draw,
     lacking,
