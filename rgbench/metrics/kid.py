@@ -57,6 +57,8 @@ def kid(
         track: shows how far it is.
     """
     size = min(size, len(x), len(y))
+    if size == len(x) == len(y):
+        return mmd2(_wide(x), _wide(y))  # what every subset would give
     rng = np.random.RandomState(seed)
     draws = []
     for _ in track(range(subsets), "kernel distance", "subsets"):
