@@ -111,6 +111,9 @@ def test_of_several_seeds_the_verdicts_are_counted(root):
         "False positives of the rule: 1 of 42 LCD pairs (0 to 62 %)."
     )
     assert len(found.tables[0].rows) == 2 and found.readings[0].label == "verdict: over-optimised"
+    shown = page([found])
+    for model in ("rg_lcd-s0", "rg_lcd-s1"):
+        assert re.search(rf'm-rg_lcd">RG-LCD</span>.{{0,80}}<span class="sub id">{model}</span>', shown), model
     write_model(root, "rg_lcd", 2, metrics=FEW, num=8)
     judge(root, "rg_lcd-s2", "not over-optimised")
     (reading,) = world(root).readings

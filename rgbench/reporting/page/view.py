@@ -103,7 +103,7 @@ def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str]
         "readings": section.readings,
         "methods": [row.method for row in comparison.rows],
         "tables": [(table, _scales(table)) for table in section.tables],
-        "row_methods": {(row.method_label, row.sampler_label, row.model_label): row.method for row in comparison.rows},
+        "row_methods": {row.method_label: row.method for row in comparison.rows},
         "plots": [_plot(section, plot) for plot in section.plots],
         "undrawn": section.undrawn,
         "grids": [_grid(grid, numbers.get(grid.key), uris) for grid in section.grids],
