@@ -89,11 +89,11 @@ def _errors(wrong: FalsePositives | None, seeds: Sequence[str]) -> str:
             f"δ is from {len(seeds)} LCD seeds. The rule's false-positive rate is not known: that takes "
             f"{MIN_SEEDS + 2} of them."
         )
-    low, high = wrong.interval.low, wrong.interval.high
+    share, low, high = (100 * x for x in (wrong.over_optimised / wrong.pairs, wrong.interval.low, wrong.interval.high))
     return (
         f"δ is from {len(seeds)} LCD seeds. Among them, with δ from those that are not compared, the rule calls "
-        f"{wrong.over_optimised} of {wrong.pairs} pairs over-optimised ({wrong.over_optimised / wrong.pairs:.0%}; 95 % "
-        f"interval {low:.0%} to {high:.0%}, for the pairs share seeds) and finds two families worse in "
+        f"{wrong.over_optimised} of {wrong.pairs} pairs over-optimised ({share:.0f} %; 95 % "
+        f"interval {low:.0f} to {high:.0f} %, for the pairs share seeds) and finds two families worse in "
         f"{wrong.two_worse}."
     )
 

@@ -37,7 +37,8 @@ def verdict_words(found: Sequence[Verdict]) -> str:
     if not found:
         return ""
     if len(found) == 1:
-        return f"Verdict: {_name(found[0]) if found[0].verdict != 'none' else 'none is possible'}. {found[0].words}"
+        name = _name(found[0]) if found[0].verdict != "none" else "none is possible"
+        return f"Verdict: {name}. {found[0].words.removeprefix(f'{name.capitalize()}. ')}"
     num = len(found)
     parts = [f"{name} {count} of {num} times" for name, count in Counter(map(_name, found)).most_common()]
     told = f"Verdicts over {num} training seeds: {'; '.join(parts)}."
@@ -115,10 +116,13 @@ def _reward(verdict: Verdict) -> Cell:
 def _family(family: Family | None) -> Cell:
     if family is None or not family.figures:
         return Cell(MISSING)
+    if family.better:
+        gained = min(family.figures, key=lambda change: _beyond(change, gain=True))
+        return Cell(f"better: {_shown(gained)}", trend="better")
     change = max(family.figures, key=_beyond)
     if family.worse:
         return Cell(f"worse: {_shown(change)}", trend="worse")
-    return Cell(f"{'better' if family.better else 'not worse'}: {_shown(change, power=not family.better)}")
+    return Cell(f"not worse: {_shown(change, power=True)}")
 
 
 def _rate(verdict: Verdict) -> str:
@@ -138,7 +142,8 @@ def _shown(change: FigureChange, *, power: bool = False) -> str:
     return f"{change.metric.label} {figure}{unit} (δ {delta}{from_which})"
 
 
-def _beyond(change: FigureChange) -> tuple[bool, float]:
-    """How far the interval's lower end is beyond δ, in units of δ; what is clear comes first."""
-    low = change.deterioration if change.low is None else change.low
-    return change.clear, (low - (change.delta or 0.0)) / (change.delta or 1.0)
+def _beyond(change: FigureChange, *, gain: bool = False) -> tuple[bool, float]:
+    """How far the interval's lower end is beyond δ, in units of δ; what is clear comes first. Of a gain, its upper."""
+    end = change.high if gain else change.low
+    end = change.deterioration if end is None else end
+    return change.clear, (end - (change.delta or 0.0)) / (change.delta or 1.0)

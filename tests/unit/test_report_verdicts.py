@@ -32,13 +32,14 @@ def change(metric: str, value: float, delta: float | None, *, clear: bool) -> Fi
 def judge(root: Path, model: str, verdict: str, words: str = WORDS) -> None:
     result = next(found for found in load_results(root) if found.model == model)
     spectrum = (change("hfer_gap_db", 6.1, 0.4, clear=True), change("band_gap_db", 0.3, 0.4, clear=False))
+    improved = (change("hps_aa0", 0.1, 0.2, clear=False), change("oracle_all", -3.0, 0.2, clear=False))
     found = Verdict(
         world="benchtop", model=model, generation=result.generation, base="lcd-s0", verdict=verdict, words=words,
         rewards=(change("hps_aa1", 2.6, 0.2, clear=True),),
         families=(
             Family(name="spectrum", worse=True, figures=spectrum),
             Family(name="set distance", worse=False, figures=(change("fd_efflite0", 1.0, 1.2, clear=False),)),
-            Family(name=HELD_OUT, worse=False, better=True, figures=(change("oracle_all", -3.0, 0.2, clear=False),)),
+            Family(name=HELD_OUT, worse=False, better=True, figures=improved),
         ),
         delta_seeds=("lcd-s1",), false_positives={"pairs": 42, "over_optimised": 1, "two_worse": 3},
         false_positive_interval=(0.001, 0.62),
@@ -125,6 +126,8 @@ def test_what_was_not_found_is_not_shown_to_be_absent(root):
     judge(root, "rg_lcd-s0", "not over-optimised")
     found = world(root)
     assert found.readings[0].label == "verdict: not shown to be over-optimised"
+    judge(root, "rg_lcd-s0", "not over-optimised", "Not shown to be over-optimised. The rest.")
+    assert world(root).readings[0].verdict == "Verdict: not shown to be over-optimised. The rest.", "said once"
     assert found.tables[0].rows[0][1][0].text == "not shown to be over-optimised"
     old = json.loads((path := next(root.rglob(FILE))).read_text())
     del old["false_positive_interval"]

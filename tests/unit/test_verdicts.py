@@ -45,7 +45,7 @@ def test_verdicts_are_words_and_files(world):
     assert len(hacked.delta_seeds) == 7 and hacked.false_positives["pairs"] == 42
     low, high = hacked.false_positive_interval
     assert low <= hacked.false_positives["over_optimised"] / 42 <= high and high > 0.4, "seven seeds say little"
-    assert f"95 % interval {low:.0%} to {high:.0%}, for the pairs share seeds" in hacked.words
+    assert f"95 % interval {100 * low:.0f} to {100 * high:.0f} %, for the pairs share seeds" in hacked.words
     assert sorted(v.model for v in load_verdicts(world)) == ["lrm-s1", "rg_lcd-s1"]
     assert hacked in load_verdicts(world)
     assert len(load_results(world)) == 70, "verdicts are no results"
