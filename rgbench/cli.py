@@ -151,7 +151,9 @@ def evaluate(
     reference: Annotated[Path | None, typer.Option(help="Folder of real images, such as COCO's val2014.")] = None,
     inception: Annotated[Path | None, typer.Option(help="The FID network's file, if not in its usual place.")] = None,
     hps: Annotated[Path | None, typer.Option(help="HPS checkpoint or open_clip folder; the world's own.")] = None,
-    judge: Annotated[list[str] | None, typer.Option(help="Weights of a held-out judge: clip_score=PATH.")] = None,
+    judge: Annotated[
+        list[str] | None, typer.Option(help="A judge's weights, clip_score=PATH; or any reward, NAME=FILE.yaml.")
+    ] = None,
     sampler: Annotated[Sampler | None, typer.Option(help="The model's own by default.")] = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -246,7 +248,7 @@ def sample(
 
 @app.command()
 def ls(kind: Kind, runs: RunsOption = Path("runs"), results: ResultsOption = Path("results")) -> None:
-    """List recipes, metrics, probes, rewards, runs, results or protocols."""
+    """List recipes, metrics, probes, rewards, workers, runs, results or protocols."""
     from rgbench.listing import listing, print_table
 
     print_table(*listing(kind.value, runs, results))

@@ -49,6 +49,7 @@ class Kind(StrEnum):
     metrics = "metrics"
     probes = "probes"
     rewards = "rewards"
+    workers = "workers"
     runs = "runs"
     results = "results"
     protocols = "protocols"

@@ -12,8 +12,9 @@ from rgbench.doctor import Check
 from rgbench.errors import UsageError
 from rgbench.hub import MissingFiles, readable_size
 from rgbench.pipeline_folder import check_folder, read_config
-from rgbench.rewards.config import HPS, Aesthetic, Plugin, RewardFields, Sum
+from rgbench.rewards.config import HPS, Aesthetic, Plugin, Process, RewardFields, Sum
 from rgbench.rewards.published import find_published
+from rgbench.rewards.scorers import look
 from rgbench.trainers.proxy_folder import MissingProxy, find_clip, find_proxy
 from rgbench.trainers.recipe import BaseRecipe, LRMPretrainRecipe, LRMRecipe, RGLCDRecipe, load_recipe
 
@@ -50,7 +51,8 @@ def _look(name: str, find: Callable[[], str]) -> Check:
         return Check(name, "missing", error.what, error.command)
     except UsageError as error:
         what, _, command = str(error).partition("; name another place, or get them with: ")
-        return Check(name, "missing", what, command or "give another path, or write the folder again")
+        what, _, install = what.partition("; install it with: ")
+        return Check(name, "missing", what, command or install or "give another path, or write the folder again")
 
 
 def _teacher(recipe: BaseRecipe) -> str:
@@ -95,6 +97,8 @@ def _rewards(recipe: RGLCDRecipe) -> Iterator[Check]:
 def _reward(recipe: RGLCDRecipe, term: RewardFields, key: str) -> str:
     """Where a reward's weights are looked for, as :func:`rgbench.rewards.load.load_reward` does."""
     path = getattr(term, "path", None)
+    if isinstance(term, Process):
+        return look(term.python, term.worker, key) + (f"; {_described(Path(path), f'{key}.path')}" if path else "")
     if isinstance(term, Plugin):
         return _described(Path(path), f"{key}.path") if path else "a plug-in that brings its own weights"
     if not isinstance(term, HPS):

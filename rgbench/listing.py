@@ -10,6 +10,7 @@ from rgbench.config import find_recipe, packaged_recipes
 from rgbench.errors import UsageError
 from rgbench.files import read_json
 from rgbench.registry import TABLES, names
+from rgbench.rewards.scorers import WORKERS, scorer_module
 from rgbench.run import RunDirectory
 from rgbench.strict_yaml import load_yaml
 
@@ -37,7 +38,7 @@ def listing(kind: str, runs: Path, results: Path) -> Table:
     """Header and rows of one kind of thing.
 
     Args:
-        kind: recipes, metrics, probes, rewards, runs, results or protocols.
+        kind: recipes, metrics, probes, rewards, workers, runs, results or protocols.
         runs: folder of runs.
         results: folder of result files.
 
@@ -47,6 +48,8 @@ def listing(kind: str, runs: Path, results: Path) -> Table:
     if kind in ("metrics", "probes", "rewards"):
         table = kind.removesuffix("s")
         return ("name", "code"), [(name, TABLES[table].get(name, "plug-in")) for name in names(table)]
+    if kind == "workers":
+        return ("name", "its environment"), [(name, scorer_module(name).INSTALL) for name in WORKERS]
     if kind == "recipes":
         return ("name", "kind", "about"), [_recipe_row(name, path) for name, path in packaged_recipes().items()]
     if kind == "runs":

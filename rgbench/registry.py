@@ -24,6 +24,7 @@ TABLES: dict[str, dict[str, str]] = {
         "clip_score": "rgbench.rewards.clip_score:CLIPScoreReward",
         "hps": "rgbench.rewards.hps:HPSReward",
         "pickscore": "rgbench.rewards.pickscore:PickScoreReward",
+        "process": "rgbench.rewards.process:ProcessReward",
         "sum": "rgbench.rewards.weighted:WeightedReward",
     },
     "metric": {
@@ -34,12 +35,15 @@ TABLES: dict[str, dict[str, str]] = {
         "fid_inf": "rgbench.metrics.fid:FrechetInfinity",
         "hps": "rgbench.metrics.hps:HPSScore",
         "hps_jpeg75": "rgbench.metrics.hps:hps_jpeg75",
+        "hpsv3": "rgbench.metrics.judges:hpsv3",
+        "imagereward": "rgbench.metrics.judges:imagereward",
         "kid": "rgbench.metrics.kid:KernelDistance",
         "oracle": "rgbench.metrics.oracle:OracleAccuracy",
         "pickscore": "rgbench.metrics.judges:pickscore",
         "prdc": "rgbench.metrics.prdc:PrecisionRecall",
         "probes": "rgbench.metrics.overopt.suite:Probes",
         "vendi": "rgbench.metrics.vendi:VendiScore",
+        "vqascore": "rgbench.metrics.judges:vqascore",
     },
     "probe": {
         "aliasing": "rgbench.metrics.overopt.aliasing:AliasingGain",

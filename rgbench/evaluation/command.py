@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rgbench.data.prompts import PromptSet, benchtop_prompts, load_prompts
-from rgbench.errors import UsageError, suggest
+from rgbench.errors import UsageError
 from rgbench.evaluation.checkpoints import checkpoint_targets
 from rgbench.evaluation.defaults import default_metrics
 from rgbench.evaluation.evaluate import evaluate_target
@@ -22,11 +22,10 @@ from rgbench.evaluation.progress import image_progress, say_above, track_images
 from rgbench.evaluation.set_comparison import settle_comparison
 from rgbench.evaluation.shards import WHOLE, Shard
 from rgbench.evaluation.targets import Target, resolve_targets, student_target
-from rgbench.metrics.judges import HEAD, JUDGES
+from rgbench.metrics.judges import check_judges_asked, find_metric, parse_judges
 from rgbench.metrics.protocols import SetProtocol, find_protocol
 from rgbench.metrics.reference import ReferenceScenes
 from rgbench.process import pick_device
-from rgbench.registry import resolve
 from rgbench.trainers.stop import StopRequest
 
 NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its Fréchet distance
@@ -108,9 +107,11 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
         UsageError: see :func:`rgbench.evaluation.api.evaluate`.
         Interrupted: likewise.
     """
+    judges = parse_judges(options.judge)
+    check_judges_asked(judges, options.metrics)
     for name in options.metrics:
-        resolve("metric", name)
-    given = {"--hps": options.hps, **{f"--judge {name}": path for name, path in _judges(options.judge).items()}}
+        find_metric(name, judges)
+    given = {"--hps": options.hps, **{f"--judge {name}": path for name, path in judges.items()}}
     for flag, path in given.items():
         if path is not None and not path.exists():
             raise UsageError(f"{flag}: {path}: no such file or folder")
@@ -144,7 +145,7 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
             device=place,
             dtype=getattr(torch, options.dtype),
             hps=options.hps,
-            judges=_judges(options.judge),
+            judges=judges,
             force=options.force,
             keep_images=len(prompts) if options.save_images else options.keep_images,
             command=options.command(),
@@ -172,18 +173,6 @@ def _check_of_use(options: Options, targets: Sequence[Target]) -> None:
     if unused and all(target.images for target in targets):
         flags = ", ".join(f"--{name}" for name in unused)
         raise UsageError(f"{flags}: says how images are made; {targets[0].folder} holds finished ones")
-
-
-def _judges(given: Sequence[str]) -> dict[str, Path]:
-    """Weights by name, from ``NAME=PATH``."""
-    known = (*JUDGES, HEAD, "cmmd")
-    found = {}
-    for text in given:
-        name, _, path = text.partition("=")
-        if name not in known or not path:
-            raise UsageError(f"--judge {text!r}: expected NAME=PATH; {suggest(name, known)}")
-        found[name] = Path(path)
-    return found
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from rgbench.errors import UsageError
 from rgbench.metrics.contract import Accumulator, Context
-from rgbench.registry import names, resolve
+from rgbench.metrics.judges import find_metric
+from rgbench.registry import names
 
 FOR_OWN_IMAGES = ("fid", "kid", "prdc", "vendi", "hps")
 NAMED_ONLY = (
@@ -17,6 +18,9 @@ NAMED_ONLY = (
     "clip_score",
     "pickscore",
     "aesthetic",
+    "hpsv3",
+    "imagereward",
+    "vqascore",
 )  # many images, or weights of their own
 
 log = logging.getLogger(__name__)
@@ -41,7 +45,7 @@ def named_metrics(wanted: Sequence[str], context: Context) -> list[tuple[str, Ac
     Raises:
         UsageError: one does not fit.
     """
-    return [(name, resolve("metric", name)(context)) for name in wanted]
+    return [(name, find_metric(name, context.judges)(context)) for name in wanted]
 
 
 def fitting_metrics(wanted: Sequence[str], context: Context) -> list[tuple[str, Accumulator]]:

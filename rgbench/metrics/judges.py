@@ -7,12 +7,22 @@ A student that learned to please one reward model should please the others too, 
     aesthetic   LAION's improved predictor, a rating from 1 to 10; it reads no prompt
 
 Weights are those given with ``--judge NAME=PATH``, else the published ones in the local caches.
+
+Every other reward is a judge too, under a name of one's own: ``--judge NAME=FILE.yaml`` with a recipe's reward section
+in the file, and ``--metric NAME``. Three of them have a label here, since they are published, and need an environment
+of their own (:mod:`rgbench.rewards.process`):
+
+    imagereward  arXiv 2304.05977, normalised, about 0
+    hpsv3        arXiv 2508.03789, μ, about 0 to 15
+    vqascore     arXiv 2404.01291, a probability
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +30,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgbench.config import load_yaml, validate
 from rgbench.data.prompts import Prompt
-from rgbench.errors import RgbenchError
+from rgbench.errors import ConfigError, RgbenchError, UsageError, suggest
 from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
 from rgbench.metrics.scored import score_measurement
+from rgbench.registry import TABLES, resolve
 from rgbench.rewards.aesthetic import AestheticReward
 from rgbench.rewards.clip_score import CLIPScoreReward
+from rgbench.rewards.config import OneReward
+from rgbench.rewards.load import load_reward
 from rgbench.rewards.pickscore import PickScoreReward
 from rgbench.rewards.published import find_published
 
+LABELS = {"hpsv3": ("HPSv3", 2), "imagereward": ("ImageReward", 3), "vqascore": ("VQAScore", 4)}
+OWN_NAME = re.compile(r"[a-z][a-z0-9_]*")
 HEAD = "aesthetic_head"  # the name under which ``--judge`` takes the aesthetic predictor's head
 
 
@@ -124,3 +140,93 @@ def pickscore(context: Context) -> RewardJudge:
 def aesthetic(context: Context) -> RewardJudge:
     """LAION's aesthetic predictor as a metric; raises as :class:`RewardJudge`."""
     return RewardJudge(context, "aesthetic", JUDGES["aesthetic"])
+
+
+def hpsv3(context: Context) -> RewardJudge:
+    """HPSv3 as a metric; raises as :func:`from_file`."""
+    return from_file("hpsv3", context)
+
+
+def imagereward(context: Context) -> RewardJudge:
+    """ImageReward as a metric; raises as :func:`from_file`."""
+    return from_file("imagereward", context)
+
+
+def vqascore(context: Context) -> RewardJudge:
+    """VQAScore as a metric; raises as :func:`from_file`."""
+    return from_file("vqascore", context)
+
+
+def from_file(name: str, context: Context) -> RewardJudge:
+    """The reward of a file as a metric.
+
+    Args:
+        name: of the metric, and under which ``context.judges`` has the file.
+        context: of the evaluation.
+
+    Raises:
+        UsageError: no file, or its reward cannot be loaded.
+        ConfigError: its contents are not one reward's section.
+    """
+    if name not in context.judges:
+        raise UsageError(
+            f"metric {name} needs a Python environment of its own: --judge {name}=FILE.yaml, with kind: process, "
+            f"python: that environment's interpreter, and worker: {name}"
+        )
+    label, decimals = LABELS.get(name, (name, 4))
+    judge = Judge(label, decimals, partial(_load_file, context.judges[name]), lambda reward: 1.0)
+    return RewardJudge(context, name, judge)
+
+
+def _load_file(path: Path, context: Context) -> Any:
+    values, lines = load_yaml(path)
+    for unused in ("scale", "window", "logit_scale"):
+        if unused in values:
+            raise ConfigError("is for training; a judge's scores are shown as they are", path=path, key=unused)
+    return load_reward(validate(OneReward, values, lines, path), device=context.device, key=f"{path}: reward")
+
+
+def parse_judges(given: Sequence[str]) -> dict[str, Path]:
+    """Weights, or files with a reward's section, by name.
+
+    Args:
+        given: ``NAME=PATH`` each.
+
+    Raises:
+        UsageError: no such form, or a name that is another metric's.
+    """
+    known = (*JUDGES, HEAD, "cmmd", *LABELS)
+    found = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        own = path.endswith((".yaml", ".yml")) and OWN_NAME.fullmatch(name)
+        if not path or (name not in known and not own):
+            raise UsageError(
+                f"--judge {text!r}: expected NAME=PATH, or a name of your own and a .yaml file; {suggest(name, known)}"
+            )
+        if name not in known and any(name in TABLES[table] for table in ("metric", "probe")):
+            raise UsageError(f"--judge {text!r}: {name} is a metric of another kind; take another name")
+        found[name] = Path(path)
+    return found
+
+
+def check_judges_asked(judges: Mapping[str, Path], metrics: Sequence[str]) -> None:
+    """Refuse a judge of one's own that would be left unasked; metrics may share weights, but not such a file.
+
+    Raises:
+        UsageError: names it.
+    """
+    for name in judges:
+        if name not in (*JUDGES, HEAD, "cmmd", *metrics):
+            raise UsageError(f"--judge {name}={judges[name]}: is not asked for; add {name} to --metric")
+
+
+def find_metric(name: str, judges: Mapping[str, Path]) -> Callable[[Context], Any]:
+    """The metric of a name: rgbench's, a plug-in's, or the judge that a file was given for.
+
+    Raises:
+        UsageError: none.
+    """
+    if name in judges and name != HEAD and name not in TABLES["metric"]:
+        return partial(from_file, name)
+    return resolve("metric", name)

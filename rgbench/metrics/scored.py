@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,19 @@ def score_measurement(context: Context, quantity: Quantity, rows: np.ndarray, re
         rows: (n,) scores in prompt order.
         reward: whose weights say whether the model was trained on it.
     """
-    trained = [entry["fingerprint"].get("weights_sha256") for entry in context.trained_rewards]
+    trained = [_identity(entry["fingerprint"]) for entry in context.trained_rewards]
     return Measurement(
         quantity=quantity,
         value=float(rows.mean()),
         interval=bootstrap_interval(context.over_prompts(rows)),
         num_samples=len(rows),
-        in_sample=reward.fingerprint()["weights_sha256"] in trained,
+        in_sample=_identity(reward.fingerprint()) in trained,
         extra={"groups": context.by_group(rows)},
         rows=rows,
     )
+
+
+def _identity(fingerprint: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A reward's weights; of one without, its name and code."""
+    weights = fingerprint.get("weights_sha256")
+    return (weights, *(fingerprint.get(key) for key in ("name", "code_sha256") if weights in (None, "none")))

@@ -12,6 +12,7 @@ from rgbench.registry import names
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Options = dict[str, bool | int | float | str | list[bool | int | float | str] | None]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 
 
@@ -54,21 +55,29 @@ class RewardFields(Section):
         return self
 
 
-class PixelReward(RewardFields):
+class ViewFields(RewardFields):
     """What every reward has that looks at images.
 
     Attributes:
         path: its weights; null for the preset's, or for the published ones in the local model hub cache.
-        antialias: whether its image resize filters before it subsamples. No default: it changes the result.
         blur_sigma: standard deviation, in pixels of the decoded image, of a Gaussian blur before the reward; 0: none.
         random_crop: share of each side that a window at a random place keeps, drawn for each sample and step; null:
             the whole image.
     """
 
     path: str | None = None
-    antialias: bool
     blur_sigma: NonNegative = 0.0
     random_crop: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+class PixelReward(ViewFields):
+    """What every reward has that looks at images with a resize of ours.
+
+    Attributes:
+        antialias: whether its image resize filters before it subsamples. No default: it changes the result.
+    """
+
+    antialias: bool
 
 
 class HPS(PixelReward):
@@ -113,6 +122,34 @@ class Aesthetic(PixelReward):
     head_path: str | None = None
 
 
+class Process(ViewFields):
+    """A reward in another Python environment, whose worker process scores; it gives no gradient.
+
+    Attributes:
+        path: its weights; null for where the scorer looks by itself.
+        python: interpreter of that environment.
+        worker: a scorer that comes with rgbench, a .py file, or a module of that environment.
+        options: keyword arguments of the scorer's ``load``.
+        device: of torch, for the worker; null for rgbench's own.
+        timeout: seconds without a sign of progress after which the worker is given up.
+    """
+
+    kind: Literal["process"]
+    python: str
+    worker: str
+    options: Options = Field(default={})
+    device: str | None = None
+    timeout: Positive = 600.0
+
+    @field_validator("options")
+    @classmethod
+    def _fields_of_their_own(cls, options: Options) -> Options:
+        for name in ("path", "device"):
+            if name in options:
+                raise ValueError(f"{name} is a field of its own, beside options")
+        return options
+
+
 class Plugin(PixelReward):
     """A reward of an installed plug-in.
 
@@ -120,7 +157,7 @@ class Plugin(PixelReward):
         options: keyword arguments of its ``load``.
     """
 
-    options: dict[str, bool | int | float | str | list[bool | int | float | str] | None] = Field(default={})
+    options: Options = Field(default={})
 
     @field_validator("kind")
     @classmethod
@@ -133,8 +170,8 @@ class Plugin(PixelReward):
         return kind
 
 
-CLOSED: dict[str, type[PixelReward]] = {"hps": HPS, "clip_score": CLIPScore, "pickscore": PickScore}
-CLOSED["aesthetic"] = Aesthetic
+CLOSED: dict[str, type[ViewFields]] = {"hps": HPS, "clip_score": CLIPScore, "pickscore": PickScore}
+CLOSED |= {"aesthetic": Aesthetic, "process": Process}
 
 
 def _term_tag(value: Any) -> str:
@@ -154,6 +191,7 @@ OneReward = Annotated[
     | Annotated[CLIPScore, Tag("CLIPScore")]
     | Annotated[PickScore, Tag("PickScore")]
     | Annotated[Aesthetic, Tag("Aesthetic")]
+    | Annotated[Process, Tag("Process")]
     | Annotated[Plugin, Tag("Plugin")],
     Discriminator(_term_tag),
 ]
@@ -192,6 +230,7 @@ RewardConfig = Annotated[
     | Annotated[CLIPScore, Tag("CLIPScore")]
     | Annotated[PickScore, Tag("PickScore")]
     | Annotated[Aesthetic, Tag("Aesthetic")]
+    | Annotated[Process, Tag("Process")]
     | Annotated[Plugin, Tag("Plugin")]
     | Annotated[Sum, Tag("Sum")],
     Discriminator(_tag),

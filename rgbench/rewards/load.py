@@ -10,7 +10,17 @@ import torch
 
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.registry import resolve
-from rgbench.rewards.config import HPS, Aesthetic, GradientShare, PixelReward, Plugin, RewardFields, Sum
+from rgbench.rewards.config import (
+    HPS,
+    Aesthetic,
+    GradientShare,
+    PixelReward,
+    Plugin,
+    Process,
+    RewardFields,
+    Sum,
+    ViewFields,
+)
 from rgbench.rewards.contract import Reward
 from rgbench.rewards.published import find_published
 from rgbench.rewards.scoring import CallableReward
@@ -56,12 +66,15 @@ def load_reward(
             balance=section.balance == "gradient",
             logit_scale=section.logit_scale,
         )
-    assert isinstance(section, PixelReward)
+    assert isinstance(section, ViewFields)
     options = {"device": device, "dtype": dtype}
     reward: Any
-    if isinstance(section, Plugin):
+    if isinstance(section, Process):
+        reward = _load_process(section, key, str(device))
+    elif isinstance(section, Plugin):
         reward = _load_plugin(section, key, options)
     else:
+        assert isinstance(section, PixelReward)
         reward = _load_own(section, preset_path, key, options)
     if section.logit_scale is not None:
         reward.logit_scale = section.logit_scale
@@ -89,6 +102,18 @@ def _default_path(section: PixelReward, preset_path: Path | None, key: str) -> P
     if preset_path is None:
         raise UsageError(f"{key}.path: give a path, or {key}.version; only a model.preset brings one with it")
     return preset_path
+
+
+def _load_process(section: Process, key: str, device: str) -> Reward:
+    return resolve("reward", section.kind).load(
+        section.python,
+        section.worker,
+        path=section.path,
+        options=section.options,
+        device=section.device or device,
+        timeout=section.timeout,
+        key=key,
+    )
 
 
 def _load_plugin(section: Plugin, key: str, options: dict[str, Any]) -> Reward:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from rgbench.config import Section, apply_overrides, find_recipe, load_yaml, validate
 from rgbench.data.config import DataConfig
-from rgbench.rewards.config import RewardConfig, Sum
+from rgbench.rewards.config import Process, RewardConfig, Sum
 from rgbench.trainers.model_config import LoRASection, ModelSection
 from rgbench.trainers.proxy_config import PretrainProxySection, ProxySection
 
@@ -28,6 +28,7 @@ FREE_KEYS = frozenset(
     | {"train.wandb", "train.latents_cache", "train.latents_cache_root"}
     | {f"{section}.path" for section in ("model", "data", "reward", "proxy", "reward.terms.*")}
     | {f"{reward}.{key}" for reward in ("reward", "reward.terms.*") for key in ("head_path", "version")}
+    | {f"{reward}.{key}" for reward in ("reward", "reward.terms.*") for key in ("python", "device", "timeout")}
 )
 
 
@@ -193,6 +194,11 @@ class RGLCDRecipe(LCDRecipe):
         check_logged("gradients.every", self.gradients.every, self.train.log_every)
         if self.kind == "rg_lcd" and self.reward.logit_scale is not None:
             raise ValueError("reward.logit_scale: rg_lcd takes the raw score; it is for lrm")
+        terms = self.reward.terms if isinstance(self.reward, Sum) else [self.reward]
+        if self.kind == "rg_lcd" and any(isinstance(term, Process) for term in terms):
+            raise ValueError(
+                "reward.kind: a process gives no gradient, and rg_lcd needs it; lrm learns from its scores alone"
+            )
         return self
 
 

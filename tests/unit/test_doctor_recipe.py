@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_each_term_of_a_sum_is_looked_for(cache):
     for name in names:
         command = "curl " if name.endswith("head)") else "hf download "
         assert found[name].status == "missing" and found[name].remedy.startswith(command), found[name]
+
+
+def test_the_environment_of_a_process_is_looked_at(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("PACKAGES = ('pytest',)\n")
+    section = f"reward={{kind: process, python: {sys.executable}, worker: %s}}"
+    found = by_name("sd21/lrm", section % (tmp_path / "mine.py"))["reward (process)"]
+    assert found.status == "ok" and f"pytest {pytest.__version__}" in found.detail
+    found = by_name("sd21/lrm", section % "vqascore")["reward (process)"]
+    assert found.status == "missing" and "no package t2v-metrics" in found.detail
+    assert "another environment than rgbench's own" in found.remedy and "pip install t2v-metrics==" in found.remedy
+    found = by_name("sd21/lrm", "reward={kind: process, python: /nowhere/python, worker: hpsv3}")["reward (process)"]
+    assert found.status == "missing" and "/nowhere/python: cannot be started" in found.detail
 
 
 def test_own_folders_are_looked_at(tmp_path, cache):

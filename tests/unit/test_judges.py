@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ from transformers import CLIPConfig, CLIPModel
 from rgbench.data.prompts import benchtop_prompts
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.evaluation.command import Options
+from rgbench.metrics.judges import check_judges_asked, find_metric, parse_judges
 from rgbench.metrics.reference import from_uint8
 from rgbench.registry import resolve
 from rgbench.rewards.aesthetic import AestheticReward, make_head
 from rgbench.rewards.clip_score import CLIPScoreReward
+from rgbench.rewards.hps import HPSReward
 from rgbench.rewards.pickscore import PickScoreReward
+from rgbench.rewards.process import ProcessReward
+from tests.process_workers import CHECKSUM, scorer
 from tests.tiny_models import BENCHTOP, make_context
 
 NUM = 5
@@ -83,6 +88,90 @@ def test_missing_weights_are_named_with_size_and_command(tmp_path, monkeypatch, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match=f"--judge {name}=PATH: the weights .* GB.*hf download"):
         resolve("metric", name)(make_context(benchtop_prompts(1), tmp_path))
+
+
+def judge_file(folder: Path, text: str, name: str = "mine.yaml") -> Path:
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+def measure(name: str, prompts: int, folder: Path, given: list[str], **fields):
+    judges = parse_judges(given)
+    context = make_context(benchtop_prompts(prompts), folder, judges=judges, **fields)
+    metric = find_metric(name, judges)(context)
+    images = from_uint8(torch.randint(0, 256, (prompts, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte())
+    metric.update(images, context.prompts.prompts, np.arange(prompts))
+    return images, [prompt.text for prompt in context.prompts.prompts], metric.finish()[0]
+
+
+def test_any_reward_is_a_judge_under_a_name_of_ones_own(tmp_path):
+    file = judge_file(tmp_path, f"kind: hps\npath: {BENCHTOP.root / 'reward'}\nantialias: false\n")
+    images, texts, found = measure("blurry", 3, tmp_path, [f"blurry={file}"])
+    reward = HPSReward.load(BENCHTOP.root / "reward", antialias=False, device="cpu")
+    np.testing.assert_array_equal(found.rows, reward(images, texts).double().numpy())
+    assert found.quantity.metric.name == found.quantity.metric.label == "blurry" and not found.in_sample
+
+
+def test_a_process_is_a_judge(tmp_path, monkeypatch):
+    """Its score is that of the 8-bit image, whatever the batch; in-sample where the student was trained on it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    worker = scorer(tmp_path, CHECKSUM.format(takes="uint8"))
+    section = f"kind: process\npython: {sys.executable}\nworker: {worker}\n"
+    file = judge_file(tmp_path, section, "ir.yaml")
+    images, texts, found = measure("imagereward", 3, tmp_path, [f"imagereward={file}"])
+    reward = ProcessReward.load(sys.executable, worker)
+    one_by_one = [float(reward(images[i : i + 1].double(), texts[i : i + 1])) for i in range(3)]
+    np.testing.assert_array_equal(found.rows, np.float32(one_by_one))
+    assert (found.quantity.metric.label, found.quantity.metric.decimals) == ("ImageReward", 3)
+    assert found.quantity.protocol["reward"] == reward.fingerprint() and not found.in_sample
+    for trained, expected in ((reward.fingerprint(), True), (reward.fingerprint() | {"code_sha256": "other"}, False)):
+        rewards = ({"fingerprint": trained},)
+        again = measure("imagereward", 3, tmp_path, [f"imagereward={file}"], trained_rewards=rewards)[2]
+        assert again.in_sample is expected
+    judge_file(tmp_path, section + "blur_sigma: 1.0\n", "ir.yaml")
+    viewed = measure("imagereward", 3, tmp_path, [f"imagereward={file}"])[2]
+    assert viewed.quantity.protocol["reward"]["blur_sigma"] == 1.0 and not np.array_equal(viewed.rows, found.rows)
+
+
+WRONG_FILES = [
+    ("kind: process\npython: p\n", "mine.yaml:.*worker: missing"),
+    ("kind: sum\nterms: []\n", "a sum cannot be a term of a sum|mine.yaml"),
+    ("kind: hps\nantialias: true\nscale: 2\n", "mine.yaml:scale: is for training"),
+    (
+        "kind: process\npython: /nowhere/python\nworker: hpsv3\n",
+        "mine.yaml: reward.python /nowhere/python: cannot be st",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_FILES)
+def test_a_judges_file_that_is_wrong_is_explained(tmp_path, monkeypatch, text, message):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=message):
+        measure("mine", 1, tmp_path, [f"mine={judge_file(tmp_path, text)}"])
+
+
+@pytest.mark.parametrize("name", ["imagereward", "hpsv3", "vqascore"])
+def test_a_judge_in_another_environment_says_how_it_is_named(tmp_path, name):
+    with pytest.raises(UsageError, match=f"--judge {name}=FILE.yaml, with kind: process, python: .* worker: {name}"):
+        resolve("metric", name)(make_context(benchtop_prompts(1), tmp_path))
+
+
+def test_judges_are_parsed():
+    given = ["clip_score=a", "aesthetic_head=b", "mine=c d.yaml", "imagereward=e.yml"]
+    assert {name: str(path) for name, path in parse_judges(given).items()} == dict(t.split("=") for t in given)
+    for text in ("mine=x.pt", "clip_scor=x", "mine", "mine=", "Mine=x.yaml", "a-b=x.yaml"):
+        with pytest.raises(UsageError, match="expected NAME=PATH, or a name of your own and a .yaml file"):
+            parse_judges([text])
+    for name in ("fid", "spectrum"):
+        with pytest.raises(UsageError, match="is a metric of another kind"):
+            parse_judges([f"{name}=x.yaml"])
+    with pytest.raises(UsageError, match="--judge mine=x.yaml: is not asked for; add mine to --metric"):
+        check_judges_asked(parse_judges(["clip_score=a", "mine=x.yaml"]), ["hps"])
+    check_judges_asked(parse_judges(["clip_score=a", "mine=x.yaml"]), ["mine"])
+    with pytest.raises(UsageError, match="unknown metric 'mine'"):
+        find_metric("mine", {})
 
 
 def test_options_survive_the_file_of_a_shard_and_the_command_line():

@@ -1,0 +1,244 @@
+"""Workers that fail in every way, and what is left of them: a message that says why, and no process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rgbench.errors import RgbenchError, UsageError
+from rgbench.rewards.process import ProcessReward
+from tests.conftest import ROOT
+from tests.process_workers import SIMPLE, doing, scorer
+
+IMAGES, PROMPTS = torch.rand(2, 3, 4, 4), ["a", "b"]
+
+
+@pytest.fixture(autouse=True)
+def logs(monkeypatch, tmp_path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "rgbench" / "workers"
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process exists, a zombie included."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def fails(reward: ProcessReward, message: str) -> None:
+    """Scoring fails as it should, no process is left, and the reward says so from then on."""
+    pid = reward.worker.pid
+    with pytest.raises(RgbenchError, match=message) as caught:
+        reward(IMAGES, PROMPTS)
+    assert type(caught.value) is RgbenchError and not is_there(pid)
+    with pytest.raises(RgbenchError, match="the worker has ended already"):
+        reward(IMAGES, PROMPTS)
+
+
+PRINTED = r":\n  scoring 2\n(.*\n)*all that it printed: .*-mine\.log"
+ENDS = [
+    ("os._exit(3)", "mine: the worker ended with exit code 3 while scoring" + PRINTED),
+    (
+        "raise ValueError('no such style')",
+        r"ended with exit code 1 while scoring:\n(.*\n)*  ValueError: no such style\n",
+    ),
+    ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL while scoring" + PRINTED),
+    ("return [1.0]", r"ValueError: the scorer gave 1 scores for 2 images\n"),
+    ("return [1.0] * 3", r"ValueError: the scorer gave 3 scores for 2 images\n"),
+    ("return 'ab'", r"could not convert string to float: 'a'\n"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), ENDS, ids=[line for line, _ in ENDS])
+def test_a_worker_that_ends_is_explained(tmp_path, line, message):
+    fails(doing(tmp_path, line), message)
+
+
+def test_prints_get_nowhere_near_the_answers(tmp_path, logs):
+    line = "print('x' * 100_000); os.write(1, b'raw'); subprocess.run(['echo', 'child']); sys.stdin.read(); input"
+    reward = doing(tmp_path, line)
+    for _ in range(2):
+        assert reward(IMAGES, PROMPTS).tolist() == [1.0, 1.0]
+    reward.close()
+    (log,) = logs.iterdir()
+    assert log.read_text().count("x" * 100_000) == 2 and log.read_text().count("rawchild") == 2
+
+
+def test_kill_9_from_outside_in_the_middle_of_a_batch(tmp_path):
+    reward = doing(tmp_path, "time.sleep(60)")
+    killed = threading.Timer(0.3, lambda: os.kill(reward.worker.pid, signal.SIGKILL))
+    killed.start()
+    fails(reward, "was killed by SIGKILL while scoring")
+
+
+def impatient(folder: Path, line: str, seconds: float) -> ProcessReward:
+    """A reward that waits for scores, but not for the worker's start on a busy machine, only so long."""
+    reward = doing(folder, line)
+    reward.worker.timeout = seconds
+    return reward
+
+
+def test_no_progress_is_given_up_and_slow_progress_is_not(tmp_path):
+    started = time.monotonic()
+    fails(impatient(tmp_path, "time.sleep(60)", 0.5), r"made no progress for 0\.5 seconds and was ended")
+    fails(impatient(tmp_path, "os.kill(os.getpid(), signal.SIGSTOP)", 0.5), r"made no progress for 0\.5 seconds")
+    assert time.monotonic() - started < 50
+    slow = impatient(tmp_path, "return ((time.sleep(0.4), 2.0)[1] for _ in prompts)", 2.5)
+    assert slow(torch.rand(8, 3, 4, 4), ["a"] * 8).tolist() == [2.0] * 8
+    slow.close()
+
+
+def test_a_worker_that_does_not_read_is_given_up_too(tmp_path):
+    """More than a pipe holds."""
+    reward = impatient(tmp_path, "pass", 0.5)
+    os.kill(reward.worker.pid, signal.SIGSTOP)
+    with pytest.raises(RgbenchError, match="no progress"):
+        reward(torch.rand(2, 3, 600, 600), PROMPTS)
+    assert not is_there(reward.worker.pid)
+
+
+def test_an_environment_that_hangs_at_the_start(tmp_path):
+    with pytest.raises(UsageError, match=r"no progress for 0\.5 seconds"):
+        ProcessReward.load(sys.executable, scorer(tmp_path, "import time\ntime.sleep(60)\n"), timeout=0.5)
+    assert not children()
+
+
+CONTRACT = SIMPLE % "pass"
+STARTS = [
+    ("import absent_package\n", "cannot be imported there: No module named 'absent_package'"),
+    (
+        'INSTALL = "pip install absent==1"\ndef load(device):\n    import absent\n',
+        "install it with: .* pip install absent==1",
+    ),
+    ("def load(device):\n    raise FileNotFoundError('w.pt: get it with: hf download x')\n", "hf download x"),
+    (
+        "def load():\n    pass\n",
+        r"reward\.options: mine does not take them: got an unexpected keyword argument 'device'",
+    ),
+    ("load = print\nos._exit(5)\n", "name 'os' is not defined"),
+    ("import os\nos._exit(5)\n", "the worker ended with exit code 5 before it could score; it printed nothing"),
+    ("def load(device:\n", "SyntaxError"),
+    (CONTRACT.replace('"weights_sha256": "none", ', ""), "contract lacks 'weights_sha256'"),
+    (CONTRACT.replace("uint8", "int4"), "takes: 'int4'; known: uint8, float32"),
+    (CONTRACT.replace('"none"', "float('nan')"), "Out of range float values are not JSON"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), STARTS)
+def test_a_worker_that_cannot_start_is_explained(tmp_path, text, message):
+    with pytest.raises(UsageError, match=message):
+        ProcessReward.load(sys.executable, scorer(tmp_path, text))
+    assert not children()
+
+
+def children() -> list[str]:
+    """Of this process: those of workers, zombies included."""
+    found = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True, check=False
+    )
+    return [line for line in found.stdout.splitlines() if "runner.py" in line or "defunct" in line]
+
+
+NO_PYTHON = [
+    ("/nowhere/python", r"reward\.python /nowhere/python: cannot be started \(No such file or directory\)"),
+    (str(ROOT), r"cannot be started \(Permission denied\); give the Python of the worker's environment"),
+    ("true", "ended with exit code 0 before it could score"),
+    ("/bin/sleep", "ended with exit code 1 before it could score:\n.*invalid"),
+]
+
+
+@pytest.mark.parametrize(("python", "message"), NO_PYTHON)
+def test_what_is_no_interpreter_is_explained(tmp_path, python, message):
+    with pytest.raises(UsageError, match=message):
+        ProcessReward.load(python, scorer(tmp_path, SIMPLE % "pass"), timeout=20)
+    assert not children()
+
+
+def test_what_speaks_otherwise_is_explained(tmp_path):
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\necho this is no worker of ours; exec sleep 60\n")
+    other.chmod(0o755)
+    with pytest.raises(UsageError, match=f"{other} does not answer as a worker does"):
+        ProcessReward.load(str(other), scorer(tmp_path, CONTRACT))
+    other.write_text("#!/bin/sh\nprintf '\\000\\000\\000\\002\\000\\000\\000\\000[]'; exec sleep 60\n")
+    with pytest.raises(UsageError, match="does not answer as a worker does"):
+        ProcessReward.load(str(other), scorer(tmp_path, CONTRACT))
+    assert not children()
+
+
+def test_an_environment_without_numpy(tmp_path):
+    """A real other environment, with nothing in it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "other"], check=True)
+    with pytest.raises(UsageError, match="No module named 'numpy'"):
+        ProcessReward.load(str(tmp_path / "other/bin/python"), scorer(tmp_path, SIMPLE % "pass"))
+
+
+def test_what_would_mislead_the_worker_is_not_passed_on(tmp_path, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "PYTHONPATH", "ACCELERATE_X"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    reward = doing(tmp_path, "print(sorted(os.environ), os.environ['HF_HUB_OFFLINE'])")
+    reward(IMAGES, PROMPTS)
+    said = reward.worker.log.read_text()
+    assert "RANK" not in said and "MASTER" not in said and "PYTHON" not in said and "ACCEL" not in said
+    assert "'PATH'" in said and "] 1\n" in said
+    reward.close()
+
+
+PARENT = """
+import signal, sys
+from rgbench.rewards.worker import Worker
+worker = Worker(sys.executable, "mine", "reward", 60.0)
+start = {"worker": "mine", "file": sys.argv[1], "folder": None, "path": None}
+start.update(device="cpu", options={}, look=False)
+assert worker.start(start)["type"] == "ready"
+print(worker.pid, flush=True)
+try:
+    worker.score((1, 2, 2, 3), ["a"], bytes(12))
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_the_process_that_started_it(tmp_path, number):
+    """In the middle of a batch: Ctrl-C at a terminal (the whole group), the scheduler's TERM, kill -9."""
+    file = scorer(tmp_path, SIMPLE % "time.sleep(60)")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, file],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    time.sleep(0.2)
+    assert is_there(worker)
+    os.killpg(parent.pid, number)
+    said, _ = parent.communicate(timeout=20)
+    assert parent.returncode == (0 if number == signal.SIGINT else -number)
+    assert said == ("interrupted\n" if number == signal.SIGINT else "")
+    wait_until(lambda: not is_there(worker))
+
+
+def test_a_reward_that_is_let_go_leaves_no_process(tmp_path):
+    reward = doing(tmp_path, "pass")
+    pid = reward.worker.pid
+    assert reward(IMAGES, PROMPTS).tolist() == [1.0, 1.0]
+    del reward
+    assert not is_there(pid)
