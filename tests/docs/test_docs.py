@@ -142,6 +142,7 @@ def test_all_pages_are_seen() -> None:
         "judge-over-optimisation",
         "read-the-report",
         "resume-and-move-a-run",
+        "score-in-another-environment",
         "train-from-my-own-tars",
         "train-on-my-own-teacher",
     }
