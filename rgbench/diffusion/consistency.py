@@ -25,14 +25,15 @@ def boundary_scalings(timesteps: Tensor, timestep_scaling: float, dtype: torch.d
     Args:
         timesteps: t, (B,) int64.
         timestep_scaling: s.
-        dtype: floating type to compute in.
+        dtype: floating type of the result.
 
     Returns:
         ``c_skip`` and ``c_out``, (B,); f is the identity at t = 0.
     """
-    scaled = timesteps.to(dtype) * timestep_scaling
+    wide = torch.promote_types(dtype, torch.float32)  # (s·t)² is beyond float16's range from t = 26 on
+    scaled = timesteps.to(wide) * timestep_scaling
     norm = scaled**2 + SIGMA_DATA**2
-    return SIGMA_DATA**2 / norm, scaled / norm.sqrt()
+    return (SIGMA_DATA**2 / norm).to(dtype), (scaled / norm.sqrt()).to(dtype)
 
 
 def guidance_embedding(guidance_scale: Tensor, dim: int) -> Tensor:

@@ -81,8 +81,9 @@ def lcm_sample(
     timesteps = lcm_timesteps(num_steps, original_steps, len(alphas_cumprod)).to(prompt_embeds.device)
     latents = draw_noise(generators, latent_shape, prompt_embeds)
     dim = unet.config.time_cond_proj_dim  # type: ignore[attr-defined]
-    scales = torch.full((len(latents),), guidance_scale - 1, dtype=latents.dtype, device=latents.device)
-    w_embedding = guidance_embedding(scales, dim) if dim else None
+    wide = torch.promote_types(latents.dtype, torch.float32)  # half types would miss the angle 1000·w by whole turns
+    scales = torch.full((len(latents),), guidance_scale - 1, dtype=wide, device=latents.device)
+    w_embedding = guidance_embedding(scales, dim).to(latents.dtype) if dim else None
     for i, t in enumerate(timesteps):
         t_B = t.expand(len(latents))
         if w_embedding is None:

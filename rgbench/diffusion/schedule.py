@@ -30,8 +30,9 @@ def alphas_sigmas(alphas_cumprod: Tensor, timesteps: Tensor, like: Tensor) -> tu
     Returns:
         Two tensors (B, 1, ..., 1) that broadcast over ``like``.
     """
-    cumprod = per_sample(alphas_cumprod[timesteps].to(like.dtype), like)
-    return cumprod.sqrt(), (1 - cumprod).sqrt()
+    wide = torch.promote_types(like.dtype, torch.float32)  # 1 − ᾱ of a rounded ᾱ near 1 would be 0 in bfloat16
+    cumprod = per_sample(alphas_cumprod[timesteps].to(wide), like)
+    return cumprod.sqrt().to(like.dtype), (1 - cumprod).sqrt().to(like.dtype)
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:

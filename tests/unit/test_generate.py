@@ -13,6 +13,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from rgbench.data.prompts import Prompt, benchtop_prompts
+from rgbench.diffusion.consistency import boundary_scalings
+from rgbench.diffusion.schedule import alphas_sigmas
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.evaluation.generate import ImageStream, Sampling, fitting_batch_size, noise_seed, settle_sampling
 from rgbench.evaluation.on_base import sampled_as
@@ -84,6 +86,46 @@ def test_plain_diffusers_gives_the_same_images(models, sampler):
     ours = torch.stack(list(images(models[sampler], settings, prompts).values()))
     levels = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 255
     assert (ours.float() - levels).abs().max() <= 0.5 + 255e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sampler", ["lcm", "ddim"])
+def test_half_types_differ_from_float32_by_their_rounding_alone(models, sampler, dtype):
+    """Mean difference in 8-bit levels; plain diffusers in the same type is as far from float32."""
+    half = load_models(models[sampler].path, "cpu", dtype)
+    full, ours = (
+        torch.stack(list(images(m, SETTINGS[sampler], PROMPTS[:4]).values())) for m in (models[sampler], half)
+    )
+    pipeline = DiffusionPipeline.from_pretrained(models[sampler].path, torch_dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        [prompt.text for prompt in PROMPTS[:4]],
+        num_inference_steps=SETTINGS[sampler].steps,
+        guidance_scale=SETTINGS[sampler].guidance_scale,
+        generator=[torch.Generator().manual_seed(noise_seed(prompt.id, 0)) for prompt in PROMPTS[:4]],
+        output_type="np",
+    ).images
+    levels = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 255
+    away = {"ours": (ours.float() - full.float()).abs().mean(), "diffusers": (levels - full.float()).abs().mean()}
+    assert 0 < away["ours"] < max(2 * away["diffusers"], 0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_coefficients_of_half_types_are_rounded_last(dtype):
+    """In their own arithmetic 9,990² overflows, 1 − 0.999 is 0, and an angle of 4,000 is off by whole turns."""
+    timesteps, cumprod, eps = torch.tensor([0, 30, 999]), torch.tensor([0.9991, 0.97, 0.0047]), torch.finfo(dtype).eps
+    times = torch.arange(3)
+    pairs = zip(
+        (*boundary_scalings(timesteps, 10.0, dtype), *alphas_sigmas(cumprod, times, torch.zeros(3, 1, dtype=dtype))),
+        (
+            *boundary_scalings(timesteps, 10.0, torch.float64),
+            *alphas_sigmas(cumprod, times, torch.zeros(3, 1).double()),
+        ),
+        strict=True,
+    )
+    for half, exact in pairs:
+        assert half.dtype == dtype
+        torch.testing.assert_close(half.double(), exact, rtol=eps, atol=1e-7)
 
 
 def test_stream_counts_images_and_positions(models):

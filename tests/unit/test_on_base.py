@@ -69,6 +69,36 @@ def test_a_lora_is_merged_into_the_base(shared):
     assert torch.equal(found.unet.state_dict()[untouched], base[untouched])
 
 
+def test_a_lora_of_kohyas_layout_is_the_same(shared, tmp_path):
+    """Names with underscores, lora_down and lora_up, and an alpha by which the product is scaled."""
+    kohya = {}
+    for key, tensor in load_file(shared / "lora" / "pytorch_lora_weights.safetensors").items():
+        layer, _, part = key.removeprefix("unet.").partition(".lora_")
+        stem = f"lora_unet_{layer.replace('.', '_')}"
+        kohya[f"{stem}.lora_{'down' if part.startswith('A') else 'up'}.weight"] = tensor.contiguous()
+        kohya[f"{stem}.alpha"] = torch.tensor(1.0)  # of rank 2: half
+    save_file(kohya, tmp_path / "kohya.safetensors")
+    ours, other = (
+        load_student(Student(str(shared / "base"), lora=path), CPU, torch.float32).unet.state_dict()
+        for path in (shared / "lora", tmp_path / "kohya.safetensors")
+    )
+    base = load_file(shared / "base" / "unet" / WEIGHTS)
+    changed = [name for name in base if not torch.equal(ours[name], base[name])]
+    assert len(changed) > 4
+    for name in changed:
+        torch.testing.assert_close(other[name] - base[name], (ours[name] - base[name]) / 2, atol=1e-6, rtol=1e-4)
+
+
+def test_a_distilled_unet_without_embedding_is_sampled_as_asked(shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {"base": str(shared / "base"), "unet": shared / "base" / "unet", "guidance": 1.0, "steps": 2}
+    for sampler in (None, "lcm"):
+        evaluate([], ["kid"], num=2, device="cpu", keep_images=0, sampler=sampler, **options)
+    found = {result.generation.fields["sampler"]: result for result in load_results(Path("results"))}
+    assert set(found) == {"ddim", "lcm"} and found["ddim"].value != found["lcm"].value
+    assert found["lcm"].cost["nfe"] == 2 and "--sampler lcm" in found["lcm"].command
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

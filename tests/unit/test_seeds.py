@@ -20,7 +20,7 @@ from rgbench.evaluation.verdicts import models_of
 from rgbench.metrics.intervals import cluster_groups
 from rgbench.models import load_models
 from tests.results_maker import put
-from tests.tiny_models import make_context, save_run
+from tests.tiny_models import BENCHTOP, make_context, save_run
 
 
 @pytest.fixture(scope="module")
@@ -79,23 +79,44 @@ def test_two_models_are_compared_by_prompt(tmp_path):
     assert width[1] == pytest.approx(width[0], rel=0.2), "not √8 narrower"
 
 
-def test_another_dtype_is_another_generation_of_nearly_the_same_images(runs, tmp_path):
-    full = measured(runs, tmp_path / "a", ["colour"])["saturation_gap"]
-    half = measured(runs, tmp_path / "b", ["colour"], dtype="bfloat16")["saturation_gap"]
-    assert half.generation.fields["dtype"] == "bfloat16" and half.generation.id != full.generation.id
-    assert half.protocol.id == full.protocol.id and half.value == pytest.approx(full.value, abs=5)
-    assert "--dtype bfloat16" in half.command
+@pytest.fixture(scope="module")
+def full(runs, tmp_path_factory) -> dict:
+    """Figures of float32."""
+    return measured(runs, tmp_path_factory.mktemp("full"), ["colour", "kid"])
 
 
-def test_a_half_types_images_are_rounded_once(runs):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_another_dtype_is_another_generation_of_nearly_the_same_images(runs, tmp_path, full, dtype):
+    half = measured(runs, tmp_path, ["colour", "kid"], dtype=dtype)
+    for name in ("saturation_gap", "kd_efflite0"):
+        assert half[name].generation.fields["dtype"] == dtype and half[name].generation.id != full[name].generation.id
+        assert half[name].protocol.id == full[name].protocol.id and f"--dtype {dtype}" in half[name].command
+    assert half["saturation_gap"].value == pytest.approx(full["saturation_gap"].value, abs=5)
+    assert half["kd_efflite0"].value == pytest.approx(full["kd_efflite0"].value, rel=0.1)
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [(torch.float16, 0.2), (torch.bfloat16, 2.0)])
+def test_half_types_move_images_by_their_rounding_alone(dtype, levels):
+    """Mean difference from float32 in 8-bit levels, of the benchtop's teacher."""
+    folder, prompts = BENCHTOP.teacher_folder(), benchtop_prompts(2).prompts
+    found = []
+    for chosen in (torch.float32, dtype):
+        stream = ImageStream(load_models(folder, "cpu", chosen), prompts, Sampling("ddim", 4, 3.0), 2)
+        found.append(next(iter(stream)).images.float())
+    difference = (found[0] - found[1]).abs()
+    assert 0 < difference.mean() < levels and difference.max() < 40 * levels
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_types_images_are_rounded_once(runs, dtype):
     """× 255 in bfloat16 would round to eight bits before it rounds to levels; diffusers widens first."""
-    models = load_models(runs / "rg_lcd-s0" / "pipeline", "cpu", torch.bfloat16)
+    models = load_models(runs / "rg_lcd-s0" / "pipeline", "cpu", dtype)
     prompts = benchtop_prompts(4).prompts
     images = next(iter(ImageStream(models, prompts, Sampling("lcm", 2, 5.0), 4))).images
     generators = [torch.Generator().manual_seed(noise_seed(prompt.id, 0)) for prompt in prompts]
     with torch.inference_mode():
         made = models.sample([prompt.text for prompt in prompts], generators, num_steps=2, guidance_scale=5.0)
-    assert made.dtype == torch.bfloat16 and torch.equal(images, (made.float() * 255).round().byte())
+    assert made.dtype == dtype and torch.equal(images, (made.float() * 255).round().byte())
 
 
 def test_prompts_and_seeds_are_told_apart():
