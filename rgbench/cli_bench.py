@@ -87,6 +87,45 @@ def count(
 
 
 @bench_app.command()
+def growth(
+    over: Annotated[str, typer.Argument(help="batch, resolution, proxy or ranks.")],
+    overrides: OverridesArgument = None,
+    values: Annotated[str | None, typer.Option(help="Like 8,32,64; of batch, px, or layers of the proxy.")] = None,
+    preset: PresetOption = "benchtop",
+    method: Annotated[list[str] | None, typer.Option(help="Like lcd,lrm; all three by default.")] = None,
+    rounds: RoundsOption = 4,
+    device: DeviceOption = Device.auto,
+    out: OutOption = DEFAULT_OUT,
+    json: JsonOption = False,
+) -> None:
+    """How the cost of a step grows with the batch, the resolution, the proxy's size or the ranks."""
+    place = ready(device)
+    from rgbench.bench import api
+
+    measured = api.cost_growth(
+        over=over,
+        values=_numbers(values),
+        preset=preset,
+        methods=split_names(method) or api.METHODS,
+        device=place,
+        overrides=overrides or [],
+        rounds=rounds,
+        say=_say,
+    )
+    _finish(measured, out, place, over, json)
+
+
+def _numbers(text: str | None) -> list[int]:
+    """Positive numbers from ``8,32``."""
+    from rgbench.errors import UsageError
+
+    parts = split_names([text] if text else None)
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise UsageError(f"--values {text!r}: expected numbers such as 8,32,64")
+    return [int(part) for part in parts]
+
+
+@bench_app.command()
 def levers(
     overrides: OverridesArgument = None,
     preset: PresetOption = "benchtop",

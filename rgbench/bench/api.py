@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rgbench.bench import counted, document, evaluation, fid, generate, levers, start, whole
+from rgbench.bench import counted, dimensions, document, evaluation, fid, generate, levers, ranks, start, whole
 from rgbench.bench import data as data_rates
 from rgbench.bench import train_step as train_steps
 from rgbench.bench.machine import DTYPES, Machine, describe
@@ -46,6 +46,33 @@ def train_step(
             rows.append(train_steps.measure(subject, machine, rounds, neighbour=neighbour))
             del subject
     return {"what": "train-step", "preset": preset, "overrides": overrides, "rounds": rounds, "rows": rows}
+
+
+def cost_growth(
+    *, over: str, values: Sequence[int], preset: str, methods: Sequence[str], device: str, overrides: list[str],
+    rounds: int, say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Measure how the cost of a step grows in one dimension.
+
+    Raises:
+        UsageError: an unknown dimension, preset or method, values of ranks, or a size that the networks cannot take.
+    """
+    known = (*dimensions.VALUES, "ranks")
+    if over not in known:
+        raise UsageError(f"growth {over}: {suggest(over, known)}")
+    _check_names(preset, methods)
+    if over == "ranks":
+        if values or preset in RANDOM:
+            raise UsageError("growth ranks: takes no --values, and the benchtop alone; 1 and 2 ranks are measured")
+        rows = ranks.measure(methods, overrides, rounds, device, ranks.PLANS, say)
+    else:
+        with _folder() as folder:
+            rows = dimensions.measure(
+                over, values or dimensions.VALUES[over], preset=preset, methods=methods, device=device,
+                overrides=overrides, rounds=rounds, folder=folder, say=say,
+            )  # fmt: skip
+    found = {"what": "growth", "preset": preset, "over": over, "overrides": overrides, "rounds": rounds}
+    return found | {"rows": rows}
 
 
 def lever_gains(

@@ -17,12 +17,16 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rgbench.data.contract import Batch
+from rgbench.files import read_json
 from rgbench.models import DiffusionModels
+from rgbench.rewards.clip import CONFIG
 from rgbench.rewards.hps import HPSReward
 from rgbench.rewards.latent_proxy import LatentCLIP
+from rgbench.worlds.presets import find_preset
 
 CROSS = "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"
 UP = "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"
+VOCABULARY = 49408  # of CLIP's tokenizer
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 CAPTIONS = ("a red bicycle beside a canal", "two cats asleep on a map", "a lighthouse in fog, oil painting", "a lemon")
 
@@ -71,7 +75,7 @@ SD21_BASE = Shape(
         "scaling_factor": 0.18215,
     },
     text_encoder={
-        "vocab_size": 49408,
+        "vocab_size": VOCABULARY,
         "hidden_size": 1024,
         "intermediate_size": 4096,
         "num_hidden_layers": 23,
@@ -83,6 +87,27 @@ SD21_BASE = Shape(
     clip=open_clip.get_model_config("ViT-H-14"),
     proxy={"image_size": 64, "patch_size": 4, "layers": 12, "width": 512, "head_width": 64},
 )
+
+
+def benchtop_shape() -> Shape:
+    """The benchtop's layouts from its own configurations, but for a vocabulary that holds CLIP's tokens."""
+    root = find_preset("benchtop")
+    teacher = root.teacher_folder()
+    text_encoder = read_json(teacher / "text_encoder" / "config.json")
+    clip, proxy = read_json(root.reward_folder() / CONFIG)["model_cfg"], root.latent_proxy_folder() / "config.json"
+    text = {key: value for key, value in clip["text_cfg"].items() if key != "hf_tokenizer_name"}
+    own_tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return Shape(
+        unet=_diffusers_config(teacher / "unet" / "config.json"),
+        vae=_diffusers_config(teacher / "vae" / "config.json"),
+        text_encoder={k: v for k, v in text_encoder.items() if k not in own_tokens} | {"vocab_size": VOCABULARY},
+        clip=clip | {"text_cfg": text | {"vocab_size": VOCABULARY}},
+        proxy=read_json(proxy)["vision_cfg"],
+    )
+
+
+def _diffusers_config(file: Path) -> dict[str, Any]:
+    return {key: value for key, value in read_json(file).items() if not key.startswith("_")}
 
 
 def random_models(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32) -> DiffusionModels:
