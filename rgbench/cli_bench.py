@@ -2,149 +2,34 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from rgbench.cli_shared import SETTINGS, Device, DeviceOption, OverridesArgument, ready, split_names
+from rgbench.cli_bench_step import (
+    DEFAULT_OUT,
+    JsonOption,
+    OutOption,
+    PresetOption,
+    RoundsOption,
+    TagOption,
+    compiled,
+    count,
+    finish,
+    growth,
+    levers,
+    say,
+    train_step,
+)
+from rgbench.cli_shared import SETTINGS, Device, DeviceOption, ready, split_names
 
 bench_app = typer.Typer(help="Measure speed beside plain code and the machine's limits.", **SETTINGS)
-
-PresetOption = Annotated[str, typer.Option(help="benchtop, or sd21-base with random weights.")]
-OutOption = Annotated[Path, typer.Option(help="Folder of the result files.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of the file's name.")]
-TagOption = Annotated[str | None, typer.Option(help="Added to the file's name: keep other settings beside.")]
-RoundsOption = Annotated[int, typer.Option(min=1, help="How often each is timed, in turn.")]
-DEFAULT_OUT = Path("results/bench")
-
-
-def _finish(measured: dict[str, Any], out: Path, device: str, tag: str | None, as_json: bool) -> None:
-    """Write the result, and print its file or its figures."""
-    from rgbench.bench.api import save
-    from rgbench.files import read_json
-
-    file = save(out, ["rgbench", *sys.argv[1:]], device, tag, measured)
-    if not as_json:
-        typer.echo(file)
-        return
-    import json
-
-    typer.echo(json.dumps(read_json(file), indent=2, ensure_ascii=False))
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-@bench_app.command(name="train-step")
-def train_step(
-    overrides: OverridesArgument = None,
-    preset: PresetOption = "benchtop",
-    method: Annotated[list[str] | None, typer.Option(help="Like lcd,lrm; all three by default.")] = None,
-    rounds: RoundsOption = 8,
-    neighbour: Annotated[bool, typer.Option("--neighbour", help="Beside a busy process too, which it starts.")] = False,
-    device: DeviceOption = Device.auto,
-    out: OutOption = DEFAULT_OUT,
-    tag: TagOption = None,
-    json: JsonOption = False,
-) -> None:
-    """One optimiser step: counted, timed by part, and against the plain reference step in turn."""
-    place = ready(device)
-    from rgbench.bench import api
-
-    methods = split_names(method) or api.METHODS
-    measured = api.train_step(
-        preset=preset,
-        methods=methods,
-        device=place,
-        overrides=overrides or [],
-        rounds=rounds,
-        say=_say,
-        neighbour=neighbour,
-    )
-    _finish(measured, out, place, tag, json)
-
-
-@bench_app.command()
-def count(
-    overrides: OverridesArgument = None,
-    preset: Annotated[str, typer.Option(help="A full-size preset.")] = "sd21-base",
-    method: Annotated[list[str] | None, typer.Option(help="Like lcd,lrm; all three by default.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Network evaluations per image that is generated.")] = 4,
-    out: OutOption = DEFAULT_OUT,
-    tag: TagOption = None,
-    json: JsonOption = False,
-) -> None:
-    """FLOPs and bytes of a full-size step, counted on shapes alone: needs no GPU and little memory."""
-    ready(Device.cpu)
-    from rgbench.bench import api
-
-    methods = split_names(method) or api.METHODS
-    measured = api.counts(preset=preset, methods=methods, overrides=overrides or [], steps=steps, say=_say)
-    _finish(measured, out, "cpu", tag, json)
-
-
-@bench_app.command()
-def growth(
-    over: Annotated[str, typer.Argument(help="batch, resolution, proxy or ranks.")],
-    overrides: OverridesArgument = None,
-    values: Annotated[str | None, typer.Option(help="Like 8,32,64; of batch, px, or layers of the proxy.")] = None,
-    preset: PresetOption = "benchtop",
-    method: Annotated[list[str] | None, typer.Option(help="Like lcd,lrm; all three by default.")] = None,
-    rounds: RoundsOption = 4,
-    device: DeviceOption = Device.auto,
-    out: OutOption = DEFAULT_OUT,
-    json: JsonOption = False,
-) -> None:
-    """How the cost of a step grows with the batch, the resolution, the proxy's size or the ranks."""
-    place = ready(device)
-    from rgbench.bench import api
-
-    measured = api.cost_growth(
-        over=over,
-        values=_numbers(values),
-        preset=preset,
-        methods=split_names(method) or api.METHODS,
-        device=place,
-        overrides=overrides or [],
-        rounds=rounds,
-        say=_say,
-    )
-    _finish(measured, out, place, over, json)
-
-
-def _numbers(text: str | None) -> list[int]:
-    """Positive numbers from ``8,32``."""
-    from rgbench.errors import UsageError
-
-    parts = split_names([text] if text else None)
-    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise UsageError(f"--values {text!r}: expected numbers such as 8,32,64")
-    return [int(part) for part in parts]
-
-
-@bench_app.command()
-def levers(
-    overrides: OverridesArgument = None,
-    preset: PresetOption = "benchtop",
-    lever: Annotated[list[str] | None, typer.Option(help="Like 'channels last,compile'; all by default.")] = None,
-    rounds: RoundsOption = 8,
-    device: DeviceOption = Device.auto,
-    out: OutOption = DEFAULT_OUT,
-    tag: TagOption = None,
-    json: JsonOption = False,
-) -> None:
-    """What each lever of the step gives alone, kept or dropped."""
-    place = ready(device)
-    from rgbench.bench import api
-
-    names = split_names(lever)
-    measured = api.lever_gains(
-        preset=preset, names=names, device=place, overrides=overrides or [], rounds=rounds, say=_say
-    )
-    _finish(measured, out, place, tag, json)
+bench_app.command(name="train-step")(train_step)
+bench_app.command()(count)
+bench_app.command()(growth)
+bench_app.command()(levers)
+bench_app.command(name="compile")(compiled)
 
 
 @bench_app.command()
@@ -173,7 +58,7 @@ def generate(
         guidance=guidance,
         rounds=rounds,
     )
-    _finish(measured, out, place, tag, json)
+    finish(measured, out, place, tag, json)
 
 
 @bench_app.command(name="eval")
@@ -197,7 +82,26 @@ def evaluation(
     measured = api.evaluation_share(
         preset=preset, num=num, metrics=split_names(metric), device=place, dtype=dtype, rounds=rounds
     )
-    _finish(measured, out, place, tag, json)
+    finish(measured, out, place, tag, json)
+
+
+@bench_app.command()
+def metrics(
+    preset: PresetOption = "benchtop",
+    num: Annotated[int, typer.Option(min=2, help="Images; in batches of 64, or half of them.")] = 512,
+    metric: Annotated[list[str] | None, typer.Option(help="Like fid,hps; all that fit, and each probe.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the networks that make sd21-base's images.")] = "bfloat16",
+    device: DeviceOption = Device.auto,
+    out: OutOption = DEFAULT_OUT,
+    tag: TagOption = None,
+    json: JsonOption = False,
+) -> None:
+    """What each metric costs of 1,000 images, alone and with all others in one pass."""
+    place = ready(device)
+    from rgbench.bench import api
+
+    measured = api.metric_costs(preset=preset, num=num, metrics=split_names(metric), device=place, dtype=dtype)
+    finish(measured, out, place, tag, json)
 
 
 @bench_app.command()
@@ -216,7 +120,7 @@ def fid(
     from rgbench.bench import api
 
     measured = api.frechet(dim=dim, num=num, images=images, device=place, rounds=rounds)
-    _finish(measured, out, place, tag, json)
+    finish(measured, out, place, tag, json)
 
 
 @bench_app.command()
@@ -235,7 +139,7 @@ def data(
     from rgbench.bench import api
 
     measured = api.data(num=num, width=width, height=height, resolution=resolution, rounds=rounds)
-    _finish(measured, out, "cpu", tag, json)
+    finish(measured, out, "cpu", tag, json)
 
 
 @bench_app.command()
@@ -250,7 +154,7 @@ def start(
     place = ready(device)
     from rgbench.bench import api
 
-    _finish(api.startup(device=place, rounds=rounds), out, place, tag, json)
+    finish(api.startup(device=place, rounds=rounds), out, place, tag, json)
 
 
 @bench_app.command()
@@ -267,7 +171,7 @@ def whole(
     place = ready(Device.auto)  # which the commands take too
     from rgbench.bench import api
 
-    _finish(api.whole_run(subject=subject, settings=overrides or []), out, place, tag, json)
+    finish(api.whole_run(subject=subject, settings=overrides or []), out, place, tag, json)
 
 
 @bench_app.command()
@@ -276,7 +180,7 @@ def gpu(device: DeviceOption = Device.cuda, out: OutOption = DEFAULT_OUT) -> Non
     place = ready(device)
     from rgbench.bench.on_gpu import COMMANDS, run_all
 
-    run_all(COMMANDS, out, place, _say)
+    run_all(COMMANDS, out, place, say)
 
 
 @bench_app.command()

@@ -10,14 +10,30 @@ from typing import Any
 
 import torch
 
-from rgbench.bench import counted, dimensions, document, evaluation, fid, generate, levers, ranks, start, whole
+from rgbench.bench import (
+    compiled,
+    counted,
+    dimensions,
+    document,
+    evaluation,
+    fid,
+    generate,
+    levers,
+    ranks,
+    start,
+    whole,
+)
 from rgbench.bench import data as data_rates
+from rgbench.bench import metric_costs as metric_cost
 from rgbench.bench import train_step as train_steps
+from rgbench.bench.jobs import benchtop_job, full_size_job
 from rgbench.bench.machine import DTYPES, Machine, describe
 from rgbench.bench.random_models import random_models
 from rgbench.bench.subject import FULL_SIZE, METHODS, RANDOM, RECIPES, load_subject
 from rgbench.errors import UsageError, suggest
+from rgbench.evaluation.defaults import default_metrics
 from rgbench.models import load_models
+from rgbench.registry import names
 from rgbench.trainers.recipe import load_recipe
 
 
@@ -95,6 +111,29 @@ def lever_gains(
     return {"what": "levers", "preset": preset, "overrides": overrides, "rounds": rounds, "rows": rows}
 
 
+def compile_gains(
+    *, preset: str, methods: Sequence[str], choices: Sequence[str], device: str, overrides: list[str], rounds: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Measure whole steps with and without ``torch.compile``.
+
+    Raises:
+        UsageError: an unknown preset, method or choice, no compiler, or a recipe that compiles already.
+    """
+    _check_names(preset, methods)
+    for choice in choices:
+        if choice not in compiled.CHOICES:
+            raise UsageError(f"--networks {choice}: {suggest(choice, compiled.CHOICES)}")
+    rows = []
+    for method in methods:
+        say(f"compile {preset} {method} on {device}")
+        with _folder() as folder:
+            subject = load_subject(preset, method, overrides, device, folder)
+            rows.append(compiled.measure(subject, choices or compiled.CHOICES, rounds, folder / "inductor"))
+            del subject
+    return {"what": "compile", "preset": preset, "overrides": overrides, "rounds": rounds, "rows": rows}
+
+
 def generation(
     *, preset: str, device: str, dtype: str, batch_size: int, steps: int, guidance: float, rounds: int
 ) -> dict[str, Any]:
@@ -132,6 +171,28 @@ def evaluation_share(
         else:
             row = evaluation.measure(folder, num=num, metrics=metrics or None, device=device, rounds=rounds)
     return {"what": "eval", "preset": preset, "rounds": rounds, "rows": [row]}
+
+
+def metric_costs(*, preset: str, num: int, metrics: list[str], device: str, dtype: str) -> dict[str, Any]:
+    """Measure what each metric costs by image.
+
+    Raises:
+        UsageError: an unknown preset, dtype or metric.
+    """
+    _check_names(preset, ())
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: {suggest(dtype, DTYPES)}")
+    with _folder() as folder:
+        if preset in RANDOM:
+            chosen = metrics or list(default_metrics(own_images=True))
+            settings: Any = full_size_job(RANDOM[preset], folder, num=num, metrics=chosen, device=device, dtype=dtype)
+        else:
+            chosen = metrics or list(default_metrics(own_images=False))
+            settings = benchtop_job(folder, num=num, metrics=chosen, device=device)
+        with settings as (target, job):
+            probes = [name for name in names("probe") if not metrics and "probes" in chosen]
+            row = metric_cost.measure(target, job, [*chosen, *probes])
+    return {"what": "metrics", "preset": preset, "rows": [row]}
 
 
 def frechet(*, dim: int, num: int, images: int, device: str, rounds: int) -> dict[str, Any]:

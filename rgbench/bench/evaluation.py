@@ -8,27 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rgbench.bench.full_size import STEPS, full_size_job, shorter
-from rgbench.bench.generate import plain_pipeline, untrained_student
+from rgbench.bench.jobs import BENCHTOP_GUIDANCE, STEPS, full_size_job, save_student, shorter
 from rgbench.bench.random_models import Shape
 from rgbench.evaluation.api import evaluate
 from rgbench.evaluation.defaults import default_metrics
 from rgbench.evaluation.evaluate import evaluate_target
 from rgbench.evaluation.results import load_results
-from rgbench.models import load_models
 
-GUIDANCE = 5.0
 NUM_PAPER = 30_000  # images of the papers' Fréchet distances on MS-COCO
 LINEAR = ("fid", "kid", "hps")  # their cost grows with the images and no faster
-
-
-def save_student(folder: Path) -> Path:
-    """The benchtop's student before its first step, as a pipeline folder."""
-    models = load_models("benchtop", "cpu", torch.float32)
-    plain_pipeline(untrained_student(models)).save_pretrained(folder)
-    return folder
 
 
 def measure(folder: Path, *, num: int, metrics: list[str] | None, device: str, rounds: int) -> dict[str, Any]:
@@ -48,7 +36,7 @@ def measure(folder: Path, *, num: int, metrics: list[str] | None, device: str, r
     chosen = metrics or list(default_metrics(own_images=False))
 
     def once(results: Path) -> None:
-        how: Any = {"guidance": GUIDANCE, "device": device, "keep_images": 0, "force": True}
+        how: Any = {"guidance": BENCHTOP_GUIDANCE, "device": device, "keep_images": 0, "force": True}
         evaluate([str(student)], chosen, num=num, results=results, **how)
 
     found = [_timed(once, folder / "results", num) for _ in range(rounds + 1)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-Results = dict[str, dict[str, Any]]
+from rgbench.bench.growth_tables import Results, dimensions, ranks
 
 NUM_GPUS, GPUS_PER_NODE = 64, 8
 NUM_IMAGES = 1_000_000
@@ -20,28 +20,11 @@ FEATURES, DOUBLE = 2048, 8
 
 def growth(found: Results) -> str:
     """The section's text; of what is there."""
-    text = ["## How cost grows\n", _batches(found)]
+    text = ["## How cost grows\n", dimensions(found), ranks(found)]
     count = next((c for c in found.values() if c.get("what") == "count"), None)
     if count is None:
         return "\n".join([*text, "The arithmetic of full-size steps was not counted.\n"])
     return "\n".join([*text, _counts(count), _training(count, found), _evaluation(count, found)])
-
-
-def _batches(found: Results) -> str:
-    """Seconds per image by batch size, where several were measured."""
-    lines = []
-    for content in found.values():
-        if content.get("what") != "train-step":
-            continue
-        for row in content["rows"]:
-            step = row["steps"]["rgbench"]
-            lines.append((content["preset"], row["method"], content["machine"]["device"], row["batch_size"],
-                          step["seconds"]["median"], step["images_per_sec"], step["share_of_matmul_rate"]))  # fmt: skip
-    if not lines:
-        return "No training step was measured.\n"
-    body = ["| | batch | seconds | images/s | of matmul rate |", "| --- | ---: | ---: | ---: | ---: |"]
-    body += [f"| {p}, {m}, {d} | {b} | {s:.3f} | {i:.1f} | {100 * r:.0f} % |" for p, m, d, b, s, i, r in sorted(lines)]
-    return "\n".join(body) + "\n"
 
 
 def _counts(count: dict[str, Any]) -> str:

@@ -11,14 +11,13 @@
 | foreach EMA | parameters one at a time | one call over all |
 | channels last | student forward and backward in NCHW | in NHWC |
 | bfloat16 | the same in float32 | in bfloat16 autocast; changes the numbers |
-| compile | the same, eager | through ``torch.compile``; start-up apart |
+
+Compilation is measured on whole steps: :mod:`rgbench.bench.compiled`.
 """
 
 from __future__ import annotations
 
 import copy
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -175,12 +174,6 @@ def _bfloat16(b: Bench) -> Pair:
     return lambda: b.learn(b.trainer.student), lambda: b.learn(b.trainer.student, dtype=torch.bfloat16)
 
 
-def _compiled(b: Bench) -> Pair:
-    student = copy.deepcopy(b.trainer.student)
-    student.compile()
-    return lambda: b.learn(b.trainer.student), lambda: b.learn(student)
-
-
 LEVERS = {
     "one teacher pass": Lever(True, True, _teacher),
     "latents cached": Lever(True, True, _cached),
@@ -191,7 +184,6 @@ LEVERS = {
     "foreach EMA": Lever(True, True, _ema),
     "channels last": Lever(False, True, _channels_last),
     "bfloat16": Lever(False, False, _bfloat16),
-    "compile": Lever(False, True, _compiled),
 }
 
 
@@ -215,12 +207,7 @@ def measure(subject: Subject, names: list[str], rounds: int) -> list[dict[str, A
 def _row(name: str, bench: Bench, clock: Clock, rounds: int, plain_sec: float) -> dict[str, Any]:
     lever = LEVERS[name]
     row: dict[str, Any] = {"lever": name, "kept": lever.kept, "exact": lever.exact}
-    if name == "compile" and not _has_compiler(bench.models.device):
-        return row | {"not_measured": "no C++ compiler on this machine"}
     without, with_it = lever.make(bench)
-    start = time.perf_counter()
-    with_it()
-    first = clock.seconds(with_it) if name != "compile" else time.perf_counter() - start
     seconds = alternate({"without": without, "with": with_it}, rounds, clock)
     spreads = {key: Spread.of(values) for key, values in seconds.items()}
     return row | {
@@ -228,9 +215,4 @@ def _row(name: str, bench: Bench, clock: Clock, rounds: int, plain_sec: float) -
         "with_sec": spreads["with"].to_json(),
         "gain": ratio(seconds["without"], seconds["with"]).to_json(),
         "step_share": (spreads["without"].median - spreads["with"].median) / plain_sec,
-        "first_call_sec": first,
     }
-
-
-def _has_compiler(device: torch.device) -> bool:
-    return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))

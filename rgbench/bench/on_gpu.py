@@ -22,6 +22,11 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("generate", *FULL_SIZE, "--dtype", "float32", "--tag", "float32"),
     ("eval", *FULL_SIZE, "--num", "1024"),
     ("levers", *FULL_SIZE),
+    ("metrics", *FULL_SIZE, "--num", "512"),
+    ("growth", "batch", *FULL_SIZE, "--values", "4,8,16"),
+    ("growth", "resolution", *FULL_SIZE, "--values", "256,512,768"),
+    ("growth", "proxy", *FULL_SIZE, "--values", "6,12,24"),
+    ("compile", *FULL_SIZE, "--networks", "recipe"),
 )
 
 

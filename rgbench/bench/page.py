@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rgbench.bench import document
 from rgbench.bench.growth import growth
+from rgbench.bench.growth_tables import Results, metrics
+from rgbench.bench.growth_tables import table as rows
 from rgbench.bench.targets import targets
-
-Results = dict[str, dict[str, Any]]
 
 INTRO = """# Performance
 
@@ -49,9 +48,11 @@ def page(folder: Path) -> str:
     for what, render in (
         ("train-step", _train_step),
         ("levers", _levers),
+        ("compile", _compile),
         ("process-tuning", _process),
         ("generate", _generate),
         ("eval", _evaluation),
+        ("metrics", _metrics),
         ("fid", _fid),
         ("data", _data),
         ("start", _start),
@@ -65,12 +66,6 @@ def page(folder: Path) -> str:
 def _of(found: Results, what: str) -> list[dict[str, Any]]:
     """Results of one kind; the script of process tuning writes no kind, but its name."""
     return [content for name, content in found.items() if content.get("what", name) == what]
-
-
-def rows(heads: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, the first column left, the others right."""
-    rules = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (heads, rules, *body)) + "\n"
 
 
 def spread(value: dict[str, Any], digits: int = 2) -> str:
@@ -147,14 +142,31 @@ def _levers(content: dict[str, Any]) -> str:
     body = []
     for row in content["rows"]:
         kept = "kept" if row["kept"] else "dropped"
-        if "not_measured" in row:
-            body.append((row["lever"], kept, *["not measured"] * 3, row["not_measured"]))
-            continue
         times = [spread(row[key], 4) for key in ("without_sec", "with_sec")]
         body.append((row["lever"], kept, *times, spread(row["gain"]), f"{100 * row['step_share']:+.1f} %"))
     heads = ("lever", "", "without (s)", "with (s)", "gain", "saved of a plain step")
     about = "Each lever alone, with and without in turn. `bfloat16` changes the numbers, the others their rounding.\n"
     return "\n".join([_head(f"Levers: {content['preset']}", content), about, rows(heads, body)])
+
+
+def _compile(content: dict[str, Any]) -> str:
+    body = []
+    for row in content["rows"]:
+        for choice, found in row["compiled"].items():
+            pays = found["steps_to_pay"]
+            body.append((
+                row["method"], choice, spread(row["eager_sec"], 3), spread(found["seconds"], 3), spread(found["gain"]),
+                f"{found['compile_sec']:.0f}", "never" if pays is None else f"{pays:.0f}",
+                f"{max(found['gradient_difference'].values()):.0e}",
+            ))  # fmt: skip
+    heads = ("method", "compiled", "without (s)", "with (s)", "gain", "compiling (s)", "steps until it pays",
+             "gradients apart")  # fmt: skip
+    about = (
+        "Whole steps, with and without in turn. `recipe` is what `train.compile: true` compiles: teacher, student and "
+        "target; `all` adds the autoencoder's halves, the text encoder and the image towers of reward and proxy. "
+        "Compiling begins with an empty cache. Gradients apart: |a − b| / |b| of one batch.\n"
+    )
+    return "\n".join([_head(f"Compilation: {content['preset']}", content), about, rows(heads, body)])
 
 
 def _process(content: dict[str, Any]) -> str:
@@ -195,6 +207,10 @@ def _evaluation(content: dict[str, Any]) -> str:
 def _outside_cells(row: dict[str, Any], images: str) -> tuple[str, ...]:
     return (images, f"{row['seconds']:.1f}", f"{row['generation_sec']:.1f}", f"{row['times_generation']:.2f}",
             f"{100 * row['share_outside_generation']:.0f} %")  # fmt: skip
+
+
+def _metrics(content: dict[str, Any]) -> str:
+    return "\n".join([_head(f"What each metric costs: {content['preset']}", content), metrics(content)])
 
 
 def _fid(content: dict[str, Any]) -> str:

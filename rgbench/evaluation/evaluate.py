@@ -47,12 +47,12 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
         Interrupted: a signal; they stay likewise.
     """
     with bar(job.progress, f"{target.name}: loading"):
-        source = _open(target, job)
+        source = open_target(target, job)
     target = _in_its_world(target, source)
     job.compared.check_side(source.resolution)
     folder = generation_folder(job.results, target.world, target.name, source.generation)
     rows = FeatureRows(len(job.prompts), job.compared.features.network.num_features)
-    context = _context(target, source, rows, job)
+    context = context_of(target, source, rows, job)
     with bar(job.progress, f"{', '.join(job.metrics)}: loading"):
         metrics = fitting_metrics(job.metrics, context) if job.fitting else named_metrics(job.metrics, context)
     wanted = [file_of(folder, quantity) for _, metric in metrics for quantity in metric.quantities]
@@ -86,7 +86,8 @@ def _finish(metrics: Sequence[tuple[str, Accumulator]], record: Record, name: st
                 job.say(f"  {shown(measurement)}")
 
 
-def _open(target: Target, job: Job) -> ImageSource:
+def open_target(target: Target, job: Job) -> ImageSource:
+    """Where a target's images come from, as a job asks for them."""
     if target.images:
         track = track_images(job.progress)
         seeds = job.prompts.seeds
@@ -121,7 +122,8 @@ def _reward(target: Target, job: Job) -> Path:
     return PUBLISHED["hps 2.1"].find() or Path(HPS_V21_FILE)  # where it is not, those that load it say so
 
 
-def _context(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -> Context:
+def context_of(target: Target, source: ImageSource, rows: FeatureRows, job: Job) -> Context:
+    """What metrics need to know of a target."""
     return Context(
         prompts=job.prompts,
         resolution=source.resolution,

@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 
 from rgbench.bench import api, dimensions, ranks
 from rgbench.bench.random_models import benchtop_shape
+from rgbench.bench.subject import RANDOM, RECIPES
 from rgbench.cli import app
 from rgbench.errors import UsageError
+from tests.unit.test_bench_parts import TINY
 
 SMALL = ["train.batch_size=2", "train.sample_every=0"]
 
@@ -80,3 +82,21 @@ def test_shapes_are_the_shipped_ones():
 def test_what_cannot_be_is_refused(words, message, tmp_path):
     done = CliRunner().invoke(app, ["bench", "growth", *words, "--out", str(tmp_path)])
     assert done.exit_code == 2 and message in " ".join(done.output.split())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("preset", "num", "chosen"), [("benchtop", 128, ["hps", "fid", "kid"]), ("tiny", 8, ["hps", "fid"])]
+)
+def test_each_metric_is_timed_alone_and_together(preset, num, chosen, tmp_path, monkeypatch):
+    monkeypatch.setitem(RANDOM, "tiny", TINY)
+    monkeypatch.setitem(RECIPES, "tiny", "sd21/{}")
+    found = api.metric_costs(preset=preset, num=num, metrics=chosen, device="cpu", dtype="float32")
+    json.dumps(found, allow_nan=False)
+    row = found["rows"][0]
+    assert list(row["alone"]) == chosen == row["together"]["metrics"] and row["generation_per_1000_sec"] > 0
+    for costs in (*row["alone"].values(), row["together"]):
+        assert costs["per_1000_sec"] > 0 and costs["finish_sec"] > 0 and costs["load_sec"] >= 0
+    if preset == "benchtop":  # both need the same features, which the pass together makes once
+        apart = row["alone"]["fid"]["per_1000_sec"] + row["alone"]["kid"]["per_1000_sec"]
+        assert row["together"]["per_1000_sec"] < 0.9 * (apart + row["alone"]["hps"]["per_1000_sec"])

@@ -113,7 +113,23 @@ def test_the_committed_page_is_the_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["train-step", "levers", "generate", "eval", "fid", "data", "start", "count", "whole", "gpu", "table"]
+    "name",
+    [
+        "train-step",
+        "levers",
+        "generate",
+        "eval",
+        "fid",
+        "data",
+        "start",
+        "count",
+        "whole",
+        "gpu",
+        "growth",
+        "metrics",
+        "compile",
+        "table",
+    ],
 )
 def test_every_verb_has_help(name):
     assert CliRunner().invoke(app, ["bench", name, "--help"]).exit_code == 0

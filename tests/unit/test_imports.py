@@ -38,6 +38,7 @@ LAYERS: list[list[str]] = [
     ["rgbench.worlds.building", "rgbench.doctor"],
     ["rgbench.doctor_recipe"],
     ["rgbench.listing", "rgbench.cli_shared"],
+    ["rgbench.cli_bench_step"],
     [
         "rgbench.cli_world",
         "rgbench.cli_probes",

@@ -1,6 +1,7 @@
-"""An evaluation of a full-size student with random weights: what it costs does not depend on what the weights say.
+"""Evaluations to be timed: of the benchtop's student before its first step, and of a full-size one.
 
-Student, HPS and Inception have the published layouts; the reference is a folder of smooth random images.
+What an evaluation costs does not depend on what the weights say. The full-size student, HPS and Inception have random
+weights in the published layouts; the reference is a folder of smooth random images.
 """
 
 from __future__ import annotations
@@ -18,20 +19,29 @@ from safetensors.torch import save_file
 from rgbench.bench.fid import save_inception, write_images
 from rgbench.bench.generate import plain_pipeline, untrained_student
 from rgbench.bench.random_models import CAPTIONS, Shape, random_expert, random_models
-from rgbench.data.prompts import Prompt, PromptSet
+from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.evaluation.job import Job
 from rgbench.evaluation.set_comparison import OWN_FOLDER, SetComparison
 from rgbench.evaluation.targets import Target, resolve_targets
+from rgbench.metrics.efflite0 import EffLite0Network
 from rgbench.metrics.features import FeatureSet
 from rgbench.metrics.inception import FILE, InceptionNetwork
 from rgbench.metrics.real_images import ReferenceFolder
 from rgbench.metrics.reference import ReferenceScenes
+from rgbench.models import load_models
 from rgbench.rewards.clip import CONFIG, FOLDER_WEIGHTS
 from rgbench.trainers.stop import StopRequest
 
 CPU = torch.device("cpu")
-GUIDANCE, STEPS = 8.5, 4  # of recipes/sd21
+STEPS, BENCHTOP_GUIDANCE, GUIDANCE = 4, 5.0, 8.5  # of the recipes
 NUM_REFERENCE = 512
+
+
+def save_student(folder: Path) -> Path:
+    """The benchtop's student before its first step, as a pipeline folder."""
+    models = load_models("benchtop", "cpu", torch.float32)
+    plain_pipeline(untrained_student(models)).save_pretrained(folder)
+    return folder
 
 
 def save_expert(shape: Shape, folder: Path) -> Path:
@@ -69,24 +79,52 @@ def full_size_job(
     reward, inception = save_expert(shape, folder / "reward"), save_inception(folder / FILE)
     (folder / "reference").mkdir()
     write_images(folder / "reference", min(num, NUM_REFERENCE), shape.side)
-    prompts, place = captions(num), torch.device(device)
-    cache = folder / "results" / ".cache"
-    network = InceptionNetwork(inception, "square256", place)
-    features = FeatureSet(ReferenceFolder(folder / "reference", cache), network)
+    prompts, cache = captions(num), folder / "results" / ".cache"
+    network = InceptionNetwork(inception, "square256", torch.device(device))
+    compared = SetComparison(FeatureSet(ReferenceFolder(folder / "reference", cache), network), OWN_FOLDER)
+    with _job(prompts, compared, folder, metrics, device, dtype) as job:
+        yield resolve_targets([str(folder / "student")], folder)[0], replace(job, hps=reward, guidance=GUIDANCE)
+
+
+@contextmanager
+def benchtop_job(folder: Path, *, num: int, metrics: Sequence[str], device: str) -> Iterator[tuple[Target, Job]]:
+    """The same of the benchtop's untrained student in ``folder``, compared with its scenes.
+
+    Args:
+        folder: an empty one.
+        num: images.
+        metrics: names.
+        device: ``cpu`` or ``cuda``.
+    """
+    student = save_student(folder / "student")
+    prompts = benchtop_prompts(num)
+    features = FeatureSet(
+        ReferenceScenes(prompts, folder / "results" / ".cache"), EffLite0Network(torch.device(device))
+    )
+    with _job(prompts, SetComparison(features), folder, metrics, device, "float32") as job:
+        yield resolve_targets([str(student)], folder)[0], job
+
+
+@contextmanager
+def _job(
+    prompts: PromptSet, compared: SetComparison, folder: Path, metrics: Sequence[str], device: str, dtype: str
+) -> Iterator[Job]:
+    """What ``rgbench eval`` asks for, in silence."""
+    scenes = ReferenceScenes(prompts, folder / "results" / ".cache")
     with StopRequest() as stop, Progress(disable=True) as progress:
-        job = Job(
+        yield Job(
             metrics=tuple(metrics),
             prompts=prompts,
             known=prompts,
-            scenes=ReferenceScenes(prompts, cache),
-            compared=SetComparison(features, OWN_FOLDER),
+            scenes=scenes,
+            compared=compared,
             results=folder / "results",
             steps=STEPS,
-            guidance=GUIDANCE,
+            guidance=BENCHTOP_GUIDANCE,
             batch_size=None,
-            device=place,
+            device=torch.device(device),
             dtype=getattr(torch, dtype),
-            hps=reward,
+            hps=None,
             judges={},
             force=False,
             keep_images=0,
@@ -94,7 +132,6 @@ def full_size_job(
             stop=stop,
             progress=progress,
         )
-        yield resolve_targets([str(folder / "student")], folder)[0], job
 
 
 def shorter(job: Job, num: int, results: Path) -> Job:
