@@ -25,6 +25,7 @@ from rgbench.trainers.precision import autocast
 from rgbench.trainers.recipe import LCDRecipe, LRMRecipe, RGLCDRecipe
 from rgbench.trainers.rg_lcd import RGLCD
 
+MOMENTS = 2  # of AdamW
 CPU = torch.device("cpu")
 # A real reward of no size, to stand where a fake one's logit scale cannot be read.
 SMALL_CLIP = {
@@ -72,8 +73,27 @@ def count_step(shape: Shape, recipe: LCDRecipe) -> dict[str, Any]:
         "proxy_parameters_learning": sum(p.numel() for p in trainer.proxy_parameters)
         if isinstance(trainer, LRM)
         else 0,
+        "held_bytes": held(trainer),
         "steps": {name: _numbers(counted) for name, counted in steps.items()},
     }
+
+
+def held(trainer: LCD) -> dict[str, int]:
+    """Bytes that stay on the device from step to step whatever the batch: the least that a step can take.
+
+    Args:
+        trainer: in float32, as the trainers keep all networks.
+
+    Returns:
+        ``networks``: weights and buffers of all of them; ``learning``: gradients and AdamW's two moments.
+    """
+    parts: list[Any] = [*vars(trainer.models).values(), trainer.student, trainer.target]
+    parts += [getattr(trainer.expert, "model", None)] if isinstance(trainer, RGLCD) else []
+    parts += [trainer.proxy] if isinstance(trainer, LRM) else []
+    networks = [part for part in parts if isinstance(part, torch.nn.Module)]
+    tensors = {id(t): t.nbytes for network in networks for t in (*network.parameters(), *network.buffers())}
+    learning = [p for learner in trainer.learners().values() for p in learner.parameters]
+    return {"networks": sum(tensors.values()), "learning": (1 + MOMENTS) * sum(p.nbytes for p in learning)}
 
 
 def count_generation(shape: Shape, steps: int) -> dict[str, Any]:

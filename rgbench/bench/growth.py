@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from rgbench.bench.growth_tables import Results, dimensions, ranks
+from rgbench.bench.targets import MEMORY_BYTES
 
 NUM_GPUS, GPUS_PER_NODE = 64, 8
 NUM_IMAGES = 1_000_000
 # NVIDIA H100 SXM data sheet: dense bfloat16, and a 400 Gb/s network port for each GPU.
 H100_FLOP_PER_SEC, NETWORK_BYTES_PER_SEC = 989e12, 50e9
 MFU = (0.35, 0.45)  # the target and the aim
+HALF = 0.5
 GRADIENT_BYTES = 4  # float32 master weights
 FEATURES, DOUBLE = 2048, 8
 
@@ -35,14 +37,34 @@ def _counts(count: dict[str, Any]) -> str:
         body.append(
             f"| {row['method']} | {row['batch_size']} | {plain / 1e12:.1f} | {ours / 1e12:.1f} | "
             f"{ours / 1e12 / row['batch_size']:.2f} | {row['student_parameters'] / 1e6:.0f} M | "
-            f"{ours / H100_FLOP_PER_SEC:.3f} |"
+            f"{ours / H100_FLOP_PER_SEC:.3f} | {_held(row) / 1e9:.1f} |"
         )
     return (
         f"Full-size arithmetic, {count['preset']} at {_steps(count)[0]['resolution']} px, counted on shapes alone "
-        f"(`{count['command']}`). The last column is FLOPs over the data sheet's dense bfloat16 rate, "
-        f"{H100_FLOP_PER_SEC / 1e12:.0f} TFLOP/s: no implementation of these operations is faster.\n\n"
-        + "\n".join(body)
-        + "\n"
+        f"(`{count['command']}`). Least seconds are FLOPs over the data sheet's dense bfloat16 rate, "
+        f"{H100_FLOP_PER_SEC / 1e12:.0f} TFLOP/s: no implementation of these operations is faster. Held is what "
+        "stays on the GPU from step to step whatever the batch: all networks, the gradients and AdamW's moments in "
+        "float32.\n\n" + "\n".join(body) + "\n\n" + _small_card(count)
+    )
+
+
+def _held(row: dict[str, Any]) -> int:
+    return int(row["held_bytes"]["networks"] + row["held_bytes"]["learning"])
+
+
+def _small_card(count: dict[str, Any]) -> str:
+    """Whether RG-LCD can fit a card of 24 GB at any batch, by what it holds."""
+    row = next((row for row in _steps(count) if row["method"] == "rg_lcd"), None)
+    if row is None:
+        return ""
+    held, learning = _held(row), row["held_bytes"]["learning"]
+    fits = held <= MEMORY_BYTES
+    verdict = "leaves room for activations on" if fits else "cannot fit, at any batch,"
+    return (
+        f"RG-LCD of a whole UNet holds {held / 1e9:.1f} GB before any activation, {learning / 1e9:.1f} GB of it "
+        f"gradients and moments: it {verdict} a card of {MEMORY_BYTES / 1e9:g} GB"
+        + ("" if fits else "; adapters (`lora: {rank: 64}`) hold neither, and share the frozen weights")
+        + ".\n"
     )
 
 
@@ -52,25 +74,28 @@ def _steps(count: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _training(count: dict[str, Any], found: Results) -> str:
     """What bounds training on many GPUs."""
-    lines = [f"### Training on {NUM_GPUS} GPUs\n"]
+    lines, shares = [f"### Training on {NUM_GPUS} GPUs\n"], []
     for row in _steps(count):
         size = row["batch_size"]
         flops, gradient = row["steps"]["rgbench"]["flops"], GRADIENT_BYTES * row["student_parameters"]
         sent = 2 * (NUM_GPUS - 1) / NUM_GPUS * gradient
         exchange = sent / NETWORK_BYTES_PER_SEC
         slow, fast = (flops / H100_FLOP_PER_SEC / share for share in MFU)
+        shares.append(exchange / (exchange + fast))
         rates = [NUM_GPUS * size / (seconds + exchange) for seconds in (slow, fast)]
         lines.append(
             f"- {row['method']}: {size} images on each GPU take {fast:.2f} to {slow:.2f} s at {100 * MFU[1]:.0f} to "
             f"{100 * MFU[0]:.0f} % of the rate. A ring all-reduce of the float32 gradient ({gradient / 1e9:.2f} GB) "
             f"sends {sent / 1e9:.2f} GB from each GPU, {exchange:.2f} s at {NETWORK_BYTES_PER_SEC / 1e9:.0f} GB/s: "
-            f"{100 * exchange / (exchange + fast):.0f} % of a step that does not overlap the two, and half of it at "
+            f"{100 * shares[-1]:.0f} % of a step that does not overlap the two, and half of it at "
             f"{size * exchange / fast:.1f} images on each GPU. {NUM_GPUS} GPUs then train on {rates[0]:.0f} to "
             f"{rates[1]:.0f} images a second."
         )
     lines.append(_feeding(count, found))
     lines.append(
-        "\nThe bottleneck is arithmetic until a GPU has no more images than the number named above. `rgbench` sums "
+        f"\nAt {_steps(count)[0]['batch_size']} images on each GPU the exchange takes at most {100 * max(shares):.0f} % "
+        f"of a step that overlaps nothing: the bottleneck is {'the exchange' if max(shares) > HALF else 'arithmetic'}, "
+        "until a GPU has no more images than the number named above. `rgbench` sums "
         "gradients after the backward pass, in a layout that no restart changes, so that a resumed run repeats the "
         "uninterrupted one; where the exchange dominates, DistributedDataParallel (or FSDP2 for models that do not "
         "fit) overlaps it with the backward pass and takes over, at the price of that exactness. Generation exchanges "
@@ -124,11 +149,14 @@ def _evaluation(count: dict[str, Any], found: Results) -> str:
         + f", {distances / H100_FLOP_PER_SEC / MFU[0]:.0f} s on one H100 at {100 * MFU[0]:.0f} %. KID draws a fixed "
         "number of subsets and does not grow."
     )
-    lines.append(
-        "\nThe bottleneck is generation while a figure is linear in the images, and the pairs of precision and recall "
-        "where it is not: at this size they belong on a GPU, or on the 10,000 to 50,000 images that the published "
-        "protocols use. Static shards with `rgbench eval --shard` and `rgbench merge` carry everything else.\n"
-    )
+    pairs = distances / H100_FLOP_PER_SEC / MFU[0] / 3600
+    if made is not None:
+        lines.append(
+            f"\nThe bottleneck on GPUs is {'generation' if hours > pairs else 'the pairs of precision and recall'}: "
+            f"{hours:.2f} GPU hours against {pairs:.4f}. Pairs alone grow with the square of the images, and on a CPU "
+            "they are what takes longest: they belong on a GPU, or on the 10,000 to 50,000 images that the published "
+            "protocols use. Static shards with `rgbench eval --shard` and `rgbench merge` carry everything else.\n"
+        )
     return "\n".join(lines)
 
 

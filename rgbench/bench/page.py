@@ -9,6 +9,7 @@ from rgbench.bench import document
 from rgbench.bench.growth import growth
 from rgbench.bench.growth_tables import Results, metrics
 from rgbench.bench.growth_tables import table as rows
+from rgbench.bench.reasons import reasons
 from rgbench.bench.targets import targets
 
 INTRO = """# Performance
@@ -44,7 +45,7 @@ def page(folder: Path) -> str:
         UsageError: a damaged file, or one of another version.
     """
     found = document.read_all(folder)
-    sections = [INTRO, "## Targets\n", targets(found)]
+    sections = [INTRO, "## Targets\n", targets(found), reasons(found)]
     for what, render in (
         ("train-step", _train_step),
         ("levers", _levers),

@@ -154,6 +154,12 @@ def _targets() -> list[tuple[str, str, Callable[[Results], Found]]]:
     return listed
 
 
+def missed(found: Results) -> list[str]:
+    """Names of the targets that were measured and are missed."""
+    values = ((name, find(found)) for name, _, find in _targets())
+    return [name for name, value in values if value is not None and not value[1]]
+
+
 def targets(found: Results) -> str:
     """A Markdown table: target, what was measured, whether it holds."""
     lines = ["| | target | measured | |", "| --- | --- | --- | --- |"]

@@ -62,7 +62,20 @@ def test_figures_are_the_files(tmp_path):
 
 def test_a_miss_is_called_one(tmp_path):
     train_step(tmp_path, 1.1)
-    assert "1.10 from images, 1.10 from a latents cache | **misses** |" in page(tmp_path)
+    text = page(tmp_path)
+    assert "1.10 from images, 1.10 from a latents cache | **misses** |" in text
+    why = text.split("### What the misses come from")[1].split("##")[0]
+    assert "lcd step: it needs 1.00 times less arithmetic than the plain step from images" in why
+    assert "less than the 1.3 aimed at" in why and "webdataset" not in why and "Share of the matmul" not in why
+
+
+def test_reasons_are_read_from_the_files(tmp_path):
+    train_step(tmp_path, 1.4)
+    assert "What the misses come from" not in page(tmp_path)
+    row = {"subject": "demo", "seconds": 800.0, "cpu_sec": 999.0, "peak_rss_bytes": 2**30,
+           "stages": {"train lcd": 500.0, "end": 300.0}}  # fmt: skip
+    write(tmp_path, "whole-demo", what="whole", preset="demo", overrides=[], rows=[row])
+    assert "- demo: its longest stage, train lcd, takes 500 s of 800;" in page(tmp_path)
 
 
 def test_settings_of_ones_own_meet_no_target(tmp_path):
@@ -73,17 +86,29 @@ def test_settings_of_ones_own_meet_no_target(tmp_path):
 
 def test_full_size_costs_follow_from_the_count(tmp_path):
     row = {"method": "lcd", "batch_size": 16, "dtype": "bfloat16", "resolution": 512, "student_parameters": 10**9,
-           "proxy_parameters_learning": 0,
+           "proxy_parameters_learning": 0, "held_bytes": {"networks": 10e9, "learning": 12e9},
            "steps": {"plain": {"flops": 98.9e12, "bytes": 1, "operators": 1},
                      "rgbench": {"flops": 49.45e12, "bytes": 1, "operators": 1}}}  # fmt: skip
     made = {"method": "generate", "steps_per_image": 4, "resolution": 512, "flops": 3.6e12}
     write(tmp_path, "count-x", what="count", preset="sd21-base", overrides=[], rows=[row, made])
     text = page(tmp_path)
-    assert "| lcd | 16 | 98.9 | 49.5 | 3.09 | 1000 M | 0.050 |" in text
+    assert "| lcd | 16 | 98.9 | 49.5 | 3.09 | 1000 M | 0.050 | 22.0 |" in text
     # 4 GB of gradients, 2·63/64 of them sent at 50 GB/s, beside 0.05 s / 0.45 of arithmetic
     assert "sends 7.88 GB from each GPU, 0.16 s" in text and "59 % of a step" in text
     # a million images of 3.6 TFLOP at 35 % of 989 TFLOP/s
-    assert "2.9 GPU hours" in text
+    assert "2.9 GPU hours" in text and "bottleneck on GPUs is generation: 2.89 GPU hours against 0.0033" in text
+    assert "takes at most 59 % of a step that overlaps nothing: the bottleneck is the exchange" in text
+    assert "24 GB" not in text.split("## How cost grows")[1]  # said of RG-LCD alone
+
+
+@pytest.mark.parametrize(("learning", "said"), [(14e9, "cannot fit, at any batch, a card of 24 GB; adapters"),
+                                                (13e9, "leaves room for activations on a card of 24 GB.")])  # fmt: skip
+def test_what_is_held_decides_about_a_small_card(learning, said, tmp_path):
+    row = {"method": "rg_lcd", "batch_size": 16, "dtype": "bfloat16", "resolution": 512, "student_parameters": 10**9,
+           "proxy_parameters_learning": 0, "held_bytes": {"networks": 10.5e9, "learning": learning},
+           "steps": {name: {"flops": 5e13, "bytes": 1, "operators": 1} for name in ("plain", "rgbench")}}  # fmt: skip
+    write(tmp_path, "count-x", what="count", preset="sd21-base", overrides=[], rows=[row])
+    assert said in page(tmp_path)
 
 
 def whole(folder: Path, subject: str, seconds: float, overrides: list[str]) -> None:

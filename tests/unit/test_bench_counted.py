@@ -1,0 +1,28 @@
+"""Steps counted on shapes alone count what steps that run do, and hold what they hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from rgbench.bench.counted import count_step
+from rgbench.bench.counting import count
+from rgbench.bench.train_step import OURS, PLAIN, Contenders
+from rgbench.trainers.recipe import load_recipe
+from tests.unit.test_bench_parts import TINY, subject
+
+SETTINGS = ["train.batch_size=2", "train.dtype=float32", "lcd.time_cond_proj_dim=16", "train.num_workers=0",
+            "train.gradient_checkpointing=false", "gradients.at_prediction=false"]  # fmt: skip
+
+
+def test_fake_steps_count_as_real_ones(tmp_path):
+    row = count_step(TINY, load_recipe("sd21/rg_lcd", SETTINGS))
+    found = subject("rg_lcd", tmp_path)
+    real = {name: count(step).flops for name, step in Contenders(found).work().items()}
+    for name in (PLAIN, OURS):
+        assert row["steps"][name]["flops"] == pytest.approx(real[name], rel=0.01)
+    trainer = found.trainer
+    student = sum(p.numel() for p in trainer.student.parameters())
+    frozen = [trainer.models.unet, trainer.models.vae, trainer.models.text_encoder, trainer.expert.model]
+    others = sum(t.numel() * t.element_size() for n in frozen for t in (*n.parameters(), *n.buffers()))
+    assert row["held_bytes"] == {"networks": 2 * 4 * student + others, "learning": 3 * 4 * student}
+    assert row["student_parameters"] == student
