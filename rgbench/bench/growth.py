@@ -92,9 +92,10 @@ def _training(count: dict[str, Any], found: Results) -> str:
             f"{rates[1]:.0f} images a second."
         )
     lines.append(_feeding(count, found))
+    bottleneck = "the exchange" if max(shares) > HALF else "arithmetic"
     lines.append(
-        f"\nAt {_steps(count)[0]['batch_size']} images on each GPU the exchange takes at most {100 * max(shares):.0f} % "
-        f"of a step that overlaps nothing: the bottleneck is {'the exchange' if max(shares) > HALF else 'arithmetic'}, "
+        f"\nAt {_steps(count)[0]['batch_size']} images on each GPU the exchange takes {100 * max(shares):.0f} % "
+        f"of a step at most, if nothing overlaps: the bottleneck is {bottleneck}, "
         "until a GPU has no more images than the number named above. `rgbench` sums "
         "gradients after the backward pass, in a layout that no restart changes, so that a resumed run repeats the "
         "uninterrupted one; where the exchange dominates, DistributedDataParallel (or FSDP2 for models that do not "

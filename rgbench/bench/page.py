@@ -15,8 +15,9 @@ from rgbench.bench.targets import targets
 INTRO = """# Performance
 
 Written by `rgbench bench table` from the files in [`results/bench/`](../results/bench); the command that made each file
-is in it, and at the head of each section here. Times are medians, in brackets the 95 % bootstrap interval of the
-median.
+is in it, and at the head of each section here; how often each was timed is its `--rounds`, written in the file. Times
+are medians, in brackets the 95 % bootstrap interval of the median. Repeat a command on an idle machine: other processes
+cost what the table beside a busy one says.
 
 **How it is measured.** A step is timed beside the plain reference step
 ([`rgbench/bench/plain.py`](../rgbench/bench/plain.py)): the textbook implementation, with separate teacher passes, an

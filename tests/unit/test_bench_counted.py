@@ -11,15 +11,23 @@ from rgbench.trainers.recipe import load_recipe
 from tests.unit.test_bench_parts import TINY, subject
 
 SETTINGS = ["train.batch_size=2", "train.dtype=float32", "lcd.time_cond_proj_dim=16", "train.num_workers=0",
-            "train.gradient_checkpointing=false", "gradients.at_prediction=false"]  # fmt: skip
+            "train.gradient_checkpointing=false"]  # fmt: skip
 
 
+@pytest.mark.long
 def test_fake_steps_count_as_real_ones(tmp_path):
-    row = count_step(TINY, load_recipe("sd21/rg_lcd", SETTINGS))
-    found = subject("rg_lcd", tmp_path)
-    real = {name: count(step).flops for name, step in Contenders(found).work().items()}
+    row = count_step(TINY, load_recipe("sd21/lcd", SETTINGS))
+    real = {name: count(step).flops for name, step in Contenders(subject("lcd", tmp_path)).work().items()}
     for name in (PLAIN, OURS):
         assert row["steps"][name]["flops"] == pytest.approx(real[name], rel=0.01)
+
+
+@pytest.mark.long
+def test_what_is_held_is_counted_once(tmp_path):
+    row = count_step(TINY, load_recipe("sd21/rg_lcd", [*SETTINGS, "gradients.at_prediction=false"]))
+    found = subject("rg_lcd", tmp_path)
+    real = count(Contenders(found).work()[PLAIN]).flops  # ours measures gradients beside, which fakes cannot
+    assert row["steps"][PLAIN]["flops"] == pytest.approx(real, rel=0.01)
     trainer = found.trainer
     student = sum(p.numel() for p in trainer.student.parameters())
     frozen = [trainer.models.unet, trainer.models.vae, trainer.models.text_encoder, trainer.expert.model]

@@ -97,7 +97,7 @@ def test_full_size_costs_follow_from_the_count(tmp_path):
     assert "sends 7.88 GB from each GPU, 0.16 s" in text and "59 % of a step" in text
     # a million images of 3.6 TFLOP at 35 % of 989 TFLOP/s
     assert "2.9 GPU hours" in text and "bottleneck on GPUs is generation: 2.89 GPU hours against 0.0033" in text
-    assert "takes at most 59 % of a step that overlaps nothing: the bottleneck is the exchange" in text
+    assert "takes 59 % of a step at most, if nothing overlaps: the bottleneck is the exchange" in text
     assert "24 GB" not in text.split("## How cost grows")[1]  # said of RG-LCD alone
 
 
