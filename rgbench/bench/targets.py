@@ -22,9 +22,9 @@ WHOLE_SEC = {"lrm": 300.0, "demo": 720.0}
 WHOLE_NAMES = {"lrm": "`recipes/lrm.yaml` whole", "demo": "`make demo` after install"}
 
 ON_GPU = """Rows that need a GPU are measured by one command, `rgbench bench gpu`: networks of SD2.1-base's shape with
-random weights, so nothing is downloaded; `rgbench bench table` then writes this page. What 30,000 images cost is drawn on from
-the two sizes named beside the figure. Until then they say not measured; the tests run the same code at tiny width on
-the CPU.
+random weights, so nothing is downloaded; `rgbench bench table` then writes this page. What 30,000 images cost is drawn
+on from the two sizes named beside the figure. Until then they say not measured; the tests run the same code at tiny
+width on the CPU.
 """
 
 
