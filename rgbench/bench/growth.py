@@ -63,7 +63,7 @@ def _small_card(count: dict[str, Any]) -> str:
     return (
         f"RG-LCD of a whole UNet holds {held / 1e9:.1f} GB before any activation, {learning / 1e9:.1f} GB of it "
         f"gradients and moments: it {verdict} a card of {MEMORY_BYTES / 1e9:g} GB"
-        + ("" if fits else "; adapters (`lora: {rank: 64}`) hold neither, and share the frozen weights")
+        + ("" if fits else "; adapters (`lora: {rank: 64}`) learn little and share the frozen weights")
         + ".\n"
     )
 
