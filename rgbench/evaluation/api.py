@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rgbench.data.prompts import Prompt
@@ -16,6 +18,7 @@ from rgbench.evaluation.generate import ImageStream, settle_sampling
 from rgbench.evaluation.names import file_stem
 from rgbench.evaluation.partial import stored_shards
 from rgbench.evaluation.pictures import Index, about
+from rgbench.evaluation.progress import bar, image_progress
 from rgbench.evaluation.shards import Shard, parse_shard
 from rgbench.evaluation.targets import resolve_targets
 from rgbench.models import load_models
@@ -184,9 +187,11 @@ def sample(
     index = Index(out)
     settings = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
     files: list[Path] = []
-    for batch in ImageStream(models, [Prompt(text, text, seed=seed) for text in prompts], sampling, None):
-        files += index.add(
-            (f"{prefix}-{file_stem(prompt.text)}-{seed}.png", image, about(prompt) | settings)
-            for prompt, image in zip(batch.prompts, batch.images, strict=True)
-        )
+    stream = ImageStream(models, [Prompt(text, text, seed=seed) for text in prompts], sampling, None)
+    with image_progress() as progress, bar(progress, f"{found.name}: {stream.label}", len(prompts)) as task:
+        for batch in stream.stream(np.arange(len(prompts)), partial(progress.advance, task)):
+            files += index.add(
+                (f"{prefix}-{file_stem(prompt.text)}-{seed}.png", image, about(prompt) | settings)
+                for prompt, image in zip(batch.prompts, batch.images, strict=True)
+            )
     return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rgbench.errors import UsageError
@@ -71,8 +72,9 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
         _finish(pending, Record(target, job, source), target.name, job)
         gathering.forget()
     elif len(kept.positions) and not job.merge:
-        for batch in source.stream(kept.positions):
-            kept.keep(batch)
+        with bar(job.progress, f"{target.name}: {source.label}", len(kept.positions)) as task:
+            for batch in source.stream(kept.positions, partial(job.progress.advance, task)):
+                kept.keep(batch)
     return wanted
 
 

@@ -67,16 +67,23 @@ def gather(gathering: Pass, source: ImageSource, kept: KeptImages, name: str, jo
 def _run_through(
     gathering: Pass, source: ImageSource, left: np.ndarray, kept: KeptImages, name: str, job: Job, savable: bool
 ) -> None:
-    saved = time.monotonic()
+    saved, done, shown = time.monotonic(), 0, 0.0
     with bar(job.progress, f"{name}: {source.label}", len(left)) as task:
-        for batch in source.stream(left):
+
+        def step(images: float) -> None:
+            nonlocal shown
+            shown += images
+            job.progress.advance(task, images)
+
+        for batch in source.stream(left, step):
             job.check_stop()
             kept.keep(batch)
             images = from_uint8(batch.images).to(job.device)
             for _, metric in gathering.metrics:
                 metric.update(images, batch.prompts, batch.positions)
             gathering.seen[batch.positions] = True
-            job.progress.advance(task, len(batch.prompts))
+            done += len(batch.prompts)
+            step(done - shown)  # what no step has told: given images, or less after a batch that did not fit
             if savable and time.monotonic() - saved > SAVE_SEC:
                 gathering.save(job.shard, job.about)
                 saved = time.monotonic()

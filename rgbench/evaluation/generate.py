@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -171,15 +172,21 @@ class ImageStream:
     def __iter__(self) -> Iterator[ImageBatch]:
         return self.stream(np.arange(len(self.prompts)))
 
-    def stream(self, positions: np.ndarray) -> Iterator[ImageBatch]:
-        """Images at positions of the prompt list, batch by batch."""
+    def stream(self, positions: np.ndarray, step: Callable[[float], None] | None = None) -> Iterator[ImageBatch]:
+        """Images at positions of the prompt list, batch by batch.
+
+        Args:
+            positions: in the list.
+            step: told after each sampling step of a batch how many images' worth of work was done.
+        """
         start = 0
         while start < len(positions):
             at = positions[start : start + self.batch_size]
             batch = [self.prompts[i] for i in at]
             began = time.perf_counter()
             try:
-                images = self._make(batch)
+                with self._told(step, len(batch)):
+                    images = self._make(batch)
             except torch.OutOfMemoryError as error:
                 self._halve(error)
                 continue
@@ -187,6 +194,18 @@ class ImageStream:
             start += len(at)
             self.num_images += len(batch)
             yield ImageBatch(images, batch, at)
+
+    @contextmanager
+    def _told(self, step: Callable[[float], None] | None, num: int) -> Iterator[None]:
+        """Both samplers call the network once a step: a batch of minutes can say how far it is."""
+        if step is None:
+            yield
+            return
+        handle = self.models.unet.register_forward_hook(lambda *_: step(num / self.sampling.steps))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         if self.batch_size == 1:

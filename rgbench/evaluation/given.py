@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,8 +66,8 @@ class GivenImages:
         self.images_per_sec, self.network_evaluations = None, None
         self.label = "images"
 
-    def stream(self, positions: np.ndarray) -> Iterator[ImageBatch]:
-        """Images at positions of the prompt list, batch by batch."""
+    def stream(self, positions: np.ndarray, step: Callable[[float], None] | None = None) -> Iterator[ImageBatch]:
+        """Images at positions of the prompt list, batch by batch; one is read too fast for ``step``."""
         with ThreadPoolExecutor(available_cores()) as pool:
             for start in range(0, len(positions), self.batch_size):
                 at = positions[start : start + self.batch_size]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,8 +49,8 @@ class ImageSource(Protocol):
     @property
     def images_per_sec(self) -> float | None: ...
 
-    def stream(self, positions: np.ndarray) -> Iterator[ImageBatch]:
-        """Images at positions of the prompt list, batch by batch."""
+    def stream(self, positions: np.ndarray, step: Callable[[float], None] | None = None) -> Iterator[ImageBatch]:
+        """Images at positions of the prompt list, batch by batch; ``step`` is told how many images' work was done."""
         ...
 
 

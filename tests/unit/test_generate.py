@@ -110,6 +110,19 @@ def test_half_types_differ_from_float32_by_their_rounding_alone(models, sampler,
     assert 0 < away["ours"] < max(2 * away["diffusers"], 0.3)
 
 
+@pytest.mark.parametrize("sampler", ["lcm", "ddim"])
+def test_each_sampling_step_is_told(models, sampler):
+    """A batch of 64 images and 50 steps takes minutes at full size."""
+    told: list[float] = []
+    stream = ImageStream(models[sampler], PROMPTS[:5], SETTINGS[sampler], 4)
+    for _ in stream.stream(np.arange(5), told.append):
+        pass
+    steps = SETTINGS[sampler].steps
+    assert told == pytest.approx([4 / steps] * steps + [1 / steps] * steps)
+    next(stream.stream(np.arange(1)))
+    assert len(told) == 2 * steps, "nothing stays on the network"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_coefficients_of_half_types_are_rounded_last(dtype):
     """In their own arithmetic 9,990² overflows, 1 − 0.999 is 0, and an angle of 4,000 is off by whole turns."""
