@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from rgbench.data.prompts import Prompt, benchtop_prompts
-from rgbench.diffusion.consistency import boundary_scalings
+from rgbench.diffusion.consistency import boundary_scalings, guidance_embedding
 from rgbench.diffusion.schedule import alphas_sigmas
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.evaluation.generate import ImageStream, Sampling, fitting_batch_size, noise_seed, settle_sampling
@@ -121,6 +121,14 @@ def test_each_sampling_step_is_told(models, sampler):
     assert told == pytest.approx([4 / steps] * steps + [1 / steps] * steps)
     next(stream.stream(np.arange(1)))
     assert len(told) == 2 * steps, "nothing stays on the network"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_student_in_half_is_told_its_guidance_to_the_last_bit(models, dtype):
+    half, told = load_models(models["lcm"].path, "cpu", dtype), []
+    half.unet.register_forward_pre_hook(lambda *call: told.append(call[2]["timestep_cond"]), with_kwargs=True)
+    next(iter(ImageStream(half, PROMPTS[:1], Sampling("lcm", 1, 7.3), 1)))
+    assert torch.equal(told[0], guidance_embedding(torch.tensor([7.3 - 1]), 16).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
