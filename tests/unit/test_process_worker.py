@@ -236,6 +236,25 @@ def test_no_worker_outlives_the_process_that_started_it(tmp_path, number):
     wait_until(lambda: not is_there(worker))
 
 
+def test_the_first_ctrl_c_lets_the_batch_be_finished(tmp_path):
+    """rgbench notes it and stops after the step; the worker, in a session of its own, hears nothing of it."""
+    noting = PARENT.replace(
+        "worker = Worker", "signal.signal(signal.SIGINT, lambda *_: print('noted', flush=True))\nworker = Worker"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", noting + "else:\n    print('scored')\n", scorer(tmp_path, SIMPLE % "time.sleep(1.5)")],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert parent.stdout is not None and parent.stdout.readline()
+    time.sleep(0.2)
+    os.killpg(parent.pid, signal.SIGINT)
+    said, _ = parent.communicate(timeout=60)
+    assert said.splitlines() == ["noted", "scored"] and parent.returncode == 0
+
+
 def test_a_reward_that_is_let_go_leaves_no_process(tmp_path):
     reward = doing(tmp_path, "pass")
     pid = reward.worker.pid

@@ -8,7 +8,7 @@ package's training code: cross entropy over the r of two images), so the normali
     prompt  BERT's uncased tokens, 35 with their marks; what is beyond is cut
     score   one image at a time, float32; normalised, so about 0 in the mean
 
-The environment (Python 3.8 to 3.10) is made with ``INSTALL``. Nothing is downloaded; ``WEIGHTS`` gets what is needed.
+The environment (Python 3.10) is made with ``INSTALL``. Nothing is downloaded; ``WEIGHTS`` gets what is needed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import hashlib
 import os
 
 PACKAGES = ("image-reward", "timm")
-# image-reward 1.5 pins timm and fairscale alone. Its classes need transformers 4, its __init__ imports OpenAI's clip
-# without requiring it, and that needs setuptools' pkg_resources.
+# image-reward 1.5 pins timm and fairscale alone. Its classes need transformers 4, its __init__ imports diffusers and
+# datasets of their time, and OpenAI's clip without requiring it, which needs setuptools' pkg_resources.
 INSTALL = (
-    "pip install image-reward==1.5 transformers==4.36.2 openai-clip==1.0.1 setuptools==69.5.1 "
-    "torch==2.1.2 torchvision==0.16.2 'numpy<2'"
+    "pip install image-reward==1.5 transformers==4.36.2 openai-clip==1.0.1 setuptools==69.5.1 accelerate==0.26.1 "
+    "datasets==2.14.4 diffusers==0.26.0 huggingface-hub==0.20.3 pyarrow==15.0.0 numpy==1.26.3 "
+    "torch==2.1.2 torchvision==0.16.2"
 )
 FOLDER = os.path.join("~", ".cache", "ImageReward")  # where the package keeps them
 FILES = ("ImageReward.pt", "med_config.json")

@@ -23,8 +23,9 @@ PACKAGES = ("t2v-metrics", "open-clip-torch", "sentencepiece", "tokenizers")
 # t2v-metrics 3.0 cannot be installed as it is published (it requires an apex that is another package of that name);
 # 1.2 has the same CLIP-FlanT5. It imports ImageReward, which imports OpenAI's clip without requiring it.
 INSTALL = (
-    "pip install t2v-metrics==1.2 image-reward==1.5 openai-clip==1.0.1 setuptools==69.5.1 "
-    "torch==2.1.2 torchvision==0.16.2 'numpy<2'"
+    "pip install t2v-metrics==1.2 image-reward==1.5 openai-clip==1.0.1 setuptools==69.5.1 accelerate==0.26.1 "
+    "datasets==2.16.1 diffusers==0.26.0 huggingface-hub==0.20.3 pyarrow==15.0.0 numpy==1.26.3 hpsv2==1.2.0 "
+    "scikit-image torch==2.1.2 torchvision==0.16.2"
 )
 TOWER = "openai/clip-vit-large-patch14-336"
 MODELS = {"clip-flant5-xxl": "google/flan-t5-xxl", "clip-flant5-xl": "google/flan-t5-xl"}
