@@ -66,7 +66,7 @@ def test_a_miss_is_called_one(tmp_path):
     assert "1.10 from images, 1.10 from a latents cache | **misses** |" in text
     why = text.split("### What the misses come from")[1].split("##")[0]
     assert "lcd step: it needs 1.00 times less arithmetic than the plain step from images" in why
-    assert "less than the 1.3 aimed at" in why and "webdataset" not in why and "Share of the matmul" not in why
+    assert "cache, less than the 1.3 aimed at" in why and "webdataset" not in why and "Share of the matmul" not in why
 
 
 def test_reasons_are_read_from_the_files(tmp_path):
