@@ -7,6 +7,7 @@ import pytest
 
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.errors import UsageError
+from rgbench.metrics.intervals import jackknife_groups
 from rgbench.metrics.overopt import diversity
 from rgbench.worlds.scenes import Scenes, render
 from tests.probing import measure
@@ -38,6 +39,15 @@ def test_diversity_sees_mode_collapse(repeated):
     assert hacked.extra["level"] == pytest.approx(0, abs=1e-3) and hacked.value == pytest.approx(-hacked.extra["real"])
     assert clean.extra["level"] > 0.5 and abs(clean.value) < -hacked.value
     assert clean.quantity.metric.direction == "higher" and len(hacked.extra["jackknife"]) == 2
+
+
+def test_the_jackknife_leaves_out_one_prompts_images(repeated):
+    scenes = Scenes.from_dicts([prompt.scene for prompt in repeated.prompts.prompts])
+    collapsed = render(scenes, "all", range(16))[[0] * 8 + list(range(8, 16))]
+    (found,) = measure(diversity.Diversity, repeated, collapsed).values()
+    left, groups = found.extra["jackknife"], jackknife_groups(2)
+    assert left[groups[0]] > left[groups[1]], "without the collapsed prompt the images are diverse"
+    assert sum(left) / 2 == pytest.approx(found.value)
 
 
 def test_diversity_needs_eight_images_of_a_prompt(tmp_path):

@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from rgbench.evaluation import verdict
 from rgbench.evaluation.paired import deterioration
 from rgbench.evaluation.results import load_result, load_results
 from rgbench.evaluation.verdict import false_positives, judge, rate_interval, thresholds, trained_keys
@@ -133,6 +134,45 @@ def test_one_worse_family_is_not_enough_and_the_reward_must_be_up(world, tmp_pat
     measured(tmp_path, "lrm-s1", {"hfer_gap_db": 3, "wavelet_noise_gap": 1})
     worse = judge(model(tmp_path, "lrm-s1").figures, seeds[1], seeds)
     assert len(worse.worse) == 2 and not worse.up and not worse.over_optimised
+
+
+def test_two_worse_families_are_enough(world, tmp_path):
+    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
+    measured(tmp_path, "rg_lcd-s1", {"hps_aa0": 2, "hfer_gap_db": 3, "wavelet_noise_gap": 1})
+    found = judge(model(tmp_path, "rg_lcd-s1").figures, seeds[1], seeds)
+    assert len(found.worse) == 2 and found.over_optimised
+
+
+def test_delta_of_several_figures_is_in_units_of_their_root_mean_square_difference(world):
+    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
+    keys = [key for key in seeds[0] if key[0] in LEFT]
+    gaps = np.array([[abs(a[key].value - b[key].value) for key in keys] for a, b in combinations(seeds, 2)])
+    unit = np.sqrt((gaps**2).mean(0))
+    share = np.quantile((gaps / unit).max(1), 0.95, method="higher")
+    assert [thresholds(seeds, keys)[key] for key in keys] == pytest.approx(share * unit)
+
+
+def test_a_figure_that_a_seed_lacks_is_left_out(world):
+    seeds = [dict(model(world, f"lcd-s{i}").figures) for i in range(5)]
+    seeds[2] = {key: found for key, found in seeds[2].items() if key[0] != "fd_efflite0"}
+    assert "set distance" not in judge(model(world, "rg_lcd-s1").figures, seeds[1], seeds).families
+
+
+def test_delta_of_a_judged_pair_is_from_neither(world, monkeypatch):
+    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
+    real, asked = verdict.judge, []
+    monkeypatch.setattr(verdict, "judge", lambda *given: asked.append(given) or real(*given))
+    false_positives(seeds, model(world, "rg_lcd-s1").figures)
+    for ours, base, rest, _ in asked:
+        assert len(rest) == 5 and not any(each is ours or each is base for each in rest)
+
+
+def test_no_change_is_not_clear_and_an_interval_is_of_95_per_cent(tmp_path):
+    base, moved = (load_result(put(tmp_path, f"lcd-s{i}", "oracle_mean", rows=BASE[::s])) for i, s in ((0, 1), (1, -1)))
+    assert deterioration(base, base).low == 0 and not deterioration(base, base).clear_of(0)
+    found, differences = deterioration(moved, base), BASE - BASE[::-1]
+    half = 1.96 * differences.std() / np.sqrt(len(BASE))
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
 
 
 def test_false_positives_hold_out_the_pair_that_is_judged(world):

@@ -21,6 +21,8 @@ import numpy as np
 
 from rgbench.metrics.intervals import LEVEL, NUM_RESAMPLES
 
+ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class BestOfN:
@@ -107,8 +109,8 @@ def equivalent_n(base: np.ndarray, trained: np.ndarray, seed: int = 0) -> BestOf
 
 
 def _reached(means: np.ndarray, target: float) -> float:
-    """The first n whose mean reaches the target; N + 1 where none does."""
-    found = np.flatnonzero(means >= target)
+    """The first n whose mean reaches the target; N + 1 where none does. Weights that sum to 1 − 1e-16 do not matter."""
+    found = np.flatnonzero(means >= target - ROUNDING * max(1.0, abs(target)))
     return float(found[0] + 1 if len(found) else len(means) + 1)
 
 
