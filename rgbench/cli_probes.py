@@ -238,10 +238,11 @@ def method_row(contrast: MethodContrast) -> Sequence[str]:
 
 def check(
     results: ResultsArgument = Path("results"),
-    max_hf_db: Annotated[float | None, typer.Option(help="Most HFER gap to real images, in dB.")] = None,
+    max_hf_db: Annotated[float | None, typer.Option(help="Most HFER gap to real images, or to --base, in dB.")] = None,
     max: Annotated[list[str] | None, typer.Option(help="METRIC=VALUE that no model may exceed.")] = None,
     min: Annotated[list[str] | None, typer.Option(help="METRIC=VALUE that every model must reach.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Models to check; all by default.")] = None,
+    base: Annotated[str | None, typer.Option(help="Limit differences to this model, like teacher or lcd.")] = None,
     verdict: Annotated[bool, typer.Option(help="Also fail models found over-optimised, or not judged.")] = False,
 ) -> None:
     """Hold models against limits, for continuous integration; exit 1 where one is broken."""
@@ -251,7 +252,7 @@ def check(
     limits = parse_limits(split_names(max), most=True) + parse_limits(split_names(min), most=False)
     if max_hf_db is not None:
         limits.insert(0, Limit(HIGH_FREQUENCY, max_hf_db, most=True))
-    findings = check_results(results, limits, split_names(model), verdict)
+    findings = check_results(results, limits, split_names(model), verdict, base)
     for finding in findings:
         typer.echo(f"{'ok    ' if finding.ok else 'FAILED'} {finding.words}")
     broken = sum(not finding.ok for finding in findings)

@@ -17,6 +17,7 @@ FAMILIES: dict[str, tuple[str, Direction]] = {
     "hps_aa1": ("reward", "higher"),
     "oracle_mean": ("oracle", "higher"),
     "hfer_gap_db": ("spectrum", "target"),
+    "hfer_db": ("spectrum", "target"),
     "grid_vae_gap_db": ("spectrum", "target"),
     "wavelet_noise_gap": ("pixel and colour", "target"),
     "fd_efflite0": ("set distance", "lower"),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rgbench.errors import UsageError, suggest
-from rgbench.evaluation.results import Result, load_results
+from rgbench.evaluation.comparison import partner_of, require_base
+from rgbench.evaluation.paired import Paired, difference
+from rgbench.evaluation.results import Result
 from rgbench.evaluation.verdict_file import load_verdicts
+from rgbench.evaluation.verdicts import Model, models_of
+from rgbench.metrics.contract import Interval
 
-HIGH_FREQUENCY = "hfer_gap_db"
+HIGH_FREQUENCY, LEVEL = "hfer_gap_db", "hfer_db"  # against real images; without any
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,13 @@ def parse_limits(texts: Sequence[str], most: bool) -> list[Limit]:
 
 
 def check_results(
-    results: Path, limits: Sequence[Limit], models: Sequence[str] = (), verdicts: bool = False
+    results: Path,
+    limits: Sequence[Limit],
+    models: Sequence[str] = (),
+    verdicts: bool = False,
+    base: str | None = None,
 ) -> list[Finding]:
-    """Hold every model against every limit.
+    """Hold every finished model against every limit; checkpoints of a run are left out.
 
     A figure that is not there fails its limit: what was not measured is not known to be good.
 
@@ -73,69 +81,112 @@ def check_results(
         models: names; all by default.
         verdicts: also fail models whose stored verdict is over-optimised, or that have none though they were trained
             on a reward.
+        base: a model, with or without its seed; bounds are then on what a figure differs by from that model's.
 
     Raises:
         UsageError: nothing to check, no results, an unknown model, or a metric that no model has.
     """
     if not limits and not verdicts:
         raise UsageError("nothing to check; give --max-hf-db 1.0, --max METRIC=VALUE, --min METRIC=VALUE or --verdict")
-    loaded = load_results(results) if results.is_dir() else []
-    if not loaded:
-        raise UsageError(f"{results}: no result files here; run `rgbench eval` first, or name the folder that has them")
-    by_model = _by_model(loaded, models, results)
-    metrics = {result.metric.name for result in loaded}
-    for limit in limits:
-        if limit.metric not in metrics:
-            raise UsageError(f"{results}: no model has the metric {limit.metric!r}; {suggest(limit.metric, metrics)}")
+    found = models_of(results)
+    metrics = {result.metric.name for model in found for result in model.results}
+    limits = [_settled(limit, metrics, base, results) for limit in limits]
+    if base is not None:
+        require_base(found, base)
+    chosen = _chosen(found, models, base, results)
     findings = [
-        finding for name, found in by_model.items() for limit in limits for finding in _held(name, found, limit)
+        finding
+        for name, model in chosen.items()
+        for limit in limits
+        for finding in _held(name, model, limit, found, base)
     ]
-    return findings + (_verdicts(results, by_model) if verdicts else [])
+    return findings + (_verdicts(results, chosen) if verdicts else [])
 
 
-def _by_model(loaded: Sequence[Result], models: Sequence[str], results: Path) -> dict[str, list[Result]]:
-    """Results by world, model and sampler settings."""
-    known = {result.model for result in loaded}
-    for name in models:
+def _settled(limit: Limit, metrics: set[str], base: str | None, results: Path) -> Limit:
+    """The limit on a metric that is there; for HFER against another model its level will do."""
+    if limit.metric in metrics:
+        return limit
+    if limit.metric == HIGH_FREQUENCY and LEVEL in metrics:
+        if base is not None:
+            return replace(limit, metric=LEVEL)
+        raise UsageError(
+            f"{results}: no model has {HIGH_FREQUENCY}, for there were no real images of its size; compare with "
+            "another model's: --base teacher"
+        )
+    raise UsageError(f"{results}: no model has the metric {limit.metric!r}; {suggest(limit.metric, metrics)}")
+
+
+def _chosen(found: Sequence[Model], names: Sequence[str], base: str | None, results: Path) -> dict[str, Model]:
+    """Models by world, name and sampler settings; without the base."""
+    known = {model.about.model for model in found}
+    for name in names:
         if name not in known:
-            raise UsageError(f"{results}: no model {name!r}; {suggest(name, known)}")
-    found: dict[str, list[Result]] = {}
-    for result in loaded:
-        if not models or result.model in models:
-            found.setdefault(f"{result.world}/{result.model}/{result.generation.id}", []).append(result)
-    return found
+            raise UsageError(f"{results}: no finished model {name!r}; {suggest(name, known)}")
+    chosen = {
+        f"{model.about.world}/{model.about.model}/{model.about.generation.id}": model
+        for model in found
+        if (not names or model.about.model in names) and base not in (model.about.model, model.stem)
+    }
+    if not chosen:
+        raise UsageError(f"{results}: nothing but {base} is here, which is not held against itself")
+    return chosen
 
 
-def _held(name: str, found: Sequence[Result], limit: Limit) -> list[Finding]:
-    own = [result for result in found if result.metric.name == limit.metric]
+def _held(name: str, model: Model, limit: Limit, models: Sequence[Model], base: str | None) -> list[Finding]:
+    own = [result for result in model.results if result.metric.name == limit.metric]
     if not own:
         return [Finding(False, f"{name}: {limit.metric} was not measured")]
-    return [_one(name, result, limit) for result in own]
+    if base is None:
+        return [_one(name, result, result.value, result.interval, limit) for result in own]
+    partner = partner_of(model, models, base)
+    if partner is None:
+        return [Finding(False, f"{name}: no {base} of its world, sampler settings and training steps is here")]
+    return [_against(name, result, partner, limit) for result in own]
 
 
-def _one(name: str, result: Result, limit: Limit) -> Finding:
-    metric = result.metric
-    unit = f" {metric.unit}" if metric.unit else ""
-    bound = f"{'at most' if limit.most else 'at least'} {limit.bound:g}{unit}"
-    if result.value is None:
+def _against(name: str, result: Result, partner: Model, limit: Limit) -> Finding:
+    """One limit on a difference to another model."""
+    other = partner.figures.get((result.metric.name, result.protocol.id))
+    against = f"{name} against {partner.about.model}"
+    if other is None:
+        return Finding(False, f"{against}: {result.metric.name} was not measured of both under one protocol")
+    if result.value is None or other.value is None:
+        flags = ", ".join((*result.flags, *other.flags))
+        return Finding(
+            False, f"{against}: {result.metric.label} has no value ({flags}); it must be {_bound(limit, result)}"
+        )
+    found = difference(result, other)
+    assert found is not None, "both have a value"
+    return _one(against, result, found.value, found, limit)
+
+
+def _one(name: str, result: Result, value: float | None, interval: Interval | Paired | None, limit: Limit) -> Finding:
+    metric, bound = result.metric, _bound(limit, result)
+    if value is None:
         return Finding(False, f"{name}: {metric.label} has no value ({', '.join(result.flags)}); it must be {bound}")
-    shown = f"{result.value:.{metric.decimals}f}{unit}"
-    if result.interval:
-        shown += f" [{result.interval.low:.{metric.decimals}f}, {result.interval.high:.{metric.decimals}f}]"
-    if limit.holds(result.value):
+    shown = f"{value:.{metric.decimals}f}{f' {metric.unit}' if metric.unit else ''}"
+    if interval is not None and interval.low is not None:
+        shown += f" [{interval.low:.{metric.decimals}f}, {interval.high:.{metric.decimals}f}]"
+    if limit.holds(value):
         return Finding(True, f"{name}: {metric.label} is {shown}, {bound}")
     return Finding(False, f"{name}: {metric.label} is {shown}; it must be {bound}")
 
 
-def _verdicts(results: Path, by_model: Mapping[str, Sequence[Result]]) -> list[Finding]:
+def _bound(limit: Limit, result: Result) -> str:
+    unit = f" {result.metric.unit}" if result.metric.unit else ""
+    return f"{'at most' if limit.most else 'at least'} {limit.bound:g}{unit}"
+
+
+def _verdicts(results: Path, models: Mapping[str, Model]) -> list[Finding]:
     stored = {f"{v.world}/{v.model}/{v.generation.id}": v for v in load_verdicts(results)}
     findings = []
-    for name, found in by_model.items():
+    for name, model in models.items():
         verdict = stored.get(name)
         if verdict is not None:
             known = verdict.verdict in ("not over-optimised", "no gain")
             findings.append(Finding(known, f"{name}: {verdict.words}"))
-        elif any(result.trained_rewards for result in found):
+        elif model.about.trained_rewards:
             findings.append(
                 Finding(False, f"{name}: trained on a reward and no verdict; run: rgbench verdict {results}")
             )

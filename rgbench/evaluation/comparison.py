@@ -30,7 +30,7 @@ from rgbench.evaluation.statistics import (
     t_interval,
 )
 from rgbench.evaluation.verdict import Key
-from rgbench.evaluation.verdicts import TEACHER, Model
+from rgbench.evaluation.verdicts import EXTERNAL, TEACHER, Model
 from rgbench.metrics.tracking import Track, untracked
 
 MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
@@ -108,26 +108,46 @@ def compare_models(models: Sequence[Model], base: str, track: Track = untracked)
     Raises:
         UsageError: no such base.
     """
-    _require(models, base)
+    require_base(models, base)
     found = []
     for model in track(models, "comparisons", "models"):
         if base in (model.about.model, model.stem):
             continue
-        named = [m for m in models if base in (m.about.model, m.stem) and _may_compare(m, model)]
-        if named:
-            partner = min(named, key=lambda m: (m.seed != model.seed, m.about.model))
+        if partner := partner_of(model, models, base):
             found += _contrasts(model, partner)
     return found
 
 
+def partner_of(model: Model, models: Sequence[Model], base: str) -> Model | None:
+    """The base of the model's settings and training seed, else the first; of a teacher's settings that of most steps.
+
+    Args:
+        model: that is compared.
+        models: from ``models_of``.
+        base: name of the base, without or with seed.
+
+    Returns:
+        None where none may be compared with it.
+    """
+    named = [m for m in models if base in (m.about.model, m.stem) and _may_compare(m, model)]
+    steps = {id(m): m.about.generation.fields.get("steps") or 0 for m in named}
+    return min(
+        named,
+        key=lambda m: (not m.compares_with(model), m.seed != model.seed, m.about.model, -steps[id(m)]),
+        default=None,
+    )
+
+
 def _may_compare(base: Model, model: Model) -> bool:
-    """Students at one setting; a teacher at its own, for it is what they were distilled from."""
-    if base.about.method == TEACHER:
-        return base.about.world == model.about.world
-    return model.compares_with(base)
+    """Students at one setting; a teacher, or a model trained elsewhere, at its own, for images of one size."""
+    if base.about.method not in (TEACHER, EXTERNAL):
+        return model.compares_with(base)
+    ours, theirs = (m.about.generation.fields.get("resolution") for m in (model, base))
+    return base.about.world == model.about.world and ours == theirs
 
 
-def _require(models: Sequence[Model], base: str) -> None:
+def require_base(models: Sequence[Model], base: str) -> None:
+    """Raise a UsageError where no model has that name."""
     known = {name for model in models for name in (model.about.model, model.stem)}
     if base not in known:
         raise UsageError(f"no model {base!r} in the results; {suggest(base, known)}")
@@ -166,7 +186,7 @@ def compare_methods(models: Sequence[Model], base: str, primary: tuple[str, str]
     Raises:
         UsageError: no such base, or the primary contrast is not in the results on two common seeds.
     """
-    _require(models, base)
+    require_base(models, base)
     raw = [found for pair in _method_pairs(models, base) for found in _over_seeds(*pair)]
     chosen = [i for i, found in enumerate(raw) if (found.method, found.result.metric.name) == primary]
     if len(chosen) != 1:

@@ -100,7 +100,9 @@ def _errors(wrong: FalsePositives | None, seeds: Sequence[str]) -> str:
 
 def _reason(family: str, changes: Sequence[Change], figures: Figures) -> str:
     worst = max((c for c in changes if c.worse), key=lambda c: c.found.value / (c.delta or c.found.value))
-    return f"{family} ({_amount(worst, figures)})"
+    better = sum(change.better for change in changes)
+    mixed = f", though {better} of its {len(changes)} figures {'is' if better == 1 else 'are'} better" if better else ""
+    return f"{family} ({_amount(worst, figures)}{mixed})"
 
 
 def _amount(change: Change, figures: Figures) -> str:

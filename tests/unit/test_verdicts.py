@@ -51,6 +51,16 @@ def test_verdicts_are_words_and_files(world):
     assert len(load_results(world)) == 70, "verdicts are no results"
 
 
+def test_what_got_better_in_a_worse_family_is_said(world, tmp_path):
+    for seed in range(5):
+        measured(tmp_path, f"lcd-s{seed}", {})
+    measured(tmp_path, "rg_lcd-s1", HACKED | {"grid_vae_gap_db": -0.9})
+    (found,) = give_verdicts(tmp_path)
+    spectrum = found.words.partition("spectrum (")[2].partition(")")[0]
+    assert spectrum.startswith("HFER_GAP_DB by") and spectrum.endswith(", though 1 of its 2 figures is better")
+    assert [family.better for family in found.families if family.name == "spectrum"] == [False]
+
+
 def test_the_lcd_students_are_found_by_their_method(tmp_path):
     for seed in range(5):
         measured(tmp_path, f"plain-s{seed}", {}, method="lcd")
