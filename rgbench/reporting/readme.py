@@ -13,11 +13,12 @@ README = Path("README.md")
 BLOCK = re.compile(r"(<!-- results: begin [^\n]*-->\n).*?(<!-- results: end -->)", re.DOTALL)
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 KEPT = re.compile(r"(spectra|rewards|training)-|grid-[^-]+\.png")  # of the report's pictures, those in the README
+VERDICTS = re.compile(r"(?ms)^\*\*Verdicts, .*?(?=^\*\*)")  # a row for each run; the words sum them up
 SHOWN = re.compile(r"(?ms)^### In words\n.*?(?=^### Protocols\n)")
 
 
 def shown_results(report: str, folder: Path) -> str:
-    """The report's words, first table and pictures, with picture paths as seen from the README.
+    """The report's words, comparison and pictures, with picture paths as seen from the README.
 
     Args:
         report: text of ``report.md``.
@@ -29,7 +30,7 @@ def shown_results(report: str, folder: Path) -> str:
     found = SHOWN.search(report)
     if found is None:
         raise UsageError(f"{folder / 'report.md'}: no results to show; make it with `rgbench report`")
-    first, *_ = re.split(r"(?m)^\*\*Difference", found[0])
+    first, *_ = re.split(r"(?m)^\*\*Difference", VERDICTS.sub("", found[0]))
     shown = [(title, file) for title, file in PICTURE.findall(found[0]) if KEPT.match(file)]
     pictures = [f"![{title}]({folder.as_posix()}/{file})" for title, file in shown]
     return "\n\n".join([first.strip(), *pictures])

@@ -24,6 +24,12 @@ def test_pictures_of_the_block_are_there():
     assert paths and all((ROOT / path).is_file() for path in paths)
 
 
+def test_verdicts_of_each_run_stay_in_the_report():
+    report = "### In words\n\nA.\n\n**Verdicts, x**\n\n| v |\n\n- why\n\n**Comparison, x**\n\n| c |\n\n### Protocols\n"
+    shown = shown_results(report, Path("results/report"))
+    assert shown == "### In words\n\nA.\n\n**Comparison, x**\n\n| c |"
+
+
 def test_missing_block_or_report_is_an_error():
     with pytest.raises(UsageError, match="markers"):
         with_results("# no block", "x")
