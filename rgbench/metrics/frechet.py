@@ -60,7 +60,10 @@ class Moments:
     @property
     def covariance(self) -> np.ndarray:
         """(d, d), divisor n − 1."""
-        return (self.outer - self.num * np.outer(self.mean, self.mean)) / (self.num - 1)
+        covariance = np.outer(self.mean, -self.num * self.mean)
+        covariance += self.outer
+        covariance /= self.num - 1
+        return covariance
 
     @property
     def rank(self) -> int:
@@ -99,7 +102,7 @@ class Gaussian:
         _require_two(moments.num)
         covariance = moments.covariance
         self.mean, self.trace, self.rank = moments.mean, float(np.trace(covariance)), moments.rank
-        self.factor = _factor(covariance, moments.rank) if factor is None else factor
+        self.factor, self.lower = (factor, False) if factor is not None else _factor(covariance, moments.rank)
 
     @classmethod
     def of_rows(cls, rows: np.ndarray, track: Track = untracked) -> Gaussian:
@@ -114,8 +117,22 @@ class Gaussian:
         """FD to the Gaussian of ``other``."""
         _require_two(other.num)
         covariance = other.covariance
-        eigenvalues = np.linalg.eigvalsh(_congruent(self.factor, covariance))
-        return self._combine(other.mean, float(np.trace(covariance)), eigenvalues, other.rank)
+        trace = float(np.trace(covariance))
+        eigenvalues = np.linalg.eigvalsh(self._congruent(covariance))
+        return self._combine(other.mean, trace, eigenvalues, other.rank)
+
+    def _congruent(self, covariance: np.ndarray) -> np.ndarray:
+        """Fᵀ Σ F, of which ``eigvalsh`` reads the lower triangle; may overwrite ``covariance``.
+
+        LAPACK's dsygst fills no more, in a quarter of the work, where F is a Cholesky factor. Its matrices lie by
+        columns: these, read so, are their transposes, and F an upper triangle.
+        """
+        if not self.lower:
+            return self.factor.T @ covariance @ self.factor
+        upper, info = dsygst(covariance.T, self.factor.T, itype=2, lower=0, overwrite_a=1)
+        if info:
+            raise AssertionError(f"dsygst refuses argument {-info}")
+        return upper.T
 
     def replicates(
         self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, track: Track = untracked
@@ -201,29 +218,17 @@ def split_half_null(features: np.ndarray, track: Track = untracked) -> float:
     return Gaussian.of_rows(features[np.sort(order[:half])], track).distance(other)
 
 
-def _congruent(factor: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Fᵀ Σ F, of which ``eigvalsh`` reads the lower triangle; LAPACK's dsygst fills no more, in a quarter of the work.
-
-    dsygst takes a Cholesky factor, which :func:`_factor` makes and nothing else does: lower triangular, diagonal > 0.
+def _factor(covariance: np.ndarray, rank: int) -> tuple[np.ndarray, bool]:
+    """(d, rank) F with F Fᵀ = covariance, and whether it is lower triangular: Cholesky's where the covariance is
+    regular, else its leading eigenvectors.
     """
-    rows, columns = factor.shape
-    if rows != columns or not (np.diagonal(factor) > 0).all() or np.triu(factor, 1).any():
-        return factor.T @ covariance @ factor
-    lower, info = dsygst(covariance, factor, itype=2, lower=1)
-    if info:
-        raise AssertionError(f"dsygst refuses argument {-info}")
-    return lower
-
-
-def _factor(covariance: np.ndarray, rank: int) -> np.ndarray:
-    """(d, rank) F with F Fᵀ = covariance: Cholesky where it is regular, else its leading eigenvectors."""
     if rank == len(covariance):
         try:
-            return np.linalg.cholesky(covariance)
+            return np.linalg.cholesky(covariance), True
         except np.linalg.LinAlgError:  # singular for another reason, such as a feature that is always zero
             pass
     eigenvalues, vectors = np.linalg.eigh(covariance)
-    return vectors[:, -rank:] * np.sqrt(eigenvalues[-rank:].clip(min=0))
+    return vectors[:, -rank:] * np.sqrt(eigenvalues[-rank:].clip(min=0)), False
 
 
 def _require_two(num: int) -> None:
