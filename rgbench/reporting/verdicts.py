@@ -44,11 +44,20 @@ def verdict_words(found: Sequence[Verdict]) -> str:
     told = f"Verdicts over {num} training seeds: {'; '.join(parts)}."
     worse = Counter(family.name for verdict in found for family in verdict.families if family.worse)
     if worse:
-        told += f" Worse beyond δ: {', '.join(f'{name} {count} of {num}' for name, count in worse.most_common())}."
+        parts = [f"{name} {count} of {num}{_mixed(found, name)}" for name, count in worse.most_common()]
+        told += f" Worse beyond δ: {', '.join(parts)}."
     elif all(verdict.verdict != "none" for verdict in found):
         told += " No family is worse beyond δ in any."
     rates = {_rate(verdict) for verdict in found if verdict.false_positives}
     return told + "".join(f" False positives of the rule: {rate}." for rate in sorted(rates))
+
+
+def _mixed(found: Sequence[Verdict], name: str) -> str:
+    """How many figures of a family that was worse are better beyond δ, over all verdicts; "" where none is."""
+    families = [family for verdict in found for family in verdict.families if family.name == name and family.worse]
+    figures = [figure for family in families for figure in family.figures]
+    better = sum(f.delta is not None and f.high is not None and f.high < -f.delta for f in figures)
+    return f" (though {better} of the {len(figures)} figures there are better)" if better else ""
 
 
 def verdict_name(found: Sequence[Verdict]) -> str:

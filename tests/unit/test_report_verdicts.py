@@ -122,6 +122,22 @@ def test_of_several_seeds_the_verdicts_are_counted(root):
     assert "over-optimised 2 of 3 times; not shown to be over-optimised 1 of 3 times." in reading.verdict
 
 
+def test_of_several_seeds_what_got_better_in_a_worse_family_is_counted(root):
+    write_model(root, "rg_lcd", 1, metrics=FEW, num=8)
+    for seed in range(2):
+        judge(root, f"rg_lcd-s{seed}", "over-optimised")
+        path = next(root.rglob(f"rg_lcd-s{seed}/*/{FILE}"))
+        content = json.loads(path.read_text())
+        first = content["families"][0]["figures"]
+        first[1] |= {"deterioration": -1.0, "low": -1.1, "high": -0.9}
+        first.append(first[1] | {"deterioration": -0.3, "low": -0.4, "high": -0.2})  # not beyond δ
+        path.write_text(json.dumps(content))
+    assert (
+        "Worse beyond δ: spectrum 2 of 2 (though 2 of the 6 figures there are better)."
+        in world(root).readings[0].verdict
+    )
+
+
 def test_what_was_not_found_is_not_shown_to_be_absent(root):
     judge(root, "rg_lcd-s0", "not over-optimised")
     found = world(root)

@@ -104,6 +104,16 @@ def test_delta_of_one_figure_is_the_percentile_of_pair_differences(world):
     gaps = [abs(a[key].value - b[key].value) for a, b in combinations(seeds, 2)]
     assert thresholds(seeds, [key])[key] == pytest.approx(np.quantile(gaps, 0.95, method="higher"), rel=1e-12)
     assert thresholds(seeds[:4], [key]) == {key: None}
+    few = [abs(a[key].value - b[key].value) for a, b in combinations(seeds[:5], 2)]
+    assert thresholds(seeds[:5], [key])[key] == pytest.approx(max(few)), "of ten pairs the largest, on the safe side"
+
+
+def test_nearness_is_to_the_target_that_the_figure_has(tmp_path):
+    near, far = (make(f"lcd-s{i}", "hfer_gap_db", value, half=0.1) for i, value in enumerate((2.5, 5.0)))
+    near, far = (each.model_copy(update={"extra": {"target": 3.0}}) for each in (near, far))
+    assert deterioration(far, near).value == pytest.approx(1.5) and deterioration(near, far).value == pytest.approx(
+        -1.5
+    )
 
 
 def test_a_family_of_many_figures_is_no_more_easily_worse(world):
