@@ -5,7 +5,9 @@
 | recipe | what ``train.compile`` compiles: teacher, student, target |
 | all | these, the autoencoder's two halves, the text encoder, the image towers of the reward and of the proxy |
 
-Compilation begins with an empty cache, as the first start on a machine does.
+Compilation begins with an empty cache, as the first start on a machine does. Student and target begin equal, where the
+loss is all rounding, so gradients differ by more than a compiler's own error would: how far the same step's lie apart
+when its UNets take NHWC instead of NCHW, the same sums in another order, is measured beside.
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ def measure(subject: Subject, choices: Sequence[str], rounds: int, cache: Path) 
         raise UsageError("compile: torch.compile needs a C++ compiler on the CPU; install g++")
     if subject.loop.recipe.train.compile:
         raise UsageError("compile: is measured beside the step without it; leave train.compile out")
+    rounding = difference(reordered(subject), gradients(subject))
     with _cache(cache):
         switch, clock = Switch(subject.trainer), Clock(device)
         plain, found = gradients(subject), {}
@@ -107,6 +110,7 @@ def measure(subject: Subject, choices: Sequence[str], rounds: int, cache: Path) 
         "method": subject.method,
         "batch_size": subject.loop.recipe.train.batch_size,
         "dtype": subject.loop.recipe.train.dtype,
+        "rounding_difference": rounding,
         "eager_sec": Spread.of(seconds[EAGER]).to_json(),
         "compiled": {name: _compared(seconds[EAGER], seconds[name], found[name]) for name in choices},
     }
@@ -146,6 +150,17 @@ def gradients(subject: Subject) -> dict[str, list[Tensor]]:
         for name, learner in loop.learners.items()
     }
     loop.updater.drop()
+    return found
+
+
+def reordered(subject: Subject) -> dict[str, list[Tensor]]:
+    """The same gradients with the UNets in NHWC: equal but for the order of sums."""
+    unets = networks(subject.trainer, "recipe")
+    for unet in unets:
+        unet.to(memory_format=torch.channels_last)
+    found = gradients(subject)
+    for unet in unets:
+        unet.to(memory_format=torch.contiguous_format)
     return found
 
 

@@ -58,7 +58,14 @@ def test_metrics_are_listed_heaviest_first(tmp_path):
 def test_compilation_says_when_it_pays(pays, shown, tmp_path):
     found = {"seconds": value(1.5), "gain": value(1.333), "compile_sec": 30.2, "steps_to_pay": pays,
              "gradient_difference": {"student": 1e-7, "proxy": 3e-6}}  # fmt: skip
-    row = {"method": "lrm", "batch_size": 32, "dtype": "float32", "eager_sec": value(2.0), "compiled": {"all": found}}
+    row = {
+        "method": "lrm",
+        "batch_size": 32,
+        "dtype": "float32",
+        "eager_sec": value(2.0),
+        "rounding_difference": {"student": 2e-6, "proxy": 1e-7},
+        "compiled": {"all": found},
+    }
     write(tmp_path, "compile", what="compile", preset="benchtop", overrides=[], rounds=3, rows=[row])
     line = "| lrm | all | 2.000 [1.800, 2.200] | 1.500 [1.350, 1.650] | 1.33 [1.20, 1.47] | 30 | "
-    assert f"{line}{shown} | 3e-06 |" in page(tmp_path)
+    assert f"{line}{shown} | 3e-06 | 2e-06 |" in page(tmp_path)
