@@ -131,6 +131,13 @@ def _fits(found: Results) -> Found:
     return None
 
 
+def _times_generation(found: Results) -> Found:
+    """What is done once weighs less the more images there are, so their number is said."""
+    for row in _rows(found, "eval", "benchtop", "cpu"):
+        return f"{row['times_generation']:.2f} of {row['images']:,} images", row["times_generation"] <= EVAL_TIMES
+    return None
+
+
 def _outside(found: Results) -> Found:
     for row in _rows(found, "eval", "sd21-base", "cuda"):
         share, measured = row["estimated"]["share_outside_generation"], row["images"]
@@ -156,8 +163,7 @@ def _targets() -> list[tuple[str, str, Callable[[Results], Found]]]:
             "whole", name, "cpu", lambda r: r["seconds"], limit, False, " s")) for name, limit in WHOLE_SEC.items()),
         ("webdataset decoding, × plain PIL × cores", f"≥ {DATA_SHARE}", _figure(
             "data", "webdataset", "cpu", lambda r: r["share_of_plain_times_cores"], DATA_SHARE, True)),
-        ("benchtop evaluation with all metrics, × generation", f"≤ {EVAL_TIMES}", _figure(
-            "eval", "benchtop", "cpu", lambda r: r["times_generation"], EVAL_TIMES, False)),
+        ("benchtop evaluation with all metrics, × generation", f"≤ {EVAL_TIMES}", _times_generation),
         ("Fréchet solve at d = 2048, × `eigvalsh` twice", f"≤ {FID_TIMES}", _figure(
             "fid", "random", "cpu", lambda r: r["solve"]["times_eigvalsh_twice"]["median"], FID_TIMES, False)),
     ]  # fmt: skip

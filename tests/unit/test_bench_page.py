@@ -128,6 +128,16 @@ def test_whole_runs_have_their_limits(tmp_path):
     assert "| `make demo` after install | ≤ 720 s | not measured |" in page(tmp_path)
 
 
+@pytest.mark.parametrize(("times", "mark"), [(2.5, "holds"), (2.51, "**misses**")])
+def test_an_evaluation_says_of_how_many_images(times, mark, tmp_path):
+    row = {"images": 2048, "metrics": ["fid"], "seconds": 20.0, "generation_sec": 8.0, "times_generation": times,
+           "share_outside_generation": 0.6}  # fmt: skip
+    write(tmp_path, "eval", what="eval", preset="benchtop", rows=[row])
+    text = page(tmp_path)
+    assert f"× generation | ≤ 2.5 | {times:.2f} of 2,048 images | {mark} |" in text
+    assert ("what each metric costs was not measured" in text) == (mark != "holds")
+
+
 def test_the_committed_page_is_the_files(tmp_path):
     committed = ROOT / "docs" / "performance.md"
     words = ["bench", "table", str(ROOT / "results" / "bench"), "--out"]
