@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.lapack import dsygst
+from scipy.linalg.lapack import dpotrf, dsygst
 
 from rgbench.metrics.tracking import Track, untracked
 
@@ -223,10 +223,9 @@ def _factor(covariance: np.ndarray, rank: int) -> tuple[np.ndarray, bool]:
     regular, else its leading eigenvectors.
     """
     if rank == len(covariance):
-        try:
-            return np.linalg.cholesky(covariance), True
-        except np.linalg.LinAlgError:  # singular for another reason, such as a feature that is always zero
-            pass
+        upper, failed = dpotrf(covariance.T, lower=0, clean=1)
+        if not failed:  # else singular for another reason, such as a feature that is always zero
+            return upper.T, True
     eigenvalues, vectors = np.linalg.eigh(covariance)
     return vectors[:, -rank:] * np.sqrt(eigenvalues[-rank:].clip(min=0)), False
 
