@@ -100,7 +100,9 @@ def metrics(content: dict[str, Any]) -> str:
         f"Each metric alone sees the same {row['images']} images of {row['resolution']} px, in batches of "
         f"{row['batch_size']}; generation takes {making:.1f} s for 1,000. Figures are made once, from all "
         f"{row['images']} images; features of the reference are there already. Together is one pass of "
-        f"{', '.join(together['metrics'])}, which share decoded images and features.\n\n" + table(heads, body)
+        f"{', '.join(together['metrics'])}, which share decoded images and features.\n\n"
+        + table(heads, body)
+        + "".join(f"\n- {name} was left out: {reason}.\n" for name, reason in row["left_out"].items())
     )
 
 

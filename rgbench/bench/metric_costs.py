@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rgbench.bench.clock import Clock
+from rgbench.errors import UsageError
 from rgbench.evaluation.evaluate import context_of, open_target
 from rgbench.evaluation.generate import BATCH_SIZE, ImageBatch
 from rgbench.evaluation.job import ImageSource, Job
@@ -47,7 +48,7 @@ def measure(target: Target, job: Job, names: Sequence[str]) -> dict[str, Any]:
     Args:
         target: a model.
         job: its metrics are those of the pass together; two images at least, shown in two batches or more.
-        names: metrics that are measured alone.
+        names: metrics that are measured alone; one that does not suit the prompts is left out, with the reason.
     """
     job = replace(job, batch_size=min(BATCH_SIZE, len(job.prompts) // 2))
     source = open_target(target, job)
@@ -56,7 +57,13 @@ def measure(target: Target, job: Job, names: Sequence[str]) -> dict[str, Any]:
     sizes, clock = [len(batch.prompts) for batch in batches], Clock(job.device)
     _pass(target, source, batches, job, job.metrics, clock)
     together = _pass(target, source, batches, job, job.metrics, clock)
-    alone = {name: _pass(target, source, batches, job, [name], clock)[name].row(sizes) for name in names}
+    alone: dict[str, dict[str, float]] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        try:
+            alone[name] = _pass(target, source, batches, job, [name], clock)[name].row(sizes)
+        except UsageError as error:  # as the suite of probes leaves out what does not suit the prompts
+            left_out[name] = str(error)
     return {
         "images": len(job.prompts),
         "batch_size": sizes[0],
@@ -64,6 +71,7 @@ def measure(target: Target, job: Job, names: Sequence[str]) -> dict[str, Any]:
         "generation_per_1000_sec": PER / source.images_per_sec,
         "together": {"metrics": list(job.metrics)} | _sum([spent.row(sizes) for spent in together.values()]),
         "alone": alone,
+        "left_out": left_out,
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rgbench.bench import api, dimensions, ranks
+from rgbench.bench.growth_tables import metrics
 from rgbench.bench.random_models import benchtop_shape
 from rgbench.bench.subject import RANDOM, RECIPES
 from rgbench.cli import app
@@ -100,3 +101,13 @@ def test_each_metric_is_timed_alone_and_together(preset, num, chosen, tmp_path, 
     if preset == "benchtop":  # both need the same features, which the pass together makes once
         apart = row["alone"]["fid"]["per_1000_sec"] + row["alone"]["kid"]["per_1000_sec"]
         assert row["together"]["per_1000_sec"] < 0.9 * (apart + row["alone"]["hps"]["per_1000_sec"])
+
+
+@pytest.mark.long
+def test_a_probe_that_does_not_suit_the_prompts_is_named_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = api.metric_costs(preset="benchtop", num=24, metrics=[], device="cpu", dtype="float32")
+    (row,) = found["rows"]
+    assert list(row["left_out"]) == ["diversity"] and "8 images of each prompt" in row["left_out"]["diversity"]
+    assert "spectrum" in row["alone"] and "diversity" not in row["alone"]
+    assert "- diversity was left out: metric diversity needs" in metrics(found)
