@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rgbench.bench.growth_tables import Results, dimensions, ranks
+from rgbench.bench.growth_tables import Results, dimensions, ranks, table
 from rgbench.bench.targets import MEMORY_BYTES
 
 NUM_GPUS, GPUS_PER_NODE = 64, 8
@@ -30,21 +30,21 @@ def growth(found: Results) -> str:
 
 
 def _counts(count: dict[str, Any]) -> str:
-    body = ["| | batch | TFLOP, plain | TFLOP, rgbench | TFLOP per image | student | least seconds on one H100 |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    heads = ("", "batch", "TFLOP, plain", "TFLOP, rgbench", "TFLOP per image", "student", "least seconds on one H100",
+             "held (GB)")  # fmt: skip
+    body = []
     for row in _steps(count):
         ours, plain = row["steps"]["rgbench"]["flops"], row["steps"]["plain"]["flops"]
-        body.append(
-            f"| {row['method']} | {row['batch_size']} | {plain / 1e12:.1f} | {ours / 1e12:.1f} | "
-            f"{ours / 1e12 / row['batch_size']:.2f} | {row['student_parameters'] / 1e6:.0f} M | "
-            f"{ours / H100_FLOP_PER_SEC:.3f} | {_held(row) / 1e9:.1f} |"
-        )
+        cells = (f"{row['batch_size']}", f"{plain / 1e12:.1f}", f"{ours / 1e12:.1f}",
+                 f"{ours / 1e12 / row['batch_size']:.2f}", f"{row['student_parameters'] / 1e6:.0f} M",
+                 f"{ours / H100_FLOP_PER_SEC:.3f}", f"{_held(row) / 1e9:.1f}")  # fmt: skip
+        body.append((row["method"], *cells))
     return (
         f"Full-size arithmetic, {count['preset']} at {_steps(count)[0]['resolution']} px, counted on shapes alone "
         f"(`{count['command']}`). Least seconds are FLOPs over the data sheet's dense bfloat16 rate, "
         f"{H100_FLOP_PER_SEC / 1e12:.0f} TFLOP/s: no implementation of these operations is faster. Held is what "
         "stays on the GPU from step to step whatever the batch: all networks, the gradients and AdamW's moments in "
-        "float32.\n\n" + "\n".join(body) + "\n\n" + _small_card(count)
+        "float32.\n\n" + table(heads, body) + "\n" + _small_card(count)
     )
 
 

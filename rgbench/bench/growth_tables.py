@@ -11,9 +11,16 @@ UNITS = {"batch": "images of a step", "resolution": "px", "proxy": "layers of th
 
 
 def table(heads: Sequence[str], body: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, the first column left, the others right."""
-    rules = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (heads, rules, *body)) + "\n"
+    """A Markdown table, the first column left, the others right.
+
+    Raises:
+        ValueError: a line without a cell for each head.
+    """
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *body]
+    for line in lines:
+        if len(line) != len(heads):
+            raise ValueError(f"{len(line)} cells under {len(heads)} heads: {line}")
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
 def of_kind(found: Results, what: str) -> list[dict[str, Any]]:

@@ -56,14 +56,16 @@ def readings(comparison: Comparison, verdicts: Sequence[Verdict] = ()) -> list[R
     for row in comparison.rows:
         if row.method not in ("teacher", "lcd"):
             found = verdicts_of(verdicts, row)
-            reading = replace(_read(comparison, row), verdict=verdict_words(found))
-            if name := verdict_name(found):
+            name = verdict_name(found)
+            reading = replace(_read(comparison, row, judged=bool(name)), verdict=verdict_words(found))
+            if name:
                 reading = replace(reading, label=f"verdict: {verdict_label(found)}", tone=TONES[name])
             read.append(reading)
     return read
 
 
-def _read(comparison: Comparison, row: Row) -> Reading:
+def _read(comparison: Comparison, row: Row, judged: bool) -> Reading:
+    """A row's reading; where a verdict weighs the evidence, and more of it, these few figures are not weighed too."""
     base = comparison.lcd(row)
     if base is None:
         text = "There is no LCD student at these sampler settings, so there is nothing to compare this one with."
@@ -86,7 +88,8 @@ def _read(comparison: Comparison, row: Row) -> Reading:
         return Reading(title, (), "It shares no protocol with LCD, so there is nothing to compare.", NOTHING, "none")
     found = _weigh(rewards, witnesses)
     shown = (*facts, *_along(comparison, row))
-    return Reading(title, shown, f"{found.text} {_caution(row, base)}", found.label, found.tone)
+    text = _caution(row, base) if judged else f"{found.text} {_caution(row, base)}"
+    return Reading(title, shown, text[:1].upper() + text[1:], found.label, found.tone)
 
 
 def _role(figure: Figure, trained: bool) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rgbench.bench.growth_tables import table
 from rgbench.bench.page import page
 from rgbench.cli import app
 from tests.conftest import ROOT
@@ -168,3 +169,9 @@ def test_the_committed_page_is_the_files(tmp_path):
 )
 def test_every_verb_has_help(name):
     assert CliRunner().invoke(app, ["bench", name, "--help"]).exit_code == 0
+
+
+def test_a_line_without_a_cell_for_each_head_is_no_table():
+    assert table(("", "b"), [("lcd", 1)]) == "|  | b |\n| --- | ---: |\n| lcd | 1 |\n"
+    with pytest.raises(ValueError, match="3 cells under 2 heads"):
+        table(("", "b"), [("lcd", 1, 2)])

@@ -59,9 +59,11 @@ def world(root: Path) -> Section:
 
 
 def test_a_verdict_is_told_in_its_own_words_and_sets_the_tone(root):
-    assert world(root).readings[0].verdict == ""
+    (unjudged,) = world(root).readings
+    assert unjudged.verdict == "" and "The trained reward rose" in unjudged.weighing
     judge(root, "rg_lcd-s0", "no gain")
     (reading,) = world(root).readings
+    assert reading.weighing.startswith("One training seed each"), "weighed once, by the verdict"
     assert reading.verdict == f"Verdict: no gain. {WORDS}"
     assert (reading.tone, reading.label) == ("flat", "verdict: no gain")
     judge(root, "rg_lcd-s0", "over-optimised")
