@@ -131,6 +131,20 @@ def _fits(found: Results) -> Found:
     return None
 
 
+def _whole(name: str, limit: float) -> Callable[[Results], Found]:
+    """A run of its own; of a recipe otherwise the demo's stage, which is the same command."""
+
+    def find(found: Results) -> Found:
+        for row in _rows(found, "whole", name, "cpu"):
+            return f"{row['seconds']:.0f} s", row["seconds"] <= limit
+        for row in _rows(found, "whole", "demo", "cpu"):
+            seconds = row["stages"].get(f"train {name}")
+            return seconds and (f"{seconds:.0f} s within `make demo`", seconds <= limit)
+        return None
+
+    return find
+
+
 def _times_generation(found: Results) -> Found:
     """What is done once weighs less the more images there are, so their number is said."""
     for row in _rows(found, "eval", "benchtop", "cpu"):
@@ -159,8 +173,7 @@ def _targets() -> list[tuple[str, str, Callable[[Results], Found]]]:
             "start", "benchtop", "cpu", lambda r: r["train_to_first_step_sec"]["median"], START_SEC, False, " s")),
         ("`rgbench --help`, CPU time", f"≤ {HELP_SEC} s", _figure(
             "start", "benchtop", "cpu", lambda r: r["help_cpu_sec"]["median"], HELP_SEC, False, " s")),
-        *((WHOLE_NAMES[name], f"≤ {limit:g} s", _figure(
-            "whole", name, "cpu", lambda r: r["seconds"], limit, False, " s")) for name, limit in WHOLE_SEC.items()),
+        *((WHOLE_NAMES[name], f"≤ {limit:g} s", _whole(name, limit)) for name, limit in WHOLE_SEC.items()),
         ("webdataset decoding, × plain PIL × cores", f"≥ {DATA_SHARE}", _figure(
             "data", "webdataset", "cpu", lambda r: r["share_of_plain_times_cores"], DATA_SHARE, True)),
         ("benchtop evaluation with all metrics, × generation", f"≤ {EVAL_TIMES}", _times_generation),
