@@ -65,7 +65,7 @@ class Diversity:
         if fewest < MIN_IMAGES:
             raise UsageError(
                 f"metric diversity needs at least {MIN_IMAGES} images of each prompt, not {fewest}; "
-                f"give --prompts a list in which each text stands {MIN_IMAGES} times: rgbench probes repeat-prompts"
+                f"give --seeds 0-{MIN_IMAGES - 1}, or --prompts a list in which each text stands {MIN_IMAGES} times"
             )
         fields = context.features.fields()
         if not self.against_real:
