@@ -51,5 +51,5 @@ def test_the_jackknife_leaves_out_one_prompts_images(repeated):
 
 
 def test_diversity_needs_eight_images_of_a_prompt(tmp_path):
-    with pytest.raises(UsageError, match="at least 8 images of each prompt, not 1; give --prompts a list"):
+    with pytest.raises(UsageError, match="at least 8 images of each prompt, not 1; give --seeds 0-7"):
         diversity.Diversity(make_context(benchtop_prompts(2), tmp_path))
