@@ -46,12 +46,13 @@ def test_metrics_are_listed_heaviest_first(tmp_path):
 
     together = {"metrics": ["hps", "fid"]} | costs(6.0)
     row = {"images": 512, "batch_size": 64, "resolution": 64, "generation_per_1000_sec": 10.0, "together": together,
-           "alone": {"hps": costs(2.0), "fid": costs(5.0)}}  # fmt: skip
+           "alone": {"hps": costs(2.0), "fid": costs(5.0)}, "left_out": {"diversity": "too few"}}  # fmt: skip
     write(tmp_path, "metrics", what="metrics", preset="benchtop", rows=[row])
     text = page(tmp_path)
     lines = ["| fid | 5.00 | 0.50 | 1.50 | 0.5 |", "| hps | 2.00 | 0.20 | 1.50 | 0.5 |",
              "| **together** | 6.00 | 0.60 | 1.50 | 0.5 |"]  # fmt: skip
     assert "\n".join(lines) in text and "one pass of hps, fid" in text
+    assert "\n- diversity was left out: too few.\n" in text
 
 
 @pytest.mark.parametrize(("pays", "shown"), [(60.4, "60"), (None, "never")])

@@ -118,7 +118,7 @@ def _front(axes: Axes, reached: Points, theme: Theme, *, lower_is_better: bool) 
     if len(reached) < 2:
         return None
     (line,) = axes.plot(*zip(*front, strict=True), color=theme.ink, lw=1.4, ls=FRONT, marker="None", zorder=2)
-    line.set_label("Pareto front of the students and their checkpoints")
+    line.set_label("Pareto front of students, checkpoints")
     return line
 
 
