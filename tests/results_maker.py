@@ -97,3 +97,13 @@ def put(root: Path, model: str, metric: str, value: float | None = None, **given
             "value": [float(x) for x in rows],
         }
     return write_result(root, result, table)
+
+
+def seeds_and_students(root: Path) -> Path:
+    """Seven LCD students, a hacked student, an honest one, the teacher; the folder again."""
+    for seed in range(7):
+        measured(root, f"lcd-s{seed}", {})
+    measured(root, "rg_lcd-s1", HACKED)
+    measured(root, "lrm-s1", {"hps_aa0": 2, "oracle_mean": 1})
+    measured(root, "teacher", {"hfer_gap_db": -1})
+    return root

@@ -143,8 +143,7 @@ def generation(
         UsageError: an unknown preset or dtype.
     """
     _check_names(preset, ())
-    if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: {suggest(dtype, DTYPES)}")
+    _check_dtype(dtype)
     place, kind = torch.device(device), DTYPES[dtype]
     models = random_models(RANDOM[preset], place, kind) if preset in RANDOM else load_models(preset, place, kind)
     student = generate.untrained_student(models)
@@ -161,8 +160,7 @@ def evaluation_share(
         UsageError: an unknown preset or dtype.
     """
     _check_names(preset, ())
-    if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: {suggest(dtype, DTYPES)}")
+    _check_dtype(dtype)
     with _folder() as folder:
         if preset in RANDOM:
             row = evaluation.measure_full_size(
@@ -180,8 +178,7 @@ def metric_costs(*, preset: str, num: int, metrics: list[str], device: str, dtyp
         UsageError: an unknown preset, dtype or metric.
     """
     _check_names(preset, ())
-    if dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: {suggest(dtype, DTYPES)}")
+    _check_dtype(dtype)
     with _folder() as folder:
         if preset in RANDOM:
             chosen = metrics or list(default_metrics(own_images=True))
@@ -257,6 +254,11 @@ def counts(
 def _folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rgbench-bench-") as folder:
         yield Path(folder)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: {suggest(dtype, DTYPES)}")
 
 
 def _check_names(preset: str, methods: Sequence[str]) -> None:

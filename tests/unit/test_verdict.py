@@ -15,19 +15,12 @@ from rgbench.evaluation.results import load_result, load_results
 from rgbench.evaluation.verdict import false_positives, judge, rate_interval, thresholds, trained_keys
 from rgbench.evaluation.verdicts import Model, models_of
 from rgbench.metrics.intervals import wilson_interval
-from tests.results_maker import BASE, HACKED, LEFT, make, measured, put
+from tests.results_maker import BASE, HACKED, LEFT, make, measured, put, seeds_and_students
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Seven LCD students, a hacked student, an honest one, the teacher."""
-    root = tmp_path_factory.mktemp("results")
-    for seed in range(7):
-        measured(root, f"lcd-s{seed}", {})
-    measured(root, "rg_lcd-s1", HACKED)
-    measured(root, "lrm-s1", {"hps_aa0": 2, "oracle_mean": 1})
-    measured(root, "teacher", {"hfer_gap_db": -1})
-    return root
+    return seeds_and_students(tmp_path_factory.mktemp("results"))
 
 
 def model(root: Path, name: str) -> Model:

@@ -13,19 +13,12 @@ from rgbench.evaluation.results import load_results
 from rgbench.evaluation.verdict_file import load_verdicts
 from rgbench.evaluation.verdicts import give_verdicts, models_of
 from tests.conftest import ROOT
-from tests.results_maker import HACKED, measured
+from tests.results_maker import HACKED, measured, seeds_and_students
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Seven LCD students, a hacked student, an honest one, the teacher."""
-    root = tmp_path_factory.mktemp("results")
-    for seed in range(7):
-        measured(root, f"lcd-s{seed}", {})
-    measured(root, "rg_lcd-s1", HACKED)
-    measured(root, "lrm-s1", {"hps_aa0": 2, "oracle_mean": 1})
-    measured(root, "teacher", {"hfer_gap_db": -1})
-    return root
+    return seeds_and_students(tmp_path_factory.mktemp("results"))
 
 
 def test_verdicts_are_words_and_files(world):
