@@ -74,13 +74,27 @@ def parse_value(text: str, where: str) -> Any:
     return _Reader(text, where).document()
 
 
+class _TooDeep(yaml.MarkedYAMLError):
+    """More brackets open than a recipe may nest."""
+
+
+class _Loader(yaml.BaseLoader):
+    """PyYAML's, without its long look ahead into brackets that nothing can close in time."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Read ``[`` or ``{``: the scanner keeps each one open as a possible key, at a cost of their number squared."""
+        if self.flow_level > MAX_DEPTH:
+            raise _TooDeep(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+
 class _Reader:
     """Builds plain data and the line index from PyYAML's events."""
 
     def __init__(self, text: str, path: str | Path) -> None:
         self.path = path
         self.lines: dict[str, int] = {}
-        self.events = yaml.parse(text, Loader=yaml.BaseLoader)
+        self.events = yaml.parse(text, Loader=_Loader)
 
     def document(self) -> Any:
         self._next()  # start of the stream
@@ -100,7 +114,8 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             what = " ".join(part for part in (error.context, error.problem) if part)
-            raise ConfigError(f"not YAML: {what}", path=self.path, line=mark.line + 1 if mark else None) from error
+            what = what if isinstance(error, _TooDeep) else f"not YAML: {what}"
+            raise ConfigError(what, path=self.path, line=mark.line + 1 if mark else None) from error
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             raise ConfigError(f"not YAML: {error}", path=self.path) from error
 
