@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,12 @@ from rgbench.evaluation.record import protocol_of
 from rgbench.evaluation.results import Generation
 from rgbench.evaluation.shards import Shard
 from rgbench.files import load_safetensors, read_safetensors_metadata, save_safetensors_atomic
+from rgbench.metrics.caching import cache_folder, read_whole
 from rgbench.metrics.carrying import absorb, gathered
 from rgbench.metrics.contract import Accumulator
 from rgbench.metrics.features import FeatureRows
-from rgbench.writing import write_text_atomic
 
 FOLDER = ".partial"
-
-log = logging.getLogger(__name__)
 
 
 class Pass:
@@ -78,8 +76,7 @@ class Pass:
             arrays["features"] = self.rows.everything()[positions]
         tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
         path = self.file(shard)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path.parent / ".gitignore", "*\n")
+        cache_folder(path.parent)
         told = {"about": json.dumps(about), "measured": json.dumps(self.measured)}
         save_safetensors_atomic({**tensors, "sha256": _digest(tensors)}, path, told)
         self._files.add(path)
@@ -88,12 +85,8 @@ class Pass:
     def load(self, shard: Shard) -> bool:
         """Take in a stored share; whether there was one that is whole."""
         path = self._find(shard)
-        if path is None:
-            return False
-        tensors = load_safetensors(path)
-        told = tensors.pop("sha256", torch.empty(0))
-        if not torch.equal(told, _digest(tensors)):
-            log.warning("%s: contents do not match their checksum; made again", path)
+        tensors = read_whole(path, partial(_tensors, path)) if path else None
+        if path is None or tensors is None:
             return False
         arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
         positions = arrays["positions"]
@@ -112,12 +105,8 @@ class Pass:
         """The file of a share: this pass's own, else one of more metrics."""
         others = sorted(self.folder.glob(f"*-{shard.index}of{shard.count}.safetensors"))
         for path in sorted(others, key=lambda path: path != self.file(shard)):
-            try:
-                measured = json.loads(read_safetensors_metadata(path)["measured"])
-            except UsageError as error:
-                log.warning("%s; made again", error)
-                continue
-            if all(each in measured for each in self.measured):
+            measured = read_whole(path, partial(_measured, path))
+            if measured is not None and all(each in measured for each in self.measured):
                 return path
         return None
 
@@ -135,9 +124,26 @@ def stored_shards(results: Path) -> dict[Path, dict[str, Any]]:
     """
     found = {}
     for path in sorted((results / FOLDER).rglob("*of*.safetensors")):
-        if not path.stem.endswith("-1of1"):
-            found[path] = json.loads(read_safetensors_metadata(path)["about"])
+        if path.stem.endswith("-1of1"):
+            continue
+        told = read_safetensors_metadata(path).get("about")
+        if told is None:
+            raise UsageError(f"{path}: no shard of an evaluation, for it does not say how it was made; remove it")
+        found[path] = json.loads(told)
     return found
+
+
+def _measured(path: Path) -> list[list[str]]:
+    """Metrics and protocols that a share holds; none of a foreign file."""
+    measured: list[list[str]] = json.loads(read_safetensors_metadata(path).get("measured", "[]"))
+    return measured
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor] | None:
+    """A share's tensors; None where they do not match their checksum."""
+    tensors = load_safetensors(path)
+    told = tensors.pop("sha256", torch.empty(0))
+    return tensors if torch.equal(told, _digest(tensors)) else None
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

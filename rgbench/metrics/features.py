@@ -12,15 +12,16 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.files import read_json, sha256_file, write_json_atomic, write_text_atomic
+from rgbench.errors import RgbenchError
+from rgbench.files import read_json, sha256_file, write_json_atomic
+from rgbench.metrics.caching import cache_folder, read_whole
 from rgbench.writing import write_chunks_atomic
 
 T = TypeVar("T")
@@ -163,14 +164,14 @@ class FeatureSet:
         stem = f"{self.network.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
         path = self.reference.cache / f"{stem}.f32"
         about = path.with_suffix(".json")
-        if not self._is_whole(path, about):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(path.parent / ".gitignore", "*\n")
-            found: dict[str, Any] = {"num_small": 0, "num_converted": 0, "converted": []}
-            digest = write_chunks_atomic(path, self._chunks(found))
-            write_json_atomic(about, {"sha256": digest, **found})
+        there = path.is_file() and about.is_file()
+        told = read_whole(path, partial(self._told, path, about)) if there else None
+        if told is None:
+            cache_folder(path.parent)
+            told = {"num_small": 0, "num_converted": 0, "converted": []}
+            digest = write_chunks_atomic(path, self._chunks(told))
+            write_json_atomic(about, {"sha256": digest, **told})
         rows = np.memmap(path, dtype=np.float32, mode="r").reshape(-1, self.network.num_features)
-        told = read_json(about)
         self._tell(told)
         return rows, told
 
@@ -194,20 +195,12 @@ class FeatureSet:
             done += len(features)
             yield features.contiguous().numpy().tobytes()
 
-    def _is_whole(self, path: Path, about: Path) -> bool:
-        if not path.is_file() or not about.is_file():
-            return False
+    def _told(self, path: Path, about: Path) -> dict[str, Any] | None:
+        """What was told of kept features; None where they are not whole."""
         size = len(self.reference) * self.network.num_features * 4
-        try:
-            told = read_json(about)
-        except UsageError as error:
-            log.warning("%s; made again", error)
-            return False
+        told = read_json(about)
         known = isinstance(told, dict) and "num_converted" in told  # older ones do not say
-        if known and path.stat().st_size == size and told.get("sha256") == sha256_file(path):
-            return True
-        log.warning("%s: contents do not match their checksum; made again", path)
-        return False
+        return told if known and path.stat().st_size == size and told.get("sha256") == sha256_file(path) else None
 
 
 def check_finite(values: np.ndarray, positions: np.ndarray, where: str) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import logging
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ import numpy as np
 import torch
 
 import rgbench
-from rgbench.errors import UsageError
 from rgbench.files import load_safetensors, read_safetensors_metadata
-from rgbench.writing import save_safetensors_atomic, write_text_atomic
-
-log = logging.getLogger(__name__)
+from rgbench.metrics.caching import cache_folder, read_whole
+from rgbench.writing import save_safetensors_atomic
 
 CODE = ("metrics", "rewards", "worlds", "data")  # packages whose change may change a figure
 
@@ -38,27 +35,20 @@ def keep_array(folder: Path, owner: object, fields: Mapping[str, Any], make: Cal
     code = [type(owner).__qualname__, _source(type(owner)), code_digest(), torch.__version__]
     key = hashlib.sha256(json.dumps([fields, code], sort_keys=True).encode()).hexdigest()
     path = folder / f"{type(owner).__name__.lower()}-{key[:32]}.safetensors"
-    kept = _read(path) if path.is_file() else None
+    kept = read_whole(path, partial(_read, path)) if path.is_file() else None
     if kept is not None:
         return kept
     array = np.ascontiguousarray(make(), dtype=np.float64)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(folder / ".gitignore", "*\n")
+    cache_folder(folder)
     save_safetensors_atomic({"array": torch.from_numpy(array)}, path, {"sha256": _digest(array)})
     return array
 
 
 def _read(path: Path) -> np.ndarray | None:
-    try:
-        array = load_safetensors(path)["array"].numpy()
-        told = read_safetensors_metadata(path).get("sha256")
-    except (UsageError, KeyError) as error:
-        log.warning("%s; made again", error)
-        return None
-    if told == _digest(array):
-        return array
-    log.warning("%s: contents do not match their checksum; made again", path)
-    return None
+    tensor = load_safetensors(path).get("array")
+    array = None if tensor is None else tensor.numpy()
+    intact = array is not None and read_safetensors_metadata(path).get("sha256") == _digest(array)
+    return array if intact else None
 
 
 def _digest(array: np.ndarray) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from rgbench.errors import UsageError
-from rgbench.files import inspect_image, open_image, read_json, sha256_file, write_json_atomic, write_text_atomic
+from rgbench.files import inspect_image, open_image, read_json, sha256_file, write_json_atomic
+from rgbench.metrics.caching import cache_folder
 from rgbench.metrics.features import FeatureNetwork, InputBatch
 from rgbench.metrics.reference import BATCH, from_uint8
 from rgbench.metrics.tracking import Track, untracked
@@ -71,8 +72,7 @@ class ReferenceFolder:
             for at in self.track(torch.arange(len(self.files)).split(BATCH), f"{self.folder.name}: hashing"):
                 for found in pool.map(sha256_file, [self.files[i] for i in at]):
                     digest.update(f"{found}\n".encode())
-        self.cache.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(self.cache / ".gitignore", "*\n")
+        cache_folder(self.cache)
         write_json_atomic(remembered, {"content": digest.hexdigest()})
         return digest.hexdigest()
 

@@ -1,0 +1,75 @@
+"""Folders of what can be computed again: out of git, safe to ask for at once, damaged files told and made again."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+import pytest
+import torch
+
+from rgbench.errors import UsageError
+from rgbench.evaluation.partial import FOLDER, Pass, stored_shards
+from rgbench.evaluation.results import Generation
+from rgbench.evaluation.shards import WHOLE
+from rgbench.files import read_json, save_safetensors_atomic
+from rgbench.metrics.caching import cache_folder, read_whole
+from rgbench.metrics.features import FeatureRows
+from rgbench.metrics.kept import keep_array
+
+WRITERS = 8
+
+
+def test_many_may_ask_for_one_folder_at_once(tmp_path):
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for turn in range(20):
+            folder, gate = tmp_path / f"{turn}/deep", Barrier(WRITERS)
+            assert list(pool.map(lambda _, f=folder, g=gate: (g.wait(), cache_folder(f))[1], range(WRITERS))) == [
+                folder
+            ] * (WRITERS)
+            assert [path.name for path in folder.iterdir()] == [".gitignore"], "no temporary name is left"
+            assert (folder / ".gitignore").read_text() == "*\n"
+
+
+def test_many_may_keep_the_same_array_at_once(tmp_path):
+    gate = Barrier(WRITERS)
+
+    def keep(_):
+        gate.wait()
+        return keep_array(tmp_path, gate, {}, lambda: np.arange(4.0)).tolist()
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        assert list(pool.map(keep, range(WRITERS))) == [[0, 1, 2, 3]] * WRITERS
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_gitignore_of_ones_own_stays(tmp_path):
+    (tmp_path / ".gitignore").write_text("*.tmp\n")
+    assert cache_folder(tmp_path) == tmp_path
+    assert (tmp_path / ".gitignore").read_text() == "*.tmp\n"
+
+
+def test_damage_is_told_whichever_way_it_shows(tmp_path, caplog):
+    path = tmp_path / "a.json"
+    assert read_whole(path, lambda: 0) == 0 and not caplog.records, "false is no damage"
+    assert read_whole(path, lambda: None) is None
+    assert f"{path}: contents do not match their checksum; made again" in caplog.text
+    caplog.clear()
+    path.write_text("{")
+    assert read_whole(path, lambda: read_json(path)) is None
+    assert str(path) in caplog.text and caplog.text.rstrip().endswith("; made again")
+
+
+def test_a_foreign_file_among_unfinished_passes_is_no_pass_and_no_shard(tmp_path):
+    generation = Generation(id="g-0", fields={})
+    folder = tmp_path / FOLDER / "benchtop" / "lcd-s0" / generation.id
+    save_safetensors_atomic({"a": torch.ones(2)}, folder / "other-1of1.safetensors")
+    assert not Pass(folder, generation, [("fid", _Nothing())], FeatureRows(2, 3), 2).load(WHOLE)
+    foreign = folder / "other-1of2.safetensors"
+    save_safetensors_atomic({"a": torch.ones(2)}, foreign)
+    with pytest.raises(UsageError, match="no shard of an evaluation") as error:
+        stored_shards(tmp_path)
+    assert str(foreign) in str(error.value)
+
+
+class _Nothing:
+    quantities = ()
