@@ -49,6 +49,7 @@ test-long: $(STAMP)
 	scripts/install_debian.sh chromium chromium fonts-dejavu-core
 	scripts/install_debian.sh pdflatex texlive-latex-recommended
 	$(BIN)/python -m pytest -q -m "long and not gpu" --timeout 3600
+	$(BIN)/python -m pytest -q -m "hypothesis and not gpu" --hypothesis-profile search --timeout 3600
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -q -m gpu --timeout 1800

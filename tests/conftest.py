@@ -1,30 +1,74 @@
-"""What all tests share: no network, a tuned process, hypothesis profiles, the command line."""
+"""What all tests share: no network, nothing of whoever runs them, a tuned process, the command line."""
 
 from __future__ import annotations
 
+import gc
 import os
+import random
+import re
+import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 from rgbench.process import tune_process
 
 ROOT = Path(__file__).parent.parent
 
-# pytest-socket blocks this process; the variables reach the processes that tests start.
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", NO_COLOR="1", TERM="dumb")
 if "torch" not in sys.modules:
     tune_process()
 
-# Deterministic, so that a failure on one machine is a failure on all; time limits are pytest-timeout's.
-settings.register_profile(
-    "rgbench", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+# Deterministic, so that a failure on one machine is a failure on all; time limits are pytest-timeout's. The long tier
+# searches with fresh seeds. Hypothesis would also draw constants of the modules that happen to be loaded, so that the
+# examples of a test would depend on the tests before it.
+PROFILE = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("rgbench", derandomize=True, **PROFILE)
+settings.register_profile("search", derandomize=False, print_blob=True, **PROFILE)
 settings.load_profile("rgbench")
+providers._get_local_constants = lambda: providers._local_constants
+
+# What a terminal, a CI service or a scheduler sets changes what is printed and how many ranks there are; what is set
+# for the hub, which weights are found.
+FOREIGN = re.compile(
+    r"FORCE_COLOR|CLICOLOR_FORCE|PY_COLORS|TTY_\w+|COLUMNS|LINES|TERMINAL_WIDTH|GITHUB_ACTIONS|LANG(UAGE)?|LC_\w+"
+    r"|PYTHON(?!PATH|HOME)\w+|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)"
+    r"|(MASTER|SLURM|TORCHELASTIC|ACCELERATE|HF|HUGGINGFACE|TRANSFORMERS|WANDB)_\w+"
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take away what tests would find of whoever runs them, here and in the processes that they start."""
+    for name in [name for name in os.environ if FOREIGN.fullmatch(name)]:
+        del os.environ[name]
+    caches = tempfile.mkdtemp(prefix="rgbench-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(caches, ignore_errors=True))
+    os.environ.update(LC_ALL="C.UTF-8", NO_COLOR="1", TERM="dumb", XDG_CACHE_HOME=caches, HF_HOME=f"{caches}/hub")
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # pytest-socket blocks this process alone
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and their children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Keep thousands of collected tests out of every later garbage collection, whose pauses fall into timed code."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test, with the fixtures made for it, draws the same numbers whichever tests ran before."""
+    random.seed(0)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @dataclass(frozen=True)

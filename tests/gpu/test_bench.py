@@ -13,7 +13,7 @@ from rgbench.bench.train_step import OURS, PLAIN, measure
 from rgbench.trainers.recipe import load_recipe
 from tests.unit.test_bench_parts import TINY
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 SETTINGS = ["train.batch_size=2", "train.gradient_checkpointing=false", "train.num_workers=0"]
 
 

@@ -7,8 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import threading
-import time
 
 import pytest
 import torch
@@ -79,32 +77,26 @@ def test_a_finished_run_is_left_alone(recipe, capsys):
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-def test_an_interrupted_run_goes_on_and_ends_the_same(recipe, tmp_path):
+def test_an_interrupted_run_goes_on_and_ends_the_same(recipe, tmp_path, monkeypatch):
     straight = train(str(recipe), ["train.steps=9", "train.sample_every=0"], out=tmp_path / "straight")
-    killer = threading.Thread(target=_terminate_when, args=(tmp_path / "stopped" / "log.jsonl",))
-    killer.start()
-    words = ["train.steps=9", "train.sample_every=0"]
-    with pytest.raises(Interrupted) as caught:
+    words, log = ["train.steps=9", "train.sample_every=0"], RunDirectory.log
+
+    def log_and_terminate(run, row) -> None:
+        log(run, row)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted) as caught:
+        patched.setattr(RunDirectory, "log", log_and_terminate)
         train(str(recipe), [*words, "train.log_every=1"], out=tmp_path / "stopped")
-    killer.join()
     assert caught.value.exit_code == 75
     command = shlex.split(caught.value.resume_command)
     assert command[:3] == ["rgbench", "train", str(recipe)] and command[-2:] == ["--out", str(tmp_path / "stopped")]
     meta = RunDirectory.open(tmp_path / "stopped").read()
-    assert meta["status"] == "interrupted" and 0 < meta["step"] < 9
+    assert (meta["status"], meta["step"]) == ("interrupted", 1)
     stopped = train(str(recipe), [*words, "train.log_every=1"], out=tmp_path / "stopped")
     name = "unet/diffusion_pytorch_model.safetensors"
     a, b = load_file(straight / "pipeline" / name), load_file(stopped / "pipeline" / name)
     assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def _terminate_when(file) -> None:
-    """SIGTERM as soon as the first step is logged."""
-    for _ in range(60_000):
-        if file.is_file() and file.stat().st_size:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        time.sleep(0.002)
 
 
 def test_a_run_moves_to_other_paths_and_another_split(recipe, world, tmp_path):

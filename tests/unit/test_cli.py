@@ -20,6 +20,7 @@ from rgbench.errors import ConfigError, Interrupted, RgbenchError, UsageError
 from rgbench.registry import TABLES
 from tests.conftest import ROOT, Cli
 
+OURS = os.environ | {"PYTHONPATH": str(ROOT)}
 VERBS = ["train", "eval", "report", "sample", "ls", "show", "cp", "validate", "doctor", "world"]
 
 
@@ -38,18 +39,22 @@ def test_every_verb_has_help(verb: str) -> None:
     assert "Usage" in result.output
 
 
+def cpu_seconds(code: str) -> float:
+    """CPU time of a process: a busy machine must not fail what is measured."""
+    child = subprocess.Popen([sys.executable, "-c", code], env=OURS, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_help_takes_no_torch_and_no_time() -> None:
-    """CPU time, the best of three: a busy machine must not fail it."""
+    """0.4 s; on a slow machine, twice what the command-line library alone takes to be imported there."""
     code = "import sys; sys.argv = ['rgbench', '--help']\nfrom rgbench.cli import main\n"
     code += "try: main()\nexcept SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
-    spent = []
-    for _ in range(3):
-        child = subprocess.Popen([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.returncode == 0
-        spent.append(usage.ru_utime + usage.ru_stime)
-    assert min(spent) <= 0.4
+    spent = [(cpu_seconds(code), cpu_seconds("import typer.rich_utils")) for _ in range(5)]
+    help_sec, library_sec = map(min, zip(*spent, strict=True))
+    assert help_sec <= max(0.4, 2 * library_sec)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +187,7 @@ def test_ctrl_c_at_start_up() -> None:
     code += "@app.command()\ndef b(): ...\napp(['a'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(ROOT)},
+        env=OURS,
         capture_output=True,
         text=True,
         check=False,
@@ -197,7 +202,7 @@ def test_a_process_of_its_own_explains_itself_too(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rgbench", "show", "lrmm"],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
+        env=OURS,
         capture_output=True,
         text=True,
         check=False,

@@ -21,6 +21,13 @@ from tests.results_maker import make, put
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(size=48)
+START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Of each test, alone or after others."""
+    RNG.bit_generator.state = START
 
 
 def test_expected_maximum_is_the_mean_over_all_subsets():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -55,8 +56,6 @@ def test_plug_ins_add_names_but_cannot_take_ours(tmp_path: Path) -> None:
     (info / "entry_points.txt").write_text(
         "[rgbench.reward]\nmine = plug:mine\nhps = plug:mine\nbroken = absent_module:X\n"
     )
-    path = f"{tmp_path}:{ROOT}"
-    done = subprocess.run(
-        [sys.executable, "-c", PLUGIN], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
+    found = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", PLUGIN], env=found, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
