@@ -141,6 +141,10 @@ class DiffusionModels:
 
         Returns:
             (B, 3, H, W) in [0, 1].
+
+        Raises:
+            UsageError: an LCM whose scheduler does not name its training grid.
+            ValueError: more steps than the grid has.
         """
         embeds = self.encode_prompts(prompts)
         uncond = self.encode_prompts([""]).expand_as(embeds)

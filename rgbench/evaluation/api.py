@@ -90,6 +90,7 @@ def evaluate(
 
     Raises:
         UsageError: an unknown target or metric, an unfinished run, an empty prompt file, a metric that does not fit.
+        RgbenchError: an image, score or figure that is not finite; nothing is stored of it.
         Interrupted: SIGTERM or Ctrl-C; what was stored stays, and the command given goes on.
     """
     options = Options(

@@ -32,14 +32,24 @@ class _Frozen(BaseModel):
 
 
 class Generation(_Frozen):
-    """How the images were made: model weights, sampler, steps, guidance, resolution, dtype."""
+    """How the images were made: model weights, sampler, steps, guidance, resolution, dtype.
+
+    Attributes:
+        id: a name and 8 hex digits over ``fields``; a row of the report, and a folder of the results.
+        fields: plain data.
+    """
 
     id: str
     fields: dict[str, Any]
 
 
 class Protocol(_Frozen):
-    """How they were measured: prompts, reference, preprocessing, networks, seed rule."""
+    """How they were measured: prompts, reference, preprocessing, networks, seed rule.
+
+    Attributes:
+        id: a name and 8 hex digits over ``fields``; two figures may be compared where it is the same.
+        fields: plain data.
+    """
 
     id: str
     fields: dict[str, Any]
@@ -54,13 +64,19 @@ class Result(_Frozen):
         method: "teacher", a trainer's kind, or "external".
         training_seed: None where nothing was trained here.
         training: ``step`` of the weights and ``steps`` of the whole run; below ``steps`` it is a checkpoint's figure.
-        value: None where the figure is undefined; ``flags`` then say why.
+        generation: how the images were made.
+        metric: how the figure is named and shown.
+        protocol: how it was measured.
+        value: in the metric's unit; None where the figure is undefined, and ``flags`` then say why.
+        interval: over images; None where there is none.
+        flags: what a reader must know, such as "n<=d".
         num_samples: images that it was made from.
         in_sample: the model was trained on this very reward.
         trained_rewards: fingerprint ids of the rewards it was trained on.
         extra: vectors and further figures.
         cost: seconds of training, reward calls, images per second, network evaluations per image.
         samples: name of the per-image file beside this one.
+        provenance: git revision, versions, device, threads and time of the process that measured.
         command: what made it.
     """
 

@@ -47,7 +47,14 @@ class Metric(BaseModel):
 
 
 class Interval(BaseModel):
-    """A confidence interval and how it was made."""
+    """A confidence interval and how it was made.
+
+    Attributes:
+        low: in the metric's unit.
+        high: likewise.
+        level: coverage, such as 0.95.
+        method: in words, such as "Wilson".
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -126,7 +126,19 @@ def _train(settings: BaseRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequ
 
 
 def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[Loop, dict[str, Any]]:
-    """The loop of a recipe, and what identifies its teacher, rewards and data; writes nothing."""
+    """The loop of a recipe, and what identifies its teacher, rewards and data; writes nothing.
+
+    Args:
+        settings: a validated recipe.
+        run: where the loop will write.
+        ranks: that share the batch.
+
+    Returns:
+        The loop, and fields of ``run.json``.
+
+    Raises:
+        UsageError: a part is missing or does not fit another.
+    """
     check_split(settings.train, ranks.size)
     source = open_source(settings.data)
     models = load_models(settings.model.teacher_folder(), ranks.device, torch.float32)

@@ -42,7 +42,7 @@ def luma_chroma(images: Tensor) -> Tensor:
 
 
 def power_spectrum(planes: Tensor, window: bool = True) -> Tensor:
-    """P of each plane.
+    """P of each plane; without window, Σ weight · P is the plane's variance.
 
     Args:
         planes: (..., H, W) float64.
@@ -62,7 +62,14 @@ def power_spectrum(planes: Tensor, window: bool = True) -> Tensor:
 
 @dataclass(frozen=True)
 class Plane:
-    """Geometry of the half plane of an H × W image."""
+    """Geometry of the half plane of an H × W image; arrays are (H, W//2 + 1).
+
+    Attributes:
+        radius: |f| in cycles per pixel.
+        weight: how often each cell counts in the whole plane, 1 or 2.
+        bins: ring of each cell, from 0; −1 for none.
+        num_bins: min(H, W) // 2.
+    """
 
     radius: np.ndarray
     weight: np.ndarray
@@ -100,7 +107,15 @@ def radial_profile(power: np.ndarray, height: int, width: int) -> tuple[np.ndarr
 
 
 def band_energy(power: np.ndarray, height: int, width: int, low: float, high: float = math.inf) -> float:
-    """Σ P over low < r ≤ high, corners included."""
+    """Σ P over low < r ≤ high, corners included.
+
+    Args:
+        power: P, (H, W//2 + 1).
+        height: H.
+        width: W.
+        low: in cycles per pixel.
+        high: likewise.
+    """
     plane = half_plane(height, width)
     inside = (plane.radius > low) & (plane.radius <= high)
     return float((plane.weight * power)[inside].sum())
@@ -113,7 +128,15 @@ def high_frequency_ratio(power: np.ndarray, height: int, width: int, cutoff: flo
 
 
 def slope(radius: np.ndarray, profile: np.ndarray) -> float:
-    """Least squares of ln P against ln f on [.02, .35]; natural images about −2."""
+    """Least squares of ln P against ln f on [.02, .35]; natural images about −2.
+
+    Args:
+        radius: f of each ring, (K,) in cycles per pixel, as :func:`radial_profile` gives them.
+        profile: P of each ring, (K,).
+
+    Returns:
+        The exponent; NaN for fewer than two rings there, or one without power.
+    """
     inside = (radius >= SLOPE_BAND[0]) & (radius <= SLOPE_BAND[1])
     if inside.sum() < 2 or not (profile[inside] > 0).all():
         return math.nan
@@ -131,7 +154,7 @@ def ratio_db(value: float, reference: float) -> float:
 
 
 def log_spectral_distance(profile: np.ndarray, reference: np.ndarray) -> float:
-    """√mean_k (10 log₁₀ S − 10 log₁₀ S_ref)² in dB; NaN where a bin is empty of power."""
+    """√mean_k (10 log₁₀ S − 10 log₁₀ S_ref)² in dB of two profiles (K,); NaN where a ring is empty of power."""
     if not ((profile > 0).all() and (reference > 0).all()):
         return math.nan
     return float(np.sqrt(np.mean((10 * np.log10(profile / reference)) ** 2)))
