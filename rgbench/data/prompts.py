@@ -16,6 +16,9 @@ KNOWN_LISTS = {
     "20ed79e6a73d7b8fdbfb6ebc8c5c7e99": "coco14-30k",  # DMD2, SiD-LSG, GigaGAN: 30,000 of val2014, in file order
 }
 
+UNKNOWN = "not a list that rgbench knows"
+NUM_PARTI = 1632  # PartiPrompts' rows
+BENCHTOP, HPS_BENCHMARK = "benchtop", "hpsv2-benchmark"
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 HPS_PROMPTS_PER_STYLE = 800
 
@@ -44,19 +47,26 @@ class PromptSet:
     """An ordered list of prompts, one image each; no id comes twice with one seed.
 
     Attributes:
-        name: for tables and protocol ids; a known list goes by its own name.
+        name: for tables and protocol ids; a known list goes by its own name, and no other file does.
         prompts: the prompts, in order.
         file_md5: of the file it was read from, the hash by which papers name lists; None for the benchtop's.
         file_sha256: of the same file.
+        standing: what a list that is not known by its hash is to those that papers share.
     """
 
     name: str
     prompts: tuple[Prompt, ...]
     file_md5: str | None = None
     file_sha256: str | None = None
+    standing: str = UNKNOWN
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def published(self) -> str | None:
+        """The name under which papers share this list, by its hash; None where it is none of those."""
+        return KNOWN_LISTS.get(self.file_md5) if self.file_md5 else None
 
     @property
     def seeds(self) -> list[int]:
@@ -96,7 +106,7 @@ class PromptSet:
         if self.file_md5 is None:
             files = f", files sha256 {self.file_sha256}" if self.file_sha256 else ""
             return f"{self.name}: {count}, sha256 {self.sha256[:16]}{files}"
-        known = "a published list" if self.file_md5 in KNOWN_LISTS else "not a list that rgbench knows"
+        known = "a published list" if self.published else self.standing
         return f"{self.name}: {count}, {known}, file md5 {self.file_md5}, sha256 {self.file_sha256}"
 
 
@@ -117,7 +127,7 @@ def benchtop_prompts(num: int = 2048) -> PromptSet:
         scenes = sample_scenes(split, indices)
         for row, (index, text) in enumerate(zip(indices, captions(scenes, split, indices), strict=True)):
             prompts[index] = Prompt(f"{split}/{index}", text, split, scenes.to_dict(row))
-    return PromptSet("benchtop", tuple(prompts[i] for i in range(num)))
+    return PromptSet(BENCHTOP, tuple(prompts[i] for i in range(num)))
 
 
 def load_prompts(path: str | Path) -> PromptSet:
@@ -126,8 +136,8 @@ def load_prompts(path: str | Path) -> PromptSet:
     ``.txt``: one prompt per line. ``.jsonl``: an object per line with ``text`` and,
     if wished, ``id``, ``group`` and ``scene``. ``.json``: COCO captions
     (``captions_val2014.json``), the caption of lowest id for each image, by image id.
-    ``.tsv``: PartiPrompts, columns Prompt and Category, the categories as groups. A folder:
-    HPSv2's four lists of 800, the styles as groups.
+    ``.tsv``: PartiPrompts, columns Prompt and Category, the categories as groups; where it has not
+    its 1,632 rows, the list says so. A folder: HPSv2's four lists of 800, the styles as groups.
 
     Args:
         path: the file or folder.
@@ -158,7 +168,14 @@ def load_prompts(path: str | Path) -> PromptSet:
         raise UsageError(f"{path}: holds no prompt; give at least one")
     _check_distinct(path, prompts)
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return PromptSet(KNOWN_LISTS.get(md5, path.stem), prompts, md5, hashlib.sha256(data).hexdigest())
+    standing = _parti_standing(len(prompts)) if reader is _read_parti else UNKNOWN
+    return PromptSet(_name(path, md5), prompts, md5, hashlib.sha256(data).hexdigest(), standing)
+
+
+def _name(path: Path, md5: str) -> str:
+    """A known list's own; else the file's, whole where its stem is the name of such a list."""
+    taken = {*KNOWN_LISTS.values(), BENCHTOP, HPS_BENCHMARK}
+    return KNOWN_LISTS.get(md5) or (path.name if path.stem in taken else path.stem)
 
 
 def _read_txt(path: Path, text: str) -> Iterable[Prompt]:
@@ -230,6 +247,13 @@ def _read_parti(path: Path, text: str) -> Iterable[Prompt]:
         yield Prompt(f"{path.stem}/{number}", row["Prompt"].strip(), row.get("Category", "").strip())
 
 
+def _parti_standing(num: int) -> str:
+    """How a list in PartiPrompts' form stands to the published one."""
+    if num == NUM_PARTI:
+        return f"as many as PartiPrompts' {NUM_PARTI:,}"
+    return f"not PartiPrompts as published: {num:,} prompts, not {NUM_PARTI:,}"
+
+
 def _read_hps_benchmark(folder: Path) -> PromptSet:
     """Four styles of 800 prompts each, ``{style}.json``: a list of texts, as ``hpsv2.benchmark_prompts`` reads them."""
     prompts: list[Prompt] = []
@@ -249,7 +273,7 @@ def _read_hps_benchmark(folder: Path) -> PromptSet:
         if len(texts) != HPS_PROMPTS_PER_STYLE:
             raise UsageError(f"{path}: {len(texts)} prompts; the benchmark has {HPS_PROMPTS_PER_STYLE} of each style")
         prompts += [Prompt(f"{style}/{i:05d}", text.strip(), style) for i, text in enumerate(texts)]
-    return PromptSet("hpsv2-benchmark", tuple(prompts), None, digest.hexdigest())
+    return PromptSet(HPS_BENCHMARK, tuple(prompts), None, digest.hexdigest())
 
 
 def _parse_json(text: str, where: str) -> Any:

@@ -108,7 +108,7 @@ def settle_comparison(
 
 def _departures(protocol: SetProtocol, prompts: PromptSet, reference: ReferenceFolder) -> tuple[str, ...]:
     found, num_reference = [], len(reference)
-    if protocol.captions is not None and prompts.name != protocol.captions:
+    if protocol.captions is not None and prompts.published != protocol.captions:
         found.append("captions not the published list")
     if protocol.captions is None and not _describes(prompts, reference):
         found.append("captions not of the reference's images")

@@ -109,7 +109,9 @@ def test_a_named_protocol_gives_fid_and_says_where_it_departs(place, capsys):
 
 
 def test_the_native_crop_is_another_column_for_another_resolution(place):
-    found = run(["kid"], protocol="coco14-30k-patch299", reference=Path("real"), inception=Path(FILE))["kid"]
+    of_2014 = {"protocol": "coco14-30k-patch299", "reference": Path("real"), "inception": Path(FILE)}
+    shutil.copy("captions_val2017.json", "coco14-30k.json")  # the published list's name, not its bytes
+    found = run(["kid"], prompts="coco14-30k.json", **of_2014)["kid"]
     assert found.protocol.fields["generated_resolution"] == 32
     assert "captions not the published list" in found.flags
     assert found.value == pytest.approx(1000 * kid(by_hand("made", "patch299"), by_hand("real", "patch299")), rel=1e-3)

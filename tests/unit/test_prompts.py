@@ -99,6 +99,12 @@ def test_parti_prompts(tmp_path: Path) -> None:
     rows = 'Prompt\tCategory\tChallenge\tNote\na cat\tAnimals\tBasic\t\n"quoted" dog\tAnimals\tBasic\tx\r\n'
     loaded = load_prompts(written(tmp_path / "PartiPrompts.tsv", rows))
     assert [(p.text, p.group) for p in loaded.prompts] == [("a cat", "Animals"), ('"quoted" dog', "Animals")]
+    assert "PartiPrompts: 2 prompts, not PartiPrompts as published: 2 prompts, not 1,632, file md5" in loaded.describe()
+    assert "PartiPrompts: 1 prompts, not PartiPrompts as published: 2 prompts" in loaded.first(1).describe()
+    header, *_ = rows.split("\n")
+    whole = written(tmp_path / "parti.tsv", "\n".join([header, *(f"prompt {i}\tAnimals\t\t" for i in range(1632)), ""]))
+    assert "parti: 1632 prompts, as many as PartiPrompts' 1,632, file md5" in load_prompts(whole).describe()
+    assert "parti: 8 prompts, as many as PartiPrompts' 1,632" in load_prompts(whole).first(8).describe()
 
 
 def test_the_hps_benchmark_is_a_folder_of_four_lists(tmp_path: Path) -> None:
@@ -136,6 +142,13 @@ def test_files_are_known_by_their_hash(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_coco_list_of_the_papers_is_known() -> None:
     assert KNOWN_LISTS["20ed79e6a73d7b8fdbfb6ebc8c5c7e99"] == "coco14-30k"
+
+
+@pytest.mark.parametrize("name", ["coco14-30k", "benchtop", "hpsv2-benchmark"])
+def test_a_file_does_not_become_a_published_list_by_its_name(tmp_path: Path, name: str) -> None:
+    loaded = load_prompts(written(tmp_path / f"{name}.txt", "a cat\n"))
+    assert loaded.name == f"{name}.txt" and loaded.published is None
+    assert f"{name}.txt: 1 prompts, not a list that rgbench knows" in loaded.describe()
 
 
 @pytest.mark.parametrize("num", [0, -1, 5])
