@@ -3,8 +3,9 @@
     k(x, y) = exp(−|x − y|² / 2σ²),  σ = 10,  x, y normalised features of CLIP ViT-L/14 at 336 pixels
     CMMD = 1000 · (mean k(x, x') + mean k(y, y') − 2 mean k(x, y))
 
-The means run over all pairs, each image with itself included, as in the authors' code, whose figures are the published
-ones. It assumes no Gaussian, and CLIP saw far more kinds of images than Inception did.
+The means run over all pairs, each image with itself included, and images come to the network's size by Pillow's
+bicubic, with antialiasing and in 8 bits: both as in the authors' code, whose figures are the published ones. It assumes
+no Gaussian, and CLIP saw far more kinds of images than Inception did.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from rgbench.data.prompts import Prompt
@@ -25,6 +26,7 @@ from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
 from rgbench.metrics.features import FeatureSet, check_finite
 from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
 from rgbench.metrics.kid import kernel_sum, pair_sums, self_sum
+from rgbench.metrics.reference import from_uint8, to_uint8
 from rgbench.metrics.tracking import Track, untracked
 from rgbench.rewards.preprocess import CLIP_MEAN, CLIP_STD
 from rgbench.rewards.transformers_clip import WEIGHTS, image_features, load_clip
@@ -74,7 +76,7 @@ def cmmd(
 
 
 class CLIPNetwork:
-    """CLIP's image tower as a feature network: centre square, bicubic to its input side, normalised features.
+    """CLIP's image tower as a feature network: centre square, Pillow's bicubic to its side, normalised features.
 
     Args:
         folder: in transformers' layout.
@@ -100,22 +102,23 @@ class CLIPNetwork:
     def fields(self) -> dict[str, Any]:
         """Protocol fields: the resize of both sides, the weights."""
         return {
-            "resize": f"bicubic to {self.size} on the tensor",
+            "resize": f"Pillow bicubic to {self.size}, 8 bits",
             "crop": "centre square",
-            "antialias": False,
+            "antialias": True,
             "network": "CLIP image features, normalised",
             "network_sha256": self.sha256,
             "dtype": "float32",
         }
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] → (B, 3, size, size), normalised."""
+        """(B, 3, H, W) in [0, 1], multiples of 1/255 → (B, 3, size, size), normalised, on the CPU."""
         side = min(images.shape[-2:])
         top, left = ((n - side) // 2 for n in images.shape[-2:])
-        square = images[..., top : top + side, left : left + side].float()
-        pixels = F.interpolate(square, (self.size, self.size), mode="bicubic", align_corners=False).clamp(0, 1)
-        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        return (pixels - mean) / std
+        square = to_uint8(images[..., top : top + side, left : left + side]).permute(0, 2, 3, 1).cpu().numpy()
+        size = (self.size, self.size)
+        resized = [np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)) for pixels in square]
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        return (from_uint8(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)) - mean) / std
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor) -> Tensor:

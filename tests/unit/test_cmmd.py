@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from rgbench.data.prompts import benchtop_prompts
@@ -57,7 +58,7 @@ def test_the_formula_and_its_replicates(monkeypatch):
 
 def test_features_are_clips_own(folder):
     network = CLIPNetwork(folder, CPU)
-    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = from_uint8(to_uint8(torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))))
     processor = CLIPImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False)
     pixels = processor(images=list(images), return_tensors="pt").pixel_values
     with torch.no_grad():
@@ -67,6 +68,18 @@ def test_features_are_clips_own(folder):
     torch.testing.assert_close(network(network.prepare(images)), expected, atol=1e-5, rtol=0)
     wide = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
     assert torch.equal(network.prepare(wide), network.prepare(wide[..., 8:40])), "the centre square"
+
+
+def test_images_come_to_its_size_as_in_the_authors_code(folder):
+    """Crop to the centre square, Pillow's bicubic, which antialiases, to the network's side; 8 bits."""
+    pixels = np.random.default_rng(0).integers(0, 256, (53, 40, 3), dtype=np.uint8)
+    theirs = Image.fromarray(pixels).crop((0, 6, 40, 46)).resize((16, 16), resample=Image.BICUBIC)
+    processor = CLIPImageProcessor(do_resize=False, do_center_crop=False)
+    expected = processor(images=theirs, return_tensors="pt").pixel_values
+    network = CLIPNetwork(folder, CPU)
+    prepared = network.prepare(from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None]))
+    torch.testing.assert_close(prepared, expected, atol=1e-6, rtol=0)
+    assert network.fields()["antialias"] and "Pillow bicubic to 16" in network.fields()["resize"]
 
 
 def test_the_metric_beside_the_others(folder, tmp_path):
