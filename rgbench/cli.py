@@ -222,10 +222,13 @@ def report(
 ) -> None:
     """Write comparison tables, plots and one page from result files."""
     tune()
+    from rgbench.evaluation.progress import image_progress, track_images
     from rgbench.reporting import api
 
     run = api.check if check else api.report
-    print_paths(run(results, out or results / "report", split_names(format)))
+    with image_progress() as progress:
+        files = run(results, out or results / "report", split_names(format), track_images(progress))
+    print_paths(files)
 
 
 @app.command()

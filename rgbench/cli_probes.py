@@ -202,10 +202,11 @@ def compare(
     from rgbench.evaluation.progress import image_progress, track_images
     from rgbench.evaluation.verdicts import models_of
 
-    models = models_of(results)
+    with image_progress() as progress:
+        track = track_images(progress)
+        models = models_of(results, track)
+        contrasts = compare_models(models, base, track) if primary is None else []
     if primary is None:
-        with image_progress() as progress:
-            contrasts = compare_models(models, base, track_images(progress))
         header = ("model", "base", "metric", "difference", "95 %", "wins", "95 % of wins", "detectable")
         _show(header, [model_row(found) for found in contrasts], json)
     else:
@@ -248,11 +249,13 @@ def check(
     """Hold models against limits, for continuous integration; exit 1 where one is broken."""
     tune()
     from rgbench.evaluation.check import HIGH_FREQUENCY, Limit, check_results, parse_limits
+    from rgbench.evaluation.progress import image_progress, track_images
 
     limits = parse_limits(split_names(max), most=True) + parse_limits(split_names(min), most=False)
     if max_hf_db is not None:
         limits.insert(0, Limit(HIGH_FREQUENCY, max_hf_db, most=True))
-    findings = check_results(results, limits, split_names(model), verdict, base)
+    with image_progress() as progress:
+        findings = check_results(results, limits, split_names(model), verdict, base, track_images(progress))
     for finding in findings:
         typer.echo(f"{'ok    ' if finding.ok else 'FAILED'} {finding.words}")
     broken = sum(not finding.ok for finding in findings)

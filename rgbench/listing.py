@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rgbench.config import find_recipe, packaged_recipes
 from rgbench.errors import UsageError
@@ -13,6 +14,9 @@ from rgbench.registry import TABLES, names
 from rgbench.rewards.scorers import WORKERS, scorer_module
 from rgbench.run import RunDirectory
 from rgbench.strict_yaml import load_yaml
+
+if TYPE_CHECKING:
+    from rgbench.evaluation.results import Result
 
 Table = tuple[Sequence[str], list[Sequence[str]]]
 
@@ -70,12 +74,18 @@ def _run_row(folder: Path) -> Sequence[str]:
     return folder.name, method, seed, status, f"{step}/{steps}"
 
 
-def _results(folder: Path) -> Table:
+def _load_results(folder: Path) -> list[Result]:
+    from rgbench.evaluation.progress import image_progress, track_images
     from rgbench.evaluation.results import load_results
 
+    with image_progress() as progress:
+        return load_results(folder, track_images(progress))
+
+
+def _results(folder: Path) -> Table:
     header = ("world", "model", "generation", "metric", "value", "images")
     rows: list[Sequence[str]] = []
-    for result in load_results(folder):
+    for result in _load_results(folder):
         value = "—" if result.value is None else f"{result.value:.{result.metric.decimals}f}"
         generation = result.generation.id
         rows.append((result.world, result.model, generation, result.metric.name, value, str(result.num_samples)))
@@ -83,12 +93,11 @@ def _results(folder: Path) -> Table:
 
 
 def _protocols(folder: Path) -> Table:
-    from rgbench.evaluation.results import load_results
     from rgbench.metrics.protocols import PROTOCOLS
 
     named: list[Sequence[str]] = [(p.name, "named", p.about) for p in PROTOCOLS.values()]
     found: dict[str, list[str]] = {}
-    for result in load_results(folder):
+    for result in _load_results(folder):
         found.setdefault(result.protocol.id, []).append(f"{result.model}/{result.generation.id}")
     measured = [(protocol, f"{len(models)} results", "") for protocol, models in sorted(found.items())]
     return ("protocol", "state", "about"), [*named, *measured]

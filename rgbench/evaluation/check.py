@@ -13,6 +13,7 @@ from rgbench.evaluation.results import Result
 from rgbench.evaluation.verdict_file import load_verdicts
 from rgbench.evaluation.verdicts import Model, models_of
 from rgbench.metrics.contract import Interval
+from rgbench.metrics.tracking import Track, untracked
 
 HIGH_FREQUENCY, LEVEL = "hfer_gap_db", "hfer_db"  # against real images; without any
 
@@ -70,6 +71,7 @@ def check_results(
     models: Sequence[str] = (),
     verdicts: bool = False,
     base: str | None = None,
+    track: Track = untracked,
 ) -> list[Finding]:
     """Hold every finished model against every limit; checkpoints of a run are left out.
 
@@ -82,13 +84,14 @@ def check_results(
         verdicts: also fail models whose stored verdict is over-optimised, or that have none though they were trained
             on a reward.
         base: a model, with or without its seed; bounds are then on what a figure differs by from that model's.
+        track: shows the reading.
 
     Raises:
         UsageError: nothing to check, no results, an unknown model, or a metric that no model has.
     """
     if not limits and not verdicts:
         raise UsageError("nothing to check; give --max-hf-db 1.0, --max METRIC=VALUE, --min METRIC=VALUE or --verdict")
-    found = models_of(results)
+    found = models_of(results, track)
     metrics = {result.metric.name for model in found for result in model.results}
     limits = [_settled(limit, metrics, base, results) for limit in limits]
     if base is not None:

@@ -59,6 +59,8 @@ def own_rows(folder: Path, seed: int) -> list[dict[str, Any]] | None:
     index, metadata = folder / INDEX, folder / METADATA
     if index.is_file():
         listed = read_json(index)
+        if not isinstance(listed, list):
+            raise UsageError(f"{index}: expected a list with file, prompt_id and prompt of each image")
         rows = [_row(row, ("file", "prompt_id", "prompt"), f"{index}: entry {i}") for i, row in enumerate(listed)]
         rows = [row for row, entry in zip(rows, listed, strict=True) if entry.get("seed") == seed]
         table = index

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from rgbench.errors import UsageError
 from rgbench.files import read_json, write_bytes_atomic, write_json_atomic
 from rgbench.metrics.contract import Interval, Metric
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.rewards.contract import fingerprint_id
 
 SCHEMA_VERSION = 1
@@ -175,13 +176,17 @@ def load_result(path: Path) -> Result:
     return result
 
 
-def load_results(root: Path) -> list[Result]:
+def load_results(root: Path, track: Track = untracked) -> list[Result]:
     """All results under a folder, by path.
+
+    Args:
+        root: the folder.
+        track: shows the reading.
 
     Raises:
         UsageError: as :func:`load_result`; one bad file is never skipped.
     """
-    return [load_result(path) for path in sorted(root.rglob("*@*.json"))]
+    return [load_result(path) for path in track(sorted(root.rglob("*@*.json")), f"{root}: reading", "files")]
 
 
 def read_columns(path: Path) -> dict[str, list[Any]]:

@@ -78,13 +78,17 @@ class Model:
         return about.world, sorted(sampling.items(), key=str), about.training.get("steps")
 
 
-def models_of(results: Path) -> list[Model]:
+def models_of(results: Path, track: Track = untracked) -> list[Model]:
     """Finished models in a results folder; checkpoints of a run are left out.
+
+    Args:
+        results: the folder.
+        track: shows the reading.
 
     Raises:
         UsageError: no results there.
     """
-    loaded = load_results(results) if results.is_dir() else []
+    loaded = load_results(results, track) if results.is_dir() else []
     if not loaded:
         raise UsageError(f"{results}: no result files here; run `rgbench eval` first, or name the folder that has them")
     found: dict[tuple[str, str, str], list[Result]] = {}
@@ -117,7 +121,7 @@ def give_verdicts(
     Raises:
         UsageError: no results, an unknown model, no model that was trained on a reward, or a reward without names.
     """
-    models = models_of(results)
+    models = models_of(results, track)
     known = {model.about.model for model in models}
     for name in names:
         if name not in known:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.files import write_bytes_atomic, write_text_atomic
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.reporting import plots
 from rgbench.reporting.document import markdown_document
 from rgbench.reporting.gather import gather
@@ -21,16 +22,16 @@ from rgbench.reporting.sections import Section, section
 from rgbench.reporting.spreadsheet import long_csv
 
 FORMATS = ("md", "tex", "csv", "html")
-WRITERS: dict[str, Callable[[list[Section]], str]] = {
-    "md": markdown_document,
-    "tex": latex_document,
-    "csv": lambda sections: long_csv([part.comparison for part in sections]),
+WRITERS: dict[str, Callable[[list[Section], Track], str]] = {
+    "md": lambda sections, _: markdown_document(sections),
+    "tex": lambda sections, _: latex_document(sections),
+    "csv": lambda sections, _: long_csv([part.comparison for part in sections]),
     "html": page,
 }
 SHOWN = re.compile(r"(?m)^!\[.*\]\(([^)]+)\)$")
 
 
-def report(results: Path, out: Path, formats: list[str]) -> list[Path]:
+def report(results: Path, out: Path, formats: list[str], track: Track = untracked) -> list[Path]:
     """Writes the report of everything under `results` into `out`.
 
     ``report.md`` comes with its pictures (SVG and PNG) beside it; ``report.html`` holds
@@ -40,6 +41,7 @@ def report(results: Path, out: Path, formats: list[str]) -> list[Path]:
         results: folder of result files, as `rgbench eval` writes them.
         out: made if it is not there; files of an earlier report are replaced.
         formats: of "md", "tex", "csv", "html"; empty means all.
+        track: shows how far it is.
 
     Returns:
         The files written, in the order of writing.
@@ -48,19 +50,19 @@ def report(results: Path, out: Path, formats: list[str]) -> list[Path]:
         UsageError: an unknown format; no results; a result file or kept image that cannot be read.
     """
     wanted = _formats(formats)
-    sections = [section(comparison, results) for comparison in gather(results)]
+    sections = _sections(results, track)
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in wanted:
+    for name in track(wanted, "writing", "formats"):
         written.append(out / f"report.{name}")
-        write_text_atomic(written[-1], WRITERS[name](sections))
+        write_text_atomic(written[-1], WRITERS[name](sections, track))
     if "md" in wanted:
         for part in sections:
-            written += _pictures(part, out)
+            written += _pictures(part, out, track)
     return written
 
 
-def check(results: Path, out: Path, formats: list[str]) -> list[Path]:
+def check(results: Path, out: Path, formats: list[str], track: Track = untracked) -> list[Path]:
     """Compares a written report with what the results give now, byte for byte; writes nothing.
 
     Pictures depend on the versions of the libraries that draw them, so of the page their
@@ -70,6 +72,7 @@ def check(results: Path, out: Path, formats: list[str]) -> list[Path]:
         results: folder of result files.
         out: where the report lies.
         formats: as for :func:`report`.
+        track: shows how far it is.
 
     Returns:
         The files compared, all of them equal.
@@ -79,9 +82,10 @@ def check(results: Path, out: Path, formats: list[str]) -> list[Path]:
         RgbenchError: a file is missing or differs; the message names the first line of each that does.
     """
     wanted = _formats(formats)
-    sections = [section(comparison, results) for comparison in gather(results)]
+    sections = _sections(results, track)
     files = [out / f"report.{name}" for name in wanted]
-    faults = [fault for file in files if (fault := _fault(file, WRITERS[file.suffix[1:]](sections)))]
+    tracked = track(files, "comparing", "formats")
+    faults = [fault for file in tracked if (fault := _fault(file, WRITERS[file.suffix[1:]](sections, track)))]
     if "md" in wanted and not faults:
         shown = SHOWN.findall((out / "report.md").read_text(encoding="utf-8"))
         faults = [f"{out / name}: missing, though report.md shows it" for name in shown if not (out / name).is_file()]
@@ -89,6 +93,10 @@ def check(results: Path, out: Path, formats: list[str]) -> list[Path]:
         command = shlex.join(["rgbench", "report", str(results), "--out", str(out)])
         raise RgbenchError("\n".join([*faults, f"make it again with: {command}"]))
     return files
+
+
+def _sections(results: Path, track: Track) -> list[Section]:
+    return [section(comparison, results) for comparison in track(gather(results, track), "tables and grids", "worlds")]
 
 
 def _fault(file: Path, wanted: str) -> str:
@@ -123,13 +131,14 @@ def _formats(formats: list[str]) -> list[str]:
     return [name for name in FORMATS if not formats or name in formats]
 
 
-def _pictures(part: Section, out: Path) -> list[Path]:
+def _pictures(part: Section, out: Path, track: Track) -> list[Path]:
     files: dict[str, bytes] = {}
-    for plot in part.plots:
+    for plot in track(part.plots, f"{part.comparison.world}: plots", "plots"):
         canvas = plot.draw(part.comparison, plots.LIGHT)
         files[part.plot_name(plot, "svg")] = plots.svg(canvas)
         files[part.plot_name(plot, "png")] = plots.png(canvas)
-    files |= {part.grid_name(grid): grid_png(grid) for grid in part.grids}
+    grids = track(part.grids, f"{part.comparison.world}: grids", "grids")
+    files |= {part.grid_name(grid): grid_png(grid) for grid in grids}
     for name, data in files.items():
         write_bytes_atomic(out / name, data)
     return [out / name for name in files]

@@ -21,6 +21,7 @@ from rgbench.evaluation.logged import load_log
 from rgbench.evaluation.results import Result, load_results, load_samples
 from rgbench.evaluation.statistics import t_interval
 from rgbench.metrics.contract import Metric
+from rgbench.metrics.tracking import Track, untracked
 
 METHODS = {"teacher": "Teacher", "lcd": "LCD", "rg_lcd": "RG-LCD", "lrm": "LRM", "external": "External"}
 Scores = dict[tuple[str, int], float]
@@ -216,13 +217,13 @@ class Comparison:
         return sum(figure.in_sample for figure in figures if figure is not None)
 
 
-def gather(results: Path) -> list[Comparison]:
-    """Reads every result file under `results`; one comparison per world, by name.
+def gather(results: Path, track: Track = untracked) -> list[Comparison]:
+    """Reads every result file under `results`, which `track` shows; one comparison per world, by name.
 
     Raises:
         UsageError: the folder is missing or holds no result; or a file is not a result.
     """
-    loaded = load_results(results) if results.is_dir() else []
+    loaded = load_results(results, track) if results.is_dir() else []
     if not loaded:
         raise UsageError(f"{results}: no result files here; run `rgbench eval` first, or name the folder that has them")
     ordered = sorted(loaded, key=lambda result: result.world)

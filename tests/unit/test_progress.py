@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +15,25 @@ from rich.progress import Task
 
 from rgbench.data.prompts import benchtop_prompts
 from rgbench.evaluation import progress as module
+from rgbench.evaluation.check import Limit, check_results
 from rgbench.evaluation.progress import Bars, bar, rate, time_left, track_images
+from rgbench.evaluation.results import load_results
+from rgbench.evaluation.verdicts import models_of
 from rgbench.metrics.cmmd import cmmd
 from rgbench.metrics.fid import FrechetDistance, infinity_points
 from rgbench.metrics.frechet import Gaussian
 from rgbench.metrics.kid import KernelDistance, kid
 from rgbench.metrics.prdc import PrecisionRecall
 from rgbench.metrics.vendi import VendiScore
+from rgbench.reporting.api import check, report
+from rgbench.reporting.gather import gather
 from rgbench.worlds.scenes import scene_batch
+from tests.history.plausible import write_model
 from tests.tiny_models import make_context
 
 NUM = 24
+HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
+LIMITS = [Limit("hps_aa1", 99.0, most=True)]
 
 
 class Clock:
@@ -94,10 +105,12 @@ class Recorder:
     def __init__(self) -> None:
         self.begun: list[str] = []
         self.ended: list[str] = []
+        self.steps: dict[str, int] = {}
 
     def __call__(self, steps, what, unit="images"):
         assert len(steps) > 0
         self.begun.append(what)
+        self.steps[what] = len(steps)
         yield from steps
         self.ended.append(what)
 
@@ -135,3 +148,27 @@ def test_so_are_those_of_many_images():
         *("mean and covariance", "groups of the jackknife", "jackknife", "subsets"),
         *("kernel: generated", "kernel: generated and real", "kernel: reference"),
     }
+
+
+@pytest.mark.parametrize("read", [models_of, gather, load_results, partial(check_results, limits=LIMITS)])
+def test_every_result_file_that_is_read_is_shown(read):
+    recorder = Recorder()
+    read(HISTORY, track=recorder)
+    assert recorder.ended == [f"{HISTORY}: reading"]
+    assert recorder.steps == {f"{HISTORY}: reading": len(list(HISTORY.rglob("*@*.json")))}
+
+
+def test_so_is_each_part_of_a_report(tmp_path):
+    """With hundreds of models each of these takes minutes."""
+    results, out = tmp_path / "results", tmp_path / "out"
+    shutil.copytree(HISTORY, results)
+    write_model(results, "external", None, metrics=("hps_aa1",), num=4, images=1)
+    of_both = {f"{results}: reading", "tables and grids", "images of the page", "plots of the page"}
+    written, compared = Recorder(), Recorder()
+    report(results, out, [], written)
+    check(results, out, [], compared)
+    assert set(written.ended) == {*of_both, "writing", "benchtop: plots", "benchtop: grids"}
+    assert set(compared.ended) == {*of_both, "comparing"}
+    assert written.steps["writing"] == compared.steps["comparing"] == 4 and written.steps["benchtop: grids"] == 4
+    for recorder in (written, compared):
+        assert sorted(recorder.begun) == sorted(recorder.ended)

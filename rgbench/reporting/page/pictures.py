@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from rgbench.files import open_image
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.reporting.grids import enlarge
 
 SMALL = 128  # images up to this side keep every pixel as long as the budget allows
@@ -32,14 +33,17 @@ class Album:
         """The image's number; the same file has the same one."""
         return self._numbers.setdefault(file, len(self._numbers))
 
-    def encode(self) -> list[str]:
+    def encode(self, track: Track = untracked) -> list[str]:
         """Data URIs by number; at the smallest level they may exceed the budget.
+
+        Args:
+            track: shows how far it is.
 
         Raises:
             UsageError: an image cannot be read.
         """
         for level in range(self._first_level(), len(LEVELS)):
-            uris = self._encode_at(level)
+            uris = self._encode_at(level, track)
             if uris is not None:
                 return uris
         raise AssertionError("the last level has no limit")
@@ -54,11 +58,11 @@ class Album:
                 return level
         return len(LEVELS) - 1
 
-    def _encode_at(self, level: int) -> list[str] | None:
+    def _encode_at(self, level: int, track: Track) -> list[str] | None:
         """None as soon as the budget is spent, but on the last level."""
         uris: list[str] = []
         used = 0
-        for file in self._numbers:
+        for file in track(list(self._numbers), "images of the page", "files"):
             uris.append(webp_uri(open_image(file), level))
             used += len(uris[-1])
             if used > self.budget and level < len(LEVELS) - 1:

@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from rgbench.evaluation.results import Result
+from rgbench.metrics.tracking import Track, untracked
 from rgbench.reporting import plots
 from rgbench.reporting.digits import format_figure
 from rgbench.reporting.gather import METHODS, file_of
@@ -48,8 +49,8 @@ class Evidence:
     environment: int
 
 
-def page(sections: list[Section]) -> str:
-    """The whole page as one HTML text of under 25 MB."""
+def page(sections: list[Section], track: Track = untracked) -> str:
+    """The whole page as one HTML text of under 25 MB; ``track`` shows how far it is."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["bar"] = _bar
     template = environment.from_string(_asset("page.html.j2"))
@@ -59,12 +60,12 @@ def page(sections: list[Section]) -> str:
         section.slug: {"prompts": prompts_data(section, album), "training": training_data(section, album)}
         for section in sections
     }
-    uris = album.encode()
+    uris = album.encode(track)
     shown = {number for numbers in static for lines in numbers.values() for line in lines for number in line}
     data = {"worlds": worlds, "images": [None if i in shown else uri for i, uri in enumerate(uris)]}
     return template.render(
         sections=[
-            _view(section, numbers, uris) | worlds[section.slug]
+            _view(section, numbers, uris, track) | worlds[section.slug]
             for section, numbers in zip(sections, static, strict=True)
         ],
         style=Markup(f"{theme_css()}\n{_asset('page.css')}"),
@@ -92,7 +93,7 @@ def _numbers(section: Section, album: Album) -> dict[str, list[list[int]]]:
     }
 
 
-def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str]) -> dict[str, Any]:
+def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str], track: Track) -> dict[str, Any]:
     """Everything the template shows of one world without its script."""
     comparison = section.comparison
     commands, environments, evidence = _evidence(section)
@@ -104,7 +105,7 @@ def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str]
         "methods": [row.method for row in comparison.rows],
         "tables": [(table, _scales(table)) for table in section.tables],
         "row_methods": {row.method_label: row.method for row in comparison.rows},
-        "plots": [_plot(section, plot) for plot in section.plots],
+        "plots": [_plot(section, plot) for plot in track(section.plots, "plots of the page", "plots")],
         "undrawn": section.undrawn,
         "grids": [_grid(grid, numbers.get(grid.key), uris) for grid in section.grids],
         "protocols": list(comparison.protocol_numbers.items()),
