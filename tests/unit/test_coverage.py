@@ -12,7 +12,7 @@ from rgbench.evaluation.verdict import judge
 from rgbench.metrics.contract import Interval
 from rgbench.metrics.frechet import Gaussian, Moments
 from rgbench.metrics.intervals import bootstrap_interval, jackknife_groups, jackknife_interval, wilson_interval
-from rgbench.metrics.kid import mmd2, mmd2_replicates
+from rgbench.metrics.kid import kid_draws, mmd2_replicates, with_subsets
 from rgbench.metrics.prdc import neighbours, scores
 from rgbench.metrics.vendi import vendi_replicates, vendi_score
 from tests.results_maker import make
@@ -63,7 +63,8 @@ def set_figures(kind: str, x: np.ndarray, y: np.ndarray) -> tuple[float, list[fl
         gaussian = Gaussian.of_rows(y)
         return gaussian.distance(Moments.of(x)), gaussian.replicates(x.__getitem__, groups)
     if kind == "kid":
-        return mmd2(x, y), mmd2_replicates(x, y, groups)
+        draws = kid_draws(x, y, subsets=25, size=50)
+        return float(draws.mean()), with_subsets(mmd2_replicates(x, y, groups), draws)
     if kind == "vendi":
         return vendi_score(x), vendi_replicates(x, groups)
     found, numbers = neighbours(x, y, groups), np.arange(groups.max() + 1)

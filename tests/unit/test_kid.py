@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rgbench.metrics.intervals import jackknife_groups
-from rgbench.metrics.kid import kid, mmd2, mmd2_replicates
+from rgbench.metrics.intervals import jackknife_groups, jackknife_interval
+from rgbench.metrics.kid import kid, kid_draws, mmd2, mmd2_replicates, with_subsets
 
 
 def normal(num: int, dim: int, seed: int) -> np.ndarray:
@@ -43,3 +43,26 @@ def test_replicates_leave_out_each_group():
     expected = [mmd2(x[groups != g], y) for g in range(20)]
     np.testing.assert_allclose(mmd2_replicates(x, y, groups), expected, rtol=1e-9)
     assert mmd2_replicates(x[:2], y, np.array([0, 1])) == []
+
+
+def test_the_interval_knows_of_the_luck_of_the_subsets():
+    """Of many images the mean over few subsets is chiefly that: the images alone would be far too sure."""
+    y, inside, naive = normal(300, 3, 10_000), 0, 0
+    truth = mmd2(1.2 * normal(20_000, 3, 10_001), y)
+    for i in range(120):
+        x = 1.2 * normal(300, 3, i)
+        draws = kid_draws(x, y, subsets=20, size=30, seed=i)
+        alone = mmd2_replicates(x, y, jackknife_groups(300))
+        for replicates, counts in ((with_subsets(alone, draws), True), (alone, False)):
+            found = jackknife_interval(float(draws.mean()), replicates)
+            covers = found is not None and found.low <= truth <= found.high
+            inside, naive = (inside + covers, naive) if counts else (inside, naive + covers)
+    assert inside / 120 == pytest.approx(0.95, abs=0.06)
+    assert naive / 120 < 0.85
+
+
+def test_subsets_that_are_the_whole_bring_no_luck():
+    assert with_subsets([1.0, 2.0, 4.0], np.array([3.0])) == [1.0, 2.0, 4.0]
+    assert with_subsets([], np.arange(50.0)) == []
+    found = with_subsets([1.0, 1.0], np.array([3.0, 5.0]))
+    assert sorted(found) == [0.0, 2.0], "each leaves one of two draws out"

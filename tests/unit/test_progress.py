@@ -22,7 +22,7 @@ from rgbench.evaluation.verdicts import models_of
 from rgbench.metrics.cmmd import cmmd
 from rgbench.metrics.fid import FrechetDistance, infinity_points
 from rgbench.metrics.frechet import Gaussian
-from rgbench.metrics.kid import KernelDistance, kid
+from rgbench.metrics.kid import KernelDistance, kid_draws
 from rgbench.metrics.prdc import PrecisionRecall
 from rgbench.metrics.vendi import VendiScore
 from rgbench.reporting.api import check, report
@@ -142,7 +142,7 @@ def test_so_are_those_of_many_images():
     reference.replicates(rows.__getitem__, groups, recorder)
     infinity_points(reference, rows.__getitem__, 40, 3, recorder)
     cmmd(rows, rows, groups, track=recorder)
-    kid(rows, rows, subsets=2, size=20, track=recorder)
+    kid_draws(rows, rows, subsets=2, size=20, track=recorder)
     assert set(recorder.ended) == {
         "kernel distance",
         *("mean and covariance", "groups of the jackknife", "jackknife", "subsets"),
