@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rgbench.errors import UsageError
+from rgbench.files import parse_json
 
 # Caption lists that papers share, by the md5 of the file.
 KNOWN_LISTS = {
@@ -198,8 +199,10 @@ def _read_jsonl(path: Path, text: str) -> Iterable[Prompt]:
         if not isinstance(row.get("text"), str) or not row["text"].strip():
             raise UsageError(f"{where}: 'text' is missing or empty; every row needs a prompt")
         _check_scene(row.get("scene"), where)
-        identity = str(row.get("id", f"{path.stem}/{number}"))
-        yield Prompt(identity, row["text"].strip(), str(row.get("group", "")), row.get("scene"))
+        identity, group = row.get("id", f"{path.stem}/{number}"), row.get("group", "")
+        if type(identity) not in (str, int) or not isinstance(group, str):
+            raise UsageError(f"{where}: 'id' must be a text or a whole number, and 'group' a text")
+        yield Prompt(str(identity), row["text"].strip(), group, row.get("scene"))
 
 
 def _check_scene(scene: Any, where: str) -> None:
@@ -224,8 +227,8 @@ def _read_coco(path: Path, text: str) -> Iterable[Prompt]:
     first: dict[int, tuple[int, str]] = {}
     for number, row in enumerate(annotations):
         try:
-            image, key, caption = int(row["image_id"]), int(row["id"]), str(row["caption"]).strip()
-        except (KeyError, TypeError, ValueError) as error:
+            image, key, caption = int(row["image_id"]), int(row["id"]), row["caption"].strip()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"{path}: annotation {number} lacks image_id, id or caption ({error!r})") from error
         if caption and (image not in first or key < first[image][0]):
             first[image] = key, caption
@@ -242,7 +245,7 @@ def _read_parti(path: Path, text: str) -> Iterable[Prompt]:
         if not line.strip():
             continue
         row = dict(zip(columns, line.rstrip("\r").split("\t"), strict=False))
-        if not row["Prompt"].strip():
+        if not row.get("Prompt", "").strip():
             raise UsageError(f"{path}:{number + 2}: no prompt in this row")
         yield Prompt(f"{path.stem}/{number}", row["Prompt"].strip(), row.get("Category", "").strip())
 
@@ -278,7 +281,7 @@ def _read_hps_benchmark(folder: Path) -> PromptSet:
 
 def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not valid JSON: {error}") from error
 
