@@ -83,8 +83,14 @@ class Options:
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Options:
-        """From :meth:`to_json`."""
+        """From :meth:`to_json`.
+
+        Raises:
+            UsageError: what another version of rgbench wrote.
+        """
         values: dict[str, Any] = dict(told)
+        if values.keys() != {field.name for field in fields(cls)}:
+            raise UsageError("the shards are another rgbench's; merge them with the one that made them")
         for name in ("targets", "metrics", "judge"):
             values[name] = tuple(values[name])
         for name in ("unet", "lora", "reference", "inception", "hps", "runs", "results"):

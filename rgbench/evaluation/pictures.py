@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from rgbench.data.prompts import Prompt
+from rgbench.errors import UsageError
 from rgbench.evaluation.generate import ImageBatch, noise_seed
 from rgbench.evaluation.names import INDEX, file_stem
 from rgbench.files import read_json, write_bytes_atomic, write_json_atomic
@@ -66,6 +67,8 @@ class Index:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         rows = read_json(self._file) if self._file.is_file() else []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and "file" in row for row in rows):
+            raise UsageError(f"{self._file}: not an index of kept images; remove it, and they are kept anew")
         return {row["file"]: row for row in rows}
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from rgbench.errors import UsageError
 from rgbench.files import read_json, write_bytes_atomic, write_json_atomic
@@ -32,6 +32,16 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _plain(name: str) -> str:
+    """Names of folders and files, which must not lead out of the results."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"{name[:80]!r} cannot name a folder")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_plain)]
+
+
 class Generation(_Frozen):
     """How the images were made: model weights, sampler, steps, guidance, resolution, dtype.
 
@@ -40,7 +50,7 @@ class Generation(_Frozen):
         fields: plain data.
     """
 
-    id: str
+    id: FolderName
     fields: dict[str, Any]
 
 
@@ -52,7 +62,7 @@ class Protocol(_Frozen):
         fields: plain data.
     """
 
-    id: str
+    id: FolderName
     fields: dict[str, Any]
 
 
@@ -82,8 +92,8 @@ class Result(_Frozen):
     """
 
     schema_version: Literal[1] = 1
-    world: str
-    model: str
+    world: FolderName
+    model: FolderName
     method: str
     training_seed: int | None
     training: dict[str, int] = {}

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from rgbench.errors import UsageError
+from rgbench.evaluation.command import Options
 from rgbench.evaluation.partial import FOLDER, Pass, stored_shards
+from rgbench.evaluation.pictures import Index
 from rgbench.evaluation.results import Generation
 from rgbench.evaluation.shards import WHOLE
 from rgbench.files import read_json, save_safetensors_atomic
@@ -69,6 +71,21 @@ def test_a_foreign_file_among_unfinished_passes_is_no_pass_and_no_shard(tmp_path
     with pytest.raises(UsageError, match="no shard of an evaluation") as error:
         stored_shards(tmp_path)
     assert str(foreign) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["3", "{}", "[3]", "[{}]"])
+def test_a_foreign_index_of_kept_images_is_named(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(UsageError, match="index.json: not an index of kept images; remove it"):
+        Index(tmp_path)
+
+
+def test_a_shard_of_another_version_is_refused():
+    told = Options(("teacher",), ("hps",)).to_json()
+    assert Options.from_json(told).targets == ("teacher",)
+    for other in (told | {"surprise": 1}, {key: value for key, value in told.items() if key != "seeds"}):
+        with pytest.raises(UsageError, match="another rgbench's"):
+            Options.from_json(other)
 
 
 class _Nothing:

@@ -94,6 +94,9 @@ def test_what_is_not_finite_is_never_written(tmp_path, bad):
         ({"value": "high"}, "value: Input should be a valid number"),
         ({"surprise": 1}, "surprise: Extra inputs"),
         ({"generation": {"id": "x"}}, "generation.fields: Field required"),
+        ({"model": "../../evil"}, "model: .*'../../evil' cannot name a folder"),
+        ({"world": ".."}, "world: .*cannot name a folder"),
+        ({"generation": {"id": "a/b", "fields": {}}}, "generation.id: .*cannot name a folder"),
     ],
 )
 def test_files_that_are_no_results_are_named(tmp_path, change, message):
