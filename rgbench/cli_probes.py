@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rgbench.cli_shared import SETTINGS, Device, DeviceOption, complain, print_paths, ready, split_names, tune
+from rgbench.errors import UsageError
 
 if TYPE_CHECKING:
     from rgbench.evaluation.comparison import MethodContrast, ModelContrast
@@ -207,18 +208,33 @@ def compare(
         models = models_of(results, track)
         contrasts = compare_models(models, base, track) if primary is None else []
     if primary is None:
+        if not contrasts:
+            raise UsageError(f"{results}: no model here can be compared with {base}: none of its world and settings")
         header = ("model", "base", "metric", "difference", "95 %", "wins", "95 % of wins", "detectable")
-        _show(header, [model_row(found) for found in contrasts], json)
+        twice = named_twice(contrasts)
+        _show(header, [model_row(found, twice) for found in contrasts], json)
     else:
         method, _, metric = primary.partition(":")
         rows = [method_row(found) for found in compare_methods(models, base, (method, metric))]
         _show(("method", "base", "metric", "seeds", "difference", "95 %", "detectable", "p", ""), rows, json)
 
 
-def model_row(contrast: ModelContrast) -> Sequence[str]:
-    """Cells of one comparison of two models."""
+def named_twice(contrasts: Sequence[ModelContrast]) -> set[str]:
+    """Models compared at several settings, and metrics compared under several protocols."""
+    ids: dict[str, set[str]] = {}
+    for each in contrasts:
+        ids.setdefault(each.model, set()).add(each.result.generation.id)
+        ids.setdefault(each.result.metric.name, set()).add(each.result.protocol.id)
+    return {name for name, found in ids.items() if len(found) > 1}
+
+
+def model_row(contrast: ModelContrast, twice: set[str]) -> Sequence[str]:
+    """Cells of one comparison of two models; with the id of what its name alone does not tell."""
     found, images, digits = contrast.found, contrast.images, contrast.result.metric.decimals
-    row = (contrast.model, contrast.base, contrast.result.metric.name)
+    model, metric = contrast.model, contrast.result.metric.name
+    model += f" ({contrast.result.generation.id})" * (model in twice)
+    metric += f" ({contrast.result.protocol.id})" * (metric in twice)
+    row = (model, contrast.base, metric)
     value = "—" if found is None else f"{found.value:.{digits}f}"
     ends = "—" if found is None or found.low is None else f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
     if images is None:

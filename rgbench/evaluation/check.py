@@ -87,7 +87,8 @@ def check_results(
         track: shows the reading.
 
     Raises:
-        UsageError: nothing to check, no results, an unknown model, or a metric that no model has.
+        UsageError: nothing to check, no results, an unknown model, a metric that no model has, or verdicts alone of
+            models that have none and met no reward.
     """
     if not limits and not verdicts:
         raise UsageError("nothing to check; give --max-hf-db 1.0, --max METRIC=VALUE, --min METRIC=VALUE or --verdict")
@@ -103,7 +104,12 @@ def check_results(
         for limit in limits
         for finding in _held(name, model, limit, found, base)
     ]
-    return findings + (_verdicts(results, chosen) if verdicts else [])
+    findings += _verdicts(results, chosen) if verdicts else []
+    if not findings:
+        raise UsageError(
+            f"{results}: no model here is known to be trained on a reward, and none has a verdict: nothing was checked"
+        )
+    return findings
 
 
 def _settled(limit: Limit, metrics: set[str], base: str | None, results: Path) -> Limit:
@@ -140,12 +146,13 @@ def _held(name: str, model: Model, limit: Limit, models: Sequence[Model], base: 
     own = [result for result in model.results if result.metric.name == limit.metric]
     if not own:
         return [Finding(False, f"{name}: {limit.metric} was not measured")]
+    named = [(f"{name}, {result.protocol.id}" if len(own) > 1 else name, result) for result in own]
     if base is None:
-        return [_one(name, result, result.value, result.interval, limit) for result in own]
+        return [_one(which, result, result.value, result.interval, limit) for which, result in named]
     partner = partner_of(model, models, base)
     if partner is None:
         return [Finding(False, f"{name}: no {base} of its world, sampler settings and training steps is here")]
-    return [_against(name, result, partner, limit) for result in own]
+    return [_against(which, result, partner, limit) for which, result in named]
 
 
 def _against(name: str, result: Result, partner: Model, limit: Limit) -> Finding:

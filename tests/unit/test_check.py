@@ -106,6 +106,25 @@ def test_verdicts_can_gate(cli, results):
     assert done.returncode == 1 and "no verdict on rg_lcd-s0" in done.stdout
 
 
+def test_a_gate_that_checked_nothing_is_not_open(cli, tmp_path):
+    put(tmp_path, "lcd-s0", "hps_aa1", 20.0)
+    done = cli("check", tmp_path, "--verdict")
+    assert done.returncode == 2 and "no model here is known to be trained on a reward, and" in done.stderr
+    done = cli("compare", tmp_path)
+    assert done.returncode == 2 and "no model here can be compared with lcd" in done.stderr
+
+
+def test_two_protocols_and_two_settings_are_told_apart(cli, tmp_path):
+    for model in ("lcd-s0", "lrm-s0"):
+        put(tmp_path, model, "fd_efflite0", 10.0, half=1)
+        put(tmp_path, model, "fd_efflite0", 12.0, half=1, version=2)
+        put(tmp_path, model, "fd_efflite0", 14.0, half=1, sampler_steps=8)
+    for command in (("check", tmp_path, "--max", "fd_efflite0=99", "--model", "lrm-s0"), ("compare", tmp_path)):
+        lines = cli(*command).stdout.splitlines()
+        firsts = {line.split(" is ")[0] if command[0] == "check" else tuple(line.split("\t")[:3]) for line in lines}
+        assert len(firsts) == len(lines) == 3, lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
