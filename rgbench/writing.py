@@ -58,8 +58,10 @@ def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except BaseException:
+    except BaseException as error:
         os.unlink(path)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # os.write does not say where the disk is full
         raise
     return digest.hexdigest()
 
@@ -85,7 +87,11 @@ def write_chunks_atomic(path: Path, chunks: Iterable[bytes | memoryview]) -> str
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    digest = write_synced(temporary, chunks)
+    try:
+        digest = write_synced(temporary, chunks)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     try:
         os.replace(temporary, path)
     except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from rgbench.files import save_safetensors_atomic, sha256_file, write_bytes_atomic, write_json_atomic
+from tests.conftest import Cli
 from tests.faults.disk import FailingDisk
 
 WRITERS: list[Callable[[Path, int], object]] = [
@@ -32,7 +34,7 @@ def test_a_disk_that_fails_at_the_nth_operation(
     new = sha256_file(file)
     write(file, 1)
     old = sha256_file(file)
-    n, survived = 1, False
+    n, survived, named = 1, False, 0
     while not survived:
         n += 1  # the first makes a folder that is there already
         with pytest.MonkeyPatch.context() as patch:
@@ -41,12 +43,14 @@ def test_a_disk_that_fails_at_the_nth_operation(
                 write(file, 2)
             except OSError as error:
                 assert error.errno == code
+                named += error.filename == str(file)
             survived = disk.count < n
         assert sha256_file(file) in (old, new)
         assert os.listdir(tmp_path) == ["file"]
         if not survived and sha256_file(file) == new:
             write(file, 1)  # only the folder's sync, the last operation, failed
     assert sha256_file(file) == new
+    assert named >= 3, "opening, writing and syncing the file say which"
     assert n >= 7  # folder, open, write, sync, rename, and opening and syncing the folder
 
 
@@ -75,3 +79,17 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     finally:
         enough.set()
         writer.join()
+
+
+def test_a_command_says_which_file_the_disk_refused(tmp_path: Path, cli: Cli) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        done = cli("cp", "lcd", tmp_path / "mine.yaml")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert done.returncode == 1 and f"{tmp_path / 'mine.yaml'}: File too large; mend this" in done.stderr
+    (tmp_path / "file").write_text("not a folder")
+    done = cli("cp", "lcd", tmp_path / "file" / "mine.yaml")
+    assert done.returncode == 1 and "file" in done.stderr and "mend this" in done.stderr
+    assert os.listdir(tmp_path) == ["file"]
