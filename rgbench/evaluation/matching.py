@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from rgbench.data.prompts import Prompt, PromptSet
 from rgbench.errors import UsageError
 from rgbench.evaluation.names import INDEX, file_stem
 from rgbench.files import parse_json, read_json
+from rgbench.metrics.real_images import SUFFIXES, image_files
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA = "metadata.jsonl"  # the layout of Hugging Face's image folders
 NUM_NAMED = 10  # names in a message
 
@@ -32,16 +31,11 @@ def list_images(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of images")
     found: dict[str, Path] = {}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(parent) / name
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
-                continue
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in found:
-                raise UsageError(f"{folder}: {found[stem].name} and {name} would both be image {stem!r}; keep one")
-            found[stem] = path
+    for path in image_files(folder):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if stem in found:
+            raise UsageError(f"{folder}: {found[stem].name} and {path.name} would both be image {stem!r}; keep one")
+        found[stem] = path
     if not found:
         raise UsageError(f"{folder}: no image found (looked for {', '.join(SUFFIXES)} in it and in its subfolders)")
     return found
@@ -128,10 +122,11 @@ def match_images(folder: Path, prompts: PromptSet, known: PromptSet, seed: int) 
     if rows is not None:
         found = _by_table(folder, rows, known.prompts)
     else:
-        found = _by_name(images, known.prompts, seed) or _by_number(images, known.prompts)
+        found = _by_name(images, known.prompts, seed) or _by_number(images, known.prompts, len(prompts))
         if not found:
+            strange = [stem for stem in images if not stem.isdigit()]  # among numbers, the few that are none
             raise UsageError(
-                f"{folder}: {named(list(images))} do not say which prompt they belong to; name the images by the "
+                f"{folder}: {named(strange)} do not say which prompt they belong to; name the images by the "
                 f"prompts' ids (such as {file_stem(prompts.prompts[0].id)}.png), or by their numbers from 0"
             )
     missing = [prompt.id for prompt in prompts.prompts if found.get(prompt.id) not in images]
@@ -191,7 +186,7 @@ def _by_name(images: Mapping[str, Path], prompts: Sequence[Prompt], seed: int) -
     return found
 
 
-def _by_number(images: Mapping[str, Path], prompts: Sequence[Prompt]) -> dict[str, str]:
+def _by_number(images: Mapping[str, Path], prompts: Sequence[Prompt], num_wanted: int) -> dict[str, str]:
     if not all(stem.isascii() and stem.isdigit() for stem in images):
         return {}
     numbers = {int(stem): stem for stem in images}
@@ -202,10 +197,15 @@ def _by_number(images: Mapping[str, Path], prompts: Sequence[Prompt]) -> dict[st
     first = 0 if 0 in numbers else 1
     positions = {number - first: stem for number, stem in numbers.items()}
     extra = [stem for position, stem in positions.items() if position >= len(prompts)]
+    folder = next(iter(images.values())).parent
     if extra:
-        folder = next(iter(images.values())).parent
         raise UsageError(
             f"{folder}: {len(images)} numbered images for {len(prompts)} prompts: {named(extra)} belong to none; "
             "give the prompt list that they were made from"
+        )
+    if first == 1 and len(positions) not in (num_wanted, len(prompts)):  # each would be given its neighbour's prompt
+        raise UsageError(
+            f"{folder}: no image has the number 0, and {len(positions)} images are not all of {len(prompts)} counted "
+            "from 1: does one fail, perhaps the first of a count from 0? number them from 0"
         )
     return {prompts[position].id: stem for position, stem in sorted(positions.items())}

@@ -45,12 +45,7 @@ class ReferenceFolder:
         self.folder, self.cache, self.track = folder, cache, track
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder of reference images")
-        self.files = sorted(
-            Path(parent, name)
-            for parent, _, names in os.walk(folder, followlinks=True)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        )
+        self.files = sorted(image_files(folder))
         if not self.files:
             raise UsageError(f"{folder}: no reference image found (looked for {', '.join(SUFFIXES)})")
 
@@ -59,9 +54,16 @@ class ReferenceFolder:
 
     @cached_property
     def content(self) -> str:
-        """sha256 over the files' bytes in order; remembered by their names, sizes and times of change."""
+        """sha256 over the files' bytes in order; remembered by their names, sizes and times of change.
+
+        Raises:
+            UsageError: a file that cannot be read; it is named.
+        """
         names = [path.relative_to(self.folder).as_posix() for path in self.files]
-        stats = [path.stat() for path in self.files]
+        try:
+            stats = [path.stat() for path in self.files]
+        except OSError as error:  # such as a link to a file that is gone
+            raise UsageError(f"{error.filename}: cannot be read: {error.strerror}; mend or remove it") from error
         listed = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
         key = hashlib.sha256(json.dumps([str(self.folder.resolve()), listed]).encode()).hexdigest()[:32]
         remembered = self.cache / f"folder-{key}.json"
@@ -135,6 +137,24 @@ class ReferenceFolder:
                     sum(batch.num_small for batch in found),
                     tuple(why for batch in found for why in batch.converted),
                 )
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """Images of a folder and its subfolders, folder by folder, by name; hidden ones are left out.
+
+    Links are followed, last, and into each folder once: one that leads back up would give every image many times.
+    """
+    entered: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(parent))
+        links = {name for name in folders if os.path.islink(os.path.join(parent, name))}
+        folders[:] = [*sorted(set(folders) - links), *sorted(links)]
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(parent, name)
 
 
 def _first(names: list[str]) -> str:

@@ -68,7 +68,8 @@ class ReferenceScenes:
             if not prompt.scene:
                 raise UsageError(
                     f"{self.prompts.name}: prompt {prompt.id!r} has no scene to compare its image with; use the "
-                    "benchtop's prompts (no --prompts), a .jsonl with 'scene' in every row, or --metric hps"
+                    "benchtop's prompts (no --prompts), a .jsonl with 'scene' in every row, --metric hps, or, for set "
+                    "metrics, real images of your own: --reference FOLDER"
                 )
         try:
             scenes = Scenes.from_dicts([prompt.scene for prompt in self.prompts.prompts if prompt.scene])

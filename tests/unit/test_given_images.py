@@ -13,10 +13,11 @@ from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.errors import UsageError
 from rgbench.evaluation.api import evaluate
 from rgbench.evaluation.given import GivenImages
-from rgbench.evaluation.matching import match_images
+from rgbench.evaluation.matching import list_images, match_images
 from rgbench.evaluation.names import file_stem
 from rgbench.evaluation.pictures import png_bytes
 from rgbench.evaluation.results import load_results, load_samples
+from rgbench.metrics.real_images import ReferenceFolder
 from rgbench.metrics.reference import to_uint8
 from rgbench.worlds.scenes import scene_batch
 
@@ -61,6 +62,15 @@ def test_the_first_prompts_alone_may_be_measured(tmp_path):
     assert [path.name for path in match_images(tmp_path, PROMPTS.first(2), PROMPTS, 0)] == ["0.png", "1.png"]
 
 
+def test_a_lost_first_image_does_not_move_all_others_by_one(tmp_path):
+    filled(tmp_path, ["1.png", "2.png"])  # of 0, 1, 2
+    for num in (1, 3):
+        with pytest.raises(UsageError, match="no image has the number 0, and 2 images are not all of 3 counted from 1"):
+            match_images(tmp_path, PROMPTS.first(num), PROMPTS, 0)
+    found = match_images(tmp_path, PROMPTS.first(2), PROMPTS, 0)
+    assert [path.name for path in found] == ["1.png", "2.png"], "as many as are asked for"
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -70,6 +80,7 @@ def test_the_first_prompts_alone_may_be_measured(tmp_path):
         (["mine_0.png", "mine_1.png"], "1 of 3 prompts have no image: 'mine/2'"),
         (["mine_0.png", "mine_1.png", "mine_2.png", "old.png"], "1 images belong to no prompt of mine: 'old'"),
         (["mine_0.png", "mine_0-0.png", "mine_1.png"], "both 'mine_0-0', 'mine_0' fit the prompt 'mine/0'"),
+        (["0.png", "1.png", "fox.png"], ": 'fox' do not say which prompt they belong to"),
         (["cat.png", "dog.png", "fox.png"], "do not say which prompt they belong to; name the images by the prompts'"),
         (["0.png", "0.jpg", "1.png"], "0.jpg and 0.png would both be image '0'"),
     ],
@@ -77,6 +88,22 @@ def test_the_first_prompts_alone_may_be_measured(tmp_path):
 def test_what_does_not_match_is_named(tmp_path, names, message):
     with pytest.raises(UsageError, match=message):
         match_images(filled(tmp_path, names), PROMPTS, PROMPTS, seed=0)
+
+
+def test_a_link_that_leads_back_gives_no_image_twice(tmp_path):
+    names = ["0.png", "sub/1.png", "sub/2.png"]
+    filled(tmp_path, names)
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    (tmp_path / "again").symlink_to(tmp_path / "sub")
+    assert len(list_images(tmp_path)) == 3 and len(ReferenceFolder(tmp_path, tmp_path / "cache")) == 3
+
+
+def test_a_reference_image_that_is_gone_is_named(tmp_path):
+    filled(tmp_path, ["0.png", "1.png"])
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "1.png").symlink_to("nowhere.png")
+    with pytest.raises(UsageError, match=r"1\.png: cannot be read: No such file"):
+        _ = ReferenceFolder(tmp_path, tmp_path / "cache").content
 
 
 def test_a_table_names_the_images(tmp_path):
