@@ -81,9 +81,9 @@ def write_model(
         _images(folder, images, prompts or [f"{PROMPT}, number {i}" for i in range(images)], rng, size)
 
 
-def write_fragility(root: Path, method: str, seed: int = 0, world: str = "benchtop") -> None:
+def write_fragility(root: Path, method: str, seed: int = 0, world: str = "benchtop", model: str | None = None) -> None:
     """Writes the fragility of a model whose other results :func:`write_model` wrote."""
-    name = f"{method}-s{seed}"
+    name = model or f"{method}-s{seed}"
     level = LEVELS[method][3] / 4
     metric = Metric(
         name="fragility_gap", label="Fragility gap", direction="lower", unit="", family="fragility", decimals=2

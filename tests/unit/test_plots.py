@@ -237,3 +237,33 @@ def test_colours_keep_apart_without_colour_vision():
 def test_png_has_the_figures_size(old):
     image = Image.open(io.BytesIO(plots.png(spectra.draw(old))))
     assert image.width == 2400 and image.info.get("Software") is None
+
+
+def test_nothing_of_a_legend_or_an_axis_is_cut_off(tmp_path):
+    """A panel alone with long names, and two with long labels: all of it lies on the paper."""
+    for method, models in (("lrm", ("a-longer-name-than-most", "another-long-name")), ("rg_lcd", ("one", "two"))):
+        for model in models:
+            write_model(tmp_path, method, 0, model=f"{model}-s0", num=16)
+            write_fragility(tmp_path, method, model=f"{model}-s0")
+    for folder in {path.parent for path in tmp_path.glob("*/*name*/*/*.json")}:
+        rows = [{"step": step, "pair_accuracy": 0.6 + 0.001 * step} for step in range(40)]
+        write_json_atomic(folder / FILE, {"schema_version": 1, "rows": rows})
+    comparison = gather(tmp_path)[0]
+    for module in (fidelity, distributions, fragility):
+        canvas = module.draw(comparison)
+        canvas.draw_without_rendering()
+        inside = canvas.bbox.padded(2)
+        parts = [
+            *canvas.legends,
+            *(axes.xaxis.label for axes in canvas.axes),
+            *(axes.yaxis.label for axes in canvas.axes),
+        ]
+        for box in (part.get_window_extent() for part in parts):
+            assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1, module
+    lines = {line.get_linestyle() for line in fidelity.draw(comparison).axes[0].get_lines() if line.get_alpha() is None}
+    assert len(lines - {"None"}) >= 2, "two rows of one method are two lines to tell apart"
+    left, right = fragility.draw(comparison).axes
+    assert len({(bar[0].get_facecolor(), bar[0].get_hatch()) for bar in right.containers}) == 4
+    assert sorted(tick.get_text() for tick in left.get_xticklabels()) == sorted(
+        f"{name}-s0" for name in ("a-longer-name-than-most", "another-long-name", "one", "two")
+    )

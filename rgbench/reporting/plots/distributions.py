@@ -68,7 +68,7 @@ def _ridges(axes: Axes, comparison: Comparison, column: Column, theme: Theme) ->
     axes.set_yticks(range(len(found)), [short_label(comparison, row) for row in reversed(found)])
     axes.tick_params("y", length=0)
     axes.set_ylim(-0.25, len(found) - 1 + HEIGHT + 0.15)
-    axes.set_xlabel(f"{axis_label(column)} of single images (bar: 5 to 95 %, tick: median)")
+    axes.set_xlabel(f"{axis_label(column)} of single images\nbar: 5 to 95 %, tick: median")
     axes.set_title(column.metric.label)
 
 

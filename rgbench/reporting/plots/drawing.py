@@ -26,9 +26,11 @@ from rgbench.reporting.tables import ARROWS
 COLOURS = {"teacher": "#CC79A7", "lcd": "#0072B2", "rg_lcd": "#D55E00", "lrm": "#009E73", "external": "#E69F00"}
 DARK_COLOURS = {**COLOURS, "lcd": "#56B4E9", "rg_lcd": "#F0803C", "lrm": "#2BC99A"}
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+HATCHES = ("", "////", "....", "xxxx")  # of bars, where lines have their styles
 MARKERS = ("*", "o", "s", "D", "^", "v", "P", "X")  # in the order of COLOURS
 MAX_NAMED = 9  # rows that the legend names one by one; of more, it names the methods
 PANEL_INCHES = 5.0  # width of one panel
+LEGEND_INCHES = 0.19  # height of a line of the legend
 UNLISTED = "_nolegend_"
 
 
@@ -90,7 +92,7 @@ def panels(
 ) -> tuple[Canvas, list[Axes]]:
     """A row of equally wide panels, with room for a legend of `num_rows` entries below."""
     lines = legend_lines(min(num_rows, MAX_NAMED) + 2)
-    canvas = Canvas(figsize=(PANEL_INCHES * num_panels, height + 0.19 * lines), layout="constrained")
+    canvas = Canvas(figsize=(PANEL_INCHES * num_panels, height + LEGEND_INCHES * lines), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(1, num_panels, squeeze=False)[0]
     canvas.suptitle(f"World: {comparison.world}", fontsize=8.5, x=0.995, ha="right", alpha=0.75)
@@ -98,13 +100,19 @@ def panels(
 
 
 def legend(canvas: Canvas, handles: Sequence[Artist]) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them; of so many columns as the figure is wide for."""
     handles = [handle for handle in handles if str(handle.get_label()) != UNLISTED]
     if not handles:
         return
     labels = [str(handle.get_label()) for handle in handles]
-    columns = -(-len(handles) // legend_lines(len(handles)))
-    canvas.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=2.6, columnspacing=1.6)
+    planned = legend_lines(len(handles))
+    for columns in range(-(-len(handles) // planned), 0, -1):
+        look = {"loc": "outside lower left", "ncols": columns, "handlelength": 2.6, "columnspacing": 1.6}
+        made = canvas.legend(handles, labels, **look)
+        if columns == 1 or made.get_window_extent().width <= canvas.bbox.width:
+            break
+        made.remove()
+    canvas.set_figheight(canvas.get_figheight() + LEGEND_INCHES * (-(-len(handles) // columns) - planned))
 
 
 def legend_lines(num_entries: int) -> int:
@@ -114,11 +122,16 @@ def legend_lines(num_entries: int) -> int:
 
 def style(comparison: Comparison, row: Row, theme: Theme) -> dict[str, Any]:
     """Colour and first marker by method; line style and further markers by the row's place within it."""
-    place = [other for other in comparison.rows if other.method == row.method].index(row)
+    place = place_in_method(comparison, row)
     first = list(COLOURS).index(row.method if row.method in COLOURS else "external")
     marker = MARKERS[(first + place) % len(MARKERS)]
     colour = theme.methods.get(row.method, theme.methods["external"])
     return {"color": colour, "ls": LINES[place % len(LINES)], "marker": marker}
+
+
+def place_in_method(comparison: Comparison, row: Row) -> int:
+    """Which of the rows of its method it is, from 0."""
+    return [other for other in comparison.rows if other.method == row.method].index(row)
 
 
 def label(comparison: Comparison, row: Row) -> str:

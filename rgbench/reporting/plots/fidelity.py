@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rgbench.evaluation.logged import Row as Logged
 from rgbench.reporting.gather import Comparison, Row
-from rgbench.reporting.plots.drawing import LIGHT, LINES, Plot, Theme, label, legend, panels, style
+from rgbench.reporting.plots.drawing import LIGHT, LINES, Plot, Theme, label, legend, panels, place_in_method, style
 
 PAIRS, HELD_OUT = "pair_accuracy", "fidelity/"
 CHANCE = {"pair_accuracy": 0.5, "kendall_tau": 0.0, "gradient_cosine": 0.0}
@@ -34,14 +34,15 @@ def lacking(comparison: Comparison) -> str:
 
 
 def draw(comparison: Comparison, theme: Theme = LIGHT) -> Canvas:
-    """One panel per measure by optimiser step; lines of one run are its timestep bins."""
+    """One panel per measure by optimiser step; lines of one run are its timestep bins, of two rows two styles."""
     measures = _measures(comparison)[:MAX_PANELS]
     logs = {row: found for row in comparison.rows if (found := _logs(comparison, row, measures))}
     with mpl.rc_context(theme.settings):
         canvas, drawn = panels(comparison, len(logs), len(measures))
         for axes, name in zip(drawn, measures, strict=True):
             for row, logged in ((row, logged) for row, found in logs.items() for logged in found):
-                _lines(axes, logged, name, style(comparison, row, theme)["color"], label(comparison, row))
+                colour, first = style(comparison, row, theme)["color"], place_in_method(comparison, row)
+                _lines(axes, logged, name, colour, first, label(comparison, row))
             plain = name.removeprefix(HELD_OUT)
             if plain in CHANCE:
                 axes.axhline(CHANCE[plain], color=theme.ink, lw=1.2, ls=(0, (4, 2)))
@@ -54,8 +55,8 @@ def draw(comparison: Comparison, theme: Theme = LIGHT) -> Canvas:
     return canvas
 
 
-def _lines(axes: Axes, logged: list[Logged], name: str, colour: str, text: str) -> None:
-    for place, key in enumerate(_keys(logged, name)):
+def _lines(axes: Axes, logged: list[Logged], name: str, colour: str, first: int, text: str) -> None:
+    for place, key in enumerate(_keys(logged, name), first):
         points = [(row["step"], row[key]) for row in logged if key in row]
         where = key.removeprefix(name).strip("/")
         look = {"color": colour, "ls": LINES[place % len(LINES)], "lw": 1.4}

@@ -7,7 +7,19 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from rgbench.reporting.gather import Comparison, Row
-from rgbench.reporting.plots.drawing import LIGHT, Plot, Theme, error, label, legend, panels, style
+from rgbench.reporting.plots.drawing import (
+    HATCHES,
+    LIGHT,
+    Plot,
+    Theme,
+    error,
+    label,
+    legend,
+    panels,
+    place_in_method,
+    short_label,
+    style,
+)
 
 METRICS = ("fragility_gap", "fragility")
 CHANGES = {
@@ -51,9 +63,13 @@ def draw(comparison: Comparison, theme: Theme = LIGHT) -> Canvas:
                 values,
                 0.64 / len(rows),
                 color=look["color"],
+                edgecolor=theme.paper,
+                linewidth=0,
+                hatch=HATCHES[place_in_method(comparison, row) % len(HATCHES)],
                 label=label(comparison, row),
             )
-        left.set_xticks(range(len(rows)), [""] * len(rows))
+        names_below = [short_label(comparison, row) for row in rows]
+        left.set_xticks(range(len(rows)), names_below, rotation=30, ha="right", rotation_mode="anchor", fontsize=8)
         left.set_xlim(-0.6, len(rows) - 0.4)
         right.set_xticks(range(len(names)), [CHANGES.get(name, name.replace("_", " ")) for name in names])
         for axes, title in ((left, "Mean over the changes"), (right, "By change")):
