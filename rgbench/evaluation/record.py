@@ -11,6 +11,7 @@ from rgbench.data.prompts import PromptSet
 from rgbench.errors import RgbenchError, UsageError
 from rgbench.evaluation.job import ImageSource, Job
 from rgbench.evaluation.results import (
+    NewerResult,
     Protocol,
     Result,
     identify,
@@ -95,9 +96,15 @@ def protocol_of(quantity: Quantity) -> Protocol:
 
 
 def is_stored(folder: Path, metric: Accumulator) -> bool:
-    """Whether a generation's folder holds every figure of a metric; a damaged one is told, and counts as missing."""
+    """Whether a generation's folder holds every figure of a metric; a damaged one is told, and counts as missing.
+
+    Raises:
+        NewerResult: a figure of a later rgbench is there, which would be overwritten.
+    """
     try:
         return all(file.exists() and _is_whole(file) for file in (file_of(folder, q) for q in metric.quantities))
+    except NewerResult:
+        raise
     except UsageError as error:
         log.warning("%s; measured again", error)
         return False

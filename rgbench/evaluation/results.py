@@ -28,6 +28,10 @@ from rgbench.rewards.contract import fingerprint_id
 SCHEMA_VERSION = 1
 
 
+class NewerResult(UsageError):
+    """A result that a later rgbench wrote: whole, and not to be measured again over it."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -169,13 +173,15 @@ def load_result(path: Path) -> Result:
     """Read one result file.
 
     Raises:
-        UsageError: not strict JSON, another schema version, or not a result.
+        NewerResult: a later schema version.
+        UsageError: not strict JSON, no schema version, or not a result.
     """
     content = read_json(path)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         found = "no schema version" if version is None else f"schema version {version}"
-        raise UsageError(f"{path}: {found}; this rgbench reads {SCHEMA_VERSION}: install the rgbench that wrote it")
+        fault = NewerResult if isinstance(version, int) and version > SCHEMA_VERSION else UsageError
+        raise fault(f"{path}: {found}; this rgbench reads {SCHEMA_VERSION}: install the rgbench that wrote it")
     try:
         result = Result.model_validate(content)
     except ValidationError as error:

@@ -98,6 +98,11 @@ def test_a_run_is_measured_recorded_and_then_left_alone(shared, place):
     stamps = {path: path.stat().st_mtime_ns for path in files}
     assert run(shared, ["rg_lcd-s0"], ["hps", "oracle"]) == files
     assert {path: path.stat().st_mtime_ns for path in files} == stamps, "nothing was measured again"
+    later = files[0].read_text().replace('"schema_version": 1', '"schema_version": 2', 1)
+    files[0].write_text(later)
+    with pytest.raises(UsageError, match="schema version 2; this rgbench reads 1: install the rgbench that wrote it"):
+        run(shared, ["rg_lcd-s0"], ["hps"])
+    assert files[0].read_text() == later, "what a later rgbench measured is not lost"
     assert run(shared, ["rg_lcd-s0"], ["hps"], force=True) == files[:2]
     assert all((path.stat().st_mtime_ns > stamps[path]) == (path in files[:2]) for path in files)
     assert load_samples(load_results(Path("results"))[0]) is not None
