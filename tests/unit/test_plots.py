@@ -1,6 +1,7 @@
 """Plots: the same bytes each time, readable with many models, drawn from what the files hold."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rgbench.evaluation.statistics import t_interval
 from rgbench.files import write_json_atomic
 from rgbench.metrics.intervals import wilson_interval
 from rgbench.reporting import plots
+from rgbench.reporting.api import report
 from rgbench.reporting.gather import Comparison, gather
 from rgbench.reporting.plots import (
     distributions,
@@ -85,6 +87,23 @@ def test_spectra_draw_each_models_gap_to_real_and_to_the_teacher(old):
         against["RG-LCD: HFER +4.20 dB"].get_ydata(), gap - lines["Teacher: HFER -1.10 dB"].get_ydata()
     )
     assert "dB" in left.get_ylabel() and "cycles/pixel" in left.get_xlabel() and "teacher" in teacher.get_ylabel()
+
+
+def test_spectra_without_real_images_are_levels_beside_the_teachers(tmp_path):
+    """As of a model that was evaluated on prompts of one's own."""
+    for model, gain, steps in (("teacher", 1.0, 50), ("mine", 2.0, 4)):
+        path = put(tmp_path, model, "hfer_db", -12.0, level=True, sampler_steps=steps, elsewhere=model == "mine")
+        result = json.loads(path.read_text())
+        result["extra"] |= {"radius": [0.125, 0.25, 0.5], "power": [4 * gain, 2 * gain, gain]}
+        path.write_text(json.dumps(result))
+    (comparison,) = gather(tmp_path)
+    assert spectra.PLOT.lacking(comparison) == ""
+    left, teacher = spectra.draw(comparison).axes
+    assert (left.get_title(loc="left"), teacher.get_title(loc="left")) == ("Power spectrum", "Gap to the teacher")
+    assert "real" not in [line.get_label() for line in left.lines] and len(left.lines) == 2
+    gaps = sorted(line.get_ydata()[0] for line in teacher.lines if len(line.get_ydata()) == 3)
+    assert gaps == pytest.approx([0, 10 * np.log10(2)])
+    report(tmp_path, tmp_path / "report", [])
 
 
 def test_rewards_hold_the_trained_reward_against_oracle_and_distance(old):

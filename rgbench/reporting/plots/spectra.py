@@ -1,4 +1,4 @@
-"""Radial power spectra against real images, and each row's gap to them, with the band of its training seeds."""
+"""Radial power spectra, and each row's gap to real images and to the teacher, with the band of its training seeds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from rgbench.reporting.digits import format_number
 from rgbench.reporting.gather import Comparison, Row
 from rgbench.reporting.plots.drawing import LIGHT, MAX_NAMED, Plot, Theme, decibel, label, legend, panels, style
 
+POWER, REAL, TEACHER = "Power spectrum", "Gap to real images", "Gap to the teacher"
+UNITS = {POWER: "radial luma power (dB)", REAL: "gap to real (dB)", TEACHER: "gap to the teacher (dB)"}
 HFER_RADIUS = 0.25  # cycles/pixel above which HFER counts
-METRICS = ("hfer_gap_db", "band_gap_db", "slope")
+METRICS = ("hfer_gap_db", "band_gap_db", "hfer_db", "slope")  # the first that was measured
 
 
 def lacking(comparison: Comparison) -> str:
@@ -26,25 +28,28 @@ def lacking(comparison: Comparison) -> str:
 
 
 def draw(comparison: Comparison, theme: Theme = LIGHT) -> Canvas:
-    """Radially averaged luma power in dB, each row's gap to real, and to the teacher where that was measured."""
+    """Radially averaged luma power in dB, each row's gap to real, and to the teacher, where those were measured."""
     found = {row: spectrum for row in comparison.rows if (spectrum := curves(comparison, row)) is not None}
     radius, _, real = next(iter(found.values()))
     taught = found.get(comparison.teacher) if comparison.teacher else None
-    bases = [np.ones_like(real), real] + ([taught[1].mean(axis=0)] if taught and len(found) > 1 else [])
+    bases = {POWER: np.ones_like(radius)} | ({REAL: real} if real is not None else {})
+    bases |= {TEACHER: taught[1].mean(axis=0)} if taught and len(found) > 1 else {}
     with mpl.rc_context(theme.settings):
         canvas, drawn = panels(comparison, len(found), len(bases))
         dashed = {"color": theme.ink, "lw": 1.6, "ls": (0, (4, 2)), "zorder": 4}
-        for axes, base in zip(drawn, bases, strict=True):
-            if axes is drawn[0]:
-                axes.plot(radius, decibel(real), label="real", **dashed)
-            else:
+        for axes, (title, base) in zip(drawn, bases.items(), strict=True):
+            axes.set_title(title)
+            axes.set_ylabel(UNITS[title])
+            if title != POWER:
                 axes.axhline(0, **dashed)
+            elif real is not None:
+                axes.plot(radius, decibel(real), label="real", **dashed)
             for row, (_, powers, _) in found.items():
                 _line(axes, decibel(powers / base), radius, style(comparison, row, theme)).set_label(
                     _spectrum_label(comparison, row)
                 )
             _finish(axes, theme)
-        _name(drawn)
+        _explain(drawn[0])
         legend(canvas, drawn[0].get_legend_handles_labels()[0])
     return canvas
 
@@ -57,17 +62,16 @@ def _line(axes: Axes, decibels: NDArray, radius: NDArray, look: dict[str, Any]) 
     return line
 
 
-def curves(comparison: Comparison, row: Row) -> tuple[NDArray, NDArray, NDArray] | None:
-    """Radius (K,), power per training seed (S, K) and the power of real (K,)."""
+def curves(comparison: Comparison, row: Row) -> tuple[NDArray, NDArray, NDArray | None] | None:
+    """Radius (K,), power per training seed (S, K) and the power of real (K,), None where no real images were read."""
     column = comparison.column(*METRICS)
     results = [found for seed in row.members if column and (found := row.result(column, seed)) is not None]
     extras = [result.extra for result in results if "power" in result.extra]
     if not extras:
         return None
-    radius, reference = (np.asarray(extras[0][key], float) for key in ("radius", "reference_power"))
-    powers = np.asarray([extra["power"] for extra in extras], float)
-    kept = radius > 0
-    return radius[kept], powers[:, kept], reference[kept]
+    radius, powers = np.asarray(extras[0]["radius"], float), np.asarray([extra["power"] for extra in extras], float)
+    kept, reference = radius > 0, extras[0].get("reference_power")
+    return radius[kept], powers[:, kept], None if reference is None else np.asarray(reference, float)[kept]
 
 
 def _spectrum_label(comparison: Comparison, row: Row) -> str:
@@ -90,13 +94,8 @@ def _finish(axes: Axes, theme: Theme) -> None:
     axes.set_xlabel("spatial frequency (cycles/pixel)")
 
 
-def _name(drawn: list[Axes]) -> None:
-    titles = ("Power spectrum", "Gap to real images", "Gap to the teacher")
-    units = ("radial luma power (dB)", "gap to real (dB)", "gap to the teacher (dB)")
-    for axes, title, unit in zip(drawn, titles, units, strict=False):
-        axes.set_title(title)
-        axes.set_ylabel(unit)
-    drawn[0].annotate(
+def _explain(axes: Axes) -> None:
+    axes.annotate(
         "HFER counts\nabove 1/4", (HFER_RADIUS, 0.98), xycoords=("data", "axes fraction"), xytext=(5, 0),
         textcoords="offset points", fontsize=8, va="top", alpha=0.85,
     )  # fmt: skip
