@@ -58,7 +58,7 @@ def load_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 def dump_yaml(data: dict[str, Any]) -> str:
     """Plain data as YAML that :func:`load_yaml` reads back; keys stay in order."""
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=False)  # unescaped, U+0085 would not come back
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=False)  # unescaped, U+0085 would be lost
 
 
 def parse_value(text: str, where: str) -> Any:
@@ -76,6 +76,13 @@ def parse_value(text: str, where: str) -> Any:
 
 class _TooDeep(yaml.MarkedYAMLError):
     """More brackets open than a recipe may nest."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, which would leave the text ``7e3`` without the quotes that it needs here."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{_FLOAT.pattern})$"), [*"-+.0123456789"])
 
 
 class _Loader(yaml.BaseLoader):

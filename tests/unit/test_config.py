@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -227,6 +227,7 @@ PLAIN = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=8), PLAIN, max_size=4))
+@example({"7e3": ["0E0", "1e-4", ".5e1", "1_0", "7e3x", "~", "no", 1e-7, -2.5e30, 10**25, True, None]})
 def test_what_rgbench_writes_it_reads_back(tmp_path_factory: pytest.TempPathFactory, data: dict[str, Any]) -> None:
     file = tmp_path_factory.mktemp("dump") / "r.yaml"
     file.write_text(dump_yaml(data))
