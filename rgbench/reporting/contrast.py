@@ -107,9 +107,16 @@ def scores_of(row: Row, seed: int | None, column: Column) -> Scores | None:
     return row.scores(result) if result is not None else None
 
 
+def has_best(column: Column) -> bool:
+    """Whether some value is the good one: of a level, for want of real images to be near to, none is."""
+    return column.metric.direction != "target" or column.protocol.get("reference", "") is not None
+
+
 @lru_cache(maxsize=KEPT)
 def leaders(rows: tuple[Row, ...], column: Column) -> tuple[Row | None, Row | None]:
     """The best and second-best rows of a column that training seeds separate from all behind them, else None."""
+    if not has_best(column):
+        return None, None
     able = [row for row in rows if len(row.seeds(column)) >= MIN_SEEDS]
     ranked = sorted(able, key=lambda row: column.goodness(_mean(row, column)), reverse=True)
     if len(ranked) < 2 or not _separated(ranked[0], ranked[1:], column):

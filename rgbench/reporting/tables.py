@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from rgbench.reporting.contrast import MIN_SEEDS, Contrast, contrast, leaders
+from rgbench.reporting.contrast import MIN_SEEDS, Contrast, contrast, has_best, leaders
 from rgbench.reporting.digits import MISSING, format_figure, format_number
 from rgbench.reporting.gather import Column, Comparison, Figure, Row, file_of
 from rgbench.reporting.protocols import differences
@@ -228,7 +228,7 @@ def row_labels(row: Row) -> tuple[str, ...]:
 def _heading(comparison: Comparison, column: Column) -> Heading:
     metric = column.metric
     target = f"{column.target:g}" if metric.direction == "target" else ""
-    arrow = ARROWS[metric.direction] + target
+    arrow = ARROWS[metric.direction] + target if has_best(column) else ""
     return Heading(metric.label, metric.unit, arrow, comparison.protocol_numbers[column.protocol_id])
 
 

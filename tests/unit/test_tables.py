@@ -15,6 +15,7 @@ from rgbench.reporting.latex import escape as escape_latex
 from rgbench.reporting.markdown import escape as escape_markdown
 from rgbench.reporting.tables import Table, cost_tables, tables
 from tests.history.plausible import write_model
+from tests.results_maker import put
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
 
@@ -169,6 +170,19 @@ def test_ties_bold_nothing(tmp_path):
         path.write_text(re.sub(r'"value": [\d.]+', '"value": 20.0', path.read_text()))
     comparison = gather(tmp_path)[0]
     assert leaders(comparison.rows, comparison.column("fd_efflite0")) == (None, None)
+
+
+def test_a_level_without_real_images_has_no_good_end(tmp_path):
+    """A HFER of -9 dB is nearer to 0 than one of -12, and not the better for it."""
+    for seed in range(6):
+        for method, value in (("lcd", -12.0), ("rg_lcd", -9.0)):
+            put(tmp_path, f"{method}-s{seed}", "hfer_db", value + 0.01 * seed, half=0.1, level=True)
+            put(tmp_path, f"{method}-s{seed}", "hfer_gap_db", value + 0.01 * seed, half=0.1)
+    comparison = gather(tmp_path)[0]
+    best = {column.metric.name: leaders(comparison.rows, column)[0] for column in comparison.columns}
+    assert best["hfer_db"] is None and best["hfer_gap_db"].stem == "rg_lcd"
+    arrows = {heading.label: heading.arrow for table in tables(comparison) for heading in table.headings}
+    assert (arrows["HFER_DB"], arrows["HFER_GAP_DB"]) == ("", "→0")
 
 
 def test_one_seed_with_two_sets_of_weights_is_two_rows(tmp_path):
