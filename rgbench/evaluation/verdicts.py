@@ -191,7 +191,7 @@ def _verdict(model: Model, models: Sequence[Model], base: str | None, reward: st
             )
             for name, changes in found.families.items()
         ),
-        delta_seeds=tuple(sorted(seed.about.model for seed in seeds)) if len(seeds) >= MIN_SEEDS else (),
+        delta_seeds=tuple(seed.about.model for seed in seeds) if len(seeds) >= MIN_SEEDS else (),
         false_positives={"pairs": wrong.pairs, "over_optimised": wrong.over_optimised, "two_worse": wrong.two_worse}
         if wrong
         else None,
@@ -214,7 +214,7 @@ def _students(alike: Sequence[Model], base: str | None) -> list[Model] | str:
         missing = "no LCD student of its world, sampler settings and training steps is here;"
     if not stems:
         return f"{missing} evaluate one, or name another with --base:"
-    return [m for m in alike if m.stem in stems]
+    return sorted((m for m in alike if m.stem in stems), key=lambda m: (m.stem, m.seed or 0))
 
 
 def _shown(change: Change, *, model: Figures, base: Figures, teacher: Figures) -> FigureChange:

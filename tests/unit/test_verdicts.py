@@ -55,11 +55,12 @@ def test_what_got_better_in_a_worse_family_is_said(world, tmp_path):
 
 
 def test_the_lcd_students_are_found_by_their_method(tmp_path):
-    for seed in range(5):
+    for seed in (1, 8, 9, 10, 11):
         measured(tmp_path, f"plain-s{seed}", {}, method="lcd")
     measured(tmp_path, "rg_lcd-s1", HACKED)
     (found,) = give_verdicts(tmp_path)
     assert (found.base, found.verdict) == ("plain-s1", "over-optimised")
+    assert [name.removeprefix("plain-s") for name in found.delta_seeds] == ["1", "8", "9", "10", "11"]
     for seed in range(5):
         measured(tmp_path, f"other-s{seed}", {}, method="lcd")
     (unsure,) = give_verdicts(tmp_path)
@@ -183,4 +184,5 @@ def test_progress_counts_models(world):
 
     give_verdicts(world, track=track)
     compare_models(models_of(world), "lcd", track)
-    assert shown == [("verdicts", 2, "models"), ("comparisons", 10, "models")]
+    assert shown[0][0].endswith(": reading")
+    assert shown[1:] == [("verdicts", 2, "models"), ("comparisons", 10, "models")]
