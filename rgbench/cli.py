@@ -148,7 +148,7 @@ def evaluate(
     unet: Annotated[Path | None, typer.Option(help="That student's UNet: a folder or a weight file.")] = None,
     lora: Annotated[Path | None, typer.Option(help="That student's LoRA.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Like coco14-30k; see: rgbench ls protocols.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="Folder of real images, such as COCO's val2014.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Folder of real images for set metrics and probes.")] = None,
     inception: Annotated[Path | None, typer.Option(help="The FID network's file, if not in its usual place.")] = None,
     hps: Annotated[Path | None, typer.Option(help="HPS checkpoint or open_clip folder; the world's own.")] = None,
     judge: Annotated[

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rgbench.errors import UsageError
-from rgbench.pixel_modes import inexact, to_rgb
+from rgbench.pixel_modes import ImageHeader, header_of, inexact, to_rgb
 from rgbench.strict_json import parse_json
 from rgbench.writing import (
     save_safetensors_atomic,
@@ -178,13 +178,13 @@ def load_torchscript(path: Path) -> Any:
         raise UsageError(f"{path}: not a TorchScript file ({first}); fetch it again") from error
 
 
-def inspect_image(path: Path) -> tuple[tuple[int, int], str | None]:
-    """Width and height by an image file's header (a UsageError without one); what 8-bit RGB cannot hold of it."""
+def inspect_image(path: Path) -> ImageHeader:
+    """What an image file's header says: size, format, compression (a UsageError without a header)."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return image.size, inexact(image)
+            return header_of(image)
     except (*_PIL_ERRORS, Image.DecompressionBombError) as error:  # type: ignore[misc]
         raise UsageError(f"{path}: not a readable PNG, JPEG, WebP or BMP image ({error})") from error
 

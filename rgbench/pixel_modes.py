@@ -1,8 +1,8 @@
-"""Pixels of an opened image as 8-bit RGB, and what that could not hold."""
+"""Pixels of an opened image as 8-bit RGB, what that could not hold, and what its file's header says."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rgbench.errors import UsageError
 
@@ -10,6 +10,36 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EXIF_ORIENTATION = 274
+SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
+
+
+class ImageHeader(NamedTuple):
+    """What is known of an image before it is decoded.
+
+    Attributes:
+        size: width and height.
+        inexact: what 8-bit RGB could not hold of it, or None.
+        format: "PNG", "JPEG", "WEBP" or "BMP".
+        table: a JPEG's first quantisation table (luma), 64 numbers in natural order; empty for other formats.
+        sampling: a JPEG's chroma subsampling, such as "4:2:0"; "" where there is none or it is another one.
+    """
+
+    size: tuple[int, int]
+    inexact: str | None
+    format: str
+    table: tuple[int, ...] = ()
+    sampling: str = ""
+
+
+def header_of(image: Image) -> ImageHeader:
+    """The header of an image that is opened and not yet decoded."""
+    tables = getattr(image, "quantization", None) or {}
+    sampling = ""
+    if image.format == "JPEG":
+        from PIL.JpegImagePlugin import get_sampling
+
+        sampling = SAMPLINGS.get(get_sampling(image), "")
+    return ImageHeader(image.size, inexact(image), str(image.format), tuple(tables.get(0, ())), sampling)
 
 
 def inexact(image: Image) -> str | None:

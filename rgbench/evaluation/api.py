@@ -67,7 +67,8 @@ def evaluate(
         lora: the student's LoRA.
         prompts: a prompt file, or "benchtop"; by default the list of a folder of images, else the benchtop's.
         protocol: a named protocol of the set metrics; see ``rgbench ls protocols``.
-        reference: folder of real images that the set metrics compare with; the benchtop's scenes by default.
+        reference: folder of real images, such as COCO's val2014, that set metrics and probes compare with; the
+            benchtop's scenes by default.
         inception: the Inception file of a named protocol, if not in its usual place.
         hps: the reward model: an HPS checkpoint file or an open_clip folder; the world's own by default.
         judge: weights of held-out judges, each ``NAME=PATH``; the published ones in the local caches by default.

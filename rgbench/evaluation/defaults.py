@@ -10,7 +10,7 @@ from rgbench.metrics.contract import Accumulator, Context
 from rgbench.metrics.judges import find_metric
 from rgbench.registry import names
 
-FOR_OWN_IMAGES = ("fid", "kid", "prdc", "vendi", "hps")
+FOR_OWN_IMAGES = ("fid", "kid", "prdc", "vendi", "hps", "probes")
 NAMED_ONLY = (
     "fid_inf",
     "hps_jpeg75",

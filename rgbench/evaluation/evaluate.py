@@ -50,12 +50,12 @@ def evaluate_target(target: Target, job: Job) -> list[Path]:
     with bar(job.progress, f"{target.name}: loading"):
         source = open_target(target, job)
     target = _in_its_world(target, source)
-    job.compared.check_side(source.resolution)
     folder = generation_folder(job.results, target.world, target.name, source.generation)
     rows = FeatureRows(len(job.prompts), job.compared.features.network.num_features)
     context = context_of(target, source, rows, job)
     with bar(job.progress, f"{', '.join(job.metrics)}: loading"):
         metrics = fitting_metrics(job.metrics, context) if job.fitting else named_metrics(job.metrics, context)
+    job.compared.check(source.resolution, [quantity for _, metric in metrics for quantity in metric.quantities])
     wanted = [file_of(folder, quantity) for _, metric in metrics for quantity in metric.quantities]
     pending = [pair for pair in metrics if job.force or not is_stored(folder, pair[1])]
     if len(pending) < len(metrics):

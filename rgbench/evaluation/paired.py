@@ -2,13 +2,15 @@
 
     badness        value (lower is better), −value (higher is better), |value − target| (nearest is better)
     deterioration  badness of the model − badness of its base; above 0 the model is worse
-    level          a figure whose target is not known, for want of real images of its size: the base is the
-                   target, and deterioration is the distance to it in either direction
+    level          a figure whose target is not known, for want of real images of its size, or because lossy
+                   compression had changed those: the base is the target, and deterioration is the distance
+                   to it in either direction
 
 Where both results kept per-image rows, the prompts are resampled with all their seeds, the same
 ones on both sides; where both kept jackknife replicates of the same prompts, those are subtracted;
 else the half widths are added in quadrature, which ignores that the sides share prompts
-and noise and is usually too wide.
+and noise and is usually too wide. Real images of no prompt are a third sample, which both models
+share: it is drawn, or left out, once for both, by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
@@ -29,12 +31,13 @@ from rgbench.errors import UsageError
 from rgbench.evaluation.results import Result, read_columns
 from rgbench.evaluation.statistics import resampled_means
 from rgbench.metrics.contract import Metric
-from rgbench.metrics.intervals import LEVEL, jackknife_interval
+from rgbench.metrics.intervals import LEVEL, jackknife_interval_of_sides
 
 Value = float | np.ndarray
 Read = Callable[[Value], Value]
 
 KEPT = 4096  # results whose replicates are remembered: every pair of seeds asks for the same ones
+REAL_SEED = 1  # of the draws of a real mean: the same for both models of a comparison
 CLOSE = 1e-4  # a mean of rows that is further from the value is another figure
 
 
@@ -67,11 +70,18 @@ class Replicates:
         kind: "images" or "jackknife".
         digest: of the images or groups; figures pair only where it is the same.
         values: (R,) replicates.
+        num_real: the last ones left out groups of real images, by themselves; 0 for none.
     """
 
     kind: str
     digest: str
     values: np.ndarray
+    num_real: int = 0
+
+    @property
+    def num_own(self) -> int:
+        """Those that left out groups of prompts."""
+        return len(self.values) - self.num_real
 
 
 def badness(metric: Metric, value: Value, target: float = 0.0) -> Value:
@@ -128,15 +138,23 @@ def _paired(model: Result, base: Result, read: Read, level: float) -> Paired | N
         return _quadrature(model, base, value, level)
     drawn = np.asarray(read(ours.values) - read(theirs.values))
     if ours.kind == "jackknife":
-        interval = jackknife_interval(value, list(drawn), level)
+        sides = [side.tolist() for side in (drawn[: ours.num_own], drawn[ours.num_own :]) if len(side)]
+        interval = jackknife_interval_of_sides(value, sides, level)
         return Paired(value, interval.low, interval.high, "jackknife") if interval else None
     low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
     return Paired(value, float(low), float(high), "images")
 
 
 def is_level(result: Result) -> bool:
-    """Whether a figure should be near a target that nobody knows: there was no real reference."""
-    return result.metric.direction == "target" and result.protocol.fields.get("reference", "") is None
+    """Whether a figure should be near a target that nobody knows: no real reference, or one that was lossy."""
+    reference = result.protocol.fields.get("reference", "")
+    unknown = reference is None or (isinstance(reference, dict) and reference.get("lossy") is True)
+    return result.metric.direction == "target" and unknown
+
+
+def has_prompt_targets(result: Result) -> bool:
+    """Whether each prompt's own value should be near the target, and not their mean alone."""
+    return not is_level(result) and "real_error" not in result.extra
 
 
 def target_of(result: Result) -> float:
@@ -153,11 +171,21 @@ def replicates(result: Result) -> Replicates | None:
     if result.path is not None and result.samples is not None and result.value is not None:
         found = _bootstrap(result.path.with_name(Path(result.samples).name), result.value)
         if found is not None:
-            return found
-    left = result.extra.get("jackknife")
+            return _with_real(found, result.extra.get("real_error"))
+    left, real = (result.extra.get(name) for name in ("jackknife", "jackknife_real"))
     if not isinstance(left, list) or len(left) < 2:
         return None
-    return Replicates("jackknife", f"{result.protocol.id} {len(left)}", np.asarray(left, dtype=np.float64))
+    real = real if isinstance(real, list) else []
+    digest = f"{result.protocol.id} {len(left)} {len(real)}"
+    return Replicates("jackknife", digest, np.asarray([*left, *real], dtype=np.float64), len(real))
+
+
+def _with_real(found: Replicates, error: object) -> Replicates:
+    """With the luck of which real images there were: one draw for all figures of a protocol."""
+    if not isinstance(error, float):
+        return found
+    drawn = np.random.default_rng(REAL_SEED).standard_normal(len(found.values))
+    return replace(found, values=found.values - error * drawn)
 
 
 Image = tuple[str, int, str]  # prompt id, noise seed, group (a style)

@@ -1,10 +1,10 @@
-"""What the set metrics of one command compare with: reference, network, and the protocol's name."""
+"""What the metrics of one command compare with: real images, network, and the protocol's name."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 
 from rgbench.data.prompts import PromptSet
 from rgbench.errors import UsageError
+from rgbench.metrics.contract import Quantity
 from rgbench.metrics.efflite0 import EffLite0Network
 from rgbench.metrics.features import FeatureSet
 from rgbench.metrics.inception import InceptionNetwork, find_inception
@@ -39,15 +40,25 @@ class SetComparison:
     named: str | None = None
     departures: tuple[str, ...] = ()
 
-    def check_side(self, side: int) -> None:
-        """Whether generated images of ``side`` pixels can be compared; a named protocol resizes both sides itself.
+    def check(self, side: int, quantities: Sequence[Quantity]) -> None:
+        """Whether whole real images can be compared with generated ones of ``side`` pixels, where figures do that.
+
+        A named protocol resizes both sides itself; probes take native crops of what is large enough.
+
+        Args:
+            side: of the generated images, in pixels.
+            quantities: all that are measured.
 
         Raises:
             UsageError: a folder of one's own holds images of another size.
         """
+        reference = self.features.reference
+        if not isinstance(reference, ReferenceFolder):
+            return
+        if not any(quantity.protocol.get("reference") == reference.fields() for quantity in quantities):
+            return
         if self.named == OWN_FOLDER:
-            assert isinstance(self.features.reference, ReferenceFolder)
-            self.features.reference.require_plain(side)
+            reference.require_plain(side)
         smallest = self.features.network.smallest
         if smallest is not None and side < smallest:
             log.warning(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -160,10 +160,6 @@ class Context:
         if self.features.network.smallest is not None:  # a crop at native size sees another part at another resolution
             named["generated_resolution"] = self.resolution
         return self.protocol(**named, **self.features.fields(), **fields)
-
-    def of_real(self, probe: object, protocol: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
-        """What a probe reads in the real images, float64: made once, and kept for every model evaluated after."""
-        return self.reference.keep(probe, {"protocol": protocol, "device": str(self.device)}, make)
 
     def by_group(self, rows: np.ndarray) -> dict[str, float]:
         """Mean of per-image rows over each group of prompts, such as "test" and "heldout"."""

@@ -39,14 +39,36 @@ def jackknife_interval(value: float, replicates: Sequence[float], level: float =
     Returns:
         value ± t(G − 1) · √((G − 1)/G · Σ(θ_g − θ̄)²); None for fewer than two groups.
     """
-    num = len(replicates)
-    if num < 2:
+    return jackknife_interval_of_sides(value, [replicates], level)
+
+
+def jackknife_interval_of_sides(
+    value: float, sides: Sequence[Sequence[float]], level: float = LEVEL
+) -> Interval | None:
+    """The same around a figure of several independent samples, each left out by itself: variances add.
+
+    Args:
+        value: the figure from all samples.
+        sides: of each sample, the figure with each of its groups left out and the other samples whole.
+        level: coverage.
+
+    Returns:
+        value ± t(ν) · √Σv, v the variance of each side, ν = (Σv)² / Σ(v²/(G − 1)) rounded down (Welch, 1947;
+        Satterthwaite, 1946); None for fewer than two groups on a side.
+    """
+    nums = [len(side) for side in sides]
+    if min(nums) < 2:
         return None
-    deviation = np.asarray(replicates, dtype=np.float64)
-    deviation = deviation - deviation.mean()
-    error = math.sqrt((num - 1) / num * float(deviation @ deviation))
-    half = student_t_quantile(0.5 + level / 2, num - 1) * error
-    return Interval(low=value - half, high=value + half, level=level, method=f"delete-a-group jackknife, {num} groups")
+    deviations = [np.asarray(side, dtype=np.float64) - np.mean(side, dtype=np.float64) for side in sides]
+    variances = [(num - 1) / num * float(x @ x) for num, x in zip(nums, deviations, strict=True)]
+    total, degrees = math.fsum(variances), min(nums) - 1
+    squares = math.fsum(v * v / (num - 1) for v, num in zip(variances, nums, strict=True))
+    if len(sides) > 1 and squares > 0:
+        degrees = max(degrees, int(total * total / squares))
+    half = student_t_quantile(0.5 + level / 2, degrees) * math.sqrt(total)
+    apart = "" if len(nums) == 1 else ", each side by itself"
+    method = f"delete-a-group jackknife, {' + '.join(map(str, nums))} groups{apart}"
+    return Interval(low=value - half, high=value + half, level=level, method=method)
 
 
 def wilson_interval(successes: float, num: int, level: float = LEVEL) -> Interval:
@@ -84,6 +106,25 @@ def bootstrap_interval(rows: np.ndarray, level: float = LEVEL, seed: int = 0) ->
         return None
     low, high = np.quantile(bootstrap_means(rows, seed), [0.5 - level / 2, 0.5 + level / 2])
     return Interval(low=float(low), high=float(high), level=level, method=f"bootstrap over images, {NUM_RESAMPLES}")
+
+
+def unpaired_bootstrap_interval(rows: np.ndarray, others: np.ndarray, level: float = LEVEL) -> Interval | None:
+    """Percentile bootstrap interval of the difference of two means, each sample resampled by itself.
+
+    Args:
+        rows: (n,) figures of one sample.
+        others: (m,) of the one that is subtracted, independent of the first.
+        level: coverage.
+
+    Returns:
+        None for fewer than two figures on a side.
+    """
+    if min(len(rows), len(others)) < 2:
+        return None
+    drawn = bootstrap_means(rows, 0) - bootstrap_means(others, 1)
+    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+    method = f"bootstrap over images, each side by itself, {NUM_RESAMPLES}"
+    return Interval(low=float(low), high=float(high), level=level, method=method)
 
 
 def bootstrap_means(rows: np.ndarray, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A folder of real images as the reference of set metrics, such as COCO's val2014."""
+"""A folder of real images, such as COCO's val2014: what set metrics compare with, and probes take crops from."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rgbench.metrics.caching import cache_folder
 from rgbench.metrics.features import FeatureNetwork, InputBatch
 from rgbench.metrics.reference import BATCH, from_uint8
 from rgbench.metrics.tracking import Track, untracked
+from rgbench.pixel_modes import ImageHeader
 from rgbench.process import available_cores
 
 NUM_NAMED = 5  # of the files at fault, in a message
@@ -82,6 +83,17 @@ class ReferenceFolder:
         """Protocol fields: a hash of the images, and how many."""
         return {"kind": "folder of images", "images_sha256": self.content, "num": len(self)}
 
+    @cached_property
+    def headers(self) -> list[ImageHeader]:
+        """Header of each file, in order.
+
+        Raises:
+            UsageError: a file that is no image; it is named.
+        """
+        with ThreadPoolExecutor(available_cores()) as pool:
+            chunks = self.track(torch.arange(len(self.files)).split(BATCH), f"{self.folder.name}: headers")
+            return [header for at in chunks for header in pool.map(inspect_image, [self.files[i] for i in at])]
+
     def require(self, metric: str, num: int) -> None:
         """Check that there are at least ``num`` images.
 
@@ -102,25 +114,20 @@ class ReferenceFolder:
         Raises:
             UsageError: some are not; the first are named.
         """
-        with ThreadPoolExecutor(available_cores()) as pool:
-            chunks = self.track(torch.arange(len(self.files)).split(BATCH), f"{self.folder.name}: sizes")
-            headers = [header for at in chunks for header in pool.map(inspect_image, [self.files[i] for i in at])]
-        faults = [f"{path.name} {why}" for path, (_, why) in zip(self.files, headers, strict=True) if why]
+        headers = list(zip(self.files, self.headers, strict=True))
+        faults = [f"{path.name} {header.inexact}" for path, header in headers if header.inexact]
         if faults:
             raise UsageError(
                 f"{self.folder}: {len(faults):,} of {len(self):,} reference images are not plain 8-bit RGB or grey "
                 f"({_first(faults)}); convert them first"
             )
-        others = [
-            f"{path.name} {w}×{h}"
-            for path, ((w, h), _) in zip(self.files, headers, strict=True)
-            if (w, h) != (side, side)
-        ]
+        sizes = [(path.name, *header.size) for path, header in headers]
+        others = [f"{name} {w}×{h}" for name, w, h in sizes if (w, h) != (side, side)]
         if others:
             raise UsageError(
                 f"{self.folder}: {len(others):,} of {len(self):,} reference images are not {side}×{side} as the "
-                f"generated ones are ({_first(others)}); resize them first, or name a --protocol, which resizes both "
-                "sides"
+                f"generated ones are ({_first(others)}); resize them first, name a --protocol, which resizes both "
+                "sides, or measure probes alone (--metric probes), which take native crops"
             )
 
     def inputs(self, network: FeatureNetwork) -> Iterator[InputBatch]:
@@ -163,7 +170,7 @@ def _first(names: list[str]) -> str:
 
 def _prepared(network: FeatureNetwork, path: Path) -> InputBatch:
     """A network's input of one file."""
-    _, why = inspect_image(path)
+    why = inspect_image(path).inexact
     pixels = np.array(open_image(path), dtype=np.uint8)
     image = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     small = network.smallest is not None and min(image.shape[-2:]) < network.smallest

@@ -26,7 +26,7 @@ from rgbench.metrics.overopt.power import luma_chroma
 from rgbench.metrics.overopt.rewards import SCALE, shared_reward
 
 LEVELS = (
-    Level("aliasing_gain", "Aliasing gain", "", "fragility", 2),
+    Level("aliasing_gain", "Aliasing gain", "", "fragility", 2, reads_prompt=True),
     Level("aliased_noise", "Aliased noise σ", "levels", "spectrum", 2),
 )
 
@@ -66,8 +66,10 @@ class AliasingGain(PerImageProbe):
         super().__init__(context, LEVELS, reward=self.plain.reward.fingerprint() | {"antialias": "both"}, scale=SCALE)
 
     def measure(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        gain = self.plain(images, prompts) - self.filtered(images, prompts)
-        return torch.stack([gain, GREY_LEVELS * aliased_noise(luma_chroma(images)[:, 0], self.size)])
+        noise = GREY_LEVELS * aliased_noise(luma_chroma(images)[:, 0], self.size)
+        if not prompts:
+            return torch.stack([torch.full_like(noise, torch.nan), noise])
+        return torch.stack([self.plain(images, prompts) - self.filtered(images, prompts), noise])
 
     def finish(self) -> list[Measurement]:
         kept: dict[str, Any] = {"white_noise_std": white_noise_through(self.context.resolution, self.size)}

@@ -19,7 +19,7 @@ from rgbench.errors import UsageError
 from rgbench.metrics.contract import Context, Measurement, Quantity
 from rgbench.metrics.intervals import NUM_GROUPS, jackknife_groups, jackknife_interval
 from rgbench.metrics.overopt.per_image import Level
-from rgbench.metrics.overopt.real import has_real
+from rgbench.metrics.overopt.real import has_scenes
 
 LEVEL = Level("diversity", "Diversity", "%", "diversity", 2, direction="higher")
 MIN_IMAGES = 8  # of one prompt
@@ -59,7 +59,7 @@ class Diversity:
     def __init__(self, context: Context) -> None:
         self.context = context
         # features of a folder of other real images belong to no prompt
-        self.against_real = has_real(context) and context.features.reference is context.reference
+        self.against_real = has_scenes(context) and context.features.reference is context.reference
         self.members = images_of_prompts(context)
         fewest = min((len(members) for members in self.members), default=1)
         if fewest < MIN_IMAGES:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from rgbench.metrics.contract import Context, Measurement, Quantity
 from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
 from rgbench.metrics.lossy import through_jpeg
 from rgbench.metrics.overopt.per_image import Level
-from rgbench.metrics.overopt.real import has_real, real_batches
+from rgbench.metrics.overopt.real import NO_CAPTIONS, Real, find_real, of_real, without_real
 from rgbench.metrics.overopt.rewards import SCALE, shared_reward
 
 LEVEL = Level("fragility", "Fragility", "", "fragility", 2, direction="lower")
@@ -87,18 +88,21 @@ class Fragility:
     gathers_per_image = ("drops",)
 
     def __init__(self, context: Context) -> None:
-        self.context, self.against_real = context, has_real(context)
+        self.context = context
+        real, lacking = find_real(context)
+        self.real = real if real is not None and real.paired else None  # the reward needs a prompt
+        self.flags = (lacking or NO_CAPTIONS,) if lacking or (real is not None and self.real is None) else ()
         self.reward = shared_reward(context, antialias=True)
         self.num = min(NUM_IMAGES, len(context.prompts))
         protocol = context.protocol(
-            reference=context.reference.fields() if self.against_real else None,
+            **({"reference": self.real.fields()} if self.real else without_real(context)),
             reward=self.reward.reward.fingerprint(),
             scale=SCALE,
             changes=list(CHANGES),
             images=self.num,
             jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
         )
-        self.quantities = (Quantity(LEVEL.metric(self.against_real), protocol),)
+        self.quantities = (Quantity(LEVEL.metric(self.real is not None), protocol),)
         self.drops = np.full((len(CHANGES), len(context.prompts)), np.nan)
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
@@ -110,14 +114,16 @@ class Fragility:
     def finish(self) -> list[Measurement]:
         drops = self.drops[:, : self.num]
         extra: dict[str, Any] = {"level": float(drops.mean()), "num_images": self.num}
-        if self.against_real:
-            real = self.context.of_real(self, self.quantities[0].protocol, self._of_real)
+        if self.real is not None:
+            make = partial(self._of_real, self.real)
+            real = of_real(self.real, self, self.quantities[0].protocol, self.context, make)
             extra["real"], drops = float(real.mean()), drops - real
         rows, groups = drops.mean(0), cluster_groups(self.context.clusters(self.num))
         left = [float(rows[groups != g].mean()) for g in np.unique(groups) if (groups != g).any()]
         extra |= {"drops": dict(zip(CHANGES, drops.mean(1).tolist(), strict=True)), "jackknife": left}
         value = float(rows.mean())
-        return [Measurement(self.quantities[0], value, jackknife_interval(value, left), self.num, extra=extra)]
+        interval = jackknife_interval(value, left)
+        return [Measurement(self.quantities[0], value, interval, self.num, self.flags, extra=extra)]
 
     def _measure(self, images: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
         """(5, B) drops of the reward."""
@@ -125,8 +131,8 @@ class Fragility:
         after = [self.reward(change(images, prompts), prompts) for change in CHANGES.values()]
         return torch.stack([before - x for x in after]).cpu().numpy()
 
-    def _of_real(self) -> np.ndarray:
+    def _of_real(self, real: Real) -> np.ndarray:
         prompts, drops = self.context.prompts.prompts, np.empty((len(CHANGES), self.num))
-        for images, at in real_batches(self.context, self.num):
-            drops[:, at] = self._measure(images, [prompts[i] for i in at])
+        for images, at in real.batches(self.num):
+            drops[:, at] = self._measure(images.to(self.context.device), [prompts[i] for i in at])
         return drops

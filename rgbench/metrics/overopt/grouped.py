@@ -1,15 +1,18 @@
 """Probes that read mean power spectra: sums by jackknife group, figures, intervals.
 
 The scenes show what the prompts ask for, so the jackknife leaves out prompts on both
-sides at once: what a prompt's objects do to the spectrum then cancels. The replicates are
-kept in the result (``extra["jackknife"]``), so that two models of one protocol, whose
-groups hold the same prompts, are compared pairwise.
+sides at once: what a prompt's objects do to the spectrum then cancels. A user's own real
+images belong to no prompt: there each side is left out by itself, and the variances add. The
+replicates are kept in the result (``extra["jackknife"]``, and ``extra["jackknife_real"]`` for
+real images that were left out by themselves), so that two models of one protocol, whose groups
+hold the same prompts and the same real images, are compared pairwise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,27 +21,32 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.contract import Context, Interval, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_groups, jackknife_interval_of_sides
 from rgbench.metrics.overopt.power import luma_chroma, power_spectrum
-from rgbench.metrics.overopt.real import has_real, real_batches
+from rgbench.metrics.overopt.real import Real, RealScenes, find_real, without_real
 
 Figures = dict[str, float]
+PLANES = ("luma", "Cb", "Cr")
+PAIRED = f"{NUM_GROUPS} groups of prompts, left out on both sides"
+UNPAIRED = f"{NUM_GROUPS} groups of prompts and as many of real images, each side left out by itself"
 
 
 class GroupedPower:
-    """Σ P by jackknife group of prompts, in float64, where the images are.
+    """Σ P by jackknife group of images, in float64, where the images are.
 
     Args:
         groups: (n,) group of each position.
-        planes: leading planes of (Y, Cb, Cr) that are kept.
-        side: of the square images, in pixels.
-        device: of the images.
+        total: (groups, planes, H, W//2 + 1) sums; the planes are the leading ones of (Y, Cb, Cr).
     """
 
-    def __init__(self, groups: np.ndarray, planes: int, side: int, device: torch.device) -> None:
-        self.groups, self.counts = groups, np.bincount(groups)
-        shape = (len(self.counts), planes, side, side // 2 + 1)
-        self.total = torch.zeros(shape, dtype=torch.float64, device=device)
+    def __init__(self, groups: np.ndarray, total: Tensor) -> None:
+        self.groups, self.counts, self.total = groups, np.bincount(groups), total
+
+    @classmethod
+    def empty(cls, groups: np.ndarray, planes: int, side: int, device: torch.device) -> GroupedPower:
+        """Sums of no image yet, of square ones of ``side`` pixels."""
+        shape = (int(groups.max()) + 1, planes, side, side // 2 + 1)
+        return cls(groups, torch.zeros(shape, dtype=torch.float64, device=device))
 
     def add(self, images: Tensor, positions: np.ndarray) -> None:
         """Take in (B, 3, H, W) images in [0, 1]."""
@@ -72,18 +80,19 @@ class SpectralProbe:
     def __init__(
         self, context: Context, metrics: tuple[Sequence[Metric], Sequence[Metric]], planes: int, **protocol: Any
     ) -> None:
-        self.context, self.planes, self.against_real = context, planes, has_real(context)
+        self.context, self.planes = context, planes
+        self.real, self.lacking = find_real(context)
         shared = context.protocol(
-            reference=context.reference.fields() if self.against_real else None,
-            planes="Rec. 601 " + ", ".join(("luma", "Cb", "Cr")[:planes]),
+            **({"reference": self.real.fields()} if self.real else without_real(context)),
+            planes="Rec. 601 " + ", ".join(PLANES[:planes]),
             window="periodic 2-D Hann after the mean is removed",
             ring="k/N, N the shorter side",
-            jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
+            jackknife=PAIRED if self.real is None or self.real.paired else UNPAIRED,
             **protocol,
         )
-        self.quantities = tuple(Quantity(metric, shared) for metric in metrics[0 if self.against_real else 1])
+        self.quantities = tuple(Quantity(metric, shared) for metric in metrics[0 if self.real else 1])
         self.groups = cluster_groups(context.clusters(len(context.prompts)))
-        self.sums = self._empty()
+        self.sums = GroupedPower.empty(self.groups, planes, context.resolution, context.device)
 
     def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
         """The figures of mean power (planes, H, W//2 + 1), and of real images' where there are any."""
@@ -93,61 +102,89 @@ class SpectralProbe:
         """Vectors and further figures for the result's ``extra``."""
         raise NotImplementedError
 
+    def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
+        """What the first figure keeps of mean power with each group of prompts left out, for later comparisons."""
+        return {}
+
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         self.sums.add(images, positions)
 
     def finish(self) -> list[Measurement]:
-        real = self.context.reference.remember(f"power {self.planes}", self._of_real) if self.against_real else None
+        real = self._real_power(self.real) if self.real else None
         means = self.sums.mean(), real.mean() if real else None
         values = self.figures(*means)
-        pairs = zip(
-            self.sums.without_each(),
-            real.without_each() if real else iter([None] * len(self.sums.counts)),
-            strict=False,  # a single group leaves nothing to leave out
-        )
-        replicates = [self.figures(ours, theirs) for ours, theirs in pairs]
-        extra = self.describe(*means) | self._further(values, replicates)
-        return [self._measure(quantity, values, replicates, extra) for quantity in self.quantities]
+        sides = self._replicates(real)
+        extra = self.describe(*means) | self._further(values, sides)
+        found = [self._measure(quantity, values, sides, extra) for quantity in self.quantities]
+        found[0] = replace(found[0], extra={**found[0].extra, **self.left_out(list(self.sums.without_each()))})
+        return found
 
-    def _further(self, values: Figures, replicates: list[Figures]) -> dict[str, Any]:
+    def _replicates(self, real: GroupedPower | None) -> list[list[Figures]]:
+        """Figures with each group left out, of each side that is left out by itself."""
+        if self.real is None or real is None:
+            return [[self.figures(ours, None) for ours in self.sums.without_each()]]
+        if self.real.paired:
+            pairs = zip(self.sums.without_each(), real.without_each(), strict=True)
+            return [[self.figures(ours, theirs) for ours, theirs in pairs]]
+        own, theirs = self.sums.mean(), real.mean()
+        return [
+            [self.figures(left, theirs) for left in self.sums.without_each()],
+            [self.figures(own, left) for left in real.without_each()],
+        ]
+
+    def _further(self, values: Figures, sides: list[list[Figures]]) -> dict[str, Any]:
         """Figures that are no quantity of their own, with their intervals."""
         own = {quantity.metric.name for quantity in self.quantities}
         names = [name for name in values if name not in own]
-        bounds = {name: _interval(name, values, replicates) for name in names}
+        bounds = {name: _interval(name, values, sides) for name in names}
         return {
             **finite({name: values[name] for name in names}),
             "intervals": {name: [found.low, found.high] for name, found in bounds.items() if found},
         }
 
     def _measure(
-        self, quantity: Quantity, values: Figures, replicates: list[Figures], extra: dict[str, Any]
+        self, quantity: Quantity, values: Figures, sides: list[list[Figures]], extra: dict[str, Any]
     ) -> Measurement:
         name = quantity.metric.name
         defined = math.isfinite(values[name])
-        interval = _interval(name, values, replicates)
-        kept = {"jackknife": [row[name] for row in replicates]} if interval else {}
+        interval = _interval(name, values, sides)
+        keys = ("jackknife", "jackknife_real")
+        kept = {key: [row[name] for row in rows] for key, rows in zip(keys, sides, strict=False)} if interval else {}
+        about = self.real.flags if self.real else (self.lacking,) if self.lacking else ()
         return Measurement(
             quantity=quantity,
             value=values[name] if defined else None,
             interval=interval,
             num_samples=len(self.groups),
-            flags=() if defined else ("images without contrast",),
+            flags=about if defined else ("images without contrast", *about),
             extra=extra | kept,
         )
 
-    def _empty(self) -> GroupedPower:
-        return GroupedPower(self.groups, self.planes, self.context.resolution, self.context.device)
+    def _real_power(self, real: Real) -> GroupedPower:
+        """Sums of the real images; a user's are kept on disk, all planes for every probe."""
+        if isinstance(real, RealScenes):
+            key = f"power {self.planes}"
+            return self.context.reference.remember(key, lambda: self._add_up(real, self.groups, self.planes))
+        groups = jackknife_groups(real.num)
 
-    def _of_real(self) -> GroupedPower:
-        sums = self._empty()
-        for images, at in real_batches(self.context):
-            sums.add(images, at)
+        def make() -> np.ndarray:
+            return self._add_up(real, groups, len(PLANES)).total.cpu().numpy()
+
+        fields = {"sums": "power of Y, Cb, Cr by jackknife group", "device": str(self.context.device)}
+        kept = self.context.features.remember(f"power {real.side}", lambda: real.keep(real, fields, make))
+        return GroupedPower(groups, torch.from_numpy(kept[:, : self.planes]))
+
+    def _add_up(self, real: Real, groups: np.ndarray, planes: int) -> GroupedPower:
+        sums = GroupedPower.empty(groups, planes, self.context.resolution, self.context.device)
+        for images, at in real.batches():
+            sums.add(images.to(self.context.device), at)
         return sums
 
 
-def _interval(name: str, values: Figures, replicates: list[Figures]) -> Interval | None:
-    drawn = [row[name] for row in replicates]
-    return jackknife_interval(values[name], drawn) if np.isfinite([values[name], *drawn]).all() else None
+def _interval(name: str, values: Figures, sides: list[list[Figures]]) -> Interval | None:
+    drawn = [[row[name] for row in rows] for rows in sides]
+    finite_all = np.isfinite([values[name], *(x for side in drawn for x in side)]).all()
+    return jackknife_interval_of_sides(values[name], drawn) if finite_all else None
 
 
 def finite(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -1,27 +1,85 @@
-"""Real images that probes compare with: one for each prompt, at the evaluated size or not at all."""
+"""Real images that probes compare with, at the evaluated size or not at all.
+
+the benchtop's scenes   one for each prompt: both sides are left out, or resampled, together
+a user's own folder     of no prompt: each side is left out, or resampled, by itself
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from rgbench.errors import UsageError
 from rgbench.metrics.contract import Context
+from rgbench.metrics.real_crops import RealCrops
+from rgbench.metrics.real_images import ReferenceFolder
 from rgbench.metrics.reference import from_uint8
 from rgbench.worlds.scenes import IMAGE_SIZE
 
 CHUNK = 256
+NO_CAPTIONS = "no gap to real: nothing says what the real images show"
 
 
-def has_real(context: Context) -> bool:
-    """Whether every prompt has a real image of the evaluated size.
+class RealScenes:
+    """One scene for each prompt.
 
-    A real image is never resized: interpolation changes the very spectrum that is looked at.
-    Without real images a probe gives absolute levels, to be set beside those of the teacher
-    and of the LCD student.
+    Args:
+        context: whose prompts all have a scene, at the scenes' size.
     """
+
+    paired = True
+    flags: tuple[str, ...] = ()
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.num = context, len(context.prompts)
+
+    def fields(self) -> dict[str, Any]:
+        """Protocol fields."""
+        return self.context.reference.fields()
+
+    def batches(self, num: int | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Scenes of the first ``num`` prompts with their positions.
+
+        Yields:
+            (B, 3, H, W) float32 in [0, 1] on the CPU, and (B,) int64.
+        """
+        num = self.num if num is None else num
+        chunks = np.array_split(np.arange(num), -(-num // CHUNK))
+        for at in self.context.track(chunks, "real scenes: probes"):
+            yield from_uint8(self.context.reference.images[at]), at
+
+    def keep(self, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
+        """``make()``, once per pixels, fields and code."""
+        return self.context.reference.keep(owner, fields, make)
+
+
+Real = RealScenes | RealCrops
+
+
+def find_real(context: Context) -> tuple[Real | None, str]:
+    """What probes compare with, and why there is nothing where it was asked for.
+
+    A folder that the set metrics compare with serves the probes too. Without real images a probe
+    gives absolute levels, to be set beside those of the teacher and of the LCD student.
+    """
+    folder = context.features.reference
+    if isinstance(folder, ReferenceFolder):
+        crops = context.features.remember(f"crops {context.resolution}", lambda: _told(folder, context.resolution))
+        return (None, crops.lacking) if crops.lacking else (crops, "")
+    return (RealScenes(context), "") if has_scenes(context) else (None, "")
+
+
+def _told(folder: ReferenceFolder, side: int) -> RealCrops:
+    crops = RealCrops(folder, side)
+    crops.tell()
+    return crops
+
+
+def has_scenes(context: Context) -> bool:
+    """Whether every prompt has a real scene of the evaluated size."""
     if context.resolution != IMAGE_SIZE:
         return False
     try:
@@ -30,13 +88,13 @@ def has_real(context: Context) -> bool:
         return False
 
 
-def real_batches(context: Context, num: int | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Real images of the first ``num`` prompts with their positions.
+def without_real(context: Context) -> dict[str, Any]:
+    """Protocol fields of a level: it compares only with levels of images of one size."""
+    return {"reference": None, "image_px": context.resolution}
 
-    Yields:
-        (B, 3, H, W) float32 in [0, 1] on the context's device, and (B,) int64.
-    """
-    num = len(context.prompts) if num is None else num
-    chunks = np.array_split(np.arange(num), -(-num // CHUNK))
-    for at in context.track(chunks, "real scenes: probes"):
-        yield from_uint8(context.reference.images[at]).to(context.device), at
+
+def of_real(
+    real: Real, probe: object, protocol: Mapping[str, Any], context: Context, make: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """What a probe reads in the real images, float64: made once, and kept for every model evaluated after."""
+    return real.keep(probe, {"protocol": protocol, "device": str(context.device)}, make)

@@ -11,6 +11,7 @@ energies are in dB, so the gap to another model is the difference of the gaps to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -148,11 +149,21 @@ class SpectrumProbe(SpectralProbe):
             found[f"{prefix}octave_gaps_db"] = finite(octave_gaps(ours, theirs, *size))
         return found
 
+    def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Spectra without each group of prompts, so that a distance to another model has an interval."""
+        rings = [_rings(power) for power in powers]
+        return {f"{name}power_left_out": [each[i].tolist() for each in rings] for i, name in enumerate(("", "chroma_"))}
+
+
+def _rings(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Luma and mean chroma power by ring."""
+    side = power.shape[1]
+    return radial_profile(power[0], side, side)[1], radial_profile(power[1:].mean(0), side, side)[1]
+
 
 def _profiles(power: np.ndarray, prefix: str) -> dict[str, Any]:
-    side = power.shape[1]
-    radius, luma = radial_profile(power[0], side, side)
-    chroma = radial_profile(power[1:].mean(0), side, side)[1]
+    luma, chroma = _rings(power)
+    radius = radial_profile(power[0], power.shape[1], _width(power))[0]
     vectors = {f"{prefix}power": luma.tolist(), f"chroma_{prefix}power": chroma.tolist()}
     return vectors | finite({f"{prefix}slope": slope(radius, luma)})
 
