@@ -6,7 +6,9 @@
               contrast is named beforehand and keeps its p, all others are adjusted by Holm
 
 A comparison of models says nothing of the luck of training; one of methods does. A figure that
-only the model has keeps its row, without a difference; one that no two seeds share has none.
+only the model has keeps its row, without a difference; one that no two seeds share has none. Where both
+models kept their spectra, rows ``lsd_…_to_base_db`` follow: the log-spectral distance between the two, not a
+difference of two distances to real.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rgbench.errors import UsageError, suggest
-from rgbench.evaluation.paired import Paired, badness, by_prompt, difference, is_level, target_of
+from rgbench.evaluation.paired import Paired, badness, by_prompt, difference, has_prompt_targets, target_of
 from rgbench.evaluation.results import Result
+from rgbench.evaluation.spectral_distance import PLANES, spectral_distance
 from rgbench.evaluation.statistics import (
     Wins,
     count_wins,
@@ -33,6 +36,7 @@ from rgbench.evaluation.verdict import Key
 from rgbench.evaluation.verdicts import EXTERNAL, TEACHER, Model
 from rgbench.metrics.tracking import Track, untracked
 
+SPECTRA = ("hfer_gap_db", "hfer_db")  # the figures whose results keep what a distance of two spectra needs
 MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
 
 
@@ -160,12 +164,26 @@ def _contrasts(model: Model, base: Model) -> list[ModelContrast]:
         found = difference(result, other) if other is not None else None
         images = _images(result, other) if other is not None else None
         contrasts.append(ModelContrast(model.about.model, base.about.model, result, found, images))
+        if other is not None and key[0] in SPECTRA:
+            contrasts += _spectra(contrasts[-1], other)
     return contrasts
+
+
+def _spectra(of: ModelContrast, other: Result) -> list[ModelContrast]:
+    """How far apart the two models' spectra are, a figure that neither has alone."""
+    found = {plane: spectral_distance(of.result, other, plane) for plane in PLANES}
+    told = {"direction": "lower", "label": "Log-spectral distance to the base"}
+    metrics = {plane: of.result.metric.model_copy(update=told | {"name": f"lsd_{plane}_to_base_db"}) for plane in found}
+    return [
+        replace(of, result=of.result.model_copy(update={"metric": metrics[plane]}), found=distance, images=None)
+        for plane, distance in found.items()
+        if distance is not None
+    ]
 
 
 def _images(result: Result, other: Result) -> Images | None:
     ours, theirs = by_prompt(result), by_prompt(other)
-    if is_level(result) or ours is None or theirs is None or ours.images != theirs.images:
+    if not has_prompt_targets(result) or ours is None or theirs is None or ours.images != theirs.images:
         return None
     target = target_of(other)
     deviation = stratified_deviation(ours.means - theirs.means, ours.groups)

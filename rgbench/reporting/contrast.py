@@ -31,8 +31,9 @@ KEPT = 4096  # differences kept: the tables, the words and the CSV ask for the s
 class Contrast:
     """`value` = row − base in the metric's unit, with its 95 % interval where there is one.
 
-    `gain` is positive where the row is nearer the metric's good end; `basis` is the
-    unit of the interval: "seeds", "images", "jackknife", "quadrature" or "none".
+    `gain` is positive where the row is nearer the metric's good end; of a level the base is that end, so
+    that it is never positive. `basis` is the unit of the interval: "seeds", "images", "jackknife", "quadrature"
+    or "none".
     """
 
     row: float
@@ -107,17 +108,10 @@ def scores_of(row: Row, seed: int | None, column: Column) -> Scores | None:
     return row.scores(result) if result is not None else None
 
 
-def has_best(column: Column) -> bool:
-    """Whether some value is the good one: of a level, for want of real images to be near to, none is."""
-    return column.metric.direction != "target" or column.protocol.get("reference", "") is not None
-
-
 @lru_cache(maxsize=KEPT)
 def leaders(rows: tuple[Row, ...], column: Column) -> tuple[Row | None, Row | None]:
     """The best and second-best rows of a column that training seeds separate from all behind them, else None."""
-    if not has_best(column):
-        return None, None
-    able = [row for row in rows if len(row.seeds(column)) >= MIN_SEEDS]
+    able = [row for row in rows if len(row.seeds(column)) >= MIN_SEEDS and not column.level]
     ranked = sorted(able, key=lambda row: column.goodness(_mean(row, column)), reverse=True)
     if len(ranked) < 2 or not _separated(ranked[0], ranked[1:], column):
         return None, None
@@ -145,7 +139,7 @@ def _pairs(row: Row, base: Row, column: Column) -> list[tuple[float, float]]:
 
 
 def _gain(column: Column, value: float, base: float) -> float:
-    return column.goodness(value) - column.goodness(base)
+    return -abs(value - base) if column.level else column.goodness(value) - column.goodness(base)
 
 
 def _mean(row: Row, column: Column) -> float:

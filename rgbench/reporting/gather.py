@@ -18,6 +18,7 @@ from typing import Any
 from rgbench.errors import UsageError
 from rgbench.evaluation.logged import Row as Logged
 from rgbench.evaluation.logged import load_log
+from rgbench.evaluation.paired import badness, is_level, target_of
 from rgbench.evaluation.results import Result, load_results, load_samples
 from rgbench.evaluation.statistics import t_interval
 from rgbench.metrics.contract import Metric
@@ -33,8 +34,8 @@ LEADS = ("hps_aa1", "hps_aa0", "oracle_all", "oracle_mean", "hfer_gap_db", "band
 class Figure:
     """One cell: a value over images (one training seed) or the mean over training seeds.
 
-    `low` and `high` bound the 95 % interval where there is one. `results` are the
-    files that it was made from, in the order of their training seeds.
+    `low` and `high` bound the 95 % interval where there is one. `results` are the files that it was made from, in
+    the order of their training seeds.
     """
 
     value: float
@@ -54,13 +55,14 @@ class Figure:
 
 @dataclass(frozen=True, order=True)
 class Column:
-    """A metric under one protocol; ordered as tables show it. `target` is the good end of a "target" metric."""
+    """A metric under one protocol, in the order of tables. `target` is the good end; of a `level` nobody knows it."""
 
     rank: tuple[int, str, int, str]
     protocol_id: str
     metric: Metric = field(compare=False)
     protocol: dict[str, Any] = field(compare=False)
     target: float = field(compare=False, default=0.0)
+    level: bool = field(compare=False, default=False)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -68,16 +70,13 @@ class Column:
 
     def goodness(self, value: float) -> float:
         """Higher is better, whatever the metric's direction."""
-        if self.metric.direction == "target":
-            return -abs(value - self.target)
-        return value if self.metric.direction == "higher" else -value
+        return -float(badness(self.metric, value, self.target))
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One method at one sampler setting; `members` maps training seed to that run's results by column key.
-
-    Rows are equal only to themselves, so that what is computed for them can be kept.
+    """One method at one sampler setting; `members` maps training seed to that run's results by column key. Rows
+    are equal only to themselves, so that what is computed for them can be kept.
     """
 
     method: str
@@ -156,8 +155,8 @@ class Row:
 class Comparison:
     """Everything that was measured in one world.
 
-    `checkpoints` are results of runs before their last step, which are in no row; `logs`
-    what runs logged in training, by generation id.
+    `checkpoints` are results of runs before their last step, which are in no row; `logs` what runs logged in
+    training, by generation id.
     """
 
     world: str
@@ -279,7 +278,7 @@ def column_of(result: Result) -> Column:
     family = FAMILIES.index(metric.family) if metric.family in FAMILIES else len(FAMILIES)
     lead = LEADS.index(metric.name) if metric.name in LEADS else len(LEADS)
     rank = (family, metric.family, lead, metric.name)
-    return Column(rank, result.protocol.id, metric, result.protocol.fields, float(result.extra.get("target") or 0.0))
+    return Column(rank, result.protocol.id, metric, result.protocol.fields, target_of(result), is_level(result))
 
 
 def file_of(result: Result) -> str:

@@ -136,7 +136,9 @@ def _fact(column: Column, difference: Contrast, role: str, row: Row, base: Row) 
     if not difference.clear:
         return f"{metric.label}{role}: no clear change, {ends[0]} to {ends[1]}{unit} ({change}){share}."
     verb = "rose" if difference.value > 0 else "fell"
-    if not role and metric.direction == "target":
+    if not role and column.level:
+        share = f", away from {base.method_label}"
+    elif not role and metric.direction == "target":
         share = ", nearer to real" if difference.gain > 0 else ", further from real"
     elif not role:
         share = ", better" if difference.gain > 0 else ", worse"

@@ -13,6 +13,7 @@ from rgbench.reporting.grids import Grid, random_grid, view_grids, worst_grids
 from rgbench.reporting.images import Kept, kept_images
 from rgbench.reporting.plots import PLOTS, Plot
 from rgbench.reporting.reading import Reading, readings
+from rgbench.reporting.spectral import spectral_tables
 from rgbench.reporting.tables import Table, cost_tables, tables
 from rgbench.reporting.verdicts import verdict_table
 
@@ -67,6 +68,7 @@ def section(comparison: Comparison, results: Path) -> Section:
         (
             *filter(None, [verdict_table(comparison, verdicts)]),
             *tables(comparison),
+            *spectral_tables(comparison),
             *detail_tables(comparison),
             *cost_tables(comparison),
         ),

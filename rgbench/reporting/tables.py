@@ -7,9 +7,10 @@ nothing is rounded before, and a figure that is not there is "—".
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from rgbench.reporting.contrast import MIN_SEEDS, Contrast, contrast, has_best, leaders
+from rgbench.metrics.real_crops import LOSSY
+from rgbench.reporting.contrast import MIN_SEEDS, Contrast, contrast, leaders
 from rgbench.reporting.digits import MISSING, format_figure, format_number
 from rgbench.reporting.gather import Column, Comparison, Figure, Row, file_of
 from rgbench.reporting.protocols import differences
@@ -24,6 +25,7 @@ MARKS = {
 }
 FLAGS = {
     "n<=d": "n<=d, no more images than features, so the covariance is singular",
+    LOSSY: f"{LOSSY}, which takes from their high frequencies; compare models with each other, not with 0",
     "reference n<=d": "reference n<=d, no more real images than features, so their covariance is singular",
 }
 COSTS = (
@@ -91,6 +93,7 @@ class Table:
         return self.key not in ("verdict", "comparison", "delta-lcd", "delta-teacher", "cost")
 
 
+PROBED = ("spectrum", "pixel and colour", "diversity", "fragility")  # families whose every figure is set beside both
 LABELS = ("Method", "Sampler", "Model")
 
 
@@ -98,12 +101,11 @@ def tables(comparison: Comparison) -> list[Table]:
     """Headline figures, differences to LCD and to the teacher, the families in full."""
     lead = headlines(comparison)
     rest = [column for column in comparison.columns if column not in lead]
-    built = [_figures(comparison, "comparison", "Comparison", lead)]
-    built += [_deltas(comparison, "lcd", "Difference to the LCD student at the same sampler settings", lead)]
-    built += [_deltas(comparison, "teacher", _teacher_caption(comparison), lead)]
+    built = [_figures(comparison, "comparison", "Comparison", lead), *_both_deltas(comparison, lead)]
     for family in dict.fromkeys(column.metric.family for column in rest):
         columns = [column for column in rest if column.metric.family == family]
         built.append(_figures(comparison, f"more-{family}".replace(" ", "-"), f"More figures: {family}", columns))
+        built += _both_deltas(comparison, columns, family) if family in PROBED else []
     return [table for table in built if table.rows and table.headings]
 
 
@@ -133,6 +135,17 @@ def _figures(comparison: Comparison, key: str, caption: str, columns: list[Colum
     return Table(key, f"{caption}, {comparison.world}", LABELS, headings, tuple(rows), tuple(notes))
 
 
+def _both_deltas(comparison: Comparison, columns: list[Column], family: str = "") -> list[Table]:
+    """Differences to LCD and to the teacher; of a family's further figures, or of the first table's."""
+    captions = {
+        "lcd": "Difference to the LCD student at the same sampler settings",
+        "teacher": _teacher_caption(comparison),
+    }
+    name, slug = (f": {family}", f"-{family.replace(' ', '-')}") if family else ("", "")
+    found = [(key, _deltas(comparison, key, caption + name, columns)) for key, caption in captions.items()]
+    return [replace(table, key=f"delta-{key}{slug}") for key, table in found]
+
+
 def _deltas(comparison: Comparison, key: str, caption: str, columns: list[Column]) -> Table:
     base_of: Callable[[Row], Row | None] = comparison.lcd if key == "lcd" else lambda row: comparison.teacher
     rows = []
@@ -151,8 +164,7 @@ def _deltas(comparison: Comparison, key: str, caption: str, columns: list[Column
         "a t interval where the row has several training seeds (the teacher, trained once, then counts as exact)."
     )
     headings = tuple(_heading(comparison, columns[i]) for i in kept)
-    name = f"{caption}, {comparison.world}"
-    return Table(f"delta-{key}", name, LABELS, headings, tuple(rows), (first, *notes))
+    return Table("delta", f"{caption}, {comparison.world}", LABELS, headings, tuple(rows), (first, *notes))
 
 
 def cost_tables(comparison: Comparison) -> list[Table]:
@@ -228,7 +240,7 @@ def row_labels(row: Row) -> tuple[str, ...]:
 def _heading(comparison: Comparison, column: Column) -> Heading:
     metric = column.metric
     target = f"{column.target:g}" if metric.direction == "target" else ""
-    arrow = ARROWS[metric.direction] + target if has_best(column) else ""
+    arrow = "" if column.level else ARROWS[metric.direction] + target
     return Heading(metric.label, metric.unit, arrow, comparison.protocol_numbers[column.protocol_id])
 
 

@@ -124,7 +124,7 @@ def _figure(result: Result | None) -> list[Any] | None:
 
 def _gap(result: Result | None) -> list[float] | None:
     """dB against real by radius."""
-    if result is None or "power" not in result.extra:
+    if result is None or "reference_power" not in result.extra:
         return None
     power, real = (np.asarray(result.extra[key], float) for key in ("power", "reference_power"))
     return [round(gap, 3) for gap in (decibel(power) - decibel(real)).tolist()]
@@ -190,7 +190,8 @@ def _model(row: Row) -> dict[str, str]:
 def _metric(column: Column) -> dict[str, Any]:
     metric = column.metric
     what = {"name": metric.name, "label": metric.label, "unit": metric.unit}
-    return {**what, "direction": metric.direction, "target": column.target}
+    direction = "higher" if column.level else metric.direction  # sorted by value: no end of a level is the good one
+    return {**what, "direction": direction, "target": column.target}
 
 
 def _spread(items: list[Any], num: int) -> list[Any]:

@@ -1,0 +1,139 @@
+"""Log-spectral distance between models: from what results keep, in the report, in comparisons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rgbench.cli_probes import model_row
+from rgbench.data.prompts import Prompt, PromptSet
+from rgbench.evaluation.comparison import compare_models
+from rgbench.evaluation.results import Result, write_result
+from rgbench.evaluation.spectral_distance import spectral_distance
+from rgbench.evaluation.verdicts import models_of
+from rgbench.metrics.contract import Interval
+from rgbench.metrics.overopt.power import log_spectral_distance, luma_chroma, power_spectrum, radial_profile
+from rgbench.metrics.overopt.spectrum import SpectrumProbe
+from rgbench.reporting.api import report
+from rgbench.reporting.gather import gather
+from rgbench.reporting.spectral import AMONG, NOTES, spectral_tables
+from tests.probing import measure
+from tests.results_maker import make
+from tests.tiny_models import make_context
+
+RINGS = 16
+RADIUS = ((np.arange(RINGS) + 1) / 32).tolist()
+
+
+def result(name: str, shift: np.ndarray | float, left: np.ndarray | None = None, **given) -> Result:
+    """A result with a spectrum of ``shift`` dB above 1/f²; chroma is a tenth of it."""
+    power = np.array(RADIUS) ** -2.0 * 10 ** (np.broadcast_to(shift, RINGS) / 10)
+    extra = {"radius": RADIUS, "power": power.tolist(), "chroma_power": (power / 10).tolist()}
+    if left is not None:
+        extra["power_left_out"] = (power * 10 ** (left / 10)).tolist()
+    made = make(name, given.pop("metric", "hfer_gap_db"), 1.0, half=0.5, **given)
+    return made.model_copy(update={"extra": extra})
+
+
+def test_the_distance_is_that_of_the_kept_spectra():
+    shift = np.where(np.arange(RINGS) < 12, 0.0, 3.0)
+    model, base = result("rg_lcd-s0", shift), result("teacher", 0.0)
+    found = spectral_distance(model, base)
+    assert found.value == pytest.approx(np.sqrt(4 / 16 * 9)) and (found.low, found.basis) == (None, "none")
+    assert spectral_distance(model, base, "chroma").value == pytest.approx(found.value)
+    assert spectral_distance(base, base).value == 0
+    assert spectral_distance(model, make("teacher", "hfer_gap_db", 1.0)) is None, "an older result without a spectrum"
+    with pytest.raises(ValueError, match="two protocols"):
+        spectral_distance(model, result("teacher", 0.0, version=2))
+
+
+def test_the_interval_leaves_out_the_same_prompts_on_both_sides():
+    left = np.random.default_rng(0).normal(0, 1, (20, RINGS))
+    model, base = result("rg_lcd-s0", 2.0, left), result("teacher", 0.0, left)
+    found = spectral_distance(model, base)
+    assert found.basis == "jackknife"
+    assert (found.low, found.high) == pytest.approx((2, 2)), "what the prompts do to both spectra cancels"
+    apart = spectral_distance(model, result("teacher", 0.0, left[::-1]))
+    assert apart.high - apart.low > 1
+    assert spectral_distance(model, result("teacher", 0.0, left[:10])).basis == "none"
+
+
+def images_of(seed: int, noise: float) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    smooth = torch.rand((24, 3, 8, 8), generator=rng)
+    images = torch.nn.functional.interpolate(smooth, (32, 32), mode="bilinear")
+    return (images + (0.02 + noise) * torch.randn(images.shape, generator=rng)).clamp(0, 1)
+
+
+def test_a_probe_keeps_what_the_distance_needs(tmp_path):
+    """Levels too, without any real image: where the teacher is the reference."""
+    context = make_context(PromptSet("mine", tuple(Prompt(f"p/{i}", "x") for i in range(24))), tmp_path, resolution=32)
+    sets = {"teacher": images_of(0, 0.0), "lcd-s0": images_of(1, 0.0), "lrm-s0": images_of(2, 0.05)}
+    stored = {}
+    for name, images in sets.items():
+        found = measure(SpectrumProbe, context, images)["hfer_db"]
+        stored[name] = make(name, "hfer_db", found.value).model_copy(update={"extra": dict(found.extra)})
+    clean, hacked = (spectral_distance(stored[name], stored["teacher"]) for name in ("lcd-s0", "lrm-s0"))
+    profiles = [
+        radial_profile(power_spectrum(luma_chroma(sets[name])[:, 0]).mean(0).numpy(), 32, 32)[1]
+        for name in ("lrm-s0", "teacher")
+    ]
+    assert hacked.value == pytest.approx(log_spectral_distance(*profiles), rel=1e-9)
+    assert 0 <= clean.low < clean.value < clean.high < hacked.low < hacked.value < hacked.high
+    assert len(stored["teacher"].extra["chroma_power_left_out"]) == 20
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A teacher, two seeds of LCD and of a student whose spectrum is 3 dB up, and one of another."""
+    left = np.random.default_rng(1).normal(0, 0.1, (20, RINGS))
+    made = {"teacher": 0.0, "lcd-s0": 0.5, "lcd-s1": 0.7, "rg_lcd-s0": 3.0, "rg_lcd-s1": 3.4, "lrm-s0": -1.0}
+    for name, shift in made.items():
+        kept = {"teacher": left, "lrm-s0": -left}.get(name)  # not what the same prompts would do: an interval
+        write_result(tmp_path, result(name, shift, kept))
+    return tmp_path
+
+
+def test_the_report_shows_distances_to_teacher_and_lcd(results):
+    (comparison,) = gather(results)
+    (table,) = spectral_tables(comparison)
+    assert [head.text for head in table.headings] == [
+        *("Luma, to the teacher (dB)", "Chroma, to the teacher (dB)", "Luma, to LCD (dB)", "Chroma, to LCD (dB)")
+    ]
+    cells = {labels[0]: cells for labels, cells in table.rows}
+    assert cells["RG-LCD"][0].number == pytest.approx(3.2) and cells["RG-LCD"][2].number == pytest.approx(2.6)
+    assert cells["RG-LCD"][0].high == pytest.approx(3.2 + 12.706 * 0.2, abs=1e-3), "t of two seeds"
+    assert cells["LCD"][2].number == pytest.approx(0.2) and cells["LCD"][2].low is None, "seed against seed"
+    assert 0.6 < cells["LRM"][0].low < 1 < cells["LRM"][0].high < 1.4
+    assert cells["LRM"][2].number == pytest.approx(1.5) and cells["LRM"][2].low is None, "LCD's results keep no groups"
+    assert "Teacher" not in cells and set(NOTES.values()) < set(table.notes)
+
+
+def test_a_comparison_of_models_has_the_distance_beside_the_difference(results):
+    found = {(c.model, c.result.metric.name): c for c in compare_models(models_of(results), "teacher")}
+    assert {name for _, name in found} == {"hfer_gap_db", "lsd_luma_to_base_db", "lsd_chroma_to_base_db"}
+    distance = found["lrm-s0", "lsd_luma_to_base_db"]
+    assert distance.found.value == pytest.approx(1) and distance.found.basis == "jackknife" and distance.images is None
+    assert model_row(distance, set())[2:4] == ("lsd_luma_to_base_db", "1.00")
+    assert found["rg_lcd-s1", "lsd_chroma_to_base_db"].found.low is None
+
+
+def test_without_a_gap_there_is_no_table(tmp_path):
+    write_result(tmp_path, make("lcd-s0", "hps_aa0", 1.0))
+    assert spectral_tables(gather(tmp_path)[0]) == []
+    write_result(tmp_path, result("lcd-s0", 0.5))
+    assert spectral_tables(gather(tmp_path)[0]) == [], "one model alone"
+
+
+def test_levels_make_a_whole_report_and_no_end_of_one_is_good(tmp_path):
+    """A full-size model without real images of its size: the base is the target."""
+    for name, shift, value in (("teacher", 0.0, -15.0), ("lcd-s0", 0.5, -14.0), ("rg_lcd-s0", 3.0, -8.0)):
+        made = result(name, shift, metric="hfer_db", level=True)
+        interval = Interval(low=value - 0.1, high=value + 0.1, level=0.95, method="made up")
+        write_result(tmp_path / "results", made.model_copy(update={"value": value, "interval": interval}))
+    report(tmp_path / "results", tmp_path / "report", [])
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Log-spectral distance to other models" in text and "HFER_DB (dB) →" not in text
+    assert "nearer to real" not in text
+    assert AMONG not in text
