@@ -180,8 +180,8 @@ def load_result(path: Path) -> Result:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         found = "no schema version" if version is None else f"schema version {version}"
-        fault = NewerResult if isinstance(version, int) and version > SCHEMA_VERSION else UsageError
-        raise fault(f"{path}: {found}; this rgbench reads {SCHEMA_VERSION}: install the rgbench that wrote it")
+        refusal = NewerResult if isinstance(version, int) and version > SCHEMA_VERSION else UsageError
+        raise refusal(f"{path}: {found}; this rgbench reads {SCHEMA_VERSION}: install the rgbench that wrote it")
     try:
         result = Result.model_validate(content)
     except ValidationError as error:
