@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rgbench.errors import RgbenchError
+from rgbench.errors import RgbenchError, UsageError
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "pretty_exceptions_enable": False, "add_completion": False}
 
@@ -131,5 +131,13 @@ def print_paths(paths: Iterable[Path]) -> None:
 
 
 def split_names(values: Iterable[str] | None) -> list[str]:
-    """Names from an option given several times, or with commas."""
-    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
+    """Names from an option given several times, or with commas.
+
+    Raises:
+        UsageError: it was given, and holds none; an option that is not given means all.
+    """
+    given = list(values or [])
+    found = [name.strip() for value in given for name in value.split(",") if name.strip()]
+    if given and not found:
+        raise UsageError(f"{','.join(given)!r}: an option with no name in it; name one, or leave the option out")
+    return found

@@ -181,6 +181,8 @@ def _name(path: Path, md5: str) -> str:
 
 def _read_txt(path: Path, text: str) -> Iterable[Prompt]:
     for number, line in enumerate(text.split("\n")):
+        if "\r" in line.strip() or "\0" in line:  # else a whole file of such line ends is one prompt
+            raise UsageError(f"{path}:{number + 1}: a lone carriage return or a NUL; end lines with line feeds")
         if line.strip():
             yield Prompt(f"{path.stem}/{number}", line.strip())
 

@@ -115,6 +115,8 @@ def student_target(base: str, unet: Path | None, lora: Path | None) -> Target:
 def _named(name: str, runs: Path) -> Target:
     if name == TEACHER:
         return _preset_teacher(DEFAULT)
+    if not name.strip():  # of a variable that is not set; as a path it would be this folder
+        raise UsageError("a target without a name; give a run, a pipeline folder, a folder of images or teacher")
     for path in (Path(name), runs / name):
         if not path.is_dir():
             continue

@@ -68,6 +68,8 @@ def test_help_takes_no_torch_and_no_time() -> None:
         (["train", "lrm", "--device", "tpu"], 2, "tpu"),
         (["eval", "--metric", "fidd"], 2, "did you mean 'fid'?"),
         (["eval", "no-such-run", "--metric", "spectrum"], 2, "no-such-run"),
+        (["eval", "teacher", "--metric", ""], 2, "'': an option with no name in it"),
+        (["eval", "", "--metric", "hps"], 2, "a target without a name"),
         (["eval", "--metric", "fid", "--prompts", "absent.txt"], 2, "absent.txt"),
         (["report", "absent"], 2, "absent"),
         (["sample", "no-such-run", "--prompt", "a red disc"], 2, "no-such-run"),

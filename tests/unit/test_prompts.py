@@ -162,6 +162,8 @@ def test_first_refuses_more_than_there_is(num: int) -> None:
     [
         ("a.txt", b"", "holds no prompt"),
         ("a.txt", b" \n\t\n", "holds no prompt"),
+        ("a.txt", b"a cat\ra dog\r", r"a\.txt:1: a lone carriage return or a NUL"),
+        ("a.txt", b"a cat\na\0dog\n", r"a\.txt:2: a lone carriage return or a NUL"),
         ("a.txt", b"good\nb\xe4d\n", r"a\.txt:2: not UTF-8 at byte 6"),
         ("a.csv", b"x", r"read from \.txt, \.jsonl, COCO captions \.json, PartiPrompts \.tsv .*, not '\.csv'"),
         ("a.tsv", b"a\tb\nx\ty", r"a\.tsv:1: not PartiPrompts"),
