@@ -33,8 +33,18 @@ def keep_log(run: Path, folder: Path) -> None:
         UsageError: ``run`` is no run.
     """
     logged = RunDirectory.open(run).read_log()
-    if logged:
-        write_json_atomic(folder / FILE, {"schema_version": SCHEMA_VERSION, "rows": thin(logged, NUM_ROWS)})
+    if not logged:
+        return
+    content = {"schema_version": SCHEMA_VERSION, "rows": thin(logged, NUM_ROWS)}
+    if not _holds(folder / FILE, content):  # results that are complete may lie where nothing can be written
+        write_json_atomic(folder / FILE, content)
+
+
+def _holds(path: Path, content: dict[str, Any]) -> bool:
+    try:
+        return path.is_file() and bool(read_json(path) == content)
+    except UsageError:
+        return False
 
 
 def load_log(folder: Path) -> list[Row]:

@@ -27,6 +27,14 @@ def test_a_runs_log_is_kept_and_read_again(tmp_path):
     (tmp_path / "results").mkdir()
     keep_log(run.path, tmp_path / "results")
     assert load_log(tmp_path / "results") == [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 1.0}]
+    file = tmp_path / "results" / FILE
+    stamp = file.stat().st_mtime_ns
+    keep_log(run.path, tmp_path / "results")
+    assert file.stat().st_mtime_ns == stamp, "the same again is not written again"
+    for other in ("{", '{"schema_version": 1, "rows": []}'):
+        file.write_text(other)
+        keep_log(run.path, tmp_path / "results")
+        assert len(load_log(tmp_path / "results")) == 2
 
 
 def test_no_log_leaves_nothing(tmp_path):
