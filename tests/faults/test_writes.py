@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rgbench.files import save_safetensors_atomic, sha256_file, write_bytes_atomic, write_json_atomic
+from rgbench.writing import write_synced
 from tests.conftest import Cli
 from tests.faults.disk import FailingDisk
 
@@ -79,6 +80,13 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     finally:
         enough.set()
         writer.join()
+
+
+def test_a_new_file_that_the_disk_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FailingDisk(monkeypatch, fail_at=2)  # after it is opened
+    with pytest.raises(OSError, match="No space left") as error:
+        write_synced(tmp_path / "new", [b"abc"])
+    assert error.value.filename == str(tmp_path / "new")
 
 
 def test_a_command_says_which_file_the_disk_refused(tmp_path: Path, cli: Cli) -> None:
