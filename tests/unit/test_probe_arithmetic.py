@@ -162,7 +162,7 @@ def test_chroma_is_the_mean_of_both_planes_and_unseen_begins_at_the_rewards_limi
 
 def test_mean_power_is_over_the_images_and_over_those_that_are_left():
     images = torch.from_numpy(np.random.default_rng(3).random((5, 3, 8, 8)))
-    sums = GroupedPower(np.array([0, 0, 1, 1, 1]), 1, 8, torch.device("cpu"))
+    sums = GroupedPower.empty(np.array([0, 0, 1, 1, 1]), 1, 8, torch.device("cpu"))
     sums.add(images, np.arange(5))
     each = power_spectrum(luma_chroma(images)[:, :1]).numpy()
     np.testing.assert_allclose(sums.mean(), each.mean(0), rtol=1e-12)

@@ -259,6 +259,13 @@ def test_one_folder_serves_a_command(photos, tmp_path, monkeypatch, capsys):
         evaluate(["made"], ["spectrum", "kid"], **given)
 
 
+def test_levels_of_two_sizes_are_two_columns(photos, tmp_path):
+    """A total variation per pixel at 50 px is none at 64."""
+    for kind in (PixelStatistics, GridPeaks, resolve("probe", "fragility")):
+        ids = {protocol_of(kind(context_of(photos, tmp_path, side=side)).quantities[0]).id for side in (50, 64)}
+        assert len(ids) == 2, kind
+
+
 def test_committed_results_keep_their_protocols(tmp_path):
     """A new evaluation of the embedded world finds the committed figures under the same ids."""
     context = make_context(benchtop_prompts(2048), tmp_path)
