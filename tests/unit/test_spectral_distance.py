@@ -15,6 +15,7 @@ from rgbench.evaluation.verdicts import models_of
 from rgbench.metrics.contract import Interval
 from rgbench.metrics.overopt.power import log_spectral_distance, luma_chroma, power_spectrum, radial_profile
 from rgbench.metrics.overopt.spectrum import SpectrumProbe
+from rgbench.metrics.real_crops import LOSSY
 from rgbench.reporting.api import report
 from rgbench.reporting.gather import gather
 from rgbench.reporting.spectral import AMONG, NOTES, spectral_tables
@@ -137,3 +138,17 @@ def test_levels_make_a_whole_report_and_no_end_of_one_is_good(tmp_path):
     assert "Log-spectral distance to other models" in text and "HFER_DB (dB) →" not in text
     assert "nearer to real" not in text
     assert AMONG not in text
+
+
+def test_beside_lossy_real_images_no_model_is_called_nearer_to_real(tmp_path):
+    """A student that went from +3 to +1 dB of JPEG photographs has moved away from LCD, no more."""
+    for name, value in (("lcd-s0", 3.0), ("rg_lcd-s0", 1.0)):
+        made = result(name, value)
+        protocol = made.protocol.model_copy(update={"fields": {**made.protocol.fields, "reference": {"lossy": True}}})
+        interval = Interval(low=value - 0.1, high=value + 0.1, level=0.95, method="made up")
+        changed = {"value": value, "interval": interval, "protocol": protocol, "flags": (LOSSY,)}
+        write_result(tmp_path / "results", made.model_copy(update=changed))
+    report(tmp_path / "results", tmp_path / "report", ["md"])
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "fell from 3.00 to 1.00 dB" in text and "away from LCD" in text and "nearer to real" not in text
+    assert "‡ flagged by the evaluation: real images were lossy, which takes from their high frequencies" in text
