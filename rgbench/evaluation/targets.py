@@ -19,6 +19,11 @@ from rgbench.worlds.presets import PRESETS, Preset, find_preset
 TEACHER = "teacher"
 DEFAULT = PRESETS["benchtop"]
 FINISHED = "finished"
+# What trainers and diffusers call the parts of any model: no name tells two models apart by these.
+LAYOUT = (
+    *("pipeline", "unet", "pytorch_lora_weights.safetensors"),
+    *(f"diffusion_pytorch_model{middle}.safetensors" for middle in ("", ".fp16")),
+)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 RUN_KEYS = ("method", "world", "seed", "status", "step", "steps", "teacher", "rewards", "sampling", "cost")
 
@@ -108,8 +113,7 @@ def student_target(base: str, unet: Path | None, lora: Path | None) -> Target:
     student = Student(base, unet, lora)
     preset = DEFAULT if Path(base).is_dir() else find_preset(base)
     path = student.path.resolve()
-    name = path.parent.name if path.name in ("unet", "pytorch_lora_weights.safetensors") else path.stem
-    return Target(name, "external", path, preset.name, preset, student=student)
+    return Target(_model_name(path), "external", path, preset.name, preset, student=student)
 
 
 def _named(name: str, runs: Path) -> Target:
@@ -220,4 +224,12 @@ def _preset_teacher(preset: Preset) -> Target:
 
 
 def _pipeline(folder: Path) -> Target:
-    return Target(folder.resolve().name, "external", folder, DEFAULT.name, DEFAULT)
+    return Target(_model_name(folder.resolve()), "external", folder, DEFAULT.name, DEFAULT)
+
+
+def _model_name(path: Path) -> str:
+    """The last part of a path that is the model's own and not its layout's: mine of mine/pipeline/unet."""
+    for part in (path, *path.parents):
+        if part.name and part.name not in LAYOUT:
+            return part.name if part.is_dir() else part.stem
+    return path.name

@@ -17,6 +17,7 @@ from rgbench.evaluation.api import evaluate
 from rgbench.evaluation.generate import ImageStream, Sampling
 from rgbench.evaluation.on_base import Student, load_student
 from rgbench.evaluation.results import load_results
+from rgbench.evaluation.targets import student_target
 from rgbench.models import load_models
 from tests.tiny_models import save_pipeline
 
@@ -48,6 +49,20 @@ def test_a_unet_on_its_base_makes_the_images_of_the_whole_pipeline(shared, part)
     found = load_student(Student(str(shared / "base"), unet=shared / part), CPU, torch.float32)
     assert found.sampler == "lcm" and found.weights_sha256 != whole.weights_sha256
     assert torch.equal(images(found, "lcm"), images(whole, "lcm"))
+
+
+@pytest.mark.parametrize("part", ["pipeline/unet", f"pipeline/unet/{WEIGHTS}", "pipeline", "unet", WEIGHTS, "."])
+def test_a_students_name_is_its_own(tmp_path, part):
+    path = tmp_path / "mine-v1.5" / part
+    (path.parent if path.suffix == ".safetensors" else path).mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        path.touch()
+    found = student_target("benchtop", path, None)
+    assert (found.name, found.folder) == ("mine-v1.5", path.resolve())
+
+
+def test_a_file_of_ones_own_names_the_student(tmp_path):
+    assert student_target("benchtop", None, tmp_path / "my-lora.safetensors").name == "my-lora"
 
 
 def test_a_unet_without_guidance_embedding_keeps_the_bases_sampler(shared):
