@@ -135,14 +135,9 @@ def _fits(found: Results) -> Found:
 
 
 def _whole(name: str, limit: float) -> Callable[[Results], Found]:
-    """A run of its own; of a recipe otherwise the demo's stage, which is the same command."""
-
     def find(found: Results) -> Found:
         for row in _rows(found, "whole", name, "cpu"):
             return f"{row['seconds']:.0f} s", row["seconds"] <= limit
-        for row in _rows(found, "whole", "demo", "cpu"):
-            seconds = row["stages"].get(f"train {name}")
-            return seconds and (f"{seconds:.0f} s within `make demo`", seconds <= limit)
         return None
 
     return find
