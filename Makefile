@@ -14,7 +14,7 @@ DEMO_METRICS := fid,hps,oracle,spectrum
 # Images of each model; `rgbench eval` alone makes 2,048.
 DEMO_NUM := 512
 # Of training; the recipes alone take 250. The README's students are those of whole recipes.
-DEMO_STEPS := 200
+DEMO_STEPS := 180
 
 .PHONY: demo readme test test-long test-gpu install clean
 .DELETE_ON_ERROR:
