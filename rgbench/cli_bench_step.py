@@ -92,6 +92,7 @@ def growth(
     rounds: RoundsOption = 4,
     device: DeviceOption = Device.auto,
     out: OutOption = DEFAULT_OUT,
+    tag: TagOption = None,
     json: JsonOption = False,
 ) -> None:
     """How the cost of a step grows with the batch, the resolution, the proxy's size or the ranks."""
@@ -108,7 +109,7 @@ def growth(
         rounds=rounds,
         say=say,
     )
-    finish(measured, out, place, over, json)
+    finish(measured, out, place, f"{over}-{tag}" if tag else over, json)
 
 
 def _numbers(text: str | None) -> list[int]:

@@ -26,10 +26,11 @@ from rgbench.bench import (
 from rgbench.bench import data as data_rates
 from rgbench.bench import metric_costs as metric_cost
 from rgbench.bench import train_step as train_steps
+from rgbench.bench.fitting import row_of
 from rgbench.bench.jobs import benchtop_job, full_size_job
 from rgbench.bench.machine import DTYPES, Machine, describe
 from rgbench.bench.random_models import random_models
-from rgbench.bench.subject import FULL_SIZE, METHODS, RANDOM, RECIPES, load_subject
+from rgbench.bench.subject import FULL_SIZE, METHODS, RANDOM, RECIPES, load_subject, recipe_of
 from rgbench.errors import UsageError, suggest
 from rgbench.evaluation.defaults import default_metrics
 from rgbench.models import load_models
@@ -57,10 +58,13 @@ def train_step(
     for method in methods:
         say(f"train-step {preset} {method} on {device}")
         with _folder() as folder:
-            subject = load_subject(preset, method, overrides, device, folder)
-            machine = Machine(torch.device(device), subject.loop.recipe.train.dtype)
-            rows.append(train_steps.measure(subject, machine, rounds, neighbour=neighbour))
-            del subject
+
+            def measure(method: str = method, folder: Path = folder) -> dict[str, Any]:
+                subject = load_subject(preset, method, overrides, device, folder)
+                machine = Machine(torch.device(device), subject.loop.recipe.train.dtype)
+                return train_steps.measure(subject, machine, rounds, neighbour=neighbour)
+
+            rows.append(row_of(_head(preset, method, overrides), measure))
     return {"what": "train-step", "preset": preset, "overrides": overrides, "rounds": rounds, "rows": rows}
 
 
@@ -124,13 +128,17 @@ def compile_gains(
     for choice in choices:
         if choice not in compiled.CHOICES:
             raise UsageError(f"--networks {choice}: {suggest(choice, compiled.CHOICES)}")
+    compiled.check_compiler(device)
     rows = []
     for method in methods:
         say(f"compile {preset} {method} on {device}")
         with _folder() as folder:
-            subject = load_subject(preset, method, overrides, device, folder)
-            rows.append(compiled.measure(subject, choices or compiled.CHOICES, rounds, folder / "inductor"))
-            del subject
+
+            def measure(method: str = method, folder: Path = folder) -> dict[str, Any]:
+                subject = load_subject(preset, method, overrides, device, folder)
+                return compiled.measure(subject, choices or compiled.CHOICES, rounds, folder / "inductor")
+
+            rows.append(row_of(_head(preset, method, overrides), measure))
     return {"what": "compile", "preset": preset, "overrides": overrides, "rounds": rounds, "rows": rows}
 
 
@@ -248,6 +256,12 @@ def counts(
         rows.append(counted.count_step(RANDOM[preset], recipe))
     rows.append(counted.count_generation(RANDOM[preset], steps))
     return {"what": "count", "preset": preset, "overrides": overrides, "rows": rows}
+
+
+def _head(preset: str, method: str, overrides: list[str]) -> dict[str, Any]:
+    """What a row says even if the step does not fit."""
+    train = recipe_of(preset, method, overrides).train
+    return {"method": method, "batch_size": train.batch_size, "dtype": train.dtype}
 
 
 @contextmanager

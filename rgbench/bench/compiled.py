@@ -32,7 +32,6 @@ from rgbench.trainers.rg_lcd import RGLCD
 
 CHOICES = ("recipe", "all")
 EAGER = "eager"
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
 WARM_UP = 2  # the second call may compile once more: what the first made depends on what it saw
 
 
@@ -76,6 +75,21 @@ class Switch:
             network._compiled_call_impl = self._calls[id(network)] if id(network) in on else None
 
 
+def check_compiler(device: str) -> None:
+    """See that ``torch.compile`` finds the compiler that it calls.
+
+    Args:
+        device: ``cpu``, whose kernels are C++, or ``cuda``, where Triton builds its launchers in C.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if device == "cuda" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise UsageError("compile: Triton needs a C compiler for a GPU's kernels; install gcc, or name one in CC")
+    if device == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        raise UsageError("compile: torch.compile needs a C++ compiler on the CPU; install g++")
+
+
 def measure(subject: Subject, choices: Sequence[str], rounds: int, cache: Path) -> dict[str, Any]:
     """One method's step without compilation and with it.
 
@@ -86,15 +100,13 @@ def measure(subject: Subject, choices: Sequence[str], rounds: int, cache: Path) 
         cache: an empty folder for what the compiler keeps.
 
     Raises:
-        UsageError: a CPU without a C++ compiler, or a recipe that compiles already.
+        UsageError: a recipe that compiles already.
     """
     device = subject.trainer.models.device
-    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
-        raise UsageError("compile: torch.compile needs a C++ compiler on the CPU; install g++")
     if subject.loop.recipe.train.compile:
         raise UsageError("compile: is measured beside the step without it; leave train.compile out")
     rounding = difference(reordered(subject), gradients(subject))
-    with _cache(cache):
+    with nothing_compiled(cache):
         switch, clock = Switch(subject.trainer), Clock(device)
         plain, found = gradients(subject), {}
         for choice in choices:
@@ -174,13 +186,18 @@ def difference(a: dict[str, list[Tensor]], b: dict[str, list[Tensor]]) -> dict[s
 
 
 @contextmanager
-def _cache(folder: Path) -> Iterator[None]:
-    before = os.environ.get(CACHE)
-    os.environ[CACHE] = str(folder)
+def nothing_compiled(folder: Path) -> Iterator[None]:
+    """What was compiled before is forgotten, in the process as on the disk, and so is afterwards what was within.
+
+    Args:
+        folder: made if missing; what Inductor and Triton keep comes under it.
+    """
+    from torch._inductor.utils import fresh_cache  # here: takes seconds, which no other verb should pay
+
+    folder.mkdir(exist_ok=True)
+    torch._dynamo.reset()  # its code is kept by function, so another method's networks would find it
     try:
-        yield
+        with fresh_cache(dir=str(folder), delete=False):
+            yield
     finally:
-        if before is None:
-            del os.environ[CACHE]
-        else:
-            os.environ[CACHE] = before
+        torch._dynamo.reset()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,12 +20,12 @@ import torch
 
 from rgbench.bench.clock import Clock, Spread, alternate
 from rgbench.bench.counting import count
+from rgbench.bench.fitting import row_of
 from rgbench.bench.machine import Machine
 from rgbench.bench.random_models import HeldImages, Shape, benchtop_shape
-from rgbench.bench.subject import FULL_SIZE, RANDOM, RECIPES, Subject, load_subject, make_subject, random_trainer
+from rgbench.bench.subject import RANDOM, Subject, load_subject, make_subject, random_trainer, recipe_of
 from rgbench.errors import UsageError
 from rgbench.trainers.lrm import LRM
-from rgbench.trainers.recipe import load_recipe
 
 VALUES = {"batch": (8, 32, 64), "resolution": (64, 128), "proxy": (2, 4, 8)}
 LATENT_PIXELS = 8  # image pixels of one latent pixel
@@ -56,10 +57,13 @@ def measure(
             say(f"growth {preset} {method} {over} {value} on {device}")
             place = folder / f"{method}-{value}"
             place.mkdir()
-            subject = _subject(over, value, preset, method, device, overrides, place)
-            rows.append({"method": method, "over": over, "value": value} | _row(subject, rounds))
-            del subject
+            make = partial(_subject, over, value, preset, method, device, overrides, place)
+            rows.append(row_of({"method": method, "over": over, "value": value}, partial(_made, make, rounds)))
     return rows
+
+
+def _made(make: Callable[[], Subject], rounds: int) -> dict[str, Any]:
+    return _row(make(), rounds)
 
 
 def _subject(
@@ -68,8 +72,7 @@ def _subject(
     if over == "batch":
         return load_subject(preset, method, [*overrides, f"train.batch_size={value}"], device, folder)
     shape = grown(over, value, RANDOM[preset] if preset in RANDOM else benchtop_shape())
-    usual = FULL_SIZE if preset in RANDOM else ()
-    recipe = load_recipe(RECIPES[preset].format(method), [*usual, *overrides])
+    recipe = recipe_of(preset, method, overrides)
     torch.manual_seed(0)
     trainer = random_trainer(shape, recipe, torch.device(device))
     return make_subject(method, trainer, HeldImages(shape.side), folder, "random")

@@ -9,6 +9,7 @@ from rgbench.errors import UsageError
 from rgbench.files import read_json, write_json_atomic
 
 SCHEMA_VERSION = 1
+DOES_NOT_FIT = "does_not_fit"  # key of a row without figures: the words of the device that has too little memory
 
 
 def write(folder: Path, name: str, command: list[str], machine: dict[str, Any], measured: dict[str, Any]) -> Path:
@@ -32,6 +33,11 @@ def write(folder: Path, name: str, command: list[str], machine: dict[str, Any], 
     head = {"schema_version": SCHEMA_VERSION, "command": " ".join(command), "git": origin["git"]}
     write_json_atomic(file, head | {"time": origin["time"], "machine": machine} | measured)
     return file
+
+
+def fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that have figures."""
+    return [row for row in rows if DOES_NOT_FIT not in row]
 
 
 def read_all(folder: Path) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rgbench.bench.document import fitting
 from rgbench.bench.growth_tables import Results, dimensions, ranks, table
 from rgbench.bench.targets import MEMORY_BYTES
 
@@ -166,6 +167,6 @@ def _matmul_rate(found: Results) -> float | None:
         row["matmul_flop_per_sec"]["median"]
         for content in found.values()
         if content.get("what") == "train-step" and content["machine"]["device_type"] == "cpu"
-        for row in content["rows"]
+        for row in fitting(content["rows"])
     ]
     return rates[0] if rates else None

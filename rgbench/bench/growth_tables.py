@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rgbench.bench.document import DOES_NOT_FIT, fitting
+
 Results = dict[str, dict[str, Any]]
 
+NONE = ("–",)  # a cell without a figure
 UNITS = {"batch": "images of a step", "resolution": "px", "proxy": "layers of the proxy's image tower"}
 
 
@@ -50,6 +53,9 @@ def _dimension(content: dict[str, Any], over: str, unit: str) -> str:
     first: dict[str, dict[str, Any]] = {}
     body = []
     for row in content["rows"]:
+        if DOES_NOT_FIT in row:
+            body.append((row["method"], row["value"], "does not fit", *NONE * 4))
+            continue
         base = first.setdefault(row["method"], row)
         seconds = row["seconds"]
         body.append((
@@ -58,12 +64,13 @@ def _dimension(content: dict[str, Any], over: str, unit: str) -> str:
             f"{row['images_per_sec']:.1f}", f"{100 * row['share_of_matmul_rate']:.0f} %",
         ))  # fmt: skip
     heads = ("method", unit, "seconds", "× first", "FLOPs × first", "images/s", "of matmul rate")
-    weights = content["rows"][0]["weights"]
+    measured = fitting(content["rows"])
+    weights = f" Weights: {measured[0]['weights']}." if measured else ""
     proxy = ""
     if over == "proxy":
-        sizes = ", ".join(f"{row['value']} layers {row['proxy_parameters'] / 1e6:.1f} M" for row in content["rows"])
+        sizes = ", ".join(f"{row['value']} layers {row['proxy_parameters'] / 1e6:.1f} M" for row in measured)
         proxy = f" Parameters with the text tower: {sizes}."
-    return f"### With {over}\n\n{machine_of(content)} Weights: {weights}.{proxy}\n\n{table(heads, body)}"
+    return f"### With {over}\n\n{machine_of(content)}{weights}{proxy}\n\n{table(heads, body)}"
 
 
 def ranks(found: Results) -> str:

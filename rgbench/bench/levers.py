@@ -12,26 +12,31 @@
 | channels last | student forward and backward in NCHW | in NHWC |
 | bfloat16 | the same in float32 | in bfloat16 autocast; changes the numbers |
 
+Each runs in the recipe's arithmetic, as the plain step does whose share it saves; ``bfloat16`` alone sets its own.
 Compilation is measured on whole steps: :mod:`rgbench.bench.compiled`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rgbench.bench.clock import Clock, Spread, alternate, ratio
+from rgbench.bench.fitting import row_of
 from rgbench.bench.plain import PlainDraws, PlainStep
 from rgbench.bench.subject import Subject
 from rgbench.models import decode_images
 from rgbench.trainers.caching import encode
 from rgbench.trainers.lcd import ema_update
 from rgbench.trainers.lrm import LRM
+from rgbench.trainers.precision import autocast
 
 Pair = tuple[Callable[[], Any], Callable[[], Any]]
 
@@ -72,6 +77,12 @@ class Bench:
         self.w_embedding = None if dim is None else draws.normal("w", (dim,))
         self.plain = PlainStep(subject.trainer)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Where networks that do not learn are called: without gradients, in the recipe's arithmetic."""
+        with torch.no_grad(), self.subject.loop.updater.autocast():
+            yield
+
     def call(self, unet: nn.Module, latents: Tensor, repeat: int = 1) -> Tensor:
         """A UNet's output; ``repeat`` copies of the batch at once."""
         embedding = self.w_embedding if unet is not self.models.unet else None
@@ -83,25 +94,26 @@ class Bench:
             return_dict=False,
         )[0]
 
-    def learn(self, student: nn.Module, latents: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
-        """Forward and backward of a student."""
+    def learn(self, student: nn.Module, latents: Tensor | None = None, dtype: str | None = None) -> None:
+        """Forward and backward of a student; in the recipe's arithmetic, unless ``dtype`` names another."""
         latents = self.latents if latents is None else latents
-        with torch.autocast(self.models.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            output = self.call(student, latents)
-        output.float().square().mean().backward()
-        for parameter in student.parameters():
-            parameter.grad = None
+        try:
+            with autocast(dtype or self.subject.loop.recipe.train.dtype, self.models.device.type):
+                output = self.call(student, latents)
+            output.float().square().mean().backward()
+        finally:  # a backward pass that does not fit has made some of them
+            for parameter in student.parameters():
+                parameter.grad = None
 
 
-@torch.no_grad()
 def _teacher(b: Bench) -> Pair:
     def twice() -> None:
-        with torch.no_grad():
+        with b.frozen():
             b.call(b.models.unet, b.latents)
             b.call(b.models.unet, b.latents)
 
     def once() -> None:
-        with torch.no_grad():
+        with b.frozen():
             b.call(b.models.unet, b.latents, repeat=2)
 
     return twice, once
@@ -109,10 +121,11 @@ def _teacher(b: Bench) -> Pair:
 
 def _cached(b: Bench) -> Pair:
     def read() -> None:
-        encode(b.models, b.subject.cached.load(0)[0])
+        with b.frozen():
+            encode(b.models, b.subject.cached.load(0)[0])
 
     def make() -> None:
-        with torch.no_grad():
+        with b.frozen():
             encode(b.models, b.batch)
 
     return make, read
@@ -122,7 +135,7 @@ def _thirds(b: Bench) -> Pair:
     latents = torch.cat([b.latents] * 3)
 
     def decode(parts: int) -> None:
-        with torch.no_grad():
+        with b.frozen():
             for part in latents.chunk(parts):
                 decode_images(b.models.vae, part)
 
@@ -133,7 +146,7 @@ def _text(encode_text: Callable[[Tensor], Tensor], tokenizer: Any, b: Bench, cal
     tokens = tokenizer(b.batch.prompts).to(b.models.device)
 
     def encode_times(number: int) -> None:
-        with torch.no_grad():
+        with b.frozen():
             for _ in range(number):
                 encode_text(tokens)
 
@@ -171,7 +184,8 @@ def _channels_last(b: Bench) -> Pair:
 
 
 def _bfloat16(b: Bench) -> Pair:
-    return lambda: b.learn(b.trainer.student), lambda: b.learn(b.trainer.student, dtype=torch.bfloat16)
+    student = b.trainer.student
+    return lambda: b.learn(student, dtype="float32"), lambda: b.learn(student, dtype="bfloat16")
 
 
 LEVERS = {
@@ -201,16 +215,18 @@ def measure(subject: Subject, names: list[str], rounds: int) -> list[dict[str, A
         bench.plain(subject.direct.load(0)[0], PlainDraws(bench.size, bench.models.device))
 
     steps = alternate({"plain": plain}, max(2, rounds // 2), clock)["plain"]
-    return [_row(name, bench, clock, rounds, Spread.of(steps).median) for name in names]
+    rows = []
+    for name in names:
+        head = {"lever": name, "kept": LEVERS[name].kept, "exact": LEVERS[name].exact}
+        rows.append(row_of(head, partial(_row, LEVERS[name], bench, clock, rounds, Spread.of(steps).median)))
+    return rows
 
 
-def _row(name: str, bench: Bench, clock: Clock, rounds: int, plain_sec: float) -> dict[str, Any]:
-    lever = LEVERS[name]
-    row: dict[str, Any] = {"lever": name, "kept": lever.kept, "exact": lever.exact}
+def _row(lever: Lever, bench: Bench, clock: Clock, rounds: int, plain_sec: float) -> dict[str, Any]:
     without, with_it = lever.make(bench)
     seconds = alternate({"without": without, "with": with_it}, rounds, clock)
     spreads = {key: Spread.of(values) for key, values in seconds.items()}
-    return row | {
+    return {
         "without_sec": spreads["without"].to_json(),
         "with_sec": spreads["with"].to_json(),
         "gain": ratio(seconds["without"], seconds["with"]).to_json(),

@@ -19,7 +19,7 @@ from rgbench.trainers.cost import RSS_UNIT_BYTES
 SQUARE = {"cpu": 1536, "cuda": 8192}  # rates are flat from here on
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}  # far beyond any cache
 PRODUCT_SEC = 0.02
-LARGEST_OPERAND = 1 << 26  # elements; a product's batch is cut to this
+LARGEST_OPERAND = 1 << 26  # elements; a product's batch and rows are cut to this
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LIBRARIES = ("diffusers", "transformers", "open_clip_torch", "numpy")
 
@@ -47,18 +47,16 @@ class Machine:
         self.square = square or SQUARE[device.type]
         self.product_sec = product_sec
         self.copy_bytes = copy_bytes or COPY_BYTES[device.type]
-        self._large = self._operands(Product(1, self.square, self.square, self.square))
 
     def large_rate(self) -> float:
-        """FLOP per second of one large square product, once."""
-        a, b, out = self._large
+        """FLOP per second of one large square product, once, after a warm-up; holds nothing between two calls."""
+        a, b, out = self._operands(Product(1, self.square, self.square, self.square))
+        torch.bmm(a, b, out=out)
         return 2 * self.square**3 / self.clock.seconds(lambda: torch.bmm(a, b, out=out))
 
     def product_rate(self, shape: Product) -> float:
-        """FLOP per second at one shape, over some milliseconds after a warm-up; a batch too large for memory is cut."""
-        cut = shape
-        while cut.batch > 1 and cut.batch * cut.m * max(cut.k, cut.n) > LARGEST_OPERAND:
-            cut = Product(cut.batch // 2, cut.m, cut.k, cut.n)
+        """FLOP per second at one shape, over some milliseconds after a warm-up; one too large for memory is cut."""
+        cut = cut_to_memory(shape)
         a, b, out = self._operands(cut)
         torch.bmm(a, b, out=out)
         once = self.clock.seconds(lambda: torch.bmm(a, b, out=out))
@@ -76,6 +74,16 @@ class Machine:
         sizes = ((shape.m, shape.k), (shape.k, shape.n), (shape.m, shape.n))
         a, b, out = (torch.zeros(shape.batch, *size, device=self.device, dtype=self.dtype) for size in sizes)
         return a.uniform_(-1, 1), b.uniform_(-1, 1), out
+
+
+def cut_to_memory(shape: Product) -> Product:
+    """The shape with fewer products, then fewer rows, until neither side that has them is beyond the limit."""
+    batch, m, widest = shape.batch, shape.m, max(shape.k, shape.n)
+    while batch > 1 and batch * m * widest > LARGEST_OPERAND:
+        batch //= 2
+    while m > 1 and batch * m * widest > LARGEST_OPERAND:
+        m //= 2
+    return Product(batch, m, shape.k, shape.n)
 
 
 def peak_memory(device: torch.device, work: Callable[[], Any]) -> dict[str, Any]:

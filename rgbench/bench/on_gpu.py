@@ -7,26 +7,36 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rgbench.bench.targets import GPU_SETTINGS, LOW_MEMORY_SETTINGS
 from rgbench.errors import RgbenchError
 
 FULL_SIZE = ("--preset", "sd21-base")
-SAVING = "train.gradient_checkpointing=true"
+# What a card of 80 GB takes.
+BATCHES = {"lcd": "4,8,16", "rg_lcd": "1,2,4", "lrm": "4,8,16"}
+SIDES = {"lcd": "256,512,768", "rg_lcd": "256,512", "lrm": "256,512"}
+
+
+def _each(words: Sequence[str], own: Mapping[str, Sequence[str]], name: str = "") -> Iterator[tuple[str, ...]]:
+    """A command for each method with its own words, into a file of its own."""
+    for method, more in own.items():
+        yield (*words, *more, *FULL_SIZE, "--method", method, "--tag", name + method)
+
+
 COMMANDS: tuple[tuple[str, ...], ...] = (
-    ("train-step", *FULL_SIZE),
-    ("train-step", SAVING, *FULL_SIZE, "--tag", "low-memory"),
-    ("train-step", SAVING, "train.batch_size=4", *FULL_SIZE, "--method", "rg_lcd", "--tag", "batch-4"),
+    *_each(("train-step",), GPU_SETTINGS),
+    *_each(("train-step",), LOW_MEMORY_SETTINGS, "low-memory-"),
     ("generate", *FULL_SIZE, "--dtype", "bfloat16", "--tag", "bfloat16"),
     ("generate", *FULL_SIZE, "--dtype", "float32", "--tag", "float32"),
     ("eval", *FULL_SIZE, "--num", "1024"),
     ("levers", *FULL_SIZE),
     ("metrics", *FULL_SIZE, "--num", "512"),
-    ("growth", "batch", *FULL_SIZE, "--values", "4,8,16"),
-    ("growth", "resolution", *FULL_SIZE, "--values", "256,512,768"),
+    *_each(("growth", "batch"), {method: ("--values", values) for method, values in BATCHES.items()}),
+    *_each(("growth", "resolution"), {m: (*GPU_SETTINGS[m], "--values", values) for m, values in SIDES.items()}),
     ("growth", "proxy", *FULL_SIZE, "--values", "6,12,24"),
-    ("compile", *FULL_SIZE, "--networks", "recipe"),
+    *_each(("compile", "--networks", "recipe"), GPU_SETTINGS),
 )
 
 

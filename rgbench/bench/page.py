@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rgbench.bench import document
+from rgbench.bench.document import DOES_NOT_FIT, fitting
 from rgbench.bench.growth import growth
-from rgbench.bench.growth_tables import Results, metrics
+from rgbench.bench.growth_tables import NONE, Results, metrics
 from rgbench.bench.growth_tables import table as rows
 from rgbench.bench.reasons import reasons
 from rgbench.bench.targets import targets
@@ -89,6 +90,9 @@ def _train_step(content: dict[str, Any]) -> str:
         title += f", {' '.join(content['overrides'])}"
     body, parts = [], []
     for row in content["rows"]:
+        if DOES_NOT_FIT in row:
+            body.append((row["method"], f"batch {row['batch_size']}", "does not fit", *NONE * 8))
+            continue
         for name, step in row["steps"].items():
             gain = row["ratio_to_plain"].get(name)
             memory = row["peak_memory"][name]["bytes"] / 2**30
@@ -106,9 +110,10 @@ def _train_step(content: dict[str, Any]) -> str:
         )
     heads = ("method", "step", "seconds", "× plain", "images/s", "GFLOP", "GB moved", "floor, arithmetic (s)",
              "floor, traffic (s)", "of matmul rate", "peak GiB")  # fmt: skip
-    memory = content["rows"][0]["peak_memory"]["plain"]["what"]
-    text = [_head(title, content), rows(heads, body), f"Peak memory: {memory}. {' '.join(parts)}\n"]
-    return "\n".join([*text, _parts(content["rows"]), _beside(content["rows"])])
+    text, measured = [_head(title, content), rows(heads, body)], fitting(content["rows"])
+    if measured:
+        text.append(f"Peak memory: {measured[0]['peak_memory']['plain']['what']}. {' '.join(parts)}\n")
+    return "\n".join([*text, _parts(measured), _beside(measured)])
 
 
 def _parts(measured: list[dict[str, Any]]) -> str:
@@ -144,6 +149,9 @@ def _levers(content: dict[str, Any]) -> str:
     body = []
     for row in content["rows"]:
         kept = "kept" if row["kept"] else "dropped"
+        if DOES_NOT_FIT in row:
+            body.append((row["lever"], kept, "does not fit", *NONE * 3))
+            continue
         times = [spread(row[key], 4) for key in ("without_sec", "with_sec")]
         body.append((row["lever"], kept, *times, spread(row["gain"]), f"{100 * row['step_share']:+.1f} %"))
     heads = ("lever", "", "without (s)", "with (s)", "gain", "saved of a plain step")
@@ -154,6 +162,9 @@ def _levers(content: dict[str, Any]) -> str:
 def _compile(content: dict[str, Any]) -> str:
     body = []
     for row in content["rows"]:
+        if DOES_NOT_FIT in row:
+            body.append((row["method"], f"batch {row['batch_size']}", "does not fit", *NONE * 6))
+            continue
         for choice, found in row["compiled"].items():
             pays = found["steps_to_pay"]
             body.append((

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rgbench.bench.document import fitting
 from rgbench.bench.growth_tables import Results, of_kind
 from rgbench.bench.targets import CACHED, OURS, STEP_GAINS, missed
 
@@ -33,7 +34,7 @@ def _cpu_steps(found: Results) -> list[dict[str, Any]]:
         row
         for content in of_kind(found, "train-step")
         if content["preset"] == "benchtop" and content["machine"]["device_type"] == "cpu" and not content["overrides"]
-        for row in content["rows"]
+        for row in fitting(content["rows"])
     ]
 
 

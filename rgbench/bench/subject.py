@@ -77,14 +77,23 @@ def load_subject(preset: str, method: str, overrides: list[str], device: str, fo
         ConfigError: an override that cannot be.
         UsageError: a preset without its files.
     """
+    recipe = recipe_of(preset, method, overrides)
     if preset in RANDOM:
-        recipe = load_recipe(RECIPES[preset].format(method), [*FULL_SIZE, *overrides])
         trainer = random_trainer(RANDOM[preset], recipe, torch.device(device))
         return make_subject(method, trainer, HeldImages(RANDOM[preset].side), folder, "random")
-    recipe = load_recipe(RECIPES[preset].format(method), overrides)
     models = load_models(recipe.model.teacher_folder(), device, torch.float32)
     trainer = resolve("trainer", recipe.kind).build(recipe, models)
     return make_subject(method, trainer, open_source(recipe.data), folder, "shipped")
+
+
+def recipe_of(preset: str, method: str, overrides: list[str]) -> LCDRecipe:
+    """A method's recipe on a preset.
+
+    Raises:
+        ConfigError: an override that cannot be.
+    """
+    usual = FULL_SIZE if preset in RANDOM else ()
+    return load_recipe(RECIPES[preset].format(method), [*usual, *overrides])
 
 
 def random_trainer(shape: Shape, recipe: LCDRecipe, device: torch.device) -> LCD:

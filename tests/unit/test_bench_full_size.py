@@ -12,6 +12,7 @@ from rgbench.bench import evaluation, on_gpu
 from rgbench.bench.page import page
 from rgbench.cli import app
 from rgbench.errors import RgbenchError
+from tests.unit.test_bench_page import step, value
 from tests.unit.test_bench_parts import TINY
 
 
@@ -50,6 +51,61 @@ MACHINE = {"device": "a GPU", "device_type": "cuda", "cores": 16, "threads": 16,
 def write(folder: Path, name: str, **content) -> None:
     head = {"schema_version": 1, "command": f"rgbench bench {name}", "machine": MACHINE, "preset": "sd21-base"}
     (folder / f"{name}.json").write_text(json.dumps(head | content))
+
+
+def option(command: tuple[str, ...], name: str) -> str:
+    return command[command.index(name) + 1] if name in command else ""
+
+
+def train_steps(folder: Path, **row) -> None:
+    """A file for each of the commands that measure steps."""
+    for command in on_gpu.COMMANDS:
+        if command[0] == "train-step":
+            settings = [word for word in command if word.startswith("train.")]
+            size = 4 if "train.batch_size=4" in settings else 16
+            head = {"method": option(command, "--method"), "dtype": "bfloat16", "batch_size": size}
+            name = f"train-step-{option(command, '--tag')}"
+            write(folder, name, what="train-step", overrides=settings, rounds=3, rows=[head | row])
+
+
+def targets(folder: Path) -> list[list[str]]:
+    """Cells of the targets that need a step on a GPU."""
+    lines = page(folder).split("## Targets")[1].split("Rows that need")[0].splitlines()
+    wanted = ("step on a GPU", "low-memory")
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if any(word in line for word in wanted)]
+
+
+def test_each_command_has_a_file_of_its_own():
+    files = [(*command[: 2 if command[0] == "growth" else 1], option(command, "--tag")) for command in on_gpu.COMMANDS]
+    assert len(set(files)) == len(files)
+
+
+def test_steps_of_one_method_a_command_fill_their_targets(tmp_path):
+    both = {"rgbench": value(1.6), "rgbench, latents cached": value(1.7)}
+    kinds = {"plain": 20e9, "rgbench": 12e9, "rgbench, latents cached": 12e9}
+    train_steps(tmp_path, ratio_to_plain=both, steps={name: step(1.0) for name in kinds}, parts=None, square=9,
+                matmul_flop_per_sec=value(1e11), copy_bytes_per_sec=value(1e10), beside_busy_process=None,
+                shapes={"flop_per_sec": 8e10, "share_covered": 0.9, "num": 3, "heaviest": []},
+                peak_memory={name: {"bytes": bytes_, "what": "CUDA"} for name, bytes_ in kinds.items()})  # fmt: skip
+    found = targets(tmp_path)
+    assert [name for name, *_ in found] == [
+        "lcd step on a GPU, SD2.1-base shape, bf16, × plain",
+        "rg_lcd step on a GPU, SD2.1-base shape, bf16, batch 4, × plain",
+        "lrm step on a GPU, SD2.1-base shape, bf16, × plain",
+        "lcd step, low-memory settings, peak × plain",
+        "rg_lcd step, batch 4, low-memory settings, peak × plain",
+        "lrm step, low-memory settings, peak × plain",
+        "RG-LCD step at batch 4, low-memory settings, peak",
+        "LCD step on a GPU, share of the matmul rate",
+    ]
+    shown = [*["1.60 from images, 1.70 from a latents cache"] * 3, *["0.60"] * 3, "12.0 GB"]
+    assert [cells[2] for cells in found[:-1]] == shown and {cells[3] for cells in found} == {"holds"}
+
+
+def test_a_target_whose_step_does_not_fit_is_missed(tmp_path):
+    train_steps(tmp_path, does_not_fit="CUDA out of memory.")
+    assert [cells[2:] for cells in targets(tmp_path)] == [["does not fit", "**misses**"]] * 8
+    assert "| rg_lcd | batch 4 | does not fit | – |" in page(tmp_path)
 
 
 @pytest.mark.parametrize(("outside", "mark"), [(0.15, "holds"), (0.16, "**misses**")])
