@@ -205,12 +205,12 @@ def evaluate(
 
 
 @app.command()
-def merge(results: ResultsOption = Path("results")) -> None:
+def merge(results: ResultsOption = Path("results"), device: DeviceOption = Device.auto) -> None:
     """Put the shards of evaluations together, and store their figures."""
     tune()
     from rgbench.evaluation.api import merge as run
 
-    print_paths(run(results))
+    print_paths(run(results, device=device.value))
 
 
 @app.command()

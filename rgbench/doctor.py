@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
@@ -133,12 +133,24 @@ def _device() -> Check:
     except _IMPORT_ERRORS:
         return Check("device", "missing", "unknown without torch", "mend torch first")
     if torch.cuda.is_available():
-        memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return Check("device", "ok", f"{torch.cuda.get_device_name()}, {memory_gib:.0f} GiB")
+        return _gpu(torch)
     detail = f"CPU, {torch.get_num_threads()} threads; no CUDA GPU"
     if torch.version.cuda:
         return Check("device", "note", detail, "with a GPU in the machine: look at nvidia-smi and the driver's version")
     return Check("device", "ok", detail)
+
+
+def _gpu(torch: Any) -> Check:
+    """Whether this torch has kernels for the GPU: it sees older ones that it cannot compute on."""
+    memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+    name = f"{torch.cuda.get_device_name()}, {memory_gib:.0f} GiB"
+    try:
+        (torch.ones(1, device="cuda") + 1).item()
+    except RuntimeError as error:
+        known = ", ".join(torch.cuda.get_arch_list())
+        remedy = f"use --device cpu, or a torch built for this GPU; torch {torch.__version__} is for {known}"
+        return Check("device", "missing", f"{name}: {str(error).splitlines()[0]}", remedy)
+    return Check("device", "ok", name)
 
 
 def _world(world: str, root: Path) -> Iterator[Check]:

@@ -47,8 +47,11 @@ def listing(kind: str, runs: Path, results: Path) -> Table:
         results: folder of result files.
 
     Raises:
-        UsageError: a damaged run or result file.
+        UsageError: a damaged run or result file, or a folder that is not there and not the default.
     """
+    for folder, default in ((runs, "runs"), (results, "results")):
+        if folder != Path(default) and not folder.is_dir():  # where nothing was made yet, there is nothing to list
+            raise UsageError(f"{folder}: no such folder")
     if kind in ("metrics", "probes", "rewards"):
         table = kind.removesuffix("s")
         return ("name", "code"), [(name, TABLES[table].get(name, "plug-in")) for name in names(table)]

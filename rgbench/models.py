@@ -29,6 +29,9 @@ OTHER_SAMPLERS = (
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
+DECODED_PIXELS = 8 * 512**2
+
+
 def decode_images(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Images of unscaled latents: (decode(z)/2 + ½).clamp(0, 1).
 
@@ -118,8 +121,12 @@ class DiffusionModels:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of scaled latents (B, C, h, w)."""
-        return decode_images(self.vae, latents / self.scaling_factor)
+        """Images (B, 3, H, W) in [0, 1] of scaled latents (B, C, h, w), as many at once as have ``DECODED_PIXELS``.
+
+        The decoder's widest layer holds 1 KiB a pixel: a batch that suits the UNet would take tens of gigabytes there.
+        """
+        parts = latents.split(max(1, DECODED_PIXELS // self.resolution**2))
+        return torch.cat([decode_images(self.vae, part / self.scaling_factor) for part in parts])
 
     @torch.no_grad()
     def sample(
@@ -188,6 +195,8 @@ def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: t
     text_encoder = CLIPTextModel.from_pretrained(
         path / "text_encoder", variant=variants["text_encoder"], dtype=dtype, **common
     )
+    for network in (unet, vae):
+        network.register_to_config(_name_or_path="")  # diffusers would write this machine's path into every export
     for network in (unet, vae, text_encoder):
         network.requires_grad_(False).eval().to(device)
     side = unet.config.sample_size

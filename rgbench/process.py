@@ -6,6 +6,9 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from rgbench.errors import UsageError
 
@@ -111,3 +114,34 @@ def pick_device(name: str = "auto") -> str:
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
         raise UsageError(f"--device cuda: {why}; use --device cpu, or see: rgbench doctor")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def take_own_gpu() -> None:
+    """Compute on the GPU of this process's ``LOCAL_RANK`` where torchrun started several; one alone keeps the first.
+
+    Processes that share nothing, as the shards of an evaluation, may outnumber the GPUs: they then share them in turn.
+    """
+    import torch
+
+    if launched():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Have a GPU compute float32 in float32.
+
+    By default torch lets its convolutions round their operands to TF32 (10 bits of mantissa), so that features, and the
+    distances and rewards made of them, would differ between a GPU and a CPU by more than rounding.
+    """
+    import torch
+
+    flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = False
+        yield
+    finally:
+        for flag, allowed in zip(flags, before, strict=True):
+            flag.allow_tf32 = allowed

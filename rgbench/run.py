@@ -57,8 +57,11 @@ def stream_generator(seed: int, stream: str, step: int, position: int = 0) -> to
     return torch.Generator("cpu").manual_seed(stream_seed(seed, stream, step, position))
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device_type: str = "cpu") -> dict[str, Any]:
     """Where and with what this process runs.
+
+    Args:
+        device_type: ``cuda`` names the GPU, all else the CPU; asking a GPU its name takes memory there.
 
     Returns:
         ``git`` (revision and whether the tree has changes; null outside a checkout), ``packages``,
@@ -66,13 +69,12 @@ def provenance() -> dict[str, Any]:
     """
     import torch
 
-    gpu = torch.cuda.is_available()
     return {
         "git": _git_state(Path(__file__).parent.parent),
         "packages": {"rgbench": __version__, **{name: _version(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if gpu else _cpu_name(),
+        "device": torch.cuda.get_device_name() if device_type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -142,7 +144,9 @@ class RunDirectory:
             raise UsageError(f"{path}: not a run (no run.json); see: rgbench ls runs")
         return run
 
-    def create(self, config: Mapping[str, Any], meta: Mapping[str, Any], free: Collection[str] = ()) -> RunDirectory:
+    def create(
+        self, config: Mapping[str, Any], meta: Mapping[str, Any], free: Collection[str] = (), device_type: str = "cpu"
+    ) -> RunDirectory:
         """Begin a run here, or go on with the same one; the directory is then this process's alone.
 
         Args:
@@ -150,6 +154,7 @@ class RunDirectory:
             meta: the first contents of ``run.json``.
             free: dotted keys of the config that may differ from those the run began with, ``*`` for any item of a list;
                 what stays written is the config of its beginning.
+            device_type: ``cpu`` or ``cuda``, for ``environment.json``.
 
         Raises:
             UsageError: the directory holds a run of another config (the keys are named), something
@@ -165,7 +170,7 @@ class RunDirectory:
         self._lock_for_writing()
         for folder in (self.tensorboard, self.samples, self.checkpoints):
             folder.mkdir(exist_ok=True)
-        write_json_atomic(self.path / "environment.json", provenance())
+        write_json_atomic(self.path / "environment.json", provenance(device_type))
         write_text_atomic(self.config_file, dump_yaml(dict(config)))
         write_json_atomic(self.run_file, {"schema_version": SCHEMA_VERSION, **meta})  # last: now it is a run
         return self

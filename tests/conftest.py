@@ -51,6 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(caches, ignore_errors=True))
     os.environ.update(LC_ALL="C.UTF-8", NO_COLOR="1", TERM="dumb", XDG_CACHE_HOME=caches, HF_HOME=f"{caches}/hub")
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # pytest-socket blocks this process alone
+    if config.getoption("markexpr") != "gpu":  # exact figures of a CPU; `make test-gpu` asks for the GPU by its mark
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and their children
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -22,7 +22,7 @@ from rgbench.evaluation.progress import bar, image_progress
 from rgbench.evaluation.shards import Shard, parse_shard
 from rgbench.evaluation.targets import resolve_targets
 from rgbench.models import load_models
-from rgbench.process import pick_device
+from rgbench.process import pick_device, whole_float32
 
 
 def evaluate(
@@ -124,11 +124,12 @@ def evaluate(
     return carry_out(options, parse_shard(shard))
 
 
-def merge(results: Path = Path("results")) -> list[Path]:
+def merge(results: Path = Path("results"), *, device: str = "auto") -> list[Path]:
     """Put the shards of every evaluation under a results folder together, and store the figures.
 
     Args:
         results: folder of result files; the paths in the shards' options are taken as they were given.
+        device: where features of a reference are computed that are not kept yet; the shards' may not be here.
 
     Returns:
         The result files.
@@ -143,7 +144,7 @@ def merge(results: Path = Path("results")) -> list[Path]:
         raise UsageError(f"{results}: no shard to merge; make them with: rgbench eval TARGET --shard 1/N and so on")
     files: list[Path] = []
     for options, count in found.values():
-        files += carry_out(replace(options, results=results), Shard(1, count), merge=True)
+        files += carry_out(replace(options, results=results, device=device), Shard(1, count), merge=True)
     return files
 
 
@@ -190,7 +191,8 @@ def sample(
     settings = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
     files: list[Path] = []
     stream = ImageStream(models, [Prompt(text, text, seed=seed) for text in prompts], sampling, None)
-    with image_progress() as progress, bar(progress, f"{found.name}: {stream.label}", len(prompts)) as task:
+    label = f"{found.name}: {stream.label}"
+    with whole_float32(), image_progress() as progress, bar(progress, label, len(prompts)) as task:
         for batch in stream.stream(np.arange(len(prompts)), partial(progress.advance, task)):
             files += index.add(
                 (f"{prefix}-{file_stem(prompt.text)}-{seed}.png", image, about(prompt) | settings)

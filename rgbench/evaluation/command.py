@@ -25,7 +25,7 @@ from rgbench.evaluation.targets import Target, resolve_targets, student_target
 from rgbench.metrics.judges import check_judges_asked, find_metric, parse_judges
 from rgbench.metrics.protocols import SetProtocol, find_protocol
 from rgbench.metrics.reference import ReferenceScenes
-from rgbench.process import pick_device
+from rgbench.process import pick_device, take_own_gpu, whole_float32
 from rgbench.trainers.stop import StopRequest
 
 NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its Fréchet distance
@@ -130,8 +130,15 @@ def carry_out(options: Options, shard: Shard = WHOLE, merge: bool = False) -> li
     seeds = parse_seeds(options.seeds)
     prompts, known = _prompts(options, asked, protocol, targets, seeds)
     place = torch.device(pick_device(options.device))
+    if place.type == "cuda":
+        take_own_gpu()
     files: list[Path] = []
-    with StopRequest() as stop, image_progress() as progress, TemporaryDirectory(prefix="rgbench-") as scratch:
+    with (
+        StopRequest() as stop,
+        image_progress() as progress,
+        TemporaryDirectory(prefix="rgbench-") as scratch,
+        whole_float32(),
+    ):
         track, say = track_images(progress), say_above(progress)
         scenes = ReferenceScenes(prompts, options.results / CACHE, track)
         say(prompts.describe())

@@ -29,6 +29,8 @@ from rgbench.process import available_bytes
 
 BATCH_SIZE = 64
 BYTES_PER_PIXEL = 6 * 1024
+# As cuDNN and cuBLAS say that the memory that they take themselves is not there; torch's own has a class of its own.
+MEMORY_WORDS = ("out of memory", "ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED", "unable to find an engine")
 LCM_STEPS = 4  # of a student without a run (LCM, arXiv 2310.04378)
 OTHER_STEPS, OTHER_GUIDANCE = 50, 7.5  # of a pipeline of unknown origin: StableDiffusionPipeline's own
 
@@ -116,6 +118,11 @@ def fitting_batch_size(resolution: int, device: torch.device, available: int | N
     return min(BATCH_SIZE, 1 << max(0, fitting.bit_length() - 1))
 
 
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory did not suffice: cuDNN and cuBLAS, which take some themselves, say so in other words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in MEMORY_WORDS)
+
+
 def noise_seed(prompt_id: str, seed: int) -> int:
     """Seed of an image's generator, 63 bits: the same on every machine, whatever the batch or order."""
     digest = hashlib.sha256(json.dumps([prompt_id, seed]).encode()).digest()
@@ -187,7 +194,9 @@ class ImageStream:
             try:
                 with self._told(step, len(batch)):
                     images = self._make(batch)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
                 self._halve(error)
                 continue
             self.seconds += time.perf_counter() - began
@@ -207,7 +216,7 @@ class ImageStream:
         finally:
             handle.remove()
 
-    def _halve(self, error: torch.OutOfMemoryError) -> None:
+    def _halve(self, error: RuntimeError) -> None:
         if self.batch_size == 1:
             raise RgbenchError(
                 f"{self.models.path}: one image of {self.resolution} px does not fit into the memory of "

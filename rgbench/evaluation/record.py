@@ -32,7 +32,7 @@ class Record:
 
     def __init__(self, target: Target, job: Job, source: ImageSource) -> None:
         self.target, self.job, self.generation = target, job, source.generation
-        self.provenance = provenance()
+        self.provenance = provenance(job.device.type)
         self.cost = {
             "train_wall_sec": target.cost.get("wall_sec"),
             "train_cpu_sec": target.cost.get("cpu_sec"),

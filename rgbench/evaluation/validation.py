@@ -26,6 +26,7 @@ from rgbench.evaluation.validation_table import FOUND_AUC, describe, markdown
 from rgbench.files import write_json_atomic, write_text_atomic
 from rgbench.metrics.contract import Metric
 from rgbench.metrics.tracking import Track, untracked
+from rgbench.process import whole_float32
 from rgbench.registry import names
 from rgbench.run import provenance
 
@@ -94,8 +95,9 @@ def validate(
     if num_sets < 2:
         raise UsageError(f"detection needs at least 2 sets, not {num_sets}")
     planted, place = list(hacks) or list(HACKS), torch.device(device)
-    rows, shown = detect(chosen, planted, num_sets, place, out, track)
-    rule = None if metrics else check_rule(chosen, planted, place, out, track)
+    with whole_float32():
+        rows, shown = detect(chosen, planted, num_sets, place, out, track)
+        rule = None if metrics else check_rule(chosen, planted, place, out, track)
     about = describe(num_sets, NUM_PROMPTS)
     record = {
         "schema_version": 1,
@@ -105,7 +107,7 @@ def validate(
         "detections": [asdict(row) for row in rows],
         "smallest_dose": smallest_doses(rows),
         "verdict": asdict(rule) if rule else None,
-        "provenance": provenance(),
+        "provenance": provenance(place.type),
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / "validation.json", record)

@@ -108,7 +108,8 @@ def _train(settings: BaseRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequ
     loop, origin = ranks.together(lambda: build_loop(settings, run, ranks))
 
     def begin() -> None:
-        run.create(settings.model_dump(mode="json"), _first_meta(settings, run, loop) | origin, free=FREE_KEYS)
+        meta, kind = _first_meta(settings, run, loop) | origin, loop.trainer.models.device.type
+        run.create(settings.model_dump(mode="json"), meta, free=FREE_KEYS, device_type=kind)
 
     ranks.on_main(begin)
     loop.restore()

@@ -20,16 +20,19 @@ class CostMeter:
 
     Args:
         before: an earlier :meth:`read` to go on from, or None.
+        device_type: where the run computes; a GPU's time counts only for ``cuda``, whatever else the process did.
     """
 
-    def __init__(self, before: dict[str, Any] | None = None) -> None:
-        self._before = before or {}
+    def __init__(self, before: dict[str, Any] | None = None, device_type: str = "cpu") -> None:
+        self._before, self._on_gpu = before or {}, device_type == "cuda"
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         self._wall, self._cpu = time.monotonic(), time.process_time()
         self.images, self.reward_calls = self._before.get("images", 0), self._before.get("reward_calls", 0)
 
     def read(self) -> dict[str, Any]:
         """``wall_sec`` and ``cpu_sec`` of this process, ``images`` trained on, ``reward_calls`` (images that the expert
-        scored), ``peak_rss_gib``; where this process holds a CUDA GPU, ``gpu_sec`` that it did and ``peak_gpu_gib``.
+        scored), ``peak_rss_gib``; of a run on a CUDA GPU, ``gpu_sec`` for which it held it and ``peak_gpu_gib``.
         """
         rss_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT_BYTES / 2**30
         return {
@@ -44,7 +47,7 @@ class CostMeter:
     def _gpu(self) -> dict[str, float]:
         """Seconds for which a GPU was held, busy or not, as clusters bill them; nothing where none ever was."""
         spent = {key: self._before[key] for key in GPU_KEYS if key in self._before}
-        if torch.cuda.is_initialized():
+        if self._on_gpu:
             held_sec = spent.get("gpu_sec", 0.0) + time.monotonic() - self._wall
             peak_gib = max(spent.get("peak_gpu_gib", 0.0), torch.cuda.max_memory_allocated() / 2**30)
             spent = {"gpu_sec": round(held_sec, 3), "peak_gpu_gib": round(peak_gib, 4)}

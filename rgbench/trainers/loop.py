@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ class Loop:
             source, recipe.seed, train.batch_size, positions, num_micro, train.num_workers, train.steps
         )
         self.step = 0
-        self.cost, self.captions = CostMeter(), CaptionCount(trainer.readers())
+        self.cost = CostMeter(device_type=trainer.models.device.type)
+        self.captions = CaptionCount(trainer.readers())
 
     def train(self, stop: StopRequest, resume_command: str) -> None:
         """Run the remaining steps.
@@ -142,11 +144,12 @@ class Loop:
             draws = StepDraws(
                 self.recipe.seed, self.step, len(positions), first=positions[0], dtype=self.trainer.models.dtype
             )
-            with self.updater.autocast():
-                result = self.trainer.step(batch, draws)
-            measured.add(result, batch.ids)
-            self.captions.see(batch)
-            self.updater.backward(result, 1 / len(batches))
+            with memory_explained(self.step):
+                with self.updater.autocast():
+                    result = self.trainer.step(batch, draws)
+                measured.add(result, batch.ids)
+                self.captions.see(batch)
+                self.updater.backward(result, 1 / len(batches))
         rows, norms = _fetch(measured.gather(self.ranks), self.updater.reduce())
         self._check(measured, rows, norms)
         if self.updater.step(self.step, finite=all(map(math.isfinite, norms.values()))):
@@ -228,7 +231,7 @@ class Loop:
         self.updater.restore(tensors, meta)
         self.step = meta["step"]
         if self.ranks.is_main:  # the others count on from nothing: what is kept is the sum
-            self.cost = CostMeter(meta["cost"])
+            self.cost = CostMeter(meta["cost"], self.trainer.models.device.type)
             self.captions.restore(meta.get("captions", self.captions.read()))
 
 
@@ -244,6 +247,22 @@ def check_split(train: TrainSection, num_ranks: int) -> None:
             f"train.batch_size {train.batch_size} cannot be split over {num_ranks} processes × "
             f"train.gradient_accumulation_steps {train.gradient_accumulation_steps}; make it a multiple of {parts}"
         )
+
+
+@contextlib.contextmanager
+def memory_explained(step: int) -> Iterator[None]:
+    """Say what to do where a GPU's memory does not suffice.
+
+    Raises:
+        RgbenchError: in place of torch's own.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RgbenchError(
+            f"step {step}: the GPU's memory does not suffice ({str(error).partition('.')[0]}); use a larger "
+            "train.gradient_accumulation_steps, or train.gradient_checkpointing=true"
+        ) from error
 
 
 def _prepare_networks(trainer: Trainer, train: TrainSection) -> None:

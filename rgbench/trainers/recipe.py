@@ -192,6 +192,8 @@ class RGLCDRecipe(LCDRecipe):
     @model_validator(mode="after")
     def _measurements_are_logged(self) -> RGLCDRecipe:
         check_logged("gradients.every", self.gradients.every, self.train.log_every)
+        self.refuse_float16("gradients.every", self.gradients.every)
+        self.refuse_float16("reward.balance", isinstance(self.reward, Sum) and self.reward.balance == "gradient")
         if self.kind == "rg_lcd" and self.reward.logit_scale is not None:
             raise ValueError("reward.logit_scale: rg_lcd takes the raw score; it is for lrm")
         terms = self.reward.terms if isinstance(self.reward, Sum) else [self.reward]
@@ -200,6 +202,11 @@ class RGLCDRecipe(LCDRecipe):
                 "reward.kind: a process gives no gradient, and rg_lcd needs it; lrm learns from its scores alone"
             )
         return self
+
+    def refuse_float16(self, key: str, asked: int | bool) -> None:
+        """Gradients that are taken apart from the losses' own know no loss scale: float16 would round them to zero."""
+        if asked and self.train.dtype == "float16":
+            raise ValueError(f"{key}: takes gradients that float16 may round to zero; use train.dtype: bfloat16")
 
 
 class LRMRecipe(RGLCDRecipe):
@@ -211,6 +218,7 @@ class LRMRecipe(RGLCDRecipe):
     @model_validator(mode="after")
     def _fidelity_is_logged(self) -> LRMRecipe:
         check_logged("proxy.fidelity.every", self.proxy.fidelity.every, self.train.log_every)
+        self.refuse_float16("proxy.fidelity.every", self.proxy.fidelity.every)
         if isinstance(self.reward, Sum) and self.reward.balance == "gradient":
             raise ValueError("reward.balance: lrm takes labels from the sum, not its gradient; use none")
         return self

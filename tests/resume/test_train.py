@@ -37,6 +37,8 @@ def test_from_recipe_to_pipeline(recipe, world, tmp_path):
     assert [row["step"] for row in run.read_log()] == [3]
     assert any(run.tensorboard.iterdir()) and (run.samples / "step-00000002.png").is_file()
     card = (run.pipeline / "README.md").read_text()
+    for file in run.pipeline.rglob("*.json"):  # what people publish names no folder of theirs
+        assert str(tmp_path) not in file.read_text() and str(world.parent) not in file.read_text(), file
     assert "in-sample" in card and meta["teacher"]["sha256"] in card and "guidance_scale=4.0" in card
 
     pipeline = DiffusionPipeline.from_pretrained(run.pipeline)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import weakref
 from pathlib import Path
@@ -161,15 +160,6 @@ def test_another_method_finds_nothing_compiled(tmp_path, monkeypatch):
             network(torch.ones(1, 2))
     assert len(made) == 2 and [Path(place).relative_to(tmp_path).parts[0] for place in made] == ["lcd", "lrm"]
     assert os.environ["TRITON_CACHE_DIR"] == "before"
-
-
-@pytest.mark.long
-def test_two_methods_in_one_process_both_compile(tiny):
-    found = api.compile_gains(preset="tiny", methods=["lcd", "rg_lcd"], choices=["recipe"], device="cpu",
-                              overrides=SETTINGS, rounds=1, say=print)  # fmt: skip
-    json.dumps(found, allow_nan=False)
-    first, second = (row["compiled"]["recipe"]["compile_sec"] for row in found["rows"])
-    assert second > first / 4
 
 
 def test_a_compiler_is_looked_for_before_anything_is_measured(tmp_path, monkeypatch):

@@ -77,6 +77,8 @@ def test_help_takes_no_torch_and_no_time() -> None:
         (["cp", "lrmm", "mine.yaml"], 2, "did you mean 'lrm'?"),
         (["validate", "lrmm"], 2, "did you mean 'lrm'?"),
         (["ls", "recipies"], 2, "recipes"),
+        (["ls", "results", "--results", "nowhere"], 2, "nowhere: no such folder"),
+        (["ls", "runs", "--runs", "nowhere"], 2, "nowhere: no such folder"),
         (["world", "build", "moon"], 2, "unknown world 'moon'"),
         (["world", "build", "benchtop", "--stage", "vea"], 2, "vea"),
     ],

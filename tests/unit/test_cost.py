@@ -15,5 +15,6 @@ def test_gpu_time_is_kept_by_a_run_that_goes_on_without_one_and_absent_where_the
     fresh, going_on = CostMeter().read(), CostMeter({"gpu_sec": 60.0, "peak_gpu_gib": 7.0, "wall_sec": 61.0}).read()
     assert not {"gpu_sec", "peak_gpu_gib"} & fresh.keys()
     assert (going_on["gpu_sec"], going_on["peak_gpu_gib"]) == (60.0, 7.0)
+    assert CostMeter({}, "cpu").read().keys() == fresh.keys(), "whatever else in this process used a GPU"
     assert going_on["wall_sec"] == pytest.approx(61, abs=1)
     assert of_all_ranks([going_on, fresh])["gpu_sec"] == 60.0

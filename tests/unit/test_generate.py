@@ -260,11 +260,11 @@ def test_one_prompt_alone_is_one_image_a_batch(models):
 class SmallMemory(DiffusionModels):
     """A model on a device that holds three images at once."""
 
-    room = 3
+    room, error = 3, torch.OutOfMemoryError("CUDA out of memory")
 
     def sample(self, prompts, generators, **settings):
         if len(prompts) > self.room:
-            raise torch.OutOfMemoryError(f"{len(prompts)} images")
+            raise self.error
         return super().sample(prompts, generators, **settings)
 
 
@@ -277,6 +277,16 @@ def test_batches_shrink_until_they_fit_and_the_images_stay(models, caplog):
     assert caplog.text.count("half as many") == 2
     small.room = 0
     with pytest.raises(RgbenchError, match="one image of 64 px does not fit into the memory of cpu"):
+        images(small, SETTINGS["lcm"], batch_size=8)
+
+
+def test_only_a_lack_of_memory_makes_batches_smaller(models):
+    small = SmallMemory(**vars(models["lcm"]))
+    for said in ("unable to find an engine", "CUDNN_STATUS_NOT_SUPPORTED", "CUBLAS_STATUS_ALLOC_FAILED"):
+        small.error = RuntimeError(said)
+        assert len(images(small, SETTINGS["lcm"], batch_size=8)) == 11
+    small.error = RuntimeError("CUDA error: device-side assert triggered")
+    with pytest.raises(RuntimeError, match="device-side assert"):
         images(small, SETTINGS["lcm"], batch_size=8)
 
 

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from rgbench.errors import UsageError
-from rgbench.process import SPIN_COUNT, available_cores, keep_freed_memory, pick_device, tune_process
+from rgbench.process import (
+    SPIN_COUNT,
+    available_cores,
+    keep_freed_memory,
+    pick_device,
+    take_own_gpu,
+    tune_process,
+    whole_float32,
+)
 from tests.conftest import ROOT
 
 
@@ -88,3 +96,34 @@ def test_devices() -> None:
     if not there:
         with pytest.raises(UsageError, match="--device cuda: .*use --device cpu"):
             pick_device("cuda")
+
+
+def test_float32_is_whole_inside_and_as_it_was_after() -> None:
+    import torch
+
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = allowed()
+    assert before[0], "torch's default, which this is about"
+    with pytest.raises(ZeroDivisionError), whole_float32():
+        assert allowed() == (False, False)
+        raise ZeroDivisionError
+    assert allowed() == before
+
+
+@pytest.mark.parametrize(("rank", "chosen"), [("0", 0), ("3", 3), ("5", 1)])
+def test_each_of_several_processes_takes_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, rank: str, chosen: int
+) -> None:
+    import torch
+
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    take_own_gpu()
+    assert taken == [], "one process alone"
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    take_own_gpu()
+    assert taken == [chosen]

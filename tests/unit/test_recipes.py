@@ -133,3 +133,12 @@ def test_training_without_a_reward_imports_no_reward_library():
     code += "if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=600, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(("recipe", "setting"), [("rg_lcd", "gradients.every=10"), ("lrm", "proxy.fidelity.every=10")])
+def test_gradients_without_a_loss_scale_are_not_taken_in_float16(recipe, setting):
+    load_recipe(recipe, [setting, "train.dtype=bfloat16"])
+    with pytest.raises(
+        ConfigError, match=f"{setting.partition('=')[0]}: takes gradients that float16 may round to zero"
+    ):
+        load_recipe(recipe, [setting, "train.dtype=float16"])

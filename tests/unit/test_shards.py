@@ -114,6 +114,8 @@ def test_merged_figures_equal_those_of_one_pass(runs, place, capsys):
         merge()
     run(runs, METRICS, shard="1/3")
     assert not load_results(Path("results")), "figures come with the merge"
+    with pytest.raises(UsageError, match="unknown device 'tpu'"):
+        merge(device="tpu")  # of the merge, not of the shards
     files = merge()
     merged, whole = ({r.metric.name: r for r in load_results(Path(d))} for d in ("results", "whole"))
     assert len(files) == len(merged) == len(whole) > 10

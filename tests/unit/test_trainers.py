@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rgbench.errors import RgbenchError
 from rgbench.models import DiffusionModels, decode_images
 from rgbench.rewards.hps import HPSReward
 from rgbench.trainers.lcd import ema_update
@@ -188,3 +189,24 @@ def test_the_ema_is_exact(models, tmp_path):
     target, student = nn.Linear(2, 2), nn.Linear(2, 2)
     ema_update(target, student, 0.0)
     assert_equal(state(target), state(student))
+
+
+def test_a_lack_of_gpu_memory_is_explained(folder, tmp_path, monkeypatch):
+    running = loop(make("lcd", tiny.models(folder)), tmp_path)
+
+    def step(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(running.trainer, "step", step)
+    with pytest.raises(RgbenchError, match=r"step 0: .* \(CUDA out of memory\); use .*gradient_accumulation_steps"):
+        running.train_step()
+
+
+def test_many_large_images_are_decoded_in_parts(folder, monkeypatch):
+    models, parts = tiny.models(folder), []
+    models.vae.decoder.register_forward_pre_hook(lambda module, given: parts.append(len(given[0])))
+    latents = torch.randn(5, *models.latent_shape)
+    whole = models.decode(latents)
+    monkeypatch.setattr("rgbench.models.DECODED_PIXELS", 2 * models.resolution**2)
+    assert torch.allclose(models.decode(latents), whole, atol=1e-5)
+    assert parts == [5, 2, 2, 1]

@@ -142,7 +142,8 @@ def check_world(
             print(row, flush=True)
         rows.append(row)
     if out is not None:
-        document = {"schema_version": 1, "num": num, "rows": [r.to_dict() for r in rows], "provenance": provenance()}
+        document = {"schema_version": 1, "num": num, "rows": [r.to_dict() for r in rows]}
+        document["provenance"] = provenance(device.type)
         document["manifest"] = read_json(assets / "manifest.json")
         write_json_atomic(out, document)
     return rows

@@ -91,7 +91,7 @@ def run_physics(
             outcomes.append(_read(assets, run, method, scale, seed, num, device))
             print(outcomes[-1], flush=True)
     document = {"schema_version": 1, "num": num, "overrides": overrides, "outcomes": [asdict(o) for o in outcomes]}
-    document |= {"verdict": verdict(outcomes), "provenance": provenance()}
+    document |= {"verdict": verdict(outcomes), "provenance": provenance(torch.device(device).type)}
     write_json_atomic(out / "physics.json", document)
     return document
 
