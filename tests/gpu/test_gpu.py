@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from rgbench.models import load_models
+from rgbench.process import whole_float32
 from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.run import RunDirectory
 from rgbench.trainers.api import train
@@ -18,6 +20,13 @@ from tests import sd_folders
 from tests.parity import tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
+
+
+@pytest.fixture(autouse=True)
+def without_tf32() -> Iterator[None]:
+    """What is compared with a CPU is computed as there."""
+    with whole_float32():
+        yield
 
 
 @pytest.fixture(scope="module")
