@@ -98,7 +98,8 @@ class Loop:
             while self.step < train.steps:
                 self._stop_if_asked(stop, resume_command)
                 start = time.monotonic()
-                values = self.train_step()
+                with memory_explained(self.step):
+                    values = self.train_step()
                 if monitor is not None:
                     monitor.show(self.step, values, time.monotonic() - start)
                 self._keep(monitor, values, prompts)
@@ -144,12 +145,11 @@ class Loop:
             draws = StepDraws(
                 self.recipe.seed, self.step, len(positions), first=positions[0], dtype=self.trainer.models.dtype
             )
-            with memory_explained(self.step):
-                with self.updater.autocast():
-                    result = self.trainer.step(batch, draws)
-                measured.add(result, batch.ids)
-                self.captions.see(batch)
-                self.updater.backward(result, 1 / len(batches))
+            with self.updater.autocast():
+                result = self.trainer.step(batch, draws)
+            measured.add(result, batch.ids)
+            self.captions.see(batch)
+            self.updater.backward(result, 1 / len(batches))
         rows, norms = _fetch(measured.gather(self.ranks), self.updater.reduce())
         self._check(measured, rows, norms)
         if self.updater.step(self.step, finite=all(map(math.isfinite, norms.values()))):

@@ -13,6 +13,7 @@ from rgbench.models import DiffusionModels, decode_images
 from rgbench.rewards.hps import HPSReward
 from rgbench.trainers.lcd import ema_update
 from rgbench.trainers.lrm import LRM
+from rgbench.trainers.stop import StopRequest
 from tests.parity import tiny
 from tests.tiny_trainers import assert_equal, backward, batch, loop, make, state
 
@@ -198,8 +199,9 @@ def test_a_lack_of_gpu_memory_is_explained(folder, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(running.trainer, "step", step)
-    with pytest.raises(RgbenchError, match=r"step 0: .* \(CUDA out of memory\); use .*gradient_accumulation_steps"):
-        running.train_step()
+    said = r"step 0: .* \(CUDA out of memory\); use .*gradient_accumulation_steps"
+    with StopRequest() as stop, pytest.raises(RgbenchError, match=said):
+        running.train(stop, "rgbench train again")
 
 
 def test_many_large_images_are_decoded_in_parts(folder, monkeypatch):
