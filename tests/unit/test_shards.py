@@ -233,3 +233,15 @@ def test_all_images_are_saved_where_that_is_asked_for(runs, place):
     evaluate([str(file.parent / "images")], ["kid"], num=NUM, prompts="benchtop", device="cpu", batch_size=2)
     given, made = (r for r in sorted(load_results(Path("results")), key=lambda r: r.model))
     assert given.model == "images" and given.value == made.value, "saved images give the figure of their model"
+
+
+def test_figures_are_made_in_whole_float32(runs, place, monkeypatch):
+    seen: list[bool] = []
+
+    def evaluate_target(*_: object) -> list[Path]:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return []
+
+    monkeypatch.setattr("rgbench.evaluation.command.evaluate_target", evaluate_target)
+    run(runs, METRICS)
+    assert seen and not any(seen)
