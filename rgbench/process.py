@@ -16,6 +16,8 @@ from rgbench.errors import UsageError
 SPIN_COUNT = 1000
 # From glibc's malloc.h. mallopt takes C ints.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+# As cuDNN and cuBLAS say that the memory that they take themselves is not there; torch's own has a class of its own.
+MEMORY_WORDS = ("out of memory", "ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED", "unable to find an engine")
 _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
@@ -114,6 +116,13 @@ def pick_device(name: str = "auto") -> str:
         why = "this torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA GPU"
         raise UsageError(f"--device cuda: {why}; use --device cpu, or see: rgbench doctor")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory did not suffice: cuDNN and cuBLAS, which take some themselves, say so in other words."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in MEMORY_WORDS)
 
 
 def take_own_gpu() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rgbench.bench.document import DOES_NOT_FIT
+from rgbench.process import lacks_memory
 
 
 def row_of(head: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -23,7 +24,9 @@ def row_of(head: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[
     """
     try:
         found = measure()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         found = {DOES_NOT_FIT: str(error).partition("\n")[0]}
     # Not while the error is handled, which holds the step's frames. Networks and hooks hold each other in cycles.
     gc.collect()

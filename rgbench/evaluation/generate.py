@@ -25,12 +25,10 @@ from rgbench.evaluation.results import Generation, identify
 from rgbench.evaluation.targets import Target
 from rgbench.metrics.reference import to_uint8
 from rgbench.models import DiffusionModels
-from rgbench.process import available_bytes
+from rgbench.process import available_bytes, lacks_memory
 
 BATCH_SIZE = 64
 BYTES_PER_PIXEL = 6 * 1024
-# As cuDNN and cuBLAS say that the memory that they take themselves is not there; torch's own has a class of its own.
-MEMORY_WORDS = ("out of memory", "ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED", "unable to find an engine")
 LCM_STEPS = 4  # of a student without a run (LCM, arXiv 2310.04378)
 OTHER_STEPS, OTHER_GUIDANCE = 50, 7.5  # of a pipeline of unknown origin: StableDiffusionPipeline's own
 
@@ -116,11 +114,6 @@ def fitting_batch_size(resolution: int, device: torch.device, available: int | N
     free = available_bytes() if available is None else available
     fitting = free // 2 // (BYTES_PER_PIXEL * resolution**2)
     return min(BATCH_SIZE, 1 << max(0, fitting.bit_length() - 1))
-
-
-def lacks_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory did not suffice: cuDNN and cuBLAS, which take some themselves, say so in other words."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in MEMORY_WORDS)
 
 
 def noise_seed(prompt_id: str, seed: int) -> int:

@@ -21,6 +21,7 @@ from rgbench.data.contract import Batch, DataSource
 from rgbench.data.loader import BatchLoader
 from rgbench.errors import Interrupted, RgbenchError, UsageError
 from rgbench.launch.ranks import Ranks
+from rgbench.process import lacks_memory
 from rgbench.run import RunDirectory
 from rgbench.trainers.captions import CaptionCount, total
 from rgbench.trainers.contract import Trainer
@@ -258,7 +259,9 @@ def memory_explained(step: int) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
         raise RgbenchError(
             f"step {step}: the GPU's memory does not suffice ({str(error).partition('.')[0]}); use a larger "
             "train.gradient_accumulation_steps, or train.gradient_checkpointing=true"
