@@ -38,7 +38,7 @@ demo: $(STAMP)
 # The README's tables and pictures, from the committed results.
 readme: $(STAMP)
 	$(BIN)/rgbench report results --out results/report
-	$(BIN)/python -m rgbench.reporting.readme
+	$(BIN)/python -m tools.readme
 
 test: $(STAMP)
 	$(BIN)/ruff check

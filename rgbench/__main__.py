@@ -1,5 +1,5 @@
 """``python -m rgbench``."""
 
-from rgbench.cli import main
+from rgbench.cli.main import main
 
 main()

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
-from rgbench.process import tune_process
+from rgbench.core.process import tune_process
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,7 +95,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Runs ``rgbench`` in ``tmp_path``, in this process, which has its imports already."""
     from typer.testing import CliRunner
 
-    from rgbench.cli import app
+    from rgbench.cli.main import app
 
     monkeypatch.chdir(tmp_path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rgbench.rewards.process import ProcessReward
+from rgbench.rewards.remote import ProcessReward
 
 # A number that depends on every byte of an image, of its place in the batch, and of the prompt.
 CHECKSUM = """

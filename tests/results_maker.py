@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rgbench.evaluation.results import Generation, Protocol, Result, identify, write_result
-from rgbench.metrics.contract import Direction, Interval, Metric
-from rgbench.rewards.contract import fingerprint_id
+from rgbench.evaluate.results import Generation, Protocol, Result, identify, write_result
+from rgbench.metrics.base import Direction, Interval, Metric
+from rgbench.rewards.base import fingerprint_id
 
 REWARD = {"name": "hps", "antialias": False}
 FAMILIES: dict[str, tuple[str, Direction]] = {

@@ -9,15 +9,15 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from rgbench.core.run import RunDirectory
 from rgbench.data.prompts import PromptSet
-from rgbench.metrics.contract import Context
-from rgbench.metrics.efflite0 import EFFLITE0_FEATURES, EffLite0Network
+from rgbench.metrics.context import Context
 from rgbench.metrics.features import FeatureRows, FeatureSet
+from rgbench.metrics.networks import EFFLITE0_FEATURES, EffLite0Network
 from rgbench.metrics.reference import ReferenceScenes
-from rgbench.rewards.contract import fingerprint_id
-from rgbench.rewards.hps import HPSReward
-from rgbench.run import RunDirectory
-from rgbench.worlds.presets import PRESETS
+from rgbench.models.presets import PRESETS
+from rgbench.rewards.base import fingerprint_id
+from rgbench.rewards.clip import HPSReward
 
 BENCHTOP = PRESETS["benchtop"]
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

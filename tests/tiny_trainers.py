@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rgbench.data.contract import Batch
-from rgbench.models import DiffusionModels
-from rgbench.run import RunDirectory
-from rgbench.trainers.contract import Trainer
-from rgbench.trainers.lcd import LCD
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.rg_lcd import RGLCD
+from rgbench.core.run import RunDirectory
+from rgbench.data.batches import Batch
+from rgbench.models.pipeline import DiffusionModels
+from rgbench.train.base import Trainer
+from rgbench.train.lcd import LCD
+from rgbench.train.loop import Loop
+from rgbench.train.lrm import LRM
+from rgbench.train.rg_lcd import RGLCD
 from tests.parity import tiny
 
 

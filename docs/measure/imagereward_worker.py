@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from rgbench.rewards.process import ProcessReward
+from rgbench.rewards.remote import ProcessReward
 
 MED = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 2}
 MED |= {"vocab_size": 30524, "encoder_width": 768, "add_cross_attention": True, "model_type": "bert"}

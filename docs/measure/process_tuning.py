@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from rgbench.files import write_json_atomic
+from rgbench.core.io import write_json_atomic
 
 SETTINGS = {
     "default": (False, {}),
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/bench/process-tuning.json"))
     arguments = parser.parse_args()
-    from rgbench.run import provenance
+    from rgbench.core.run import provenance
 
     document = {"schema_version": 1, "unit": "median seconds per LCD step, batch 32", "rows": []}
     idle = rounds(arguments.steps, arguments.rounds)

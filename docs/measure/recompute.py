@@ -36,12 +36,12 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
+from rgbench.core.io import write_json_atomic
 from rgbench.data.prompts import PromptSet, benchtop_prompts
-from rgbench.evaluation.generate import noise_seed
-from rgbench.files import write_json_atomic
-from rgbench.metrics.efflite0 import efflite0_weights
+from rgbench.evaluate.images import noise_seed
+from rgbench.metrics.networks import efflite0_weights
 from rgbench.metrics.reference import ReferenceScenes
-from rgbench.worlds.presets import find_preset
+from rgbench.models.presets import find_preset
 
 BATCH = 64
 NEAREST = 5

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rgbench.files import write_json_atomic
-from rgbench.metrics.overopt.power import half_plane, power_spectrum, radial_profile, slope
+from rgbench.core.io import write_json_atomic
+from rgbench.metrics.probes.spectrum import half_plane, power_spectrum, radial_profile, slope
 
 NUM_IMAGES = {64: 384, 256: 48}
 SLOPES = (-1.0, -1.5, -2.0, -2.5, -3.0)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rgbench.config import Section
+from rgbench.core.config import Section
 
 Resolution = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
 

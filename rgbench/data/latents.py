@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rgbench.data.contract import Batch, DataSource, Encoded
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.files import open_safetensors, read_json, save_safetensors_atomic, write_json_atomic
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.io import open_safetensors, read_json, save_safetensors_atomic, write_json_atomic
+from rgbench.data.batches import Batch, DataSource, Encoded
 
 SCHEMA_VERSION = 1
 SHARD_SAMPLES = 256  # about 90 MB of SD1.5's float32 moments and text states

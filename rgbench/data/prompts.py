@@ -1,16 +1,23 @@
-"""Prompt sets: the benchtop's own, and lists from files, each known by its hash."""
+"""Prompt sets: the benchtop's own, and lists from files, each known by its hash.
+
+Prompt lists in which every prompt stands several times: several images of each, of noise of their own.
+
+The k-th copy of a prompt goes by its id and ``#k``. Noise is a function of the id, so each
+copy starts from its own; with a scene, each is compared with a real scene of its own.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rgbench.errors import UsageError
-from rgbench.files import parse_json
+from rgbench.core.errors import UsageError
+from rgbench.core.io import parse_json, write_text_atomic
 
 # Caption lists that papers share, by the md5 of the file.
 KNOWN_LISTS = {
@@ -117,8 +124,10 @@ def benchtop_prompts(num: int = 2048) -> PromptSet:
     Args:
         num: how many; a smaller set is the beginning of a larger one.
     """
-    from rgbench.worlds.captions import captions  # torch: not wanted by those who only read files
-    from rgbench.worlds.scenes import sample_scenes
+    from rgbench.benchtop.scenes import (
+        captions,  # torch: not wanted by those who only read files
+        sample_scenes,
+    )
 
     prompts: dict[int, Prompt] = {}
     for split, indices in (
@@ -209,7 +218,7 @@ def _read_jsonl(path: Path, text: str) -> Iterable[Prompt]:
 
 def _check_scene(scene: Any, where: str) -> None:
     """A scene that does not survive a round trip lacks an attribute or holds a wrong one."""
-    from rgbench.worlds.scenes import Scenes
+    from rgbench.benchtop.scenes import Scenes
 
     if scene is None:
         return
@@ -294,3 +303,42 @@ def _check_distinct(path: Path, prompts: tuple[Prompt, ...]) -> None:
         if prompt.id in seen:
             raise UsageError(f"{path}: the id {prompt.id!r} occurs twice; images are named by it")
         seen.add(prompt.id)
+
+
+COPY = re.compile(r"#\d+$")
+
+
+def repeat_prompts(prompts: PromptSet, times: int) -> PromptSet:
+    """Each prompt ``times`` times in a row.
+
+    Raises:
+        UsageError: fewer than two times.
+    """
+    if times < 2:
+        raise UsageError(f"repeat prompts at least 2 times, not {times}")
+    copies = [replace(prompt, id=f"{prompt.id}#{k}") for prompt in prompts.prompts for k in range(times)]
+    return PromptSet(f"{prompts.name} × {times}", tuple(copies))
+
+
+def without_copy(prompt_id: str) -> str:
+    """The id of the prompt that a copy was made of; of any other, its own."""
+    return COPY.sub("", prompt_id)
+
+
+def write_prompts(prompts: PromptSet, path: Path) -> Path:
+    """Write a list as .jsonl, with groups and scenes, to be given to ``rgbench eval --prompts``.
+
+    Raises:
+        UsageError: the file is no .jsonl, or is there already.
+    """
+    if path.suffix != ".jsonl":
+        raise UsageError(f"{path}: prompts with ids are written as .jsonl; choose such a name")
+    if path.exists():
+        raise UsageError(f"{path}: exists already; nothing was overwritten. Choose another name")
+    rows = []
+    for prompt in prompts.prompts:
+        row = {"id": prompt.id, "text": prompt.text, "group": prompt.group}
+        rows.append(json.dumps(row | ({"scene": prompt.scene} if prompt.scene else {}), ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, "\n".join(rows) + "\n")
+    return path

@@ -1,1 +1,0 @@
-"""Diffusion mathematics in pure torch: schedule, DDIM, consistency functions, samplers."""

@@ -19,17 +19,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rgbench.core.errors import UsageError
+from rgbench.core.io import sha256_file
+from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt
-from rgbench.errors import UsageError
-from rgbench.files import sha256_file
-from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
+from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.context import Context
 from rgbench.metrics.features import FeatureSet, check_finite
-from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
 from rgbench.metrics.kid import kernel_sum, pair_sums, self_sum
 from rgbench.metrics.reference import from_uint8, to_uint8
-from rgbench.metrics.tracking import Track, untracked
-from rgbench.rewards.preprocess import CLIP_MEAN, CLIP_STD
-from rgbench.rewards.transformers_clip import WEIGHTS, image_features, load_clip
+from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.rewards.clip import CLIP_MEAN, CLIP_STD, WEIGHTS, image_features, load_clip
 
 SIGMA = 10.0
 SCALE = 1000.0

@@ -19,10 +19,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
-from rgbench.errors import RgbenchError
-from rgbench.files import read_json, sha256_file, write_json_atomic
-from rgbench.metrics.caching import cache_folder, read_whole
-from rgbench.writing import write_chunks_atomic
+from rgbench.core.errors import RgbenchError
+from rgbench.core.io import read_json, sha256_file, write_chunks_atomic, write_json_atomic
+from rgbench.metrics.cache import cache_folder, read_whole
 
 T = TypeVar("T")
 

@@ -3,20 +3,248 @@
 On Inception features it is called FID, with FID∞ besides; offline, on EfficientNet-Lite0's, FD-EffLite0: the two
 cannot be compared. FID∞ (Chong and Forsyth, 2020, arXiv 1911.07023) removes the bias of finite n: the distance is
 measured at 15 sample sizes, each on a fresh random subset, and the line through it against 1/n is read at 1/n = 0.
+
+Fréchet distance between Gaussians fitted to two feature sets, with interval and null.
+
+    FD = |μ_a − μ_b|² + tr Σ_a + tr Σ_b − 2 tr √(Σ_a Σ_b)
+
+(Fréchet, 1957; Heusel et al., 2017, arXiv 1706.08500, eq. 6). The eigenvalues of Σ_a Σ_b
+are those of the symmetric Fᵀ Σ_b F with F Fᵀ = Σ_a, so no matrix square root is needed.
+With n ≤ d samples a covariance has rank n − 1: the side of smaller rank is factored, and
+no more eigenvalues are summed than the ranks allow, because √ turns the rounding noise
+1e-16 of each null eigenvalue into 1e-8.
+
+    n   num      samples            μ  mean          d  features per sample
+    Σx  total    (d,) float64       Σ  covariance, divisor n − 1
+    Σxxᵀ outer   (d, d) float64     F  factor, (d, rank)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg.lapack import dpotrf, dsygst
 from torch import Tensor
 
+from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.frechet import Gaussian, moments_of_rows, split_half_null
-from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
-from rgbench.metrics.tracking import Track, untracked
+from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.context import Context
+from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+
+NULL_SEED = 0
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Moments:
+    """n, Σx and Σxxᵀ of a feature set in float64: what ranks and restarts merge."""
+
+    num: int
+    total: np.ndarray
+    outer: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Moments:
+        """Moments of (n, d) features."""
+        x = np.asarray(features, dtype=np.float64)
+        return cls(len(x), x.sum(0), x.T @ x)
+
+    @classmethod
+    def zeros(cls, dim: int) -> Moments:
+        """Moments of no samples."""
+        return cls(0, np.zeros(dim), np.zeros((dim, dim)))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.num + other.num, self.total + other.total, self.outer + other.outer)
+
+    def __sub__(self, part: Moments) -> Moments:
+        return Moments(self.num - part.num, self.total - part.total, self.outer - part.outer)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(d,)"""
+        return self.total / self.num
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(d, d), divisor n − 1."""
+        covariance = np.outer(self.mean, -self.num * self.mean)
+        covariance += self.outer
+        covariance /= self.num - 1
+        return covariance
+
+    @property
+    def rank(self) -> int:
+        """The most that the covariance's rank can be."""
+        return min(len(self.total), self.num - 1)
+
+    def project(self, factor: np.ndarray) -> Moments:
+        """Moments of ``x @ factor``."""
+        return Moments(self.num, self.total @ factor, factor.T @ self.outer @ factor)
+
+
+def moments_of_rows(
+    rows: Callable[[np.ndarray], np.ndarray], positions: np.ndarray, track: Track = untracked
+) -> Moments:
+    """Moments of the features at positions, read a few thousand at a time.
+
+    Args:
+        rows: gives the (k, d) features at k positions.
+        positions: at least one.
+        track: shows how far it is.
+    """
+    chunks = [positions[i : i + CHUNK] for i in range(0, len(positions), CHUNK)]
+    parts = (Moments.of(rows(at)) for at in track(chunks, "mean and covariance"))
+    return sum(parts, start=Moments.zeros(rows(positions[:1]).shape[1]))
+
+
+class Gaussian:
+    """One side of the distance, factored once to be compared many times.
+
+    Args:
+        moments: of at least two samples.
+        factor: F, where it is known.
+    """
+
+    def __init__(self, moments: Moments, factor: np.ndarray | None = None) -> None:
+        _require_two(moments.num)
+        covariance = moments.covariance
+        self.mean, self.trace, self.rank = moments.mean, float(np.trace(covariance)), moments.rank
+        self.factor, self.lower = (factor, False) if factor is not None else _factor(covariance, moments.rank)
+
+    @classmethod
+    def of_rows(cls, rows: np.ndarray, track: Track = untracked) -> Gaussian:
+        """From (n, d) features, n ≥ 2. With n ≤ d the centred features are a factor, and nothing is decomposed."""
+        moments = moments_of_rows(rows.__getitem__, np.arange(len(rows)), track)
+        if len(rows) > rows.shape[1]:
+            return cls(moments)
+        _require_two(len(rows))
+        return cls(moments, (np.asarray(rows, dtype=np.float64) - moments.mean).T / np.sqrt(len(rows) - 1))
+
+    def distance(self, other: Moments) -> float:
+        """FD to the Gaussian of ``other``."""
+        _require_two(other.num)
+        covariance = other.covariance
+        trace = float(np.trace(covariance))
+        eigenvalues = np.linalg.eigvalsh(self._congruent(covariance))
+        return self._combine(other.mean, trace, eigenvalues, other.rank)
+
+    def _congruent(self, covariance: np.ndarray) -> np.ndarray:
+        """Fᵀ Σ F, of which ``eigvalsh`` reads the lower triangle; may overwrite ``covariance``.
+
+        LAPACK's dsygst fills no more, in a quarter of the work, where F is a Cholesky factor. Its matrices lie by
+        columns: these, read so, are their transposes, and F an upper triangle.
+        """
+        if not self.lower:
+            return self.factor.T @ covariance @ self.factor
+        upper, info = dsygst(covariance.T, self.factor.T, itype=2, lower=0, overwrite_a=1)
+        if info:
+            raise AssertionError(f"dsygst refuses argument {-info}")
+        return upper.T
+
+    def replicates(
+        self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, track: Track = untracked
+    ) -> list[float]:
+        """FD to a feature set with each of its groups left out.
+
+        Args:
+            rows: gives the (k, d) float64 features at k positions.
+            groups: (n,) group of each position.
+            track: shows how far it is.
+
+        Returns:
+            One figure per group, by group number; none unless each leaves two samples.
+        """
+        if len(groups) - np.bincount(groups).max() < 2:
+            return []
+        found = self._wide if len(groups) > self.factor.shape[1] else self._narrow
+        return found(rows, groups, track)
+
+    def _wide(self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, track: Track) -> list[float]:
+        """More samples than the factor has columns: subtract each group's moments in the projected space."""
+        parts, sums, squares = [], [], []
+        for at in track([np.flatnonzero(groups == g) for g in range(groups.max() + 1)], "groups of the jackknife"):
+            x = rows(at)
+            parts.append(Moments.of(x @ self.factor))
+            sums.append(x.sum(0))
+            squares.append(float((x * x).sum()))
+        whole = sum(parts, start=Moments.zeros(self.factor.shape[1]))
+        out = []
+        for part, total, square in track(list(zip(parts, sums, squares, strict=True)), "jackknife", "distances"):
+            rest = whole - part
+            mean = (sum(sums) - total) / rest.num
+            trace = (sum(squares) - square - rest.num * float(mean @ mean)) / (rest.num - 1)
+            rank = min(len(self.mean), rest.num - 1)
+            out.append(self._combine(mean, trace, np.linalg.eigvalsh(rest.covariance), rank))
+        return out
+
+    def _narrow(self, rows: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, track: Track) -> list[float]:
+        """Fewer samples: the Gram matrix of the projected rows has the same eigenvalues and is smaller."""
+        x = rows(np.arange(len(groups)))
+        projected = x @ self.factor
+        out = []
+        for group in track(range(groups.max() + 1), "jackknife", "distances"):
+            keep = groups != group
+            mean, centred = x[keep].mean(0), projected[keep] - projected[keep].mean(0)
+            trace = float(((x[keep] - mean) ** 2).sum()) / (keep.sum() - 1)
+            gram = centred @ centred.T / (keep.sum() - 1)
+            out.append(self._combine(mean, trace, np.linalg.eigvalsh(gram), int(keep.sum()) - 1))
+        return out
+
+    def _combine(self, mean: np.ndarray, trace: float, eigenvalues: np.ndarray, rank: int) -> float:
+        """Eq. 6 from the ascending eigenvalues of Σ_a Σ_b and the rank of Σ_b."""
+        kept = eigenvalues[max(0, len(eigenvalues) - min(self.rank, rank)) :]
+        shift = self.mean - mean
+        distance = float(shift @ shift) + self.trace + trace - 2 * float(np.sqrt(kept.clip(min=0)).sum())
+        return max(0.0, distance)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """FD between the Gaussians of two feature sets.
+
+    Args:
+        a: of at least two samples.
+        b: of the same number of features.
+
+    Returns:
+        The distance, ≥ 0. Biased upwards by about (d²/4 + d)(1/n_a + 1/n_b) for isotropic features.
+
+    Raises:
+        ValueError: fewer than two samples, or another number of features.
+    """
+    if a.total.shape != b.total.shape:
+        raise ValueError(f"features of {len(a.total)} and {len(b.total)} numbers cannot be compared")
+    smaller, larger = (a, b) if a.rank <= b.rank else (b, a)
+    return Gaussian(smaller).distance(larger)
+
+
+def split_half_null(features: np.ndarray, track: Track = untracked) -> float:
+    """FD between two random halves of one set of (n, d) features, n ≥ 4: what equal distributions read at n/2."""
+    order = np.random.default_rng(NULL_SEED).permutation(len(features))
+    half = len(features) // 2
+    other = moments_of_rows(features.__getitem__, np.sort(order[half:]), track)
+    return Gaussian.of_rows(features[np.sort(order[:half])], track).distance(other)
+
+
+def _factor(covariance: np.ndarray, rank: int) -> tuple[np.ndarray, bool]:
+    """(d, rank) F with F Fᵀ = covariance, and whether it is lower triangular: Cholesky's where the covariance is
+    regular, else its leading eigenvectors.
+    """
+    if rank == len(covariance):
+        upper, failed = dpotrf(covariance.T, lower=0, clean=1)
+        if not failed:  # else singular for another reason, such as a feature that is always zero
+            return upper.T, True
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    return vectors[:, -rank:] * np.sqrt(eigenvalues[-rank:].clip(min=0)), False
+
+
+def _require_two(num: int) -> None:
+    if num < 2:
+        raise ValueError(f"a covariance needs at least two samples, not {num}")
+
 
 FAMILY = "set distance"
 MIN_IMAGES = 4  # two in each half of the null

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
+from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import cluster_groups, jackknife_groups, jackknife_interval
-from rgbench.metrics.tracking import Track, untracked
+from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.context import Context
+from rgbench.metrics.statistics import cluster_groups, jackknife_groups, jackknife_interval
 
 NUM_SUBSETS = 50
 SUBSET_SIZE = 500

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from rgbench.benchtop.oracle import load_oracle
+from rgbench.benchtop.scenes import IMAGE_SIZE
+from rgbench.core.errors import UsageError
+from rgbench.core.io import sha256_tree
 from rgbench.data.prompts import Prompt
-from rgbench.errors import UsageError
-from rgbench.files import sha256_tree
-from rgbench.metrics.contract import Context, Interval, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import bootstrap_interval, wilson_interval
-from rgbench.worlds.oracle import load_oracle
-from rgbench.worlds.scenes import IMAGE_SIZE
+from rgbench.metrics.base import Interval, Measurement, Metric, Quantity
+from rgbench.metrics.context import Context
+from rgbench.metrics.statistics import bootstrap_interval, wilson_interval
 
 LABELS = {
     "all": "Oracle, all right",
@@ -43,7 +44,7 @@ class OracleAccuracy:
         context.require("oracle", 1, IMAGE_SIZE)
         folder = context.judges_folder
         if not folder.is_dir():
-            raise UsageError(f"{folder}: the judges are missing; make them with: rgbench world build benchtop")
+            raise UsageError(f"{folder}: the judges are missing; make them with: python -m tools.benchtop build")
         self.oracle = load_oracle(folder, context.device)
         judges = {"judges_sha256": sha256_tree(folder), "vote": "majority of the judges"}
         protocol = context.protocol(scenes_sha256=context.reference.sha256, **judges)

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.contract import Context, Measurement, Metric, Quantity
-from rgbench.metrics.intervals import NUM_GROUPS, cluster_groups, jackknife_interval
-from rgbench.metrics.tracking import Track, untracked
+from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.context import Context
+from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
 
 CHUNK = 4096
 MIN_IMAGES = 2

@@ -1,1 +1,0 @@
-"""Reward models: what an image is worth for a prompt, and the latent proxy that learns it."""

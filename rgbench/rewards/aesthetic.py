@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from rgbench.errors import UsageError
-from rgbench.files import load_pickled_state_dict, load_safetensors, sha256_file
-from rgbench.rewards.preprocess import CLIP_GEOMETRY, CLIP_MEAN, CLIP_STD, clip_preprocess
-from rgbench.rewards.transformers_clip import WEIGHTS, image_features, load_clip
+from rgbench.core.errors import UsageError
+from rgbench.core.io import load_pickled_state_dict, load_safetensors, sha256_file
+from rgbench.rewards.clip import CLIP_GEOMETRY, CLIP_MEAN, CLIP_STD, WEIGHTS, clip_preprocess, image_features, load_clip
 
 HeadKind = Literal["mlp", "linear"]
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.registry import resolve
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.registry import resolve
+from rgbench.rewards.base import CallableReward, Reward, ViewedReward, WeightedReward
 from rgbench.rewards.config import (
     HPS,
     Aesthetic,
@@ -20,12 +21,8 @@ from rgbench.rewards.config import (
     RewardFields,
     Sum,
     ViewFields,
+    find_published,
 )
-from rgbench.rewards.contract import Reward
-from rgbench.rewards.published import find_published
-from rgbench.rewards.scoring import CallableReward
-from rgbench.rewards.view import ViewedReward
-from rgbench.rewards.weighted import WeightedReward
 
 MEMBERS = ("name", "differentiable", "fingerprint")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rgbench.checkpoint import CorruptCheckpoint, commit, latest, load, verify
+from rgbench.core.checkpoint import CorruptCheckpoint, commit, latest, load, verify
 from tests.conftest import ROOT
 from tests.faults.disk import FailingDisk
 

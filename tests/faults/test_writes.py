@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rgbench.files import save_safetensors_atomic, sha256_file, write_bytes_atomic, write_json_atomic
-from rgbench.writing import write_synced
+from rgbench.core.io import save_safetensors_atomic, sha256_file, write_bytes_atomic, write_json_atomic, write_synced
 from tests.conftest import Cli
 from tests.faults.disk import FailingDisk
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rgbench.bench.evaluation import measure_full_size
-from rgbench.bench.machine import Machine
-from rgbench.bench.random_models import HeldImages
-from rgbench.bench.subject import make_subject, random_trainer
-from rgbench.bench.train_step import OURS, PLAIN, measure
-from rgbench.trainers.recipe import load_recipe
+from rgbench.train.recipe import load_recipe
 from tests.unit.test_bench_parts import TINY
+from tools.bench.evaluation import measure_full_size
+from tools.bench.machine import Machine
+from tools.bench.random_models import HeldImages
+from tools.bench.subject import make_subject, random_trainer
+from tools.bench.train_step import OURS, PLAIN, measure
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
 SETTINGS = ["train.batch_size=2", "train.gradient_checkpointing=false", "train.num_workers=0"]

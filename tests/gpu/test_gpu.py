@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from rgbench.models import load_models
-from rgbench.process import whole_float32
+from rgbench.core.process import whole_float32
+from rgbench.core.run import RunDirectory
+from rgbench.models.pipeline import load_models
 from rgbench.rewards.latent_proxy import LatentCLIP
-from rgbench.run import RunDirectory
-from rgbench.trainers.api import train
-from rgbench.trainers.caching import cache
+from rgbench.train.cache import cache
+from rgbench.train.train import train
 from tests import sd_folders
 from tests.parity import tiny
 
@@ -116,7 +116,7 @@ def test_a_student_is_sampled_on_the_gpu_as_on_the_cpu(parts):
 
 
 def test_the_doctor_names_the_gpu():
-    from rgbench.doctor import checks
+    from rgbench.cli.doctor import checks
 
     device = next(check for check in checks() if check.name == "device")
     assert device.status == "ok" and re.search(r"\d+ GiB", device.detail)

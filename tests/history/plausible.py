@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rgbench.evaluation.results import Generation, Protocol, Result, identify, write_result
-from rgbench.metrics.contract import Interval, Metric
+from rgbench.evaluate.results import Generation, Protocol, Result, identify, write_result
+from rgbench.metrics.base import Interval, Metric
 
 PROMPT = "a large red circle to the left of a small blue star"
 METRICS = {

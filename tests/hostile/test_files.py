@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rgbench.errors import UsageError
-from rgbench.files import load_pickled_state_dict, load_safetensors, open_image, open_tar, read_json
+from rgbench.core.errors import UsageError
+from rgbench.core.io import load_pickled_state_dict, load_safetensors, open_image, open_tar, read_json
 
 
 class Bomb:

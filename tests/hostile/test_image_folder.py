@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rgbench.data import open_source
+from rgbench.core.errors import UsageError
 from rgbench.data.config import ImageFolderData
-from rgbench.errors import UsageError
+from rgbench.data.sources import open_source
 
 
 def opened(path: Path, captions: str = "txt") -> None:

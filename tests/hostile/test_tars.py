@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rgbench.data import open_source
+from rgbench.core.errors import UsageError
 from rgbench.data.config import WebDatasetData
-from rgbench.errors import UsageError
+from rgbench.data.sources import open_source
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from rgbench.metrics.features import FeatureRows
-from rgbench.metrics.frechet import Gaussian, moments_of_rows
-from rgbench.metrics.intervals import jackknife_groups
+from rgbench.metrics.fid import Gaussian, moments_of_rows
+from rgbench.metrics.statistics import jackknife_groups
 
 # Each in a process of its own, so that the peak is that of one thing.
 MAKE = """

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from rgbench.errors import UsageError
-from rgbench.golden import relative_error, replay
+from rgbench.core.errors import UsageError
+from tools.golden import relative_error, replay
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -12,13 +12,12 @@ from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
 from torchvision.transforms.functional import center_crop
 
-from rgbench.bench.fid import RandomInception
-from rgbench.errors import UsageError
-from rgbench.metrics import inception as module
+from rgbench.core.errors import UsageError
+from rgbench.metrics import networks as module
 from rgbench.metrics.features import FeatureSet
-from rgbench.metrics.inception import FILE, InceptionNetwork, find_inception
-from rgbench.metrics.real_images import ReferenceFolder
-from rgbench.metrics.reference import from_uint8
+from rgbench.metrics.networks import FILE, InceptionNetwork, find_inception
+from rgbench.metrics.reference import ReferenceFolder, from_uint8
+from tools.bench.fid import RandomInception
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from rgbench.files import load_pickled_state_dict
-from rgbench.metrics.efflite0 import EffLite0Features, efflite0_input, efflite0_weights
-from rgbench.metrics.frechet import Moments, frechet_distance
+from rgbench.core.io import load_pickled_state_dict
+from rgbench.metrics.fid import Moments, frechet_distance
 from rgbench.metrics.kid import kid
+from rgbench.metrics.networks import EffLite0Features, efflite0_input, efflite0_weights
 
 
 def features(num: int, dim: int, seed: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import json
 import runpy
 from pathlib import Path
 
-from rgbench.worlds.presets import find_preset
+from rgbench.models.presets import find_preset
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "measure" / "recompute.py"
 METRICS = 12  # FD, four of neighbours, Vendi, the reward twice, four of the spectrum

@@ -9,17 +9,17 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from rgbench.data.contract import Batch
-from rgbench.models import DiffusionModels, load_models
-from rgbench.rewards.hps import HPSReward
+from rgbench.core.run import stream_generator
+from rgbench.data.batches import Batch
+from rgbench.models.pipeline import DiffusionModels, load_models
+from rgbench.models.presets import WEIGHTS
+from rgbench.rewards.clip import HPSReward
 from rgbench.rewards.latent_proxy import LatentCLIP
-from rgbench.run import stream_generator
-from rgbench.trainers.draws import StepDraws
-from rgbench.trainers.recipe import LRMRecipe
-from rgbench.worlds.presets import ASSETS
+from rgbench.train.base import StepDraws
+from rgbench.train.recipe import LRMRecipe
 
-TOKENIZER = ASSETS / "benchtop" / "teacher" / "tokenizer"
-CLIP_FOLDER = ASSETS / "benchtop" / "clip"
+TOKENIZER = WEIGHTS / "teacher" / "tokenizer"
+CLIP_FOLDER = WEIGHTS / "clip"
 VOCABULARY, CONTEXT = 654, 32
 TEXT_CFG = {"context_length": CONTEXT, "width": 16, "heads": 2, "layers": 2, "vocab_size": VOCABULARY}
 SCALING_FACTOR = 0.37

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from rgbench import checkpoint
-from rgbench.data.sampler import batch_indices
-from rgbench.launch.ranks import Ranks
-from rgbench.run import RunDirectory
-from rgbench.trainers.lcd import LCD
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.lrm_pretrain import LRMPretrain
-from rgbench.trainers.recipe import LRMPretrainRecipe
-from rgbench.trainers.rg_lcd import RGLCD
-from rgbench.trainers.stop import StopRequest
+from rgbench.core import checkpoint
+from rgbench.core.launch import Ranks
+from rgbench.core.process import StopRequest
+from rgbench.core.run import RunDirectory
+from rgbench.data.batches import batch_indices
+from rgbench.train.lcd import LCD
+from rgbench.train.loop import Loop
+from rgbench.train.lrm import LRM
+from rgbench.train.pretrain import LRMPretrain
+from rgbench.train.recipe import LRMPretrainRecipe
+from rgbench.train.rg_lcd import RGLCD
 from tests.parity import tiny
 
 KINDS = ("lcd", "rg_lcd", "lrm")

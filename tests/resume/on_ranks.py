@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from rgbench.core.errors import Interrupted, RgbenchError
+from rgbench.core.launch import Ranks
+from rgbench.core.process import StopRequest
 from rgbench.data import latents
-from rgbench.errors import Interrupted, RgbenchError
-from rgbench.launch.ranks import Ranks
-from rgbench.trainers.caching import fill
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.rg_lcd import RGLCD
-from rgbench.trainers.stop import StopRequest
+from rgbench.train.cache import fill
+from rgbench.train.loop import Loop
+from rgbench.train.rg_lcd import RGLCD
 from tests.parity import tiny
 from tests.resume.loops import (
     ALL_KINDS,

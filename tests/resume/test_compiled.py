@@ -10,10 +10,10 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rgbench.run import RunDirectory
-from rgbench.trainers.api import train
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.recipe import TrainSection
+from rgbench.core.run import RunDirectory
+from rgbench.train.loop import Loop
+from rgbench.train.recipe import TrainSection
+from rgbench.train.train import train
 from tests import sd_folders
 from tests.parity import tiny
 from tests.resume.loops import assert_close, assert_same, everything, make_loop

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from rgbench.data.contract import Batch
-from rgbench.models import load_models
-from rgbench.run import RunDirectory
-from rgbench.trainers.contract import Learner, Reader, StepResult
-from rgbench.trainers.draws import StepDraws
-from rgbench.trainers.lcd import LCD
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.recipe import load_recipe
+from rgbench.core.run import RunDirectory
+from rgbench.data.batches import Batch
+from rgbench.models.pipeline import load_models
+from rgbench.train.base import Learner, Reader, StepDraws, StepResult
+from rgbench.train.lcd import LCD
+from rgbench.train.loop import Loop
+from rgbench.train.recipe import load_recipe
 from tests.parity import tiny
 from tests.resume.loops import run_to_end
 

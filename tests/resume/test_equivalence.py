@@ -8,12 +8,12 @@ import shutil
 import pytest
 import torch
 
-from rgbench import checkpoint
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.trainers.draws import StepDraws
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.rg_lcd import RGLCD
-from rgbench.trainers.stop import StopRequest
+from rgbench.core import checkpoint
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.process import StopRequest
+from rgbench.train.base import StepDraws
+from rgbench.train.loop import Loop
+from rgbench.train.rg_lcd import RGLCD
 from tests.faults.disk import FailingDisk
 from tests.parity import tiny
 from tests.resume.loops import (
@@ -67,7 +67,7 @@ def test_a_split_rounds_no_worse_than_float32_itself(folder, tmp_path, monkeypat
     That distance is the method's: it subtracts two predictions that are nearly equal, after a division by α that is
     0.07 at the last timestep, so that rounding of 6e-8 grows to 1e-5 of the whole gradient.
     """
-    monkeypatch.setattr("rgbench.trainers.loop.StepDraws", DrawnInFloat32)
+    monkeypatch.setattr("rgbench.train.loop.StepDraws", DrawnInFloat32)
     found = []
     for name, options in (("exact", {"dtype": torch.float64}), ("whole", {}), ("split", {"accumulation": 8})):
         accumulation = options.pop("accumulation", 1)

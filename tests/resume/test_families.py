@@ -10,15 +10,14 @@ import torch
 from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from rgbench.data import open_source
-from rgbench.errors import UsageError
-from rgbench.models import load_models
-from rgbench.run import RunDirectory
-from rgbench.trainers.api import train
-from rgbench.trainers.export_run import export_run
-from rgbench.trainers.lcd import LCD
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.recipe import load_recipe
+from rgbench.core.errors import UsageError
+from rgbench.core.run import RunDirectory
+from rgbench.data.sources import open_source
+from rgbench.models.pipeline import load_models
+from rgbench.train.lcd import LCD
+from rgbench.train.loop import Loop
+from rgbench.train.recipe import load_recipe
+from rgbench.train.train import export_run, train
 from tests import sd_folders
 from tests.parity import tiny
 

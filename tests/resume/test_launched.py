@@ -12,8 +12,8 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from rgbench.run import RunDirectory
-from rgbench.trainers.api import train
+from rgbench.core.run import RunDirectory
+from rgbench.train.train import train
 from tests.conftest import ROOT
 
 LAUNCHED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

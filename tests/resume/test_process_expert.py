@@ -12,9 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.run import RunDirectory
-from rgbench.trainers.api import train
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.run import RunDirectory
+from rgbench.train.train import train
 from tests.process_workers import CHECKSUM, HPS, SIMPLE, scorer
 
 STEPS = 3

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from rgbench import checkpoint
-from rgbench.errors import Interrupted, UsageError
-from rgbench.trainers.stop import StopRequest
+from rgbench.core import checkpoint
+from rgbench.core.errors import Interrupted, UsageError
+from rgbench.core.process import StopRequest
 from tests.parity import tiny
 from tests.resume.loops import ALL_KINDS, COMMAND, SignallingSource, assert_same, everything, make_loop, run_to_end
 

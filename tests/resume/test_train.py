@@ -13,11 +13,11 @@ import torch
 from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline
 from safetensors.torch import load_file, save_file
 
-from rgbench.errors import ConfigError, Interrupted, UsageError
-from rgbench.models import load_models
+from rgbench.core.errors import ConfigError, Interrupted, UsageError
+from rgbench.core.run import RunDirectory
+from rgbench.models.pipeline import load_models
 from rgbench.rewards.latent_proxy import LatentCLIP
-from rgbench.run import RunDirectory
-from rgbench.trainers.api import resume_command, train
+from rgbench.train.train import resume_command, train
 from tests.parity import tiny
 
 

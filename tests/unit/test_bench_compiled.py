@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from rgbench.bench import api, compiled
-from rgbench.errors import UsageError
+from rgbench.core.errors import UsageError
 from tests.unit.test_bench_parts import subject
+from tools.bench import api, compiled
 
 SAME_ORDER = 4  # of magnitude: a compiled step sums in another order than either layout
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from rgbench.bench.counted import count_step
-from rgbench.bench.counting import count
-from rgbench.bench.train_step import OURS, PLAIN, Contenders
-from rgbench.trainers.recipe import load_recipe
+from rgbench.train.recipe import load_recipe
 from tests.unit.test_bench_parts import TINY, subject
+from tools.bench.counted import count_step
+from tools.bench.counting import count
+from tools.bench.train_step import OURS, PLAIN, Contenders
 
 SETTINGS = ["train.batch_size=2", "train.dtype=float32", "lcd.time_cond_proj_dim=16", "train.num_workers=0",
             "train.gradient_checkpointing=false"]  # fmt: skip

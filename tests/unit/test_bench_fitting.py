@@ -13,16 +13,16 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
-from rgbench.bench import api, compiled, levers, machine
-from rgbench.bench.counting import Product
-from rgbench.bench.document import DOES_NOT_FIT
-from rgbench.bench.growth_tables import dimensions
-from rgbench.bench.page import page
-from rgbench.bench.subject import RANDOM, RECIPES
-from rgbench.errors import UsageError
-from rgbench.trainers.lcd import LCD
-from rgbench.trainers.rg_lcd import RGLCD
+from rgbench.core.errors import UsageError
+from rgbench.train.lcd import LCD
+from rgbench.train.rg_lcd import RGLCD
 from tests.unit.test_bench_parts import SMALL, TINY, subject
+from tools.bench import api, compiled, levers, machine
+from tools.bench.counting import Product
+from tools.bench.document import DOES_NOT_FIT
+from tools.bench.growth_tables import dimensions
+from tools.bench.page import page
+from tools.bench.subject import RANDOM, RECIPES
 
 SETTINGS = ["train.batch_size=2", "train.dtype=float32", "lcd.time_cond_proj_dim=16"]
 WORDS = "CUDA out of memory. Tried to allocate 20.00 MiB."

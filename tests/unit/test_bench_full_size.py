@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rgbench.bench import evaluation, on_gpu
-from rgbench.bench.page import page
-from rgbench.cli import app
-from rgbench.errors import RgbenchError
+from rgbench.cli.main import app
+from rgbench.core.errors import RgbenchError
 from tests.unit.test_bench_page import step, value
 from tests.unit.test_bench_parts import TINY
+from tools.bench import evaluation, on_gpu
+from tools.bench.page import page
 
 
 @pytest.mark.long

@@ -7,13 +7,13 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from rgbench.bench import api, dimensions, ranks
-from rgbench.bench.growth_tables import metrics
-from rgbench.bench.random_models import benchtop_shape
-from rgbench.bench.subject import RANDOM, RECIPES
-from rgbench.cli import app
-from rgbench.errors import UsageError
+from rgbench.cli.main import app
+from rgbench.core.errors import UsageError
 from tests.unit.test_bench_parts import TINY
+from tools.bench import api, dimensions, ranks
+from tools.bench.growth_tables import metrics
+from tools.bench.random_models import benchtop_shape
+from tools.bench.subject import RANDOM, RECIPES
 
 SMALL = ["train.batch_size=2", "train.sample_every=0"]
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rgbench.bench import data, evaluation, fid, generate, levers, start
-from rgbench.bench.clock import Clock
-from rgbench.bench.neighbour import Neighbour, beside
-from rgbench.bench.random_models import random_models
-from rgbench.cli import app
-from rgbench.data import open_source
+from rgbench.cli.main import app
 from rgbench.data.config import WebDatasetData
+from rgbench.data.sources import open_source
 from tests.unit.test_bench_parts import CPU, TINY, subject
+from tools.bench import data, evaluation, fid, generate, levers, start
+from tools.bench.clock import Clock
+from tools.bench.neighbour import Neighbour, beside
+from tools.bench.random_models import random_models
 
 
 def test_each_lever_is_measured(tmp_path):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rgbench.bench.growth_tables import table
-from rgbench.bench.page import page
-from rgbench.cli import app
+from rgbench.cli.main import app
 from tests.conftest import ROOT
+from tools.bench.growth_tables import table
+from tools.bench.page import page
 
 MACHINE = {"device": "a CPU", "device_type": "cpu", "threads": 2, "cores": 2, "versions": {"torch": "2.15"}}
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from rgbench.bench import api, document
-from rgbench.bench.clock import Clock, Spread, alternate, ratio
-from rgbench.bench.counting import Product, count
-from rgbench.bench.machine import Machine, describe
-from rgbench.bench.parts import time_parts
-from rgbench.bench.random_models import HeldImages, Shape, random_expert, random_models, random_proxy
-from rgbench.bench.subject import make_subject, random_trainer
-from rgbench.bench.train_step import CACHED, OURS, PLAIN, Contenders, measure
-from rgbench.errors import UsageError
-from rgbench.trainers.recipe import load_recipe
+from rgbench.core.errors import UsageError
+from rgbench.train.recipe import load_recipe
+from tools.bench import api, document
+from tools.bench.clock import Clock, Spread, alternate, ratio
+from tools.bench.counting import Product, count
+from tools.bench.machine import Machine, describe
+from tools.bench.parts import time_parts
+from tools.bench.random_models import HeldImages, Shape, random_expert, random_models, random_proxy
+from tools.bench.subject import make_subject, random_trainer
+from tools.bench.train_step import CACHED, OURS, PLAIN, Contenders, measure
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 TINY = Shape(

@@ -7,18 +7,18 @@ import copy
 import pytest
 import torch
 
-from rgbench.bench.plain import PlainDraws, PlainStep
-from rgbench.bench.train_step import Contenders
-from rgbench.data.contract import Batch
-from rgbench.errors import UsageError
-from rgbench.launch.ranks import Ranks
-from rgbench.trainers.draws import StepDraws
-from rgbench.trainers.lcd import LCD
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.rg_lcd import RGLCD
-from rgbench.trainers.update import Updater
+from rgbench.core.errors import UsageError
+from rgbench.core.launch import Ranks
+from rgbench.data.batches import Batch
+from rgbench.train.base import StepDraws
+from rgbench.train.lcd import LCD
+from rgbench.train.loop import Updater
+from rgbench.train.lrm import LRM
+from rgbench.train.rg_lcd import RGLCD
 from tests.parity import tiny
 from tests.unit.test_bench_parts import subject
+from tools.bench.plain import PlainDraws, PlainStep
+from tools.bench.train_step import Contenders
 
 METHODS = ["lcd", "rg_lcd", "lrm"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rgbench.bench.page import page
 from tests.unit.test_bench_page import value, write
+from tools.bench.page import page
 
 
 def grown(method: str, at: int, seconds: float, flops: float) -> dict:

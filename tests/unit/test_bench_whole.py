@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from rgbench.bench import api, whole
-from rgbench.errors import RgbenchError, UsageError
+from rgbench.core.errors import RgbenchError, UsageError
 from tests.conftest import ROOT
+from tools.bench import api, whole
 
 # Leaves the demo's files in its order; a child takes memory, and the report runs on a little after its last file.
 MAKEFILE = """

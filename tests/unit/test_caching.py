@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from rgbench.errors import UsageError
-from rgbench.evaluation.command import Options
-from rgbench.evaluation.partial import FOLDER, Pass, stored_shards
-from rgbench.evaluation.pictures import Index
-from rgbench.evaluation.results import Generation
-from rgbench.evaluation.shards import WHOLE
-from rgbench.files import read_json, save_safetensors_atomic
-from rgbench.metrics.caching import cache_folder, read_whole
+from rgbench.core.errors import UsageError
+from rgbench.core.io import read_json, save_safetensors_atomic
+from rgbench.evaluate.evaluate import FOLDER, Options, Pass, stored_shards
+from rgbench.evaluate.images import Index
+from rgbench.evaluate.results import Generation
+from rgbench.evaluate.shards import WHOLE
+from rgbench.metrics.cache import cache_folder, keep_array, read_whole
 from rgbench.metrics.features import FeatureRows
-from rgbench.metrics.kept import keep_array
 
 WRITERS = 8
 

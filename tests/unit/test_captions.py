@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgbench.worlds import captions as text
-from rgbench.worlds.scenes import LAYOUTS, SPLITS, sample_scenes
+from rgbench.benchtop import scenes as text
+from rgbench.benchtop.scenes import LAYOUTS, SPLITS, sample_scenes
 
 splits = pytest.mark.parametrize("split", SPLITS)
 

@@ -8,11 +8,9 @@ import open_clip
 import pytest
 from transformers import CLIPTokenizer
 
-from rgbench.data.contract import Batch
-from rgbench.rewards.tokens import num_tokens
-from rgbench.rewards.transformers_clip import ClipTokenizer
-from rgbench.trainers.captions import CaptionCount, total
-from rgbench.trainers.contract import Reader
+from rgbench.data.batches import Batch
+from rgbench.rewards.clip import ClipTokenizer, num_tokens
+from rgbench.train.base import CaptionCount, Reader, total
 from tests.parity import tiny
 from tests.resume.loops import make_loop
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from rgbench.checkpoint import (
+from rgbench.core.checkpoint import (
     CorruptCheckpoint,
     checkpoints,
     commit,
@@ -22,7 +22,7 @@ from rgbench.checkpoint import (
     restore_optimiser,
     verify,
 )
-from rgbench.errors import RgbenchError
+from rgbench.core.errors import RgbenchError
 
 
 def state(step: int) -> dict[str, dict[str, torch.Tensor]]:

@@ -14,10 +14,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from rgbench.cli import app
-from rgbench.cli_shared import ExplainingGroup
-from rgbench.errors import ConfigError, Interrupted, RgbenchError, UsageError
-from rgbench.registry import TABLES
+from rgbench.cli.main import app
+from rgbench.cli.options import ExplainingGroup
+from rgbench.core.errors import ConfigError, Interrupted, RgbenchError, UsageError
+from rgbench.core.registry import TABLES
 from tests.conftest import ROOT, Cli
 
 OURS = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -50,7 +50,7 @@ def cpu_seconds(code: str) -> float:
 
 def test_help_takes_no_torch_and_no_time() -> None:
     """0.4 s; on a slow machine, twice what the command-line library alone takes to be imported there."""
-    code = "import sys; sys.argv = ['rgbench', '--help']\nfrom rgbench.cli import main\n"
+    code = "import sys; sys.argv = ['rgbench', '--help']\nfrom rgbench.cli.main import main\n"
     code += "try: main()\nexcept SystemExit as end: assert not end.code\nassert 'torch' not in sys.modules"
     spent = [(cpu_seconds(code), cpu_seconds("import typer.rich_utils")) for _ in range(5)]
     help_sec, library_sec = map(min, zip(*spent, strict=True))
@@ -186,7 +186,7 @@ def test_a_long_message_is_not_broken_into_lines() -> None:
 
 
 def test_ctrl_c_at_start_up() -> None:
-    code = "import os, signal, typer\nfrom rgbench.cli_shared import ExplainingGroup\n"
+    code = "import os, signal, typer\nfrom rgbench.cli.options import ExplainingGroup\n"
     code += "app = typer.Typer(cls=ExplainingGroup)\n@app.command()\ndef a(): os.kill(os.getpid(), signal.SIGINT)\n"
     code += "@app.command()\ndef b(): ...\napp(['a'])"
     done = subprocess.run(

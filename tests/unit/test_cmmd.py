@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from rgbench.benchtop.scenes import scene_batch
+from rgbench.core.errors import UsageError
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.errors import UsageError
 from rgbench.metrics import kid
 from rgbench.metrics.cmmd import CMMD, CLIPNetwork, cmmd
-from rgbench.metrics.intervals import jackknife_groups, jackknife_interval
 from rgbench.metrics.reference import from_uint8, to_uint8
-from rgbench.worlds.scenes import scene_batch
+from rgbench.metrics.statistics import jackknife_groups, jackknife_interval
 from tests.tiny_models import make_context
 
 CPU = torch.device("cpu")

@@ -11,21 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.io import sha256_file
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.evaluation.api import evaluate
-from rgbench.evaluation.results import load_results
-from rgbench.files import sha256_file
-from rgbench.metrics import inception
-from rgbench.metrics.efflite0 import EffLite0Network
+from rgbench.evaluate.evaluate import evaluate
+from rgbench.evaluate.results import load_results
+from rgbench.metrics import networks as inception
 from rgbench.metrics.features import FeatureSet
-from rgbench.metrics.fid import singular
-from rgbench.metrics.frechet import Moments, frechet_distance
-from rgbench.metrics.inception import FILE, InceptionNetwork
+from rgbench.metrics.fid import Moments, frechet_distance, singular
 from rgbench.metrics.kid import kid
-from rgbench.metrics.protocols import PROTOCOLS, find_protocol
-from rgbench.metrics.real_images import ReferenceFolder
-from rgbench.metrics.reference import from_uint8
+from rgbench.metrics.networks import FILE, EffLite0Network, InceptionNetwork
+from rgbench.metrics.reference import PROTOCOLS, ReferenceFolder, find_protocol, from_uint8
 from tests.tiny_models import make_context
 
 NUM = 6

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rgbench.errors import UsageError
-from rgbench.evaluation.comparison import compare_methods, compare_models
-from rgbench.evaluation.statistics import Wins
-from rgbench.evaluation.verdicts import models_of
-from rgbench.metrics.intervals import wilson_interval
+from rgbench.core.errors import UsageError
+from rgbench.judge.compare import compare_methods, compare_models
+from rgbench.judge.verdict import models_of
+from rgbench.metrics.statistics import Wins, wilson_interval
 from tests.results_maker import put
 
 RNG = np.random.default_rng(0)

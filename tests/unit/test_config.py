@@ -11,9 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from rgbench.config import Section, apply_overrides, find_recipe, load_yaml, packaged_recipes, validate
-from rgbench.errors import ConfigError, UsageError
-from rgbench.strict_yaml import dump_yaml
+from rgbench.core.config import Section, apply_overrides, dump_yaml, find_recipe, load_yaml, packaged_recipes, validate
+from rgbench.core.errors import ConfigError, UsageError
 
 
 class Optimiser(Section):
@@ -255,7 +254,7 @@ def test_unknown_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
 
 
 def test_every_packaged_recipe_validates() -> None:
-    from rgbench.trainers.recipe import load_recipe
+    from rgbench.train.recipe import load_recipe
 
     names = list(packaged_recipes())
     assert len(names) == 9

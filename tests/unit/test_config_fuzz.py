@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgbench.config import packaged_recipes
-from rgbench.errors import ConfigError
-from rgbench.trainers.recipe import load_recipe
+from rgbench.core.config import packaged_recipes
+from rgbench.core.errors import ConfigError
+from rgbench.train.recipe import load_recipe
 
 
 def attempt(file: Path, text: bytes, overrides: list[str]) -> None:

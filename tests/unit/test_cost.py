@@ -2,7 +2,7 @@
 
 import pytest
 
-from rgbench.trainers.cost import CostMeter, of_all_ranks
+from rgbench.train.log import CostMeter, of_all_ranks
 
 
 def test_times_add_up_over_ranks_and_peaks_do_not():

@@ -7,13 +7,22 @@ import math
 import numpy as np
 import pytest
 
-from rgbench.evaluation.statistics import holm, minimum_detectable_effect, paired_t, resampled_means, t_interval
-from rgbench.evaluation.verdict import judge
-from rgbench.metrics.contract import Interval
-from rgbench.metrics.frechet import Gaussian, Moments
-from rgbench.metrics.intervals import bootstrap_interval, jackknife_groups, jackknife_interval, wilson_interval
+from rgbench.judge.verdict import judge
+from rgbench.metrics.base import Interval
+from rgbench.metrics.fid import Gaussian, Moments
 from rgbench.metrics.kid import kid_draws, mmd2_replicates, with_subsets
 from rgbench.metrics.prdc import neighbours, scores
+from rgbench.metrics.statistics import (
+    bootstrap_interval,
+    holm,
+    jackknife_groups,
+    jackknife_interval,
+    minimum_detectable_effect,
+    paired_t,
+    resampled_means,
+    t_interval,
+    wilson_interval,
+)
 from rgbench.metrics.vendi import vendi_replicates, vendi_score
 from tests.results_maker import make
 

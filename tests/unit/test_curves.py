@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rgbench.data.prompts import benchtop_prompts, load_prompts
-from rgbench.errors import UsageError
-from rgbench.evaluation.curves import find_hack, gold_curves, pareto_points
-from rgbench.evaluation.paired import deterioration
-from rgbench.evaluation.repeats import without_copy
-from rgbench.evaluation.results import Result, load_results
-from rgbench.metrics.overopt.best_of_n import equivalent_n, expected_maxima, kl_best_of
-from rgbench.metrics.overopt.pareto import pareto_front
+from rgbench.core.errors import UsageError
+from rgbench.data.prompts import benchtop_prompts, load_prompts, without_copy
+from rgbench.evaluate.results import Result, load_results
+from rgbench.judge.paired import deterioration
+from rgbench.judge.trajectory import (
+    equivalent_n,
+    expected_maxima,
+    find_hack,
+    gold_curves,
+    kl_best_of,
+    pareto_front,
+    pareto_points,
+)
 from tests.results_maker import make, put
 
 RNG = np.random.default_rng(0)

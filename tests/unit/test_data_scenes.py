@@ -6,10 +6,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from rgbench.data import open_source
+from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch
 from rgbench.data.config import DataConfig, ImageFolderData, ScenesData, WebDatasetData
-from rgbench.worlds.captions import captions
-from rgbench.worlds.scenes import sample_scenes, scene_batch
+from rgbench.data.sources import open_source
 
 
 def test_a_batch_is_the_scenes_of_its_indices() -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from rgbench.core.errors import UsageError
 from rgbench.data.prompts import load_prompts
-from rgbench.errors import UsageError
-from rgbench.evaluation.api import evaluate
-from rgbench.evaluation.defaults import fitting_metrics
-from rgbench.evaluation.results import load_results, load_samples
+from rgbench.evaluate.evaluate import evaluate, fitting_metrics
+from rgbench.evaluate.results import load_results, load_samples
 from tests.tiny_models import make_context, save_run
 
 

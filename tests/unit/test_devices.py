@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rgbench.data.contract import Batch, Encoded
-from rgbench.trainers.draws import StepDraws
-from rgbench.trainers.lcd import LCD
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.lrm_pretrain import LRMPretrain
-from rgbench.trainers.recipe import LRMPretrainRecipe
-from rgbench.trainers.rg_lcd import RGLCD
+from rgbench.data.batches import Batch, Encoded
+from rgbench.train.base import StepDraws
+from rgbench.train.lcd import LCD
+from rgbench.train.lrm import LRM
+from rgbench.train.pretrain import LRMPretrain
+from rgbench.train.recipe import LRMPretrainRecipe
+from rgbench.train.rg_lcd import RGLCD
 from tests.parity import tiny
 
 CUDA = torch.device("cuda", 0)

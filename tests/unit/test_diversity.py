@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rgbench.benchtop.scenes import Scenes, render
+from rgbench.core.errors import UsageError
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.errors import UsageError
-from rgbench.metrics.intervals import jackknife_groups
-from rgbench.metrics.overopt import diversity
-from rgbench.worlds.scenes import Scenes, render
+from rgbench.metrics.probes import diversity
+from rgbench.metrics.statistics import jackknife_groups
 from tests.probing import measure
 from tests.tiny_models import make_context
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rgbench.doctor import checks, explain_torchvision
+from rgbench.cli.doctor import checks, explain_torchvision
 from tests.conftest import ROOT, Cli
 
 GOLDEN = ROOT / "tests" / "golden"

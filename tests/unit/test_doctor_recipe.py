@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.config import packaged_recipes
-from rgbench.doctor import Check
-from rgbench.doctor_recipe import recipe_checks
-from rgbench.errors import ConfigError
-from rgbench.trainers.recipe import load_recipe
+from rgbench.cli.doctor import Check, recipe_checks
+from rgbench.core.config import packaged_recipes
+from rgbench.core.errors import ConfigError
+from rgbench.train.recipe import load_recipe
 from tests import sd_folders
 from tests.conftest import Cli
 

@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rgbench import checkpoint
-from rgbench.errors import UsageError
-from rgbench.evaluation.api import evaluate
-from rgbench.evaluation.checkpoints import WEIGHTS, checkpoint_targets
-from rgbench.evaluation.command import CHECKPOINT_IMAGES
-from rgbench.evaluation.results import load_results
-from rgbench.evaluation.targets import resolve_targets
-from rgbench.files import load_safetensors
-from rgbench.models import load_models
-from rgbench.strict_yaml import dump_yaml
+from rgbench.core import checkpoint
+from rgbench.core.config import dump_yaml
+from rgbench.core.errors import UsageError
+from rgbench.core.io import load_safetensors
+from rgbench.evaluate.evaluate import CHECKPOINT_IMAGES, evaluate
+from rgbench.evaluate.results import load_results
+from rgbench.evaluate.targets import WEIGHTS, checkpoint_targets, resolve_targets
+from rgbench.models.pipeline import load_models
 from tests.tiny_models import save_pipeline, save_run
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rgbench.errors import Interrupted, RgbenchError, UsageError
-from rgbench.evaluation.api import evaluate, sample
-from rgbench.evaluation.names import file_stem
-from rgbench.evaluation.results import load_results, load_samples
-from rgbench.evaluation.targets import resolve_targets
-from rgbench.metrics.contract import Measurement, Metric, Quantity
-from rgbench.registry import TABLES
+from rgbench.core.errors import Interrupted, RgbenchError, UsageError
+from rgbench.core.io import file_stem
+from rgbench.core.registry import TABLES
+from rgbench.evaluate.evaluate import evaluate, sample
+from rgbench.evaluate.results import load_results, load_samples
+from rgbench.evaluate.targets import resolve_targets
+from rgbench.metrics.base import Measurement, Metric, Quantity
 from tests.tiny_models import BENCHTOP, save_pipeline, save_run
 
 CONFIG = "kind: rg_lcd\nseed: 0\n"

@@ -13,14 +13,13 @@ import torch
 import webdataset
 from PIL import Image
 
-from rgbench.data import open_source
+from rgbench.benchtop.scenes import Scenes, captions, sample_scenes, scene_batch
+from rgbench.core.errors import UsageError
+from rgbench.core.io import sha256_file, sha256_tree
+from rgbench.data.batches import batch_indices
 from rgbench.data.config import ScenesData, WebDatasetData
-from rgbench.data.export import INDEX_NAME, export_scenes, shard_bytes
-from rgbench.data.sampler import batch_indices
-from rgbench.errors import UsageError
-from rgbench.files import sha256_file, sha256_tree
-from rgbench.worlds.captions import captions
-from rgbench.worlds.scenes import Scenes, sample_scenes, scene_batch
+from rgbench.data.sources import open_source
+from rgbench.data.tars import INDEX_NAME, export_scenes, shard_bytes
 
 
 @pytest.fixture(autouse=True)

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from rgbench.benchtop.scenes import scene_batch
+from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.metrics.contract import Context
-from rgbench.metrics.efflite0 import EffLite0Features, fold_batch_norms, load_efflite0
+from rgbench.metrics.context import Context
 from rgbench.metrics.features import FeatureRows
-from rgbench.metrics.fid import FrechetDistance
-from rgbench.metrics.frechet import Moments, frechet_distance
+from rgbench.metrics.fid import FrechetDistance, Moments, frechet_distance
 from rgbench.metrics.kid import KernelDistance, kid
+from rgbench.metrics.networks import EffLite0Features, fold_batch_norms, load_efflite0
 from rgbench.metrics.reference import ReferenceScenes, from_uint8, renderer_digest, to_uint8
-from rgbench.worlds.scenes import scene_batch
 from tests.tiny_models import make_context
 
 NUM = 24

@@ -8,14 +8,12 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from rgbench.errors import ConfigError
-from rgbench.models import DiffusionModels
-from rgbench.run import RunDirectory
-from rgbench.trainers.fidelity import Candidate, Fidelity, calibration_error, gradient_cosine
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.proxy_config import FidelitySection
-from rgbench.trainers.recipe import load_recipe
+from rgbench.core.errors import ConfigError
+from rgbench.core.run import RunDirectory
+from rgbench.models.pipeline import DiffusionModels
+from rgbench.train.loop import Loop
+from rgbench.train.lrm import LRM, Candidate, Fidelity, calibration_error, gradient_cosine
+from rgbench.train.recipe import FidelitySection, load_recipe
 from tests.parity import tiny
 from tests.unit.test_trainers import DecodedExpert
 
@@ -82,7 +80,7 @@ def test_the_expert_as_its_own_proxy_is_faithful(models):
     section = {"fidelity": {"every": 1, "prompts": 2, "samples": 3, "bins": 2, "data": None}}
     recipe = tiny.recipe(proxy=section, train={"log_every": 1}, data={"num": 4})
     source, own = tiny.TinySource(), pytest.MonkeyPatch()
-    own.setattr("rgbench.trainers.lrm.open_source", lambda section: source)
+    own.setattr("rgbench.train.lrm.open_source", lambda section: source)
     through = LRM(recipe, models, tiny.expert(), DecodedExpert(tiny.expert(), models))
     other = LRM(recipe, models, tiny.expert(), tiny.proxy())
     own.undo()
@@ -106,7 +104,7 @@ def _check_against_scipy(trainer: LRM, values: dict[str, float]) -> None:
 @pytest.fixture
 def gated(models, monkeypatch):
     """Makes an LRM whose gate stands at a threshold."""
-    monkeypatch.setattr("rgbench.trainers.lrm.open_source", lambda section: tiny.TinySource())
+    monkeypatch.setattr("rgbench.train.lrm.open_source", lambda section: tiny.TinySource())
 
     def make(gate: float | None) -> LRM:
         section = {"fidelity": {"every": 2, "prompts": 2, "samples": 2, "bins": 1, "gate": gate}}

@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from rgbench.errors import UsageError
-from rgbench.files import (
+from rgbench.core.errors import UsageError
+from rgbench.core.io import (
     load_pickled_state_dict,
     load_safetensors,
     open_image,

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgbench.metrics.frechet import Gaussian, Moments, frechet_distance, split_half_null
-from rgbench.metrics.intervals import jackknife_groups, jackknife_interval
+from rgbench.metrics.fid import Gaussian, Moments, frechet_distance, split_half_null
+from rgbench.metrics.statistics import jackknife_groups, jackknife_interval
 
 
 def exact_moments(mean: np.ndarray, covariance: np.ndarray, num: int = 10_000) -> Moments:

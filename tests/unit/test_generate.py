@@ -12,14 +12,14 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.data.prompts import Prompt, benchtop_prompts
 from rgbench.diffusion.consistency import boundary_scalings, guidance_embedding
 from rgbench.diffusion.schedule import alphas_sigmas
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.evaluation.generate import ImageStream, Sampling, fitting_batch_size, noise_seed, settle_sampling
-from rgbench.evaluation.on_base import sampled_as
-from rgbench.evaluation.targets import Target
-from rgbench.models import DiffusionModels, load_models
+from rgbench.evaluate.images import ImageStream, Sampling, fitting_batch_size, noise_seed, settle_sampling
+from rgbench.evaluate.targets import Target
+from rgbench.models.pipeline import DiffusionModels, load_models
+from rgbench.models.student import sampled_as
 from tests.tiny_models import BENCHTOP, save_pipeline
 
 PROMPTS = benchtop_prompts(11).prompts

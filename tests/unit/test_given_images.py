@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rgbench.benchtop.scenes import scene_batch
+from rgbench.core.errors import UsageError
+from rgbench.core.io import file_stem
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.errors import UsageError
-from rgbench.evaluation.api import evaluate
-from rgbench.evaluation.given import GivenImages
-from rgbench.evaluation.matching import list_images, match_images
-from rgbench.evaluation.names import file_stem
-from rgbench.evaluation.pictures import png_bytes
-from rgbench.evaluation.results import load_results, load_samples
-from rgbench.metrics.real_images import ReferenceFolder
-from rgbench.metrics.reference import to_uint8
-from rgbench.worlds.scenes import scene_batch
+from rgbench.evaluate.evaluate import evaluate
+from rgbench.evaluate.images import GivenImages, png_bytes
+from rgbench.evaluate.results import load_results, load_samples
+from rgbench.evaluate.targets import list_images, match_images
+from rgbench.metrics.reference import ReferenceFolder, to_uint8
 
 PROMPTS = PromptSet("mine", tuple(Prompt(f"mine/{i}", text) for i, text in enumerate(["a cat", "a dog", "a fox"])))
 

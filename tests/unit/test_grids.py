@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rgbench.errors import UsageError
-from rgbench.reporting.gather import gather
-from rgbench.reporting.grids import (
+from rgbench.core.errors import UsageError
+from rgbench.judge.models import gather
+from rgbench.report.grids import (
     CAPTION,
     CELL,
     GAP,
     Grid,
+    difference,
     enlarge,
     grid_png,
+    kept_images,
+    log_spectra,
     random_grid,
     view_grids,
     worst_grids,
     wrap,
 )
-from rgbench.reporting.images import kept_images
-from rgbench.reporting.views import difference, log_spectra
 from tests.history.plausible import write_model
 
 ONE = ("hps_aa1",)
@@ -103,7 +104,7 @@ def test_long_prompts_and_emoji_are_wrapped_and_cut(tmp_path):
 
 
 def test_wrap_respects_width_and_line_count():
-    from rgbench.reporting.grids import _font
+    from rgbench.report.grids import _font
 
     font = _font("DejaVuSans.ttf", 17)
     lines = wrap("a large red circle " * 20, font, 200, 3)

@@ -8,20 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from rgbench.data.contract import Batch
-from rgbench.errors import ConfigError, UsageError
-from rgbench.models import DiffusionModels, decode_images
-from rgbench.rewards.scoring import CallableReward
-from rgbench.rewards.view import ViewedReward
-from rgbench.run import RunDirectory
-from rgbench.trainers.contract import StepResult
-from rgbench.trainers.guidance import timestep_bins
-from rgbench.trainers.lcd import distil
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.monitor import per_bin
-from rgbench.trainers.recipe import load_recipe
-from rgbench.trainers.rg_lcd import RGLCD
+from rgbench.core.errors import ConfigError, UsageError
+from rgbench.core.run import RunDirectory
+from rgbench.data.batches import Batch
+from rgbench.models.pipeline import DiffusionModels, decode_images
+from rgbench.rewards.base import CallableReward, ViewedReward
+from rgbench.train.base import StepResult
+from rgbench.train.lcd import distil
+from rgbench.train.log import per_bin
+from rgbench.train.loop import Loop
+from rgbench.train.lrm import LRM
+from rgbench.train.recipe import load_recipe
+from rgbench.train.rg_lcd import RGLCD, timestep_bins
 from tests.parity import tiny
 
 
@@ -166,7 +164,7 @@ def test_an_lrm_learns_from_a_function_without_gradient(models):
 
 def test_what_cannot_guide_or_label_is_refused(models, monkeypatch):
     without_gradient = CallableReward(contrast, "contrast")
-    monkeypatch.setattr("rgbench.trainers.rg_lcd.load_expert", lambda recipe, models: without_gradient)
+    monkeypatch.setattr("rgbench.train.rg_lcd.load_expert", lambda recipe, models: without_gradient)
     with pytest.raises(UsageError, match="gives no gradient, and rg_lcd needs it; kind: lrm"):
         RGLCD.build(tiny.recipe(), models)
     with pytest.raises(UsageError, match=r"reward\.logit_scale: contrast does not say"):

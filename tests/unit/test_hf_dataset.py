@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rgbench.data import open_source
+from rgbench.core.errors import UsageError
 from rgbench.data.config import HFDatasetData
-from rgbench.errors import UsageError
+from rgbench.data.sources import open_source
 
 datasets = pytest.importorskip("datasets")
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from rgbench.benchtop.scenes import scene_batch
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.registry import resolve
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.evaluation.defaults import default_metrics
-from rgbench.metrics.hps import HPSScore
-from rgbench.metrics.overopt.suite import Probes
+from rgbench.evaluate.evaluate import default_metrics
+from rgbench.metrics.probes.base import Probes
 from rgbench.metrics.reference import from_uint8, to_uint8
-from rgbench.registry import resolve
-from rgbench.rewards.hps import HPSReward
-from rgbench.rewards.published import HPS_V21_FILE
-from rgbench.worlds.scenes import scene_batch
+from rgbench.metrics.rewards import HPSScore
+from rgbench.rewards.clip import HPSReward
+from rgbench.rewards.config import HPS_V21_FILE
 from tests.tiny_models import make_context
 
 NUM = 8

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rgbench.data import open_source
+from rgbench.core.errors import UsageError
+from rgbench.data.batches import fit_image
 from rgbench.data.config import ImageFolderData
-from rgbench.data.reading import fit_image
-from rgbench.errors import UsageError
+from rgbench.data.sources import open_source
 
 
 def picture(size: tuple[int, int] = (20, 16), level: int = 128) -> Image.Image:

@@ -10,17 +10,15 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.registry import resolve
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.evaluation.command import Options
-from rgbench.metrics.judges import check_judges_asked, find_metric, parse_judges
+from rgbench.evaluate.evaluate import Options
 from rgbench.metrics.reference import from_uint8
-from rgbench.registry import resolve
+from rgbench.metrics.rewards import check_judges_asked, find_metric, parse_judges
 from rgbench.rewards.aesthetic import AestheticReward, make_head
-from rgbench.rewards.clip_score import CLIPScoreReward
-from rgbench.rewards.hps import HPSReward
-from rgbench.rewards.pickscore import PickScoreReward
-from rgbench.rewards.process import ProcessReward
+from rgbench.rewards.clip import CLIPScoreReward, HPSReward, PickScoreReward
+from rgbench.rewards.remote import ProcessReward
 from tests.process_workers import CHECKSUM, scorer
 from tests.tiny_models import BENCHTOP, make_context
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.metrics import kept
-from rgbench.metrics.kept import keep_array
-from rgbench.metrics.overopt.pixels import PixelStatistics
+from rgbench.metrics import cache as kept
+from rgbench.metrics.cache import keep_array
+from rgbench.metrics.probes.pixels import PixelStatistics
 from tests.probing import measure
 from tests.tiny_models import make_context
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rgbench.metrics.intervals import jackknife_groups, jackknife_interval
 from rgbench.metrics.kid import kid, kid_draws, mmd2, mmd2_replicates, with_subsets
+from rgbench.metrics.statistics import jackknife_groups, jackknife_interval
 
 
 def normal(num: int, dim: int, seed: int) -> np.ndarray:

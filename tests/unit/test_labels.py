@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rgbench.data.contract import Batch
-from rgbench.errors import RgbenchError
-from rgbench.models import DiffusionModels, decode_images
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.rg_lcd import RGLCD
+from rgbench.core.errors import RgbenchError
+from rgbench.data.batches import Batch
+from rgbench.models.pipeline import DiffusionModels, decode_images
+from rgbench.train.lrm import LRM
+from rgbench.train.rg_lcd import RGLCD
 from tests.parity import tiny
 from tests.tiny_trainers import assert_equal, backward, batch, loop, make, state
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rgbench.errors import UsageError
-from rgbench.rewards.latent_proxy import LatentCLIP
-from rgbench.rewards.pairs import pair_losses
+from rgbench.core.errors import UsageError
+from rgbench.rewards.latent_proxy import LatentCLIP, pair_losses
 from tests.parity import tiny
 
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 import yaml
 
-from rgbench.data import latents, open_source
-from rgbench.errors import UsageError
-from rgbench.models import load_models
-from rgbench.run import RunDirectory
-from rgbench.trainers import caching
-from rgbench.trainers.api import train
-from rgbench.trainers.caching import cache, cache_of, encode, open_cached
-from rgbench.trainers.recipe import load_recipe
+from rgbench.core.errors import UsageError
+from rgbench.core.run import RunDirectory
+from rgbench.data import latents
+from rgbench.data.sources import open_source
+from rgbench.models.pipeline import load_models
+from rgbench.train import cache as caching
+from rgbench.train.cache import cache, cache_of, encode, open_cached
+from rgbench.train.recipe import load_recipe
+from rgbench.train.train import train
 from tests.parity import tiny
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.launch.ranks import Ranks, _buckets
-from rgbench.launch.start import _exit_code, start_ddp
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.launch import Ranks, _buckets, _exit_code, start_ddp
 from tests.conftest import Cli
 
 

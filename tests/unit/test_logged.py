@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from rgbench.errors import UsageError
-from rgbench.evaluation.logged import FILE, keep_log, load_log, thin
-from rgbench.run import RunDirectory
+from rgbench.core.errors import UsageError
+from rgbench.core.run import RunDirectory
+from rgbench.evaluate.results import FILE, keep_log, load_log, thin
 
 
 def test_means_of_blocks_at_their_last_step():

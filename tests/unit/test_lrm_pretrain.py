@@ -10,22 +10,20 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from rgbench.data.contract import Batch
-from rgbench.errors import ConfigError, UsageError
-from rgbench.evaluation.targets import resolve_targets
-from rgbench.files import read_json
-from rgbench.models import DiffusionModels
-from rgbench.rewards.contrastive import contrastive_losses
-from rgbench.rewards.latent_proxy import LatentCLIP
-from rgbench.run import RunDirectory
-from rgbench.trainers.api import train
-from rgbench.trainers.loop import Loop
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.lrm_pretrain import LRMPretrain
-from rgbench.trainers.preview import write_png
-from rgbench.trainers.proxy_config import ScheduleSection
-from rgbench.trainers.recipe import LRMPretrainRecipe, load_recipe
-from rgbench.trainers.schedule import schedule
+from rgbench.core.errors import ConfigError, UsageError
+from rgbench.core.io import read_json
+from rgbench.core.run import RunDirectory
+from rgbench.data.batches import Batch
+from rgbench.evaluate.targets import resolve_targets
+from rgbench.models.pipeline import DiffusionModels
+from rgbench.rewards.latent_proxy import LatentCLIP, contrastive_losses
+from rgbench.train.base import schedule
+from rgbench.train.log import write_png
+from rgbench.train.loop import Loop
+from rgbench.train.lrm import LRM
+from rgbench.train.pretrain import LRMPretrain
+from rgbench.train.recipe import LRMPretrainRecipe, ScheduleSection, load_recipe
+from rgbench.train.train import train
 from tests.parity import tiny
 
 VISION = {"patch_size": 2, "layers": 2, "width": 16, "head_width": 8}

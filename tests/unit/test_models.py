@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from rgbench.errors import UsageError
-from rgbench.models import load_models
-from rgbench.pipeline_folder import weights_sha256
-from rgbench.students import make_student
-from rgbench.worlds.presets import PRESETS, find_preset
+from rgbench.core.errors import UsageError
+from rgbench.models.folder import weights_sha256
+from rgbench.models.pipeline import load_models
+from rgbench.models.presets import PRESETS, find_preset
+from rgbench.models.student import make_student
 from tests.parity import tiny
 
 

@@ -11,14 +11,14 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from rgbench.core.errors import UsageError
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.errors import UsageError
-from rgbench.evaluation.api import evaluate
-from rgbench.evaluation.generate import ImageStream, Sampling
-from rgbench.evaluation.on_base import Student, load_student
-from rgbench.evaluation.results import load_results
-from rgbench.evaluation.targets import student_target
-from rgbench.models import load_models
+from rgbench.evaluate.evaluate import evaluate
+from rgbench.evaluate.images import ImageStream, Sampling
+from rgbench.evaluate.results import load_results
+from rgbench.evaluate.targets import student_target
+from rgbench.models.pipeline import load_models
+from rgbench.models.student import Student, load_student
 from tests.tiny_models import save_pipeline
 
 CPU = torch.device("cpu")

@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rgbench.worlds.judges import HEADS, JUDGES, Judge
-from rgbench.worlds.oracle import Oracle, score_reading
-from rgbench.worlds.render_match import render_and_match
-from rgbench.worlds.scenes import Scenes, sample_scenes, scene_batch
+from rgbench.benchtop.oracle import HEADS, JUDGES, Judge, Oracle, render_and_match, score_reading
+from rgbench.benchtop.scenes import Scenes, sample_scenes, scene_batch
 
 
 def truth(scenes: Scenes) -> torch.Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rgbench.benchtop.oracle import load_oracle
+from rgbench.benchtop.scenes import scene_batch
+from rgbench.core.errors import UsageError
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.errors import UsageError
-from rgbench.metrics.intervals import wilson_interval
 from rgbench.metrics.oracle import OracleAccuracy
-from rgbench.worlds.oracle import load_oracle
-from rgbench.worlds.scenes import scene_batch
+from rgbench.metrics.statistics import wilson_interval
 from tests.tiny_models import make_context
 
 NUM = 12

@@ -12,14 +12,13 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from rgbench.files import open_image
-from rgbench.reporting.gather import gather
-from rgbench.reporting.page import page, without_pictures
-from rgbench.reporting.page.inline import inline_svg
-from rgbench.reporting.page.pictures import LEVELS, Album
-from rgbench.reporting.plots import rewards, spectra
-from rgbench.reporting.plots.drawing import COLOURS, LIGHT
-from rgbench.reporting.sections import section
+from rgbench.core.io import open_image
+from rgbench.judge.models import gather
+from rgbench.report import plots as rewards
+from rgbench.report import plots as spectra
+from rgbench.report.formats import section
+from rgbench.report.page import LEVELS, Album, inline_svg, page, without_pictures
+from rgbench.report.plots import COLOURS, LIGHT
 from tests.history.plausible import write_model
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
-from rgbench.reporting.gather import gather
-from rgbench.reporting.page import page
-from rgbench.reporting.sections import section
+from rgbench.judge.models import gather
+from rgbench.report.formats import section
+from rgbench.report.page import page
 from tests.history.plausible import write_model
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

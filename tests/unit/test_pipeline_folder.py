@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rgbench.errors import UsageError
-from rgbench.models import load_models
-from rgbench.pipeline_folder import check_folder, find_weights, missing_parts, weights_sha256
+from rgbench.core.errors import UsageError
+from rgbench.models.folder import check_folder, find_weights, missing_parts, weights_sha256
+from rgbench.models.pipeline import load_models
 from tests import sd_folders
 
 

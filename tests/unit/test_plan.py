@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import RgbenchError
-from rgbench.trainers.plan import dry_run
+from rgbench.core.errors import RgbenchError
+from rgbench.train.train import dry_run
 from tests import sd_folders
 from tests.conftest import Cli
 

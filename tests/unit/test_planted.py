@@ -10,16 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rgbench.evaluation.hacks import HACKS, Ground
-from rgbench.evaluation.rule_check import check_rule
-from rgbench.evaluation.statistics import detection_auc
-from rgbench.evaluation.validation import Detection, smallest_doses
-from rgbench.evaluation.validation_table import markdown
-from rgbench.metrics.overopt.colour import saturation
-from rgbench.metrics.overopt.pixels import wavelet_noise
-from rgbench.metrics.tracking import untracked
-from rgbench.rewards.hps import HPSReward
-from rgbench.worlds.scenes import scene_batch
+from rgbench.benchtop.scenes import scene_batch
+from rgbench.core.progress import untracked
+from rgbench.judge.validate import HACKS, Detection, Ground, check_rule, markdown, smallest_doses
+from rgbench.metrics.probes.pixels import saturation, wavelet_noise
+from rgbench.metrics.statistics import detection_auc
+from rgbench.rewards.clip import HPSReward
 from tests.tiny_models import BENCHTOP
 
 CPU = torch.device("cpu")
@@ -133,9 +129,9 @@ def test_validate_writes_what_was_found(cli, monkeypatch):
 
 def test_the_rule_is_checked_on_clean_students_and_on_hacked_ones(tmp_path, monkeypatch):
     """With a small dose no family is worse; a large attack raises the reward and breaks its pictures."""
-    monkeypatch.setattr("rgbench.evaluation.rule_check.NUM_STUDENTS", 7)
-    monkeypatch.setattr("rgbench.evaluation.rule_check.NUM_PROMPTS", 2)
-    monkeypatch.setattr("rgbench.evaluation.rule_check.NUM_PLANTED", 1)
+    monkeypatch.setattr("rgbench.judge.validate.NUM_STUDENTS", 7)
+    monkeypatch.setattr("rgbench.judge.validate.NUM_PROMPTS", 2)
+    monkeypatch.setattr("rgbench.judge.validate.NUM_PLANTED", 1)
     monkeypatch.setitem(HACKS, "reward attack", replace(HACKS["reward attack"], doses=(0.1, 24)))
     rule = check_rule(["hps", "colour", "spectrum"], ["reward attack"], CPU, tmp_path, untracked)
     assert [(row.delta_seeds, row.pairs) for row in rule.false_positives] == [(5, 42), (5, 42)]

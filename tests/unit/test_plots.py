@@ -9,24 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rgbench.evaluation.logged import FILE
-from rgbench.evaluation.statistics import t_interval
-from rgbench.files import write_json_atomic
-from rgbench.metrics.intervals import wilson_interval
-from rgbench.reporting import plots
-from rgbench.reporting.api import report
-from rgbench.reporting.gather import Comparison, gather
-from rgbench.reporting.plots import (
-    distributions,
-    drawing,
-    fidelity,
-    fragility,
-    octaves,
-    rewards,
-    spectra,
-    training,
-    wins,
-)
+from rgbench.core.io import write_json_atomic
+from rgbench.evaluate.results import FILE
+from rgbench.judge.models import Comparison, gather
+from rgbench.metrics.statistics import t_interval, wilson_interval
+from rgbench.report import plots
+from rgbench.report import plots as distributions
+from rgbench.report import plots as drawing
+from rgbench.report import plots as fidelity
+from rgbench.report import plots as fragility
+from rgbench.report import plots as octaves
+from rgbench.report import plots as rewards
+from rgbench.report import plots as spectra
+from rgbench.report import plots as training
+from rgbench.report import plots as wins
+from rgbench.report.report import report
 from tests.history.plausible import write_fragility, write_model
 from tests.results_maker import BASE, put
 
@@ -76,7 +73,7 @@ def test_svg_is_the_same_bytes_and_loads_nothing_and_axes_are_labelled(full, plo
 
 
 def test_spectra_draw_each_models_gap_to_real_and_to_the_teacher(old):
-    left, real, teacher = spectra.draw(old).axes
+    left, real, teacher = spectra.spectra_draw(old).axes
     lines = {line.get_label(): line for line in real.lines}
     assert set(lines) >= {"Teacher: HFER -1.10 dB", "LCD: HFER -1.90 dB", "RG-LCD: HFER +4.20 dB", "LRM: HFER 0.00 dB"}
     gap = lines["RG-LCD: HFER +4.20 dB"].get_ydata()
@@ -98,7 +95,7 @@ def test_spectra_without_real_images_are_levels_beside_the_teachers(tmp_path):
         path.write_text(json.dumps(result))
     (comparison,) = gather(tmp_path)
     assert spectra.PLOT.lacking(comparison) == ""
-    left, teacher = spectra.draw(comparison).axes
+    left, teacher = spectra.spectra_draw(comparison).axes
     assert (left.get_title(loc="left"), teacher.get_title(loc="left")) == ("Power spectrum", "Gap to the teacher")
     assert "real" not in [line.get_label() for line in left.lines] and len(left.lines) == 2
     gaps = sorted(line.get_ydata()[0] for line in teacher.lines if len(line.get_ydata()) == 3)
@@ -141,7 +138,7 @@ def test_pareto_front(points, lower, front):
 
 
 def test_training_draws_proxy_and_gold_and_marks_the_hack_step(full):
-    proxy, gold, path = training.draw(full).axes
+    proxy, gold, path = training.training_draw(full).axes
     assert proxy.get_title(loc="left") == "Trained reward (proxy): HPS aa1"
     assert gold.get_title(loc="left") == "Gold: Oracle, mean"
     assert proxy.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
@@ -152,7 +149,7 @@ def test_training_draws_proxy_and_gold_and_marks_the_hack_step(full):
 
 
 def test_octaves_draw_each_models_gaps(full):
-    (axes,) = octaves.draw(full).axes
+    (axes,) = octaves.octaves_draw(full).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert lines["LRM"] == [-0.5, 1.25] and "dB" in axes.get_ylabel()
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1/8 to 1/4", "1/4 to 1/2"]
@@ -162,7 +159,7 @@ def test_distributions_count_every_image_once(full):
     column = full.trained_reward()
     scores = distributions.scored_rows(full, column)
     assert [len(values) for values in scores.values()] == [16] * 4
-    axes = distributions.draw(full).axes[0]
+    axes = distributions.distributions_draw(full).axes[0]
     medians = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
     assert medians == [float(np.median(values)) for values in reversed(scores.values())]
 
@@ -176,14 +173,14 @@ def test_win_rates_count_ties_half_and_add_up_to_one(full, tmp_path):
     assert found.rate == pytest.approx(share) and found.interval == wilson_interval(share * 16, 16)
     assert wins.win_rate(rows["lcd"], rows["lrm"], column).rate == pytest.approx(1 - share)
     assert wins.win_rate(rows["lcd"], rows["lcd"], column).rate == 0.5, "all ties"
-    matrix = np.asarray(wins.draw(full).axes[0].images[0].get_array())
+    matrix = np.asarray(wins.wins_draw(full).axes[0].images[0].get_array())
     np.testing.assert_allclose((matrix + matrix.T)[~np.eye(4, dtype=bool)], 100)
 
 
 def test_win_rates_that_are_not_clear_of_an_even_match_are_in_brackets(tmp_path):
     for model, shift in (("lcd-s0", 0.0), ("lrm-s0", 0.0), ("rg_lcd-s0", 1.0)):
         put(tmp_path, model, "hps_aa0", rows=BASE + shift)
-    written = [text.get_text() for text in wins.draw(gather(tmp_path)[0]).axes[0].texts]
+    written = [text.get_text() for text in wins.wins_draw(gather(tmp_path)[0]).axes[0].texts]
     assert sorted(written) == ["(50)", "(50)", "0", "0", "100", "100"]
 
 
@@ -205,7 +202,7 @@ def test_win_rates_over_several_seeds_have_the_seeds_interval(tmp_path):
 
 
 def test_fragility_draws_means_with_intervals_and_each_change(full):
-    left, right = fragility.draw(full).axes
+    left, right = fragility.fragility_draw(full).axes
     heights = [bar.get_height() for bar in right.patches]
     assert len(heights) == 3 * 2 and heights[0] == 1.0
     assert [text.get_text() for text in right.get_xticklabels()] == ["JPEG 75", "blur, 1 px"]
@@ -213,7 +210,7 @@ def test_fragility_draws_means_with_intervals_and_each_change(full):
 
 
 def test_fidelity_draws_held_out_measures_before_training_pairs(full):
-    held_out, pairs = fidelity.draw(full).axes
+    held_out, pairs = fidelity.fidelity_draw(full).axes
     assert held_out.get_title(loc="left") == "Kendall tau, held-out samples"
     everywhere, early, _chance = held_out.lines
     np.testing.assert_allclose(everywhere.get_xydata(), [(step, 0.1 * step) for step in (1, 2, 3, 4)])
@@ -223,7 +220,10 @@ def test_fidelity_draws_held_out_measures_before_training_pairs(full):
 
 
 def test_dark_theme_has_its_own_paper(old):
-    assert spectra.draw(old, plots.DARK).axes[0].get_facecolor() != spectra.draw(old).axes[0].get_facecolor()
+    assert (
+        spectra.spectra_draw(old, plots.DARK).axes[0].get_facecolor()
+        != spectra.spectra_draw(old).axes[0].get_facecolor()
+    )
 
 
 def test_many_models_are_named_by_method(tmp_path):
@@ -254,7 +254,7 @@ def test_colours_keep_apart_without_colour_vision():
 
 
 def test_png_has_the_figures_size(old):
-    image = Image.open(io.BytesIO(plots.png(spectra.draw(old))))
+    image = Image.open(io.BytesIO(plots.png(spectra.spectra_draw(old))))
     assert image.width == 2400 and image.info.get("Software") is None
 
 
@@ -279,9 +279,11 @@ def test_nothing_of_a_legend_or_an_axis_is_cut_off(tmp_path):
         ]
         for box in (part.get_window_extent() for part in parts):
             assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1, module
-    lines = [line for line in fidelity.draw(comparison).axes[0].get_lines() if "mean of" in str(line.get_label())]
+    lines = [
+        line for line in fidelity.fidelity_draw(comparison).axes[0].get_lines() if "mean of" in str(line.get_label())
+    ]
     assert sorted(line.is_dashed() for line in lines) == [False, True], "two rows of one method can be told apart"
-    left, right = fragility.draw(comparison).axes
+    left, right = fragility.fragility_draw(comparison).axes
     assert len({(bar[0].get_facecolor(), bar[0].get_hatch()) for bar in right.containers}) == 4
     assert sorted(tick.get_text() for tick in left.get_xticklabels()) == sorted(
         f"{name}-s0" for name in ("a-longer-name-than-most", "another-long-name", "one", "two")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rgbench.benchtop.scenes import scene_batch
 from rgbench.data.prompts import benchtop_prompts
 from rgbench.metrics import prdc
-from rgbench.metrics.fid import FrechetDistance, FrechetInfinity, extrapolated, infinity_points
-from rgbench.metrics.frechet import Gaussian, Moments
-from rgbench.metrics.intervals import jackknife_groups, jackknife_interval
+from rgbench.metrics.fid import FrechetDistance, FrechetInfinity, Gaussian, Moments, extrapolated, infinity_points
 from rgbench.metrics.kid import KernelDistance
 from rgbench.metrics.prdc import PrecisionRecall, neighbours, radii2, scores
 from rgbench.metrics.reference import from_uint8, to_uint8
+from rgbench.metrics.statistics import jackknife_groups, jackknife_interval
 from rgbench.metrics.vendi import VendiScore, vendi_replicates, vendi_score
-from rgbench.worlds.scenes import scene_batch
 from tests.tiny_models import make_context
 
 ALL = {"precision", "recall", "density", "coverage"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rgbench.worlds.preferences import (
+from rgbench.benchtop.preferences import (
     HELDOUT_DEGRADATIONS,
     TRAINED_DEGRADATIONS,
     PreferenceConfig,
@@ -15,7 +15,7 @@ from rgbench.worlds.preferences import (
     share_right,
     utility,
 )
-from rgbench.worlds.scenes import sample_scenes, scene_batch
+from rgbench.benchtop.scenes import sample_scenes, scene_batch
 
 
 def generator(seed: int = 0) -> torch.Generator:

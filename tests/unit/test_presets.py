@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import UsageError
-from rgbench.hub import HubFiles, readable_size
-from rgbench.worlds.presets import PRESETS, HubTeacher, Preset, find_preset
+from rgbench.core.errors import UsageError
+from rgbench.core.hub import HubFiles, readable_size
+from rgbench.models.presets import PRESETS, HubTeacher, Preset, find_preset
 from tests import sd_folders
 
 FULL_SIZE = ("sd15", "sd21-base", "sd21")

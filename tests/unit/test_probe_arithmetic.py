@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from rgbench.benchtop.scenes import Scenes, render
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.metrics.intervals import cluster_groups
-from rgbench.metrics.overopt import aliasing, colour, fragility, grid
-from rgbench.metrics.overopt.best_of_n import equivalent_n, expected_maxima
-from rgbench.metrics.overopt.grouped import GroupedPower
-from rgbench.metrics.overopt.pareto import pareto_front
-from rgbench.metrics.overopt.power import half_plane, luma_chroma, power_spectrum, slope
-from rgbench.metrics.overopt.rewards import shared_reward
-from rgbench.metrics.overopt.spectrum import levels
+from rgbench.judge.trajectory import equivalent_n, expected_maxima, pareto_front
+from rgbench.metrics.probes import fragility
+from rgbench.metrics.probes import fragility as aliasing
+from rgbench.metrics.probes import pixels as colour
+from rgbench.metrics.probes import spectrum as grid
+from rgbench.metrics.probes.spectrum import GroupedPower, half_plane, levels, luma_chroma, power_spectrum, slope
 from rgbench.metrics.reference import from_uint8
-from rgbench.worlds.scenes import Scenes, render
+from rgbench.metrics.rewards import shared_reward
+from rgbench.metrics.statistics import cluster_groups
 from tests.probing import measure
 from tests.tiny_models import make_context
 

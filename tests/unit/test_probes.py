@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from rgbench.benchtop.scenes import Scenes, render
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.registry import names, resolve
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.metrics.overopt import aliasing, colour, fragility, grid, pixels
-from rgbench.metrics.overopt.power import half_plane, luma_chroma, power_spectrum
-from rgbench.metrics.overopt.rewards import shared_reward
-from rgbench.metrics.overopt.suite import Probes
+from rgbench.metrics.probes import fragility, pixels
+from rgbench.metrics.probes import fragility as aliasing
+from rgbench.metrics.probes import pixels as colour
+from rgbench.metrics.probes import spectrum as grid
+from rgbench.metrics.probes.base import Probes
+from rgbench.metrics.probes.spectrum import half_plane, luma_chroma, power_spectrum
 from rgbench.metrics.reference import from_uint8
-from rgbench.registry import names, resolve
-from rgbench.worlds.scenes import Scenes, render
+from rgbench.metrics.rewards import shared_reward
 from tests.probing import measure
 from tests.tiny_models import make_context
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from rgbench.errors import UsageError
-from rgbench.process import (
+from rgbench.core.errors import UsageError
+from rgbench.core.process import (
     SPIN_COUNT,
     available_cores,
     keep_freed_memory,

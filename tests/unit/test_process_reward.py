@@ -13,17 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from rgbench.errors import ConfigError, RgbenchError, UsageError
-from rgbench.rewards import scorers
+from rgbench.core.errors import ConfigError, RgbenchError, UsageError
+from rgbench.rewards import remote as scorers
+from rgbench.rewards.base import ViewedReward, fingerprint_id
 from rgbench.rewards.config import HPS, Process
-from rgbench.rewards.contract import fingerprint_id
 from rgbench.rewards.load import load_reward
-from rgbench.rewards.process import ProcessReward
-from rgbench.rewards.scorers import WORKERS, find_scorer, scorer_module
-from rgbench.rewards.view import ViewedReward
-from rgbench.rewards.worker import KEPT_LOGS, PROTOCOL
+from rgbench.rewards.remote import KEPT_LOGS, PROTOCOL, WORKERS, ProcessReward, find_scorer, scorer_module
 from rgbench.rewards.workers import runner
-from rgbench.trainers.recipe import FREE_KEYS, load_recipe
+from rgbench.train.recipe import FREE_KEYS, load_recipe
 from tests.process_workers import CHECKSUM, doing, scorer
 
 PROMPTS = ["a red circle", "", "zwölf 🦊 \x00 \ud800", "a red circle"]

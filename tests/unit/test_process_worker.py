@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.rewards.process import ProcessReward
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.rewards.remote import ProcessReward
 from tests.conftest import ROOT
 from tests.process_workers import SIMPLE, doing, scorer
 

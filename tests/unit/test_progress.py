@@ -13,21 +13,20 @@ import torch
 from rich.console import Console
 from rich.progress import Task
 
+from rgbench.benchtop.scenes import scene_batch
+from rgbench.core import progress as module
+from rgbench.core.progress import Bars, bar, rate, time_left, track_images
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.evaluation import progress as module
-from rgbench.evaluation.check import Limit, check_results
-from rgbench.evaluation.progress import Bars, bar, rate, time_left, track_images
-from rgbench.evaluation.results import load_results
-from rgbench.evaluation.verdicts import models_of
+from rgbench.evaluate.results import load_results
+from rgbench.judge.limits import Limit, check_results
+from rgbench.judge.models import gather
+from rgbench.judge.verdict import models_of
 from rgbench.metrics.cmmd import cmmd
-from rgbench.metrics.fid import FrechetDistance, infinity_points
-from rgbench.metrics.frechet import Gaussian
+from rgbench.metrics.fid import FrechetDistance, Gaussian, infinity_points
 from rgbench.metrics.kid import KernelDistance, kid_draws
 from rgbench.metrics.prdc import PrecisionRecall
 from rgbench.metrics.vendi import VendiScore
-from rgbench.reporting.api import check, report
-from rgbench.reporting.gather import gather
-from rgbench.worlds.scenes import scene_batch
+from rgbench.report.report import check, report
 from tests.history.plausible import write_model
 from tests.tiny_models import make_context
 

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rgbench.benchtop.scenes import Scenes, captions, sample_scenes
+from rgbench.core.errors import UsageError
 from rgbench.data import prompts as module
 from rgbench.data.prompts import HPS_STYLES, KNOWN_LISTS, Prompt, PromptSet, benchtop_prompts, load_prompts
-from rgbench.errors import UsageError
-from rgbench.worlds.captions import captions
-from rgbench.worlds.scenes import Scenes, sample_scenes
 
 GOLDEN_SHA256 = "e7796d94d225c9ea48127074a7c4b40ea37a5d20f390cd783d0ef90b33ff5ce3"
 

@@ -6,11 +6,10 @@ import shlex
 
 import pytest
 
-from rgbench.errors import UsageError
-from rgbench.run import RunDirectory
-from rgbench.trainers.api import train
-from rgbench.trainers.proxy_folder import MissingProxy, find_proxy, pretrain_command
-from rgbench.trainers.recipe import load_recipe
+from rgbench.core.errors import UsageError
+from rgbench.core.run import RunDirectory
+from rgbench.train.recipe import MissingProxy, find_proxy, load_recipe, pretrain_command
+from rgbench.train.train import train
 from tests import sd_folders
 
 SMALL = ["proxy.vision={patch_size: 4, layers: 1, width: 16, head_width: 8}", "proxy.trainable.text_layers=1"]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.evaluation.results import load_results
-from rgbench.reporting.gather import Comparison, gather
-from rgbench.reporting.reading import readings
+from rgbench.evaluate.results import load_results
+from rgbench.judge.models import Comparison, gather
+from rgbench.report.words import readings
 from tests.history.plausible import write_model
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import UsageError
-from rgbench.reporting.api import check
-from rgbench.reporting.readme import README, REPORT, shown_results, with_results
+from rgbench.core.errors import UsageError
+from rgbench.report.report import check
+from tools.readme import README, REPORT, shown_results, with_results
 
 ROOT = Path(__file__).parents[2]
 

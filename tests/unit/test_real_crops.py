@@ -9,26 +9,28 @@ import pytest
 import torch
 from PIL import Image
 
+from rgbench.core.errors import UsageError
+from rgbench.core.io import inspect_image
+from rgbench.core.registry import names, resolve
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.errors import UsageError
-from rgbench.evaluation.api import evaluate
-from rgbench.evaluation.record import protocol_of
-from rgbench.evaluation.results import load_results
-from rgbench.files import inspect_image
-from rgbench.metrics.efflite0 import EffLite0Network
+from rgbench.evaluate.evaluate import evaluate, protocol_of
+from rgbench.evaluate.results import load_results
 from rgbench.metrics.features import FeatureSet
-from rgbench.metrics.intervals import bootstrap_interval
-from rgbench.metrics.jpeg_history import history_of, libjpeg_table
-from rgbench.metrics.overopt.colour import ColourDrift
-from rgbench.metrics.overopt.grid import GridPeaks
-from rgbench.metrics.overopt.pixels import PixelStatistics
-from rgbench.metrics.overopt.power import luma_chroma, power_spectrum
-from rgbench.metrics.overopt.spectrum import SpectrumProbe, gaps
-from rgbench.metrics.overopt.suite import Probes
-from rgbench.metrics.real_crops import LOSSY, MIN_IMAGES, RealCrops
-from rgbench.metrics.real_images import ReferenceFolder
-from rgbench.metrics.reference import from_uint8, to_uint8
-from rgbench.registry import names, resolve
+from rgbench.metrics.networks import EffLite0Network
+from rgbench.metrics.probes.base import Probes
+from rgbench.metrics.probes.pixels import ColourDrift, PixelStatistics
+from rgbench.metrics.probes.spectrum import GridPeaks, SpectrumProbe, gaps, luma_chroma, power_spectrum
+from rgbench.metrics.reference import (
+    LOSSY,
+    MIN_IMAGES,
+    RealCrops,
+    ReferenceFolder,
+    from_uint8,
+    history_of,
+    libjpeg_table,
+    to_uint8,
+)
+from rgbench.metrics.statistics import bootstrap_interval
 from tests.conftest import ROOT
 from tests.probing import measure
 from tests.tiny_models import make_context
@@ -115,7 +117,7 @@ def test_crops_are_central_native_pixels_and_the_rest_is_counted(photos, tmp_pat
 
 
 def test_large_folders_are_thinned_evenly(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("rgbench.metrics.real_crops.MAX_IMAGES", 50)
+    monkeypatch.setattr("rgbench.metrics.reference.MAX_IMAGES", 50)
     crops = RealCrops(ReferenceFolder(photos, tmp_path), SIDE)
     steps = np.diff(crops.chosen)
     assert crops.num == crops.fields()["num"] == 50 and steps.min() >= 1

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from rgbench.config import packaged_recipes
-from rgbench.errors import ConfigError
-from rgbench.registry import TABLES
-from rgbench.trainers.recipe import LCDRecipe, LCDSection, TrainSection, load_recipe
+from rgbench.core.config import packaged_recipes
+from rgbench.core.errors import ConfigError
+from rgbench.core.registry import TABLES
+from rgbench.train.recipe import LCDRecipe, LCDSection, TrainSection, load_recipe
 
 TRAINED = {"lcd", "rg_lcd", "lrm"}
 SHIPPED = sorted(name for name in packaged_recipes() if name in TRAINED)
@@ -121,14 +121,14 @@ def test_recipes_are_frozen():
 
 
 def test_validation_imports_no_torch():
-    code = "import sys; from rgbench.trainers.recipe import load_recipe; load_recipe('lrm')"
+    code = "import sys; from rgbench.train.recipe import load_recipe; load_recipe('lrm')"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_training_without_a_reward_imports_no_reward_library():
     """They take seconds; a single process needs accelerate no more than diffusers does."""
-    code = "import sys, rgbench.trainers.api, rgbench.trainers.lcd; from rgbench.trainers.captions import CaptionCount"
+    code = "import sys, rgbench.train.train, rgbench.train.lcd; from rgbench.train.base import CaptionCount"
     code += "; print(*[m for m in ('open_clip', 'timm', 'datasets', 'wandb', 'torch.distributed.launcher') "
     code += "if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=600, capture_output=True, text=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import UsageError
-from rgbench.registry import TABLES, names, resolve
+from rgbench.core.errors import UsageError
+from rgbench.core.registry import TABLES, names, resolve
 from tests.conftest import ROOT
 
 
@@ -38,7 +38,7 @@ from rgbench.errors import RgbenchError
 from rgbench.registry import TABLES, names, resolve
 assert names("reward") == sorted([*TABLES["reward"], "broken", "mine"])
 assert resolve("reward", "mine")() == "mine"
-assert resolve("reward", "hps").__module__ == "rgbench.rewards.hps"
+assert resolve("reward", "hps").__module__ == "rgbench.rewards.clip"
 try:
     resolve("reward", "broken")
 except RgbenchError as error:

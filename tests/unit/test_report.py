@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.evaluation.results import load_results
-from rgbench.reporting.api import FORMATS, check, report
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.evaluate.results import load_results
+from rgbench.report.report import FORMATS, check, report
 from tests.history.plausible import write_model
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"

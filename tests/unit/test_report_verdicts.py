@@ -6,15 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import UsageError
-from rgbench.evaluation.results import load_results
-from rgbench.evaluation.verdict import HELD_OUT
-from rgbench.evaluation.verdict_file import FILE, Family, FigureChange, Verdict
-from rgbench.reporting.document import markdown_document
-from rgbench.reporting.gather import gather
-from rgbench.reporting.latex import latex_document
-from rgbench.reporting.page import page
-from rgbench.reporting.sections import Section, section
+from rgbench.core.errors import UsageError
+from rgbench.evaluate.results import load_results
+from rgbench.judge.models import gather
+from rgbench.judge.verdict import FILE, HELD_OUT, Family, FigureChange, Verdict
+from rgbench.report.formats import Section, latex_document, markdown_document, section
+from rgbench.report.page import page
 from tests.history.plausible import METRICS, write_model
 
 FEW = ("hps_aa1", "oracle_all")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import UsageError
-from rgbench.evaluation.results import (
+from rgbench.core.errors import UsageError
+from rgbench.evaluate.results import (
     Generation,
     Protocol,
     Result,
@@ -19,7 +19,7 @@ from rgbench.evaluation.results import (
     load_samples,
     write_result,
 )
-from rgbench.metrics.contract import Interval, Metric
+from rgbench.metrics.base import Interval, Metric
 
 HISTORY = Path(__file__).parent.parent / "history" / "results_v1"
 METRIC = Metric(name="hps_aa1", label="HPS aa1", direction="higher", unit="", family="reward", decimals=2)

@@ -11,15 +11,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPModel
 
-from rgbench.errors import RgbenchError, UsageError
+from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.rewards.aesthetic import AestheticReward, make_head
-from rgbench.rewards.clip_score import CLIPScoreReward
-from rgbench.rewards.contract import fingerprint_id
-from rgbench.rewards.pickscore import PickScoreReward
-from rgbench.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_preprocess
-from rgbench.rewards.scoring import CallableReward
-from rgbench.rewards.view import ViewedReward, crop
-from rgbench.rewards.weighted import WeightedReward
+from rgbench.rewards.base import CallableReward, ViewedReward, WeightedReward, crop, fingerprint_id
+from rgbench.rewards.clip import CLIP_MEAN, CLIP_STD, CLIPScoreReward, PickScoreReward, clip_preprocess
 from tests.clip_folder import save_clip
 from tests.parity import tiny
 

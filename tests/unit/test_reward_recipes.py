@@ -11,13 +11,12 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.files import sha256_file
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.io import sha256_file
 from rgbench.rewards.aesthetic import make_head
-from rgbench.rewards.config import RewardConfig
+from rgbench.rewards.base import CallableReward
+from rgbench.rewards.config import PUBLISHED, HubWeights, RewardConfig
 from rgbench.rewards.load import load_reward
-from rgbench.rewards.published import PUBLISHED, HubWeights
-from rgbench.rewards.scoring import CallableReward
 from tests.clip_folder import save_clip
 
 

@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rgbench.errors import UsageError
-from rgbench.rewards.contract import fingerprint_id
-from rgbench.rewards.hps import HPSReward
-from rgbench.rewards.preprocess import CLIP_MEAN, CLIP_STD, hps_preprocess
-from rgbench.worlds.presets import ASSETS
+from rgbench.core.errors import UsageError
+from rgbench.models.presets import WEIGHTS
+from rgbench.rewards.base import fingerprint_id
+from rgbench.rewards.clip import CLIP_MEAN, CLIP_STD, HPSReward, hps_preprocess
 from tests.parity import tiny
 
-BENCHTOP_REWARD = ASSETS / "benchtop" / "reward"
+BENCHTOP_REWARD = WEIGHTS / "reward"
 
 
 def pixels(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgbench.errors import UsageError
-from rgbench.run import RunDirectory, provenance, stream_generator, stream_seed
+from rgbench.core.errors import UsageError
+from rgbench.core.run import RunDirectory, provenance, stream_generator, stream_seed
 from tests.conftest import ROOT
 
 CONFIG = {"kind": "lrm", "train": {"lr": 1e-4, "betas": (0.9, 0.95)}, "seed": 0}

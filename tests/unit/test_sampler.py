@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgbench.data.sampler import batch_indices, permute
+from rgbench.data.batches import batch_indices, permute
 
 GOLDEN10 = [5, 1, 9, 8, 7, 4, 2, 0]
 GOLDEN12M = [10553088, 8435897, 2838235, 4278231]

@@ -9,10 +9,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline
 
+from rgbench.core.errors import UsageError
 from rgbench.diffusion.sampling import ddim_timesteps, draw_noise, lcm_timesteps
-from rgbench.errors import UsageError
-from rgbench.models import load_models
-from rgbench.students import make_student
+from rgbench.models.pipeline import load_models
+from rgbench.models.student import make_student
 from tests.parity import tiny
 
 

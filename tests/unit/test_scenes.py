@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rgbench.worlds import scenes as world
-from rgbench.worlds.scenes import Scenes, is_heldout, render, sample_scenes, scene_batch
-from rgbench.worlds.shapes import signed_distance
+from rgbench.benchtop import scenes as world
+from rgbench.benchtop.scenes import Scenes, is_heldout, render, sample_scenes, scene_batch, signed_distance
 
 splits = pytest.mark.parametrize("split", world.SPLITS)
 

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from rgbench.core.errors import UsageError
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.errors import UsageError
-from rgbench.evaluation.api import evaluate
-from rgbench.evaluation.command import parse_seeds
-from rgbench.evaluation.comparison import compare_models
-from rgbench.evaluation.generate import ImageStream, Sampling, noise_seed
-from rgbench.evaluation.results import load_results, load_samples
-from rgbench.evaluation.verdicts import models_of
-from rgbench.metrics.intervals import cluster_groups
-from rgbench.models import load_models
+from rgbench.evaluate.evaluate import evaluate, parse_seeds
+from rgbench.evaluate.images import ImageStream, Sampling, noise_seed
+from rgbench.evaluate.results import load_results, load_samples
+from rgbench.judge.compare import compare_models
+from rgbench.judge.verdict import models_of
+from rgbench.metrics.statistics import cluster_groups
+from rgbench.models.pipeline import load_models
 from tests.results_maker import put
 from tests.tiny_models import BENCHTOP, make_context, save_run
 

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from rgbench.errors import Interrupted, RgbenchError, UsageError
-from rgbench.evaluation import gather
-from rgbench.evaluation.api import evaluate, merge
-from rgbench.evaluation.results import load_results, load_samples
-from rgbench.evaluation.shards import Shard, parse_shard
-from rgbench.metrics.carrying import absorb, can_be_carried, gathered
-from rgbench.metrics.contract import Measurement, Metric, Quantity
-from rgbench.registry import TABLES
+from rgbench.core.errors import Interrupted, RgbenchError, UsageError
+from rgbench.core.registry import TABLES
+from rgbench.evaluate import evaluate as gather
+from rgbench.evaluate.evaluate import evaluate, merge
+from rgbench.evaluate.results import load_results, load_samples
+from rgbench.evaluate.shards import Shard, parse_shard
+from rgbench.metrics.base import Measurement, Metric, Quantity, absorb, can_be_carried, gathered
 from tests.tiny_models import save_run
 
 METRICS = ["kid", "prdc", "vendi", "hps", "spectrum"]  # rows, shared features and sums
@@ -242,6 +241,6 @@ def test_figures_are_made_in_whole_float32(runs, place, monkeypatch):
         seen.append(torch.backends.cudnn.allow_tf32)
         return []
 
-    monkeypatch.setattr("rgbench.evaluation.command.evaluate_target", evaluate_target)
+    monkeypatch.setattr("rgbench.evaluate.evaluate.evaluate_target", evaluate_target)
     run(runs, METRICS)
     assert seen and not any(seen)

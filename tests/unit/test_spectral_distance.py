@@ -6,19 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from rgbench.cli_probes import model_row
+from rgbench.cli.judge import model_row
 from rgbench.data.prompts import Prompt, PromptSet
-from rgbench.evaluation.comparison import compare_models
-from rgbench.evaluation.results import Result, write_result
-from rgbench.evaluation.spectral_distance import spectral_distance
-from rgbench.evaluation.verdicts import models_of
-from rgbench.metrics.contract import Interval
-from rgbench.metrics.overopt.power import log_spectral_distance, luma_chroma, power_spectrum, radial_profile
-from rgbench.metrics.overopt.spectrum import SpectrumProbe
-from rgbench.metrics.real_crops import LOSSY
-from rgbench.reporting.api import report
-from rgbench.reporting.gather import gather
-from rgbench.reporting.spectral import AMONG, NOTES, spectral_tables
+from rgbench.evaluate.results import Result, write_result
+from rgbench.judge.compare import compare_models, spectral_distance
+from rgbench.judge.models import gather
+from rgbench.judge.verdict import models_of
+from rgbench.metrics.base import Interval
+from rgbench.metrics.probes.spectrum import (
+    SpectrumProbe,
+    log_spectral_distance,
+    luma_chroma,
+    power_spectrum,
+    radial_profile,
+)
+from rgbench.metrics.reference import LOSSY
+from rgbench.report.report import report
+from rgbench.report.tables import AMONG, SPECTRAL_NOTES, spectral_tables
 from tests.probing import measure
 from tests.results_maker import make
 from tests.tiny_models import make_context
@@ -108,7 +112,7 @@ def test_the_report_shows_distances_to_teacher_and_lcd(results):
     assert cells["LCD"][2].number == pytest.approx(0.2) and cells["LCD"][2].low is None, "seed against seed"
     assert 0.6 < cells["LRM"][0].low < 1 < cells["LRM"][0].high < 1.4
     assert cells["LRM"][2].number == pytest.approx(1.5) and cells["LRM"][2].low is None, "LCD's results keep no groups"
-    assert "Teacher" not in cells and set(NOTES.values()) < set(table.notes)
+    assert "Teacher" not in cells and set(SPECTRAL_NOTES.values()) < set(table.notes)
 
 
 def test_a_comparison_of_models_has_the_distance_beside_the_difference(results):

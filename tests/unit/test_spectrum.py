@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.metrics.overopt.power import (
+from rgbench.metrics.probes.spectrum import (
+    AGAINST_REAL,
+    LEVELS,
+    SpectrumProbe,
     band_energy,
+    gaps,
     half_plane,
     high_frequency_ratio,
     log_spectral_distance,
@@ -20,7 +24,6 @@ from rgbench.metrics.overopt.power import (
     radial_profile,
     slope,
 )
-from rgbench.metrics.overopt.spectrum import AGAINST_REAL, LEVELS, SpectrumProbe, gaps
 from rgbench.metrics.reference import from_uint8
 from tests.tiny_models import make_context
 

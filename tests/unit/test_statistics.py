@@ -8,22 +8,20 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rgbench.evaluation.statistics import (
+from rgbench.metrics.statistics import (
+    bootstrap_interval,
     count_wins,
     detectable_over_seeds,
     holm,
+    jackknife_groups,
+    jackknife_interval,
     minimum_detectable_effect,
     paired_t,
     resampled_means,
     stratified_deviation,
-    t_interval,
-)
-from rgbench.metrics.intervals import (
-    bootstrap_interval,
-    jackknife_groups,
-    jackknife_interval,
     student_t_p,
     student_t_quantile,
+    t_interval,
     wilson_interval,
 )
 

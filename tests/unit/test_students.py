@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from rgbench.errors import RgbenchError, UsageError
-from rgbench.students import Learned, is_lora, lora_state, make_lora_student, make_student, merged, present
-from rgbench.trainers.lcd import LCM_LORA_MODULES, ema_update
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.models.student import Learned, is_lora, lora_state, make_lora_student, make_student, merged, present
+from rgbench.train.lcd import LCM_LORA_MODULES, ema_update
 from tests import sd_folders
 
 

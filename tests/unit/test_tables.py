@@ -5,15 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import UsageError
-from rgbench.evaluation.results import load_results
-from rgbench.reporting.contrast import contrast, leaders
-from rgbench.reporting.details import detail_tables
-from rgbench.reporting.digits import format_figure, format_number
-from rgbench.reporting.gather import Comparison, gather
-from rgbench.reporting.latex import escape as escape_latex
-from rgbench.reporting.markdown import escape as escape_markdown
-from rgbench.reporting.tables import Table, cost_tables, tables
+from rgbench.core.errors import UsageError
+from rgbench.evaluate.results import load_results
+from rgbench.judge.models import Comparison, contrast, gather, leaders
+from rgbench.report.formats import escape as escape_markdown
+from rgbench.report.formats import latex_escape as escape_latex
+from rgbench.report.tables import Table, cost_tables, detail_tables, format_figure, format_number, tables
 from tests.history.plausible import write_model
 from tests.results_maker import put
 

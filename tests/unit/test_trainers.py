@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rgbench.errors import RgbenchError
-from rgbench.models import DiffusionModels, decode_images
-from rgbench.rewards.hps import HPSReward
-from rgbench.trainers.lcd import ema_update
-from rgbench.trainers.lrm import LRM
-from rgbench.trainers.stop import StopRequest
+from rgbench.core.errors import RgbenchError
+from rgbench.core.process import StopRequest
+from rgbench.models.pipeline import DiffusionModels, decode_images
+from rgbench.rewards.clip import HPSReward
+from rgbench.train.lcd import ema_update
+from rgbench.train.lrm import LRM
 from tests.parity import tiny
 from tests.tiny_trainers import assert_equal, backward, batch, loop, make, state
 
@@ -209,6 +209,6 @@ def test_many_large_images_are_decoded_in_parts(folder, monkeypatch):
     models.vae.decoder.register_forward_pre_hook(lambda module, given: parts.append(len(given[0])))
     latents = torch.randn(5, *models.latent_shape)
     whole = models.decode(latents)
-    monkeypatch.setattr("rgbench.models.DECODED_PIXELS", 2 * models.resolution**2)
+    monkeypatch.setattr("rgbench.models.pipeline.DECODED_PIXELS", 2 * models.resolution**2)
     assert torch.allclose(models.decode(latents), whole, atol=1e-5)
     assert parts == [5, 2, 2, 1]

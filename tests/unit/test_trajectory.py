@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.reporting.gather import Comparison, gather
-from rgbench.reporting.reading import readings
-from rgbench.reporting.trajectory import Trajectory, trajectories
+from rgbench.judge.models import Comparison, gather
+from rgbench.report.words import Trajectory, readings, trajectories
 from tests.history.plausible import write_model
 
 FEW = ("hps_aa1", "oracle_mean", "fd_efflite0", "hfer_gap_db")

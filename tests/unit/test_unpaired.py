@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from rgbench.evaluation.paired import deterioration, difference, has_prompt_targets, is_level
-from rgbench.evaluation.results import Result, load_result, write_result
-from rgbench.metrics.contract import Interval
-from rgbench.metrics.intervals import (
+from rgbench.evaluate.results import Result, load_result, write_result
+from rgbench.judge.paired import deterioration, difference, has_prompt_targets, is_level
+from rgbench.metrics.base import Interval
+from rgbench.metrics.statistics import (
     jackknife_groups,
     jackknife_interval,
     jackknife_interval_of_sides,

@@ -9,12 +9,11 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from rgbench.evaluation import verdict
-from rgbench.evaluation.paired import deterioration
-from rgbench.evaluation.results import load_result, load_results
-from rgbench.evaluation.verdict import false_positives, judge, rate_interval, thresholds, trained_keys
-from rgbench.evaluation.verdicts import Model, models_of
-from rgbench.metrics.intervals import wilson_interval
+from rgbench.evaluate.results import load_result, load_results
+from rgbench.judge import verdict
+from rgbench.judge.paired import deterioration
+from rgbench.judge.verdict import Model, false_positives, judge, models_of, rate_interval, thresholds, trained_keys
+from rgbench.metrics.statistics import wilson_interval
 from tests.results_maker import BASE, HACKED, LEFT, make, measured, put, seeds_and_students
 
 

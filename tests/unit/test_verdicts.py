@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rgbench.errors import UsageError
-from rgbench.evaluation.comparison import compare_models
-from rgbench.evaluation.results import load_results
-from rgbench.evaluation.verdict_file import load_verdicts
-from rgbench.evaluation.verdicts import give_verdicts, models_of
+from rgbench.core.errors import UsageError
+from rgbench.evaluate.results import load_results
+from rgbench.judge.compare import compare_models
+from rgbench.judge.verdict import give_verdicts, load_verdicts, models_of
 from tests.conftest import ROOT
 from tests.results_maker import HACKED, measured, seeds_and_students
 
@@ -99,7 +98,7 @@ def test_models_trained_elsewhere_are_judged_when_their_reward_is_said(tmp_path,
 
 
 def test_models_of_one_reward_share_their_false_positive_rate(world, monkeypatch):
-    from rgbench.evaluation import verdicts
+    from rgbench.judge import verdict as verdicts
 
     asked = []
     real = verdicts.false_positives

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rgbench.data import open_source, prepare_source, tar_index
+from rgbench.core.errors import UsageError
+from rgbench.core.io import TarMember, open_tar
+from rgbench.data import tars as tar_index
 from rgbench.data.config import WebDatasetData
-from rgbench.data.tar_index import index_shard
-from rgbench.errors import UsageError
-from rgbench.files import TarMember, open_tar
+from rgbench.data.sources import open_source, prepare_source
+from rgbench.data.tars import index_shard
 
 
 @pytest.fixture(autouse=True)

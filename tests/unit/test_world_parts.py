@@ -9,11 +9,10 @@ import torch
 from open_clip import CLIP
 from open_clip.tokenizer import HFTokenizer
 
-from rgbench.worlds.building.clip import CLIP_CONFIG, contrastive_loss
-from rgbench.worlds.building.text_encoder import to_transformers
-from rgbench.worlds.building.tokenizer import CONTEXT_LENGTH, bpe_merges, build_tokenizer
-from rgbench.worlds.captions import captions, vocabulary
-from rgbench.worlds.scenes import sample_scenes
+from rgbench.benchtop.scenes import captions, sample_scenes, vocabulary
+from tools.benchtop.clip import CLIP_CONFIG, contrastive_loss
+from tools.benchtop.text_encoder import to_transformers
+from tools.benchtop.tokenizer import CONTEXT_LENGTH, bpe_merges, build_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rgbench.errors import UsageError
-from rgbench.files import read_json, sha256_tree
-from rgbench.worlds.building.api import build, install_world
-from rgbench.worlds.building.stages import SHIPPED, STAGES, WorldRecipe, run_stages
+from rgbench.core.errors import UsageError
+from rgbench.core.io import read_json, sha256_tree
+from tools.benchtop.api import build, install_world
+from tools.benchtop.stages import SHIPPED, STAGES, WorldRecipe, run_stages
 
 
 @pytest.fixture(scope="module")

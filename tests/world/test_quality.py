@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rgbench.worlds.building.physics import Outcome, verdict
-from rgbench.worlds.building.quality import Row, high_energy, spectrum_rows
-from rgbench.worlds.scenes import scene_batch
+from rgbench.benchtop.scenes import scene_batch
+from tools.benchtop.physics import Outcome, verdict
+from tools.benchtop.quality import Row, high_energy, spectrum_rows
 
 
 def test_a_row_is_short_outside_its_bounds_or_without_a_value():

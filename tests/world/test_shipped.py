@@ -7,13 +7,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from rgbench.files import read_json, sha256_tree
-from rgbench.worlds.building.stages import SHIPPED
-from rgbench.worlds.oracle import load_oracle
-from rgbench.worlds.presets import ASSETS
-from rgbench.worlds.scenes import scene_batch
+from rgbench.benchtop.oracle import load_oracle
+from rgbench.benchtop.scenes import scene_batch
+from rgbench.core.io import read_json, sha256_tree
+from rgbench.models.presets import WEIGHTS
+from tools.benchtop.stages import SHIPPED
 
-WORLD = ASSETS / "benchtop"
+WORLD = WEIGHTS
 LIMIT_BYTES = 30 * 10**6
 
 

@@ -1,0 +1,179 @@
+"""Simulated human preferences: which of two images suits a prompt better.
+
+Utility of an image = share of the caption's attributes that are right − λ · strength
+of its degradation; choices follow Bradley–Terry on the difference, and a share of
+them is flipped. Some degradations are kept from training, to test the reward on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rgbench.benchtop.scenes import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, Scenes, is_heldout
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Parameters of the simulated annotators."""
+
+    degradation_weight: float = 0.8  # λ
+    sharpness: float = 12.0  # Bradley–Terry scale on the utility difference
+    flip_rate: float = 0.05
+
+
+def corrupt(scenes: Scenes, num_wrong: Tensor, generator: torch.Generator) -> Scenes:
+    """Scenes with ``num_wrong`` (B,) attributes changed to another value.
+
+    The object count stays; no held-out combination is made from a scene without one.
+    """
+    layout, shape, colour, size = (x.clone() for x in (scenes.layout, scenes.shape, scenes.colour, scenes.size))
+    two = scenes.count == 2
+    valid = torch.ones(len(scenes), 7, dtype=torch.bool)
+    valid[:, 4:] = two[:, None]
+    order = torch.rand(len(scenes), 7, generator=generator).masked_fill(~valid, 2.0)
+    change = (order.argsort(1).argsort(1) < num_wrong[:, None]) & valid
+
+    def other(values: Tensor, n: int | Tensor, where: Tensor) -> Tensor:
+        step = 1 + (torch.rand(len(values), generator=generator) * (n - 1)).long()
+        return torch.where(where, (values + step) % n, values)
+
+    single_layout = other(layout, len(POSITIONS), change[:, 0])
+    pair_layout = len(POSITIONS) + other(layout - len(POSITIONS), len(RELATIONS), change[:, 0])
+    layout = torch.where(two, pair_layout, single_layout)
+    for slot in (0, 1):
+        column = 1 + 3 * slot
+        was = (shape[:, slot].clone(), colour[:, slot].clone())
+        allowed = ~is_heldout(*was)
+        new = other(was[0], len(SHAPES), change[:, column])
+        clash = allowed & ~change[:, column + 1] & is_heldout(new, was[1])
+        shape[:, slot] = torch.where(clash, _next_but(new, was[0], len(SHAPES)), new)
+        new = other(was[1], len(COLOURS), change[:, column + 1])
+        clash = allowed & is_heldout(shape[:, slot], new)
+        colour[:, slot] = torch.where(clash, _next_but(new, was[1], len(COLOURS)), new)
+        size[:, slot] = other(size[:, slot], len(SIZES), change[:, column + 2])
+    for x in (shape, colour, size):
+        x[~two, 1] = -1
+    return Scenes(layout, shape, colour, size)
+
+
+def swap_objects(scenes: Scenes, where: Tensor) -> Scenes:
+    """Scenes whose two objects change places where ``where`` (B,) holds; one-object scenes stay."""
+    where = (where & (scenes.count == 2))[:, None]
+    shape, colour, size = (torch.where(where, x.flip(1), x) for x in (scenes.shape, scenes.colour, scenes.size))
+    return Scenes(scenes.layout, shape, colour, size)
+
+
+def _next_but(values: Tensor, skipped: Tensor, n: int) -> Tensor:
+    """The next value modulo n that is not ``skipped``."""
+    following = (values + 1) % n
+    return torch.where(following == skipped, (following + 1) % n, following)
+
+
+def share_right(scenes: Scenes, wanted: Scenes) -> Tensor:
+    """(B,) share of the wanted scene's attributes that a scene of the same count has."""
+    slots = wanted.shape >= 0
+    hits = (scenes.layout == wanted.layout).float()
+    for name in ("shape", "colour", "size"):
+        hits = hits + ((getattr(scenes, name) == getattr(wanted, name)) & slots).sum(1).float()
+    return hits / (1 + 3 * wanted.count)
+
+
+def utility(right: Tensor, degradation: Tensor, config: PreferenceConfig) -> Tensor:
+    """(B,) utility of images with a share of attributes right and a degradation in [0, 1]."""
+    return right - config.degradation_weight * degradation
+
+
+def choose(difference: Tensor, config: PreferenceConfig, generator: torch.Generator) -> Tensor:
+    """(B,) bool: the first image is preferred, given utility differences."""
+    p = torch.sigmoid(config.sharpness * difference)
+    first = torch.rand(p.shape, generator=generator) < p
+    flip = torch.rand(p.shape, generator=generator) < config.flip_rate
+    return first ^ flip
+
+
+def _per_image(images: Tensor, kernels: Tensor) -> Tensor:
+    """Convolve image b with kernel b, reflecting at the border; kernels (B, k, k)."""
+    b, c, h, w = images.shape
+    k = kernels.shape[-1]
+    padded = F.pad(images, (k // 2,) * 4, mode="reflect").reshape(1, b * c, h + k - 1, w + k - 1)
+    return F.conv2d(padded, kernels.repeat_interleave(c, 0)[:, None], groups=b * c).reshape(b, c, h, w)
+
+
+def blur(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian blur, sigma up to 2.5 pixels."""
+    x = torch.arange(-6, 7, dtype=torch.float32)
+    g = torch.exp(-0.5 * (x[None] / (0.2 + 2.3 * strength[:, None])) ** 2)
+    g = g / g.sum(1, keepdim=True)
+    return _per_image(images, g[:, :, None] * g[:, None])
+
+
+def noise(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian noise, white or coloured between channels, standard deviation up to 0.25."""
+    return images + 0.25 * strength[:, None, None, None] * torch.randn(images.shape, generator=generator)
+
+
+def fade(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Loss of contrast and saturation, by up to 80 %."""
+    s = 0.8 * strength[:, None, None, None]
+    grey = images.mean(1, keepdim=True)
+    return (1 - s) * images + s * (0.5 * grey + 0.5 * grey.mean((-2, -1), keepdim=True))
+
+
+def oversaturate(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Contrast and saturation pushed up to three times, with clipping."""
+    s = 1 + 2 * strength[:, None, None, None]
+    grey = images.mean(1, keepdim=True)
+    return ((grey - 0.4) * s.sqrt() + 0.4) + (images - grey) * s
+
+
+def pixelate(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Blocks of 4 × 4 or 8 × 8 pixels, mixed in by strength."""
+    block = torch.where(strength > 0.5, 8, 4)
+    small = torch.stack([F.avg_pool2d(x, int(k)).repeat_interleave(int(k), -1).repeat_interleave(int(k), -2)
+                         for x, k in zip(images, block, strict=True)])  # fmt: skip
+    s = (0.4 + 0.6 * strength)[:, None, None, None]
+    return (1 - s) * images + s * small
+
+
+def salt_and_pepper(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Up to 25 % of the pixels set to black or white."""
+    u = torch.rand(images.shape[0], 1, *images.shape[2:], generator=generator)
+    p = 0.125 * strength[:, None, None, None]
+    return torch.where(u < p, 0.0, torch.where(u > 1 - p, 1.0, images))
+
+
+def motion_blur(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Horizontal box blur of up to 13 pixels."""
+    x = torch.arange(-6, 7).abs().float()
+    box = (x[None] <= 6 * strength[:, None]).float()
+    kernels = torch.zeros(len(images), 13, 13)
+    kernels[:, 6] = box / box.sum(1, keepdim=True)
+    return _per_image(images, kernels)
+
+
+TRAINED_DEGRADATIONS = (blur, noise, fade, oversaturate)
+HELDOUT_DEGRADATIONS = (pixelate, salt_and_pepper, motion_blur)
+
+
+def degrade(images: Tensor, strength: Tensor, kinds: tuple, generator: torch.Generator) -> Tensor:
+    """Each image under one kind of degradation drawn at random, clamped to [0, 1].
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        strength: (B,) in [0, 1]; 0 leaves the image as it is.
+        kinds: the functions to draw from; with none, images stay as they are.
+        generator: CPU generator.
+    """
+    if not kinds:
+        return images
+    kind = torch.randint(len(kinds), (len(images),), generator=generator)
+    out = images.clone()
+    for k, function in enumerate(kinds):
+        rows = (kind == k) & (strength > 0)
+        if rows.any():
+            out[rows] = function(images[rows], strength[rows], generator)
+    return out.clamp(0, 1)

@@ -1,0 +1,549 @@
+"""The one module that opens untrusted bytes; with the atomic writes of :mod:`rgbench.core.io`.
+
+Nothing read here is ever executed: weights come from safetensors or from torch's
+weights-only unpickler, JSON is strict, images are size-checked before they are decoded,
+tar members are listed and never extracted. A test bans ``torch.load(``, pickles,
+``eval(`` and ``yaml.load(`` from every other module.
+
+Writes that leave the old file or the new one, never half: temporary name, fsync, rename.
+
+Everything here is offered by :mod:`rgbench.core.io` too, where the readers are.
+
+Strict JSON: no NaN, no infinity, no key twice.
+
+Pixels of an opened image as 8-bit RGB, what that could not hold, and what its file's header says.
+
+Names of image files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import re
+import secrets
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from rgbench.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+CHUNK_BYTES = 1 << 20
+
+_SAFETENSORS_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
+def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
+    """Write a new file and wait until the disk has it.
+
+    Args:
+        path: must not exist yet.
+        chunks: the contents, in order.
+
+    Returns:
+        sha256 of what was written, as hex.
+
+    Raises:
+        OSError: the file exists, no space, no permission; what was written is removed.
+    """
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        try:
+            for chunk in chunks:
+                digest.update(chunk)
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[os.write(descriptor, rest[:CHUNK_BYTES]) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException as error:
+        os.unlink(path)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # os.write does not say where the disk is full
+        raise
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's entries: a rename is durable only after this."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_chunks_atomic(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
+    """Replace ``path`` by the chunks; a reader sees the old file or the new one.
+
+    Returns:
+        sha256 of the contents, as hex.
+
+    Raises:
+        OSError: the disk refused; ``path`` is then as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    try:
+        digest = write_synced(temporary, chunks)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+    return digest
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` (temporary name, fsync, rename, fsync of the folder)."""
+    write_chunks_atomic(path, [data])
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace ``path`` by UTF-8 ``text``, atomically."""
+    write_chunks_atomic(path, [text.encode("utf-8")])
+
+
+def write_json_atomic(path: Path, obj: Any) -> None:
+    """Replace ``path`` by strict, indented JSON, atomically.
+
+    Raises:
+        ValueError: NaN or infinity somewhere in ``obj``; JSON has no such number.
+    """
+    try:
+        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not written: {error}; store null for a figure that does not exist") from error
+    write_text_atomic(path, text + "\n")
+
+
+def save_safetensors_atomic(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> str:
+    """Replace ``path`` by a safetensors file, atomically.
+
+    Returns:
+        sha256 of the file, as hex.
+    """
+    return write_chunks_atomic(path, safetensors_chunks(tensors, metadata))
+
+
+def safetensors_chunks(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Iterator[bytes]:
+    """A safetensors file as a stream of byte strings, one tensor in memory at a time.
+
+    Streaming gives the sha256 in the same pass, and a full disk shows as ``OSError``
+    (the library's own writer reports it as a parse error). Tensors may share memory;
+    each is written out. Widest types come first, so that all stay aligned.
+
+    Args:
+        tensors: name → tensor of any device and layout.
+        metadata: strings for the header.
+
+    Raises:
+        TypeError: a dtype that the format does not name.
+    """
+    import torch
+
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name, tensor in ordered:
+        dtype = _SAFETENSORS_DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+        if dtype is None:
+            raise TypeError(f"tensor {name!r}: dtype {tensor.dtype} cannot be stored")
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    yield struct.pack("<Q", len(encoded)) + encoded
+    for _, tensor in ordered:
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().tobytes()
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Parse strict JSON.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, NaN or infinity, or a key twice.
+        RecursionError: nested too deep.
+    """
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r} occurs twice")
+    return out
+
+
+def _finite(token: str) -> float:
+    value = float(token)
+    if not math.isfinite(value):
+        raise ValueError(f"{token} is not a JSON number")
+    return value
+
+
+EXIF_ORIENTATION = 274
+SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
+
+
+class ImageHeader(NamedTuple):
+    """What is known of an image before it is decoded.
+
+    Attributes:
+        size: width and height.
+        inexact: what 8-bit RGB could not hold of it, or None.
+        format: "PNG", "JPEG", "WEBP" or "BMP".
+        table: a JPEG's first quantisation table (luma), 64 numbers in natural order; empty for other formats.
+        sampling: a JPEG's chroma subsampling, such as "4:2:0"; "" where there is none or it is another one.
+    """
+
+    size: tuple[int, int]
+    inexact: str | None
+    format: str
+    table: tuple[int, ...] = ()
+    sampling: str = ""
+
+
+def header_of(image: Image) -> ImageHeader:
+    """The header of an image that is opened and not yet decoded."""
+    tables = getattr(image, "quantization", None) or {}
+    sampling = ""
+    if image.format == "JPEG":
+        from PIL.JpegImagePlugin import get_sampling
+
+        sampling = SAMPLINGS.get(get_sampling(image), "")
+    return ImageHeader(image.size, inexact(image), str(image.format), tuple(tables.get(0, ())), sampling)
+
+
+def inexact(image: Image) -> str | None:
+    """What 8-bit RGB could not hold of an image that is opened and not yet decoded."""
+    if image.has_transparency_data:
+        return f"has transparency ({image.mode})"
+    if image.mode not in ("RGB", "L", "P", "1"):
+        return f"has pixels of mode {image.mode}"
+    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):  # Pillow cuts 16-bit RGB to 8 bits in silence
+        return "has 16 bits per channel"
+    if getattr(image, "n_frames", 1) > 1:
+        return "is an animation"
+    return "is turned by its EXIF orientation" if image.getexif().get(EXIF_ORIENTATION, 1) != 1 else None
+
+
+def to_rgb(image: Image, name: str) -> Image:
+    """A copy with 8-bit RGB pixels: 16-bit levels scaled, transparency on white.
+
+    Raises:
+        UsageError: 32-bit pixels, which have no fixed range; ``name`` is named.
+    """
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image.copy()
+    if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255 instead of scaling
+        return image.point(lambda level: level / 257, "L").convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UsageError(f"{name}: pixels of mode {image.mode} have no fixed range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+# for the exception type that torch's weights-only unpickler raises
+
+
+MAX_PIXELS = 64_000_000  # below the 89 million at which Pillow begins to warn
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+
+# What the decoders of torch and Pillow raise on damaged input.
+_TORCH_ERRORS: tuple[type[Exception], ...] = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError),
+    *(EOFError, AttributeError, AssertionError, struct.error),
+)
+_PIL_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, OverflowError, TypeError),
+    *(struct.error, zlib.error, MemoryError),
+)
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_tree(folder: Path) -> str:
+    """sha256 over the sorted relative names and contents of all files under ``folder``, as hex."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Read strict JSON.
+
+    Raises:
+        UsageError: no such file, not UTF-8, not JSON, NaN or infinity, a key twice, nested too deep.
+    """
+    try:
+        return parse_json(Path(path).read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid JSON: {error}") from error
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UsageError: no such file, or not a whole safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
+
+
+def open_safetensors(path: Path) -> dict[str, Any]:
+    """Tensors of a file by name, of which ``tensor[i]`` reads row i alone and ``tensor[:]`` all.
+
+    Raises:
+        UsageError: no such file, or not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="pt")
+        return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
+
+
+def load_pickled_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.pt``, ``.pth`` or ``.bin`` file, through torch's weights-only unpickler.
+
+    A ``state_dict`` entry, as training checkpoints have, is taken out of its wrapper.
+
+    Returns:
+        name → tensor on the CPU.
+
+    Raises:
+        UsageError: no such file, damaged, or holding anything besides tensors; nothing of it is executed.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except _TORCH_ERRORS as error:
+        first = str(error).split("\n", 1)[0]
+        raise UsageError(
+            f"{path}: refused: not a plain file of tensors ({first}); convert it to safetensors"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise UsageError(f"{path}: refused: expected names and tensors, found {type(content).__name__}")
+    return dict(content)
+
+
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """The strings in a safetensors file's header; its tensors are not read. Raises as :func:`load_safetensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
+
+
+def load_torchscript(path: Path) -> Any:
+    """A TorchScript module, on the CPU. It is a program: check the file's hash before.
+
+    Raises:
+        UsageError: no such file, or none of TorchScript.
+    """
+    import torch
+
+    try:
+        return torch.jit.load(str(path), map_location="cpu")
+    except _TORCH_ERRORS as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise UsageError(f"{path}: not a TorchScript file ({first}); fetch it again") from error
+
+
+def inspect_image(path: Path) -> ImageHeader:
+    """What an image file's header says: size, format, compression (a UsageError without a header)."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return header_of(image)
+    except (*_PIL_ERRORS, Image.DecompressionBombError) as error:  # type: ignore[misc]
+        raise UsageError(f"{path}: not a readable PNG, JPEG, WebP or BMP image ({error})") from error
+
+
+def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS, exact: bool = False) -> Image:
+    """Decode one image to 8-bit RGB. The EXIF orientation is not applied; of an animation, the first frame.
+
+    Grey, palette, CMYK and 16-bit images are converted; transparency is laid on white.
+
+    Args:
+        source: a PNG, JPEG, WebP or BMP file, or its bytes.
+        max_pixels: refuse larger images before decoding them.
+        exact: refuse what the conversion would change: transparency, CMYK, 16 bits, a turn by EXIF, animation.
+
+    Raises:
+        UsageError: no such file, another format, truncated or damaged, too large, of float or 32-bit pixels,
+            or not exact where that is asked for.
+    """
+    from PIL import Image
+
+    name = "image bytes" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise UsageError(f"{name}: {image.width}×{image.height} exceeds {max_pixels} pixels; make it smaller")
+            reason = inexact(image) if exact else None
+            if reason:
+                raise UsageError(f"{name}: {reason}; save it as an 8-bit RGB image")
+            image.load()
+            return to_rgb(image, name)
+    except FileNotFoundError as error:
+        raise UsageError(f"{name}: no such file") from error
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"{name}: refused: {error}") from error
+    except _PIL_ERRORS as error:
+        raise UsageError(f"{name}: not a readable PNG, JPEG, WebP or BMP image ({error})") from error
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A regular file in a tar.
+
+    Attributes:
+        name: relative path with forward slashes, no ``..``.
+        offset: of its first byte in the tar file.
+        size: bytes.
+    """
+
+    name: str
+    offset: int
+    size: int
+
+
+def open_tar(path: Path) -> list[TarMember]:
+    """The files of an uncompressed tar, in order. Nothing is extracted; read them with :func:`read_member`.
+
+    Args:
+        path: a local file; URLs and ``pipe:`` are no files.
+
+    Raises:
+        UsageError: no such file, compressed, damaged or truncated, a name twice; or a member that is
+            absolute, climbs with ``..``, or is a link, device or sparse file. The member is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give a local, uncompressed .tar")
+    members: dict[str, TarMember] = {}
+    size = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if info.isdir():
+                    continue
+                member = _safe_member(info, path)
+                if member.name in members:
+                    raise UsageError(f"{path}: member {member.name!r} occurs twice")
+                if member.offset + member.size > size:
+                    raise UsageError(f"{path}: truncated inside member {member.name!r}; fetch or write it again")
+                members[member.name] = member
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
+        raise UsageError(f"{path}: not a readable uncompressed tar ({error})") from error
+    return list(members.values())
+
+
+def _safe_member(info: tarfile.TarInfo, path: Path) -> TarMember:
+    name = info.name.removeprefix("./")
+    reason = None
+    if not info.isreg() or info.issparse():
+        reason = "is a link, device or special file"
+    elif name.startswith("/") or "\\" in name or name[1:2] == ":":
+        reason = "has an absolute or foreign path"
+    elif any(part in ("", ".", "..") for part in name.split("/")):
+        reason = "climbs out of its folder"
+    if reason:
+        raise UsageError(f"{path}: refused: member {info.name!r} {reason}")
+    return TarMember(name, info.offset_data, info.size)
+
+
+def read_member(file: BinaryIO, member: TarMember) -> bytes:
+    """The bytes of a tar member.
+
+    Args:
+        file: the tar, opened for reading bytes.
+        member: from :func:`open_tar` of the same file.
+
+    Raises:
+        UsageError: the file is shorter than when it was listed.
+    """
+    file.seek(member.offset)
+    data = file.read(member.size)
+    if len(data) != member.size:
+        raise UsageError(f"{file.name}: truncated inside member {member.name!r}; fetch or write it again")
+    return data
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(/[A-Za-z0-9.-]+)*")
+MAX_STEM = 80
+INDEX = "index.json"
+
+
+def file_stem(text: str) -> str:
+    """Text as part of a file name, distinct for distinct texts.
+
+    Plain text is kept, its slashes as underscores; other text is shortened, with its hash.
+    """
+    if len(text) <= MAX_STEM and _PLAIN.fullmatch(text):
+        return text.replace("/", "_")
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-")
+    return f"{slug or 'prompt'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,1 +1,0 @@
-"""Many processes: what the ranks of a run say to one another, and how they are started."""

@@ -1,0 +1,111 @@
+"""Figures of real images, kept on disk: they serve every model that is evaluated after.
+
+Folders of what can be computed again: kept out of git, and made again where a file is not what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+import rgbench
+from rgbench.core.errors import UsageError
+from rgbench.core.io import load_safetensors, read_safetensors_metadata, save_safetensors_atomic, write_text_atomic
+
+IGNORE = ".gitignore"
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder(folder: Path) -> Path:
+    """The folder, made where it is not there, with a ``.gitignore`` of all in it.
+
+    Processes may ask for one folder at once. A ``.gitignore`` that is there already stays as it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / IGNORE).is_file():
+        write_text_atomic(folder / IGNORE, "*\n")
+    return folder
+
+
+def read_whole(path: Path, read: Callable[[], T | None]) -> T | None:
+    """What ``read`` gives; None where the file is damaged, which is warned of: it is to be made again.
+
+    Args:
+        path: the file, for the warning.
+        read: gives None where the contents do not match their checksum, and raises UsageError where the file cannot
+            be read at all.
+    """
+    try:
+        found = read()
+    except UsageError as error:
+        log.warning("%s; made again", error)
+        return None
+    if found is None:
+        log.warning("%s: contents do not match their checksum; made again", path)
+    return found
+
+
+CODE = ("metrics", "rewards", "benchtop", "data")  # packages whose change may change a figure
+
+
+def keep_array(folder: Path, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """``make()``, or what it gave before for the same fields, the same code and the same versions.
+
+    A file that is damaged is made again.
+
+    Args:
+        folder: what can be computed again; kept out of git.
+        owner: what makes the array; its class's source counts as code too, so that a plug-in's change is seen.
+        fields: all that the array depends on, of JSON's types.
+        make: gives a float64 array.
+    """
+    code = [type(owner).__qualname__, _source(type(owner)), code_digest(), torch.__version__]
+    key = hashlib.sha256(json.dumps([fields, code], sort_keys=True).encode()).hexdigest()
+    path = folder / f"{type(owner).__name__.lower()}-{key[:32]}.safetensors"
+    kept = read_whole(path, partial(_read, path)) if path.is_file() else None
+    if kept is not None:
+        return kept
+    array = np.ascontiguousarray(make(), dtype=np.float64)
+    cache_folder(folder)
+    save_safetensors_atomic({"array": torch.from_numpy(array)}, path, {"sha256": _digest(array)})
+    return array
+
+
+def _read(path: Path) -> np.ndarray | None:
+    tensor = load_safetensors(path).get("array")
+    array = None if tensor is None else tensor.numpy()
+    intact = array is not None and read_safetensors_metadata(path).get("sha256") == _digest(array)
+    return array if intact else None
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """sha256 over the package's sources that a figure of real images may depend on."""
+    root, digest = Path(rgbench.__file__).parent, hashlib.sha256()
+    for path in sorted(path for name in CODE for path in (root / name).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source(owner: type) -> str:
+    """The text of the file that a class was written in; "" where it has none."""
+    try:
+        return Path(inspect.getfile(owner)).read_text()
+    except (OSError, TypeError):
+        return ""

@@ -1,0 +1,239 @@
+"""What a metric may know of the evaluation that it is part of.
+
+What the metrics of one command compare with: real images, network, and the protocol's name.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgbench.core.errors import UsageError
+from rgbench.core.progress import Track, untracked
+from rgbench.data.prompts import PromptSet
+from rgbench.metrics.base import Quantity
+from rgbench.metrics.features import FeatureRows, FeatureSet
+from rgbench.metrics.networks import EffLite0Network, InceptionNetwork, find_inception
+from rgbench.metrics.reference import PROTOCOLS, ReferenceFolder, ReferenceScenes, SetProtocol
+
+SEED_RULE = "one CPU generator per image, seeded with sha256(prompt id, seed)"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a metric may know of the evaluation that it is part of.
+
+    Attributes:
+        prompts: the prompts, one image each.
+        reference: real scenes for the same prompts.
+        features: of the set metrics' reference and of each batch, shared by them.
+        rows: features of the evaluated images by position, filled as they are seen; shared likewise.
+        reward_folder: the world's reward model.
+        judges_folder: the world's judges.
+        trained_rewards: ``rewards`` of the run's run.json; empty for a model that met none.
+        resolution: side of the evaluated images in pixels.
+        device: where networks run.
+        jpeg: what JPEG or another lossy format did to the images; None for nothing.
+        named: the protocol of the set metrics, such as "coco14-30k"; None for the world's own.
+        judges: weights of held-out judges by name; the published ones where there are none.
+        departures: in what this evaluation is not what the named protocol asks for.
+        track: shows how far a long computation is.
+    """
+
+    prompts: PromptSet
+    resolution: int
+    reference: ReferenceScenes
+    features: FeatureSet
+    rows: FeatureRows
+    reward_folder: Path
+    judges_folder: Path
+    trained_rewards: tuple[Mapping[str, Any], ...]
+    device: torch.device
+    jpeg: str | None = None
+    named: str | None = None
+    departures: tuple[str, ...] = ()
+    judges: Mapping[str, Path] = field(default_factory=dict)
+    track: Track = untracked
+
+    def protocol(self, **fields: Any) -> dict[str, Any]:
+        """Protocol fields that every metric shares, and its own.
+
+        The evaluated image is the 8-bit one that a lossless file would hold.
+        """
+        prompts = {"name": self.prompts.name, "sha256": self.prompts.sha256, "num": self.prompts.num_distinct}
+        shared = {"prompts": prompts, "seeds": self.prompts.seeds, "seed_rule": SEED_RULE, "image": "uint8 RGB"}
+        return {**shared, "jpeg": self.jpeg, **fields}
+
+    def see(self, images: Tensor, positions: np.ndarray) -> None:
+        """Have the features of a batch in ``rows``; they are computed once, whichever set metric asks first."""
+        self.rows.put(positions, self.features(images))
+
+    def set_protocol(self, **fields: Any) -> dict[str, Any]:
+        """Protocol fields of a set metric: shared ones, its reference and network, and its own."""
+        named: dict[str, Any] = {"protocol": self.named, "departures": list(self.departures)} if self.named else {}
+        if self.features.network.smallest is not None:  # a crop at native size sees another part at another resolution
+            named["generated_resolution"] = self.resolution
+        return self.protocol(**named, **self.features.fields(), **fields)
+
+    def by_group(self, rows: np.ndarray) -> dict[str, float]:
+        """Mean of per-image rows over each group of prompts, such as "test" and "heldout"."""
+        groups = np.array([prompt.group for prompt in self.prompts.prompts])
+        return {str(name): float(rows[groups == name].mean()) for name in np.unique(groups) if name}
+
+    def clusters(self, num: int) -> np.ndarray:
+        """(num,) number of each of the first images' prompt: images of one prompt are no independent draws."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(prompt.id, len(numbers)) for prompt in self.prompts.prompts[:num]])
+
+    def over_prompts(self, rows: np.ndarray) -> np.ndarray:
+        """(P,) mean over the seeds of each prompt, of (n,) rows of the first n images."""
+        clusters = self.clusters(len(rows))
+        return np.bincount(clusters, rows) / np.bincount(clusters)
+
+    def require_images(self, metric: str, num: int) -> None:
+        """Check that there are enough images.
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        if len(self.prompts) < num:
+            raise UsageError(f"metric {metric} needs at least {num} images, not {len(self.prompts)}; raise --num")
+
+    def require(self, metric: str, num: int, resolution: int | None = None) -> None:
+        """Check that the evaluation suits a metric that knows what each image should show.
+
+        Args:
+            metric: its name on the command line.
+            num: images that it needs.
+            resolution: side that it needs, in pixels; None for any.
+
+        Raises:
+            UsageError: a prompt without a possible scene, fewer prompts, or images of another size.
+        """
+        self.reference.require(metric, num)
+        if resolution not in (None, self.resolution):
+            raise UsageError(f"metric {metric} reads {resolution} px images; this model makes {self.resolution} px")
+
+
+OWN_FOLDER = "folder"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SetComparison:
+    """What the set metrics of one command compare with, and by what name.
+
+    Attributes:
+        features: of the reference, and the network.
+        named: the protocol's name, or None for the world's own.
+        departures: in what this is not that protocol; flags of every figure.
+    """
+
+    features: FeatureSet
+    named: str | None = None
+    departures: tuple[str, ...] = ()
+
+    def check(self, side: int, quantities: Sequence[Quantity]) -> None:
+        """Whether whole real images can be compared with generated ones of ``side`` pixels, where figures do that.
+
+        A named protocol resizes both sides itself; probes take native crops of what is large enough.
+
+        Args:
+            side: of the generated images, in pixels.
+            quantities: all that are measured.
+
+        Raises:
+            UsageError: a folder of one's own holds images of another size.
+        """
+        reference = self.features.reference
+        if not isinstance(reference, ReferenceFolder):
+            return
+        if not any(quantity.protocol.get("reference") == reference.fields() for quantity in quantities):
+            return
+        if self.named == OWN_FOLDER:
+            reference.require_plain(side)
+        smallest = self.features.network.smallest
+        if smallest is not None and side < smallest:
+            log.warning(
+                "generated images of %s px are smaller than the crop of %s px and stay uncropped", side, smallest
+            )
+
+
+def settle_comparison(
+    protocol: SetProtocol | None,
+    reference: Path | None,
+    inception: Path | None,
+    prompts: PromptSet,
+    scenes: ReferenceScenes,
+    device: torch.device,
+    track: Track,
+    say: Callable[[str], None],
+) -> SetComparison:
+    """Reference and network of the set metrics.
+
+    Without a protocol they compare with the benchtop's scenes, or with a folder of the user's own, on
+    EfficientNet-Lite0 features; with one, with its reference on Inception features.
+
+    Args:
+        protocol: the named protocol, if any.
+        reference: folder of real images.
+        inception: the Inception file.
+        prompts: what is generated.
+        scenes: the benchtop's reference.
+        device: where networks run.
+        track: shows the reading of images.
+        say: prints a line.
+
+    Raises:
+        UsageError: a protocol without reference, an Inception file without a protocol, or a missing file.
+    """
+    if inception is not None and protocol is None:
+        raise UsageError(f"--inception serves a named protocol; add --protocol, one of {', '.join(PROTOCOLS)}")
+    if protocol is None and reference is None:
+        return SetComparison(FeatureSet(scenes, EffLite0Network(device)))
+    if reference is None:
+        assert protocol is not None
+        raise UsageError(
+            f"protocol {protocol.name} compares with {protocol.num_reference:,} real images; name their folder with "
+            "--reference (COCO's val2014 or val2017, unpacked)"
+        )
+    folder = ReferenceFolder(reference, scenes.cache, track)
+    if protocol is None:
+        say(f"reference: {reference}: {len(folder):,} images, sha256 {folder.content[:16]}")
+        return SetComparison(FeatureSet(folder, EffLite0Network(device)), OWN_FOLDER)
+    network = InceptionNetwork(find_inception(inception), protocol.crop, device)
+    departures = _departures(protocol, prompts, folder)
+    say(f"{protocol.name}: {protocol.about}")
+    say(f"reference: {reference}: {len(folder):,} images, sha256 {folder.content[:16]}")
+    for departure in departures:
+        say(f"not {protocol.name} as published: {departure}")
+    return SetComparison(FeatureSet(folder, network), protocol.name, departures)
+
+
+def _departures(protocol: SetProtocol, prompts: PromptSet, reference: ReferenceFolder) -> tuple[str, ...]:
+    found, num_reference = [], len(reference)
+    if protocol.captions is not None and prompts.published != protocol.captions:
+        found.append("captions not the published list")
+    if protocol.captions is None and not _describes(prompts, reference):
+        found.append("captions not of the reference's images")
+    if len(prompts) != protocol.num_prompts:
+        found.append(f"{len(prompts):,} prompts, not {protocol.num_prompts:,}")
+    if num_reference != protocol.num_reference:
+        found.append(f"reference of {num_reference:,}, not {protocol.num_reference:,}")
+    return tuple(found)
+
+
+def _describes(prompts: PromptSet, reference: ReferenceFolder) -> bool:
+    """Whether each caption belongs to an image of the reference, by COCO's numbers: annotations and file names."""
+    numbers = {int(found[0]) for path in reference.files if (found := re.search(r"\d+$", path.stem))}
+    own = [re.fullmatch(r"coco/(\d+)", prompt.id) for prompt in prompts.prompts]
+    return all(found is not None and int(found[1]) in numbers for found in own)

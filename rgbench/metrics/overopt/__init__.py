@@ -1,1 +1,0 @@
-"""Probes for over-optimisation, one file each."""

@@ -1,0 +1,200 @@
+"""Fragility: how much reward an image loses under changes that people hardly see.
+
+    JPEG at quality 75, Gaussian blur σ = 1 pixel, half size and back, a shift by one pixel, noise of σ = 2/255
+
+The figure is the mean drop of the reward over the five, minus the same drop of real
+images: a reward that rests on fine structure, rather than on what the image shows, breaks.
+It is measured on the first 512 images, for each costs six evaluations of the reward model.
+
+Aliasing gain: how much of the reward comes from frequencies that the reward model cannot see.
+
+    gain           reward without antialiasing in its resize − reward with it, per image
+    aliased noise  standard deviation of resize_aa0(Y) − resize_aa1(Y), in 8-bit levels: what folds down
+
+A resize without a low-pass filter folds what lies above the reward model's Nyquist limit
+down into its input. A student that was trained so learns to put structure there, and its
+gain rises above that of real images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rgbench.data.prompts import Prompt
+from rgbench.metrics.base import Measurement, Quantity
+from rgbench.metrics.context import Context
+from rgbench.metrics.probes.base import NO_CAPTIONS, Level, PerImageProbe, Real, find_real, of_real, without_real
+from rgbench.metrics.probes.pixels import GREY_LEVELS
+from rgbench.metrics.probes.spectrum import luma_chroma
+from rgbench.metrics.rewards import SCALE, shared_reward, through_jpeg
+from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+
+LEVEL = Level("fragility", "Fragility", "", "fragility", 2, direction="lower")
+NUM_IMAGES = 512
+BLUR_SIGMA = 1.0  # pixels
+BLUR_RADIUS = 4  # pixels
+NOISE_SIGMA = 2 / 255
+
+
+def jpeg(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Through JPEG at quality 75, 4:2:0, and back."""
+    return through_jpeg(images)
+
+
+def blur(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Gaussian, σ = 1 pixel, borders repeated."""
+    x = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (x / BLUR_SIGMA) ** 2)
+    kernel = kernel / kernel.sum()
+    planes = F.pad(images.flatten(0, 1)[:, None], (BLUR_RADIUS,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(planes, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).reshape(images.shape)
+
+
+def half_size(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Bicubic with antialiasing to half the size, and bicubic back."""
+    height, width = images.shape[-2:]
+    small = F.interpolate(images, (max(1, height // 2), max(1, width // 2)), mode="bicubic", antialias=True)
+    return F.interpolate(small, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def shift(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """One pixel right and down, the borders repeated."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (1, 0, 1, 0), mode="replicate")[..., :height, :width]
+
+
+def noise(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """White noise, σ = 2/255, the same for a prompt whatever its batch or model."""
+    drawn = torch.stack([torch.randn(images.shape[1:], generator=_generator(prompt)) for prompt in prompts])
+    return (images + NOISE_SIGMA * drawn.to(images.device)).clamp(0, 1)
+
+
+CHANGES = {"jpeg75": jpeg, "blur1": blur, "half_size": half_size, "shift1": shift, "noise2": noise}
+
+
+def _generator(prompt: Prompt) -> torch.Generator:
+    digest = hashlib.sha256(prompt.id.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+class Fragility:
+    """Mean drop of the reward under five small changes, against real images where there are any.
+
+    Args:
+        context: any prompts.
+
+    Raises:
+        UsageError: the reward model's folder is incomplete.
+    """
+
+    gathers_per_image = ("drops",)
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        real, lacking = find_real(context)
+        self.real = real if real is not None and real.paired else None  # the reward needs a prompt
+        self.flags = (lacking or NO_CAPTIONS,) if lacking or (real is not None and self.real is None) else ()
+        self.reward = shared_reward(context, antialias=True)
+        self.num = min(NUM_IMAGES, len(context.prompts))
+        protocol = context.protocol(
+            **({"reference": self.real.fields()} if self.real else without_real(context)),
+            reward=self.reward.reward.fingerprint(),
+            scale=SCALE,
+            changes=list(CHANGES),
+            images=self.num,
+            jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
+        )
+        self.quantities = (Quantity(LEVEL.metric(self.real is not None), protocol),)
+        self.drops = np.full((len(CHANGES), len(context.prompts)), np.nan)
+
+    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
+        inside = np.flatnonzero(positions < self.num)
+        if len(inside):
+            chosen = images if len(inside) == len(positions) else images[inside]
+            self.drops[:, positions[inside]] = self._measure(chosen, [prompts[int(i)] for i in inside])
+
+    def finish(self) -> list[Measurement]:
+        drops = self.drops[:, : self.num]
+        extra: dict[str, Any] = {"level": float(drops.mean()), "num_images": self.num}
+        if self.real is not None:
+            make = partial(self._of_real, self.real)
+            real = of_real(self.real, self, self.quantities[0].protocol, self.context, make)
+            extra["real"], drops = float(real.mean()), drops - real
+        rows, groups = drops.mean(0), cluster_groups(self.context.clusters(self.num))
+        left = [float(rows[groups != g].mean()) for g in np.unique(groups) if (groups != g).any()]
+        extra |= {"drops": dict(zip(CHANGES, drops.mean(1).tolist(), strict=True)), "jackknife": left}
+        value = float(rows.mean())
+        interval = jackknife_interval(value, left)
+        return [Measurement(self.quantities[0], value, interval, self.num, self.flags, extra=extra)]
+
+    def _measure(self, images: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
+        """(5, B) drops of the reward."""
+        before = self.reward(images, prompts)
+        after = [self.reward(change(images, prompts), prompts) for change in CHANGES.values()]
+        return torch.stack([before - x for x in after]).cpu().numpy()
+
+    def _of_real(self, real: Real) -> np.ndarray:
+        prompts, drops = self.context.prompts.prompts, np.empty((len(CHANGES), self.num))
+        for images, at in real.batches(self.num):
+            drops[:, at] = self._measure(images.to(self.context.device), [prompts[i] for i in at])
+        return drops
+
+
+LEVELS = (
+    Level("aliasing_gain", "Aliasing gain", "", "fragility", 2, reads_prompt=True),
+    Level("aliased_noise", "Aliased noise σ", "levels", "spectrum", 2),
+)
+
+
+def resize(planes: Tensor, size: int, antialias: bool) -> Tensor:
+    """(B, H, W) planes with their longest side brought to ``size`` by the reward models' bicubic kernel."""
+    scale = size / max(planes.shape[1:])
+    new = [round(side * scale) for side in planes.shape[1:]]
+    return F.interpolate(planes[:, None], new, mode="bicubic", align_corners=False, antialias=antialias)[:, 0]
+
+
+def aliased_noise(luma: Tensor, size: int) -> Tensor:
+    """(B,) standard deviation of what only the resize without antialiasing lets through, in units of (B, H, W)."""
+    difference = resize(luma, size, antialias=False) - resize(luma, size, antialias=True)
+    return difference.flatten(1).std(1, unbiased=False)
+
+
+def white_noise_through(side: int, size: int) -> dict[str, float]:
+    """Standard deviation that unit white noise keeps through the resize with and without antialiasing."""
+    noise = torch.randn(16, side, side, generator=torch.Generator().manual_seed(0))
+    return {f"aa{int(aa)}": float(resize(noise, size, antialias=aa).std()) for aa in (True, False)}
+
+
+class AliasingGain(PerImageProbe):
+    """Reward with antialiasing off minus on, and the noise that folds down.
+
+    Args:
+        context: any prompts.
+
+    Raises:
+        UsageError: the reward model's folder is incomplete.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.plain, self.filtered = (shared_reward(context, antialias) for antialias in (False, True))
+        self.size = self.plain.reward.size
+        super().__init__(context, LEVELS, reward=self.plain.reward.fingerprint() | {"antialias": "both"}, scale=SCALE)
+
+    def measure(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        noise = GREY_LEVELS * aliased_noise(luma_chroma(images)[:, 0], self.size)
+        if not prompts:
+            return torch.stack([torch.full_like(noise, torch.nan), noise])
+        return torch.stack([self.plain(images, prompts) - self.filtered(images, prompts), noise])
+
+    def finish(self) -> list[Measurement]:
+        kept: dict[str, Any] = {"white_noise_std": white_noise_through(self.context.resolution, self.size)}
+        return [replace(found, extra={**found.extra, **kept}) for found in super().finish()]

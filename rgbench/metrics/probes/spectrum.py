@@ -1,0 +1,629 @@
+"""Radial power spectrum: does an image carry the high frequencies that real ones carry?
+
+    HFER(c) = Σ_{r>c} P / Σ_{r>0} P        slope   of ln P against ln f on [.02, .35]
+    band    = Σ_{r>.25} P, and above the reward model's Nyquist limit: what it cannot see
+    octave  = Σ P from f to 2f             LSD     √mean_k (10 log₁₀ S_k − 10 log₁₀ S_ref,k)²
+
+HFER is a share and hides a gain in all bands; the band energy is absolute. Of the octaves
+an even rise is contrast, a rise of the last ones noise, a fall blur. Gaps of ratios and
+energies are in dB, so the gap to another model is the difference of the gaps to real images.
+
+Power spectra of images: transform, rings, bands, slope. What all spectral probes share.
+
+    Y = 0.299 R + 0.587 G + 0.114 B, Cb = (B − Y) / 1.772, Cr = (R − Y) / 1.402    (Rec. 601)
+    P = |DFT(h · (Y − mean Y))|² / (H W Σh²),  h a periodic 2-D Hann window
+
+P is averaged over images before anything is binned, and binned before any logarithm.
+ΣP over all frequencies is the (windowed) variance of the image, so P of two image sizes
+can be compared. Only half of the plane is computed; its interior columns count twice,
+column 0 and (even widths) the Nyquist column once.
+
+Ring k holds the frequencies whose radius rounds to k/N, N the shorter side, and its radius
+is k/N itself. The mean radius of the ring's cells would be exact for a periodic image
+without window, but under the Hann window, whose main lobe lifts the lowest rings of a
+falling spectrum, k/N reads known slopes with a third of the error
+(docs/measure/spectral_slope.py measures both).
+
+    power     P, (H, W//2 + 1) float64      radius  |f| in cycles per pixel, same shape
+    weight    how often each cell counts    HFER(c) Σ_{r>c} P / Σ_{r>0} P
+
+Probes that read mean power spectra: sums by jackknife group, figures, intervals.
+
+The scenes show what the prompts ask for, so the jackknife leaves out prompts on both
+sides at once: what a prompt's objects do to the spectrum then cancels. A user's own real
+images belong to no prompt: there each side is left out by itself, and the variances add. The
+replicates are kept in the result (``extra["jackknife"]``, and ``extra["jackknife_real"]`` for
+real images that were left out by themselves), so that two models of one protocol, whose groups
+hold the same prompts and the same real images, are compared pairwise.
+
+Grid peaks: periodic patterns that a decoder or a patch-wise reward model leaves in images.
+
+A pattern that repeats every p pixels has its power on the lattice (i N/p, j N/p). Each
+lattice cell of the mean luma spectrum is divided by the median of its ring (the ring's
+other cells), which takes out the radial fall that the image content has; the figure is
+the mean of these ratios in dB, 0 where nothing repeats.
+
+Periods: 8, the stride of Stable Diffusion's VAE, and the patch of the reward model in
+image pixels (14 · 512 / 224 = 32 at 512 pixels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgbench.core.io import read_json
+from rgbench.data.prompts import Prompt
+from rgbench.metrics.base import Direction, Interval, Measurement, Metric, Quantity
+from rgbench.metrics.context import Context
+from rgbench.metrics.probes.base import Real, RealScenes, find_real, without_real
+from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_groups, jackknife_interval_of_sides
+from rgbench.rewards.clip import nyquist
+
+CUTOFF = 0.25  # cycles/pixel: the upper octave
+SLOPE_BAND = (0.02, 0.35)
+OCTAVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+
+
+def luma_chroma(images: Tensor) -> Tensor:
+    """(B, 3, H, W) RGB in [0, 1] → float64 Y in [0, 1], Cb and Cr in [−½, ½]."""
+    r, g, b = images.double().unbind(1)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    return torch.stack([y, (b - y) / 1.772, (r - y) / 1.402], 1)
+
+
+def power_spectrum(planes: Tensor, window: bool = True) -> Tensor:
+    """P of each plane; without window, Σ weight · P is the plane's variance.
+
+    Args:
+        planes: (..., H, W) float64.
+        window: Hann before the transform; without it the borders leak into all frequencies.
+
+    Returns:
+        (..., H, W//2 + 1) float64.
+    """
+    height, width = planes.shape[-2:]
+    planes = planes - planes.mean((-2, -1), keepdim=True)
+    energy = float(height * width)
+    if window:
+        hann = torch.outer(*(torch.hann_window(n, dtype=planes.dtype, device=planes.device) for n in (height, width)))
+        planes, energy = planes * hann, float(hann.square().sum())
+    return torch.fft.rfft2(planes).abs().square() / (height * width * energy)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Geometry of the half plane of an H × W image; arrays are (H, W//2 + 1).
+
+    Attributes:
+        radius: |f| in cycles per pixel.
+        weight: how often each cell counts in the whole plane, 1 or 2.
+        bins: ring of each cell, from 0; −1 for none.
+        num_bins: min(H, W) // 2.
+    """
+
+    radius: np.ndarray
+    weight: np.ndarray
+    bins: np.ndarray
+    num_bins: int
+
+
+@lru_cache(maxsize=8)
+def half_plane(height: int, width: int) -> Plane:
+    """Radius, multiplicity and radial bin of each cell.
+
+    Bin k holds the radii that round to k / min(H, W), k up to the Nyquist limit 0.5;
+    corners beyond it, and the mean, belong to no bin (−1).
+    """
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    weight = np.full(radius.shape, 2.0)
+    weight[:, 0] = 1
+    if width % 2 == 0:
+        weight[:, -1] = 1
+    side = min(height, width)
+    bins = np.rint(radius * side).astype(np.int64)
+    num_bins = side // 2
+    bins[(bins < 1) | (bins > num_bins)] = 0
+    return Plane(radius, weight, bins - 1, num_bins)
+
+
+def radial_profile(power: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Radius k / min(H, W) and mean power of each ring, (K,) each, K = min(H, W) // 2."""
+    plane = half_plane(height, width)
+    inside = plane.bins >= 0
+    bins, weight = plane.bins[inside], plane.weight[inside]
+    count = np.bincount(bins, weight, plane.num_bins)
+    radius = np.arange(1, plane.num_bins + 1) / min(height, width)
+    return radius, np.bincount(bins, weight * power[inside], plane.num_bins) / count
+
+
+def band_energy(power: np.ndarray, height: int, width: int, low: float, high: float = math.inf) -> float:
+    """Σ P over low < r ≤ high, corners included.
+
+    Args:
+        power: P, (H, W//2 + 1).
+        height: H.
+        width: W.
+        low: in cycles per pixel.
+        high: likewise.
+    """
+    plane = half_plane(height, width)
+    inside = (plane.radius > low) & (plane.radius <= high)
+    return float((plane.weight * power)[inside].sum())
+
+
+def high_frequency_ratio(power: np.ndarray, height: int, width: int, cutoff: float = CUTOFF) -> float:
+    """HFER(c), in [0, 1]; NaN for images without any contrast."""
+    whole = band_energy(power, height, width, 0)
+    return band_energy(power, height, width, cutoff) / whole if whole > 0 else math.nan
+
+
+def slope(radius: np.ndarray, profile: np.ndarray) -> float:
+    """Least squares of ln P against ln f on [.02, .35]; natural images about −2.
+
+    Args:
+        radius: f of each ring, (K,) in cycles per pixel, as :func:`radial_profile` gives them.
+        profile: P of each ring, (K,).
+
+    Returns:
+        The exponent; NaN for fewer than two rings there, or one without power.
+    """
+    inside = (radius >= SLOPE_BAND[0]) & (radius <= SLOPE_BAND[1])
+    if inside.sum() < 2 or not (profile[inside] > 0).all():
+        return math.nan
+    return float(np.polyfit(np.log(radius[inside]), np.log(profile[inside]), 1)[0])
+
+
+def decibel(ratio: float) -> float:
+    """10 log₁₀; NaN where it has none."""
+    return 10 * math.log10(ratio) if math.isfinite(ratio) and ratio > 0 else math.nan
+
+
+def ratio_db(value: float, reference: float) -> float:
+    """dB gap of two energies; NaN where one is zero."""
+    return decibel(value / reference) if reference > 0 else math.nan
+
+
+def log_spectral_distance(profile: np.ndarray, reference: np.ndarray) -> float:
+    """√mean_k (10 log₁₀ S − 10 log₁₀ S_ref)² in dB of two profiles (K,); NaN where a ring is empty of power."""
+    if not ((profile > 0).all() and (reference > 0).all()):
+        return math.nan
+    return float(np.sqrt(np.mean((10 * np.log10(profile / reference)) ** 2)))
+
+
+def octave_energies(power: np.ndarray, height: int, width: int) -> dict[str, float]:
+    """Σ P of each octave below Nyquist, by name, such as ``0.25-0.5``."""
+    return {f"{low:g}-{high:g}": band_energy(power, height, width, low, high) for low, high in pairwise(OCTAVES)}
+
+
+def octave_gaps(power: np.ndarray, reference: np.ndarray, height: int, width: int) -> dict[str, float]:
+    """dB gap per octave below Nyquist: an even rise is contrast, a rise of the last ones noise, a fall blur."""
+    theirs = octave_energies(reference, height, width)
+    return {band: ratio_db(energy, theirs[band]) for band, energy in octave_energies(power, height, width).items()}
+
+
+Figures = dict[str, float]
+PLANES = ("luma", "Cb", "Cr")
+PAIRED = f"{NUM_GROUPS} groups of prompts, left out on both sides"
+UNPAIRED = f"{NUM_GROUPS} groups of prompts and as many of real images, each side left out by itself"
+
+
+class GroupedPower:
+    """Σ P by jackknife group of images, in float64, where the images are.
+
+    Args:
+        groups: (n,) group of each position.
+        total: (groups, planes, H, W//2 + 1) sums; the planes are the leading ones of (Y, Cb, Cr).
+    """
+
+    def __init__(self, groups: np.ndarray, total: Tensor) -> None:
+        self.groups, self.counts, self.total = groups, np.bincount(groups), total
+
+    @classmethod
+    def empty(cls, groups: np.ndarray, planes: int, side: int, device: torch.device) -> GroupedPower:
+        """Sums of no image yet, of square ones of ``side`` pixels."""
+        shape = (int(groups.max()) + 1, planes, side, side // 2 + 1)
+        return cls(groups, torch.zeros(shape, dtype=torch.float64, device=device))
+
+    def add(self, images: Tensor, positions: np.ndarray) -> None:
+        """Take in (B, 3, H, W) images in [0, 1]."""
+        power = power_spectrum(luma_chroma(images)[:, : self.total.shape[1]])
+        self.total.index_add_(0, torch.from_numpy(self.groups[positions]).to(power.device), power)
+
+    def mean(self) -> np.ndarray:
+        """(planes, H, W//2 + 1)"""
+        return self.total.sum(0).cpu().numpy() / len(self.groups)
+
+    def without_each(self) -> Iterator[np.ndarray]:
+        """Mean power with each group left out; none where nothing would be left."""
+        sums, num = self.total.cpu().numpy(), len(self.groups)
+        for part, count in zip(sums, self.counts, strict=True):
+            if count < num:
+                yield (sums.sum(0) - part) / (num - count)
+
+
+class SpectralProbe:
+    """What a probe of mean power spectra does, but for its figures.
+
+    Args:
+        context: any prompts; where they have real images of this size, figures are gaps to those.
+        metrics: (against real images, without any): what is measured in either case.
+        planes: leading planes of (Y, Cb, Cr) that are read.
+        protocol: fields of its own.
+    """
+
+    gathers_sums = ("sums.total",)
+
+    def __init__(
+        self, context: Context, metrics: tuple[Sequence[Metric], Sequence[Metric]], planes: int, **protocol: Any
+    ) -> None:
+        self.context, self.planes = context, planes
+        self.real, self.lacking = find_real(context)
+        shared = context.protocol(
+            **({"reference": self.real.fields()} if self.real else without_real(context)),
+            planes="Rec. 601 " + ", ".join(PLANES[:planes]),
+            window="periodic 2-D Hann after the mean is removed",
+            ring="k/N, N the shorter side",
+            jackknife=PAIRED if self.real is None or self.real.paired else UNPAIRED,
+            **protocol,
+        )
+        self.quantities = tuple(Quantity(metric, shared) for metric in metrics[0 if self.real else 1])
+        self.groups = cluster_groups(context.clusters(len(context.prompts)))
+        self.sums = GroupedPower.empty(self.groups, planes, context.resolution, context.device)
+
+    def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
+        """The figures of mean power (planes, H, W//2 + 1), and of real images' where there are any."""
+        raise NotImplementedError
+
+    def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
+        """Vectors and further figures for the result's ``extra``."""
+        raise NotImplementedError
+
+    def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
+        """What the first figure keeps of mean power with each group of prompts left out, for later comparisons."""
+        return {}
+
+    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
+        self.sums.add(images, positions)
+
+    def finish(self) -> list[Measurement]:
+        real = self._real_power(self.real) if self.real else None
+        means = self.sums.mean(), real.mean() if real else None
+        values = self.figures(*means)
+        sides = self._replicates(real)
+        extra = self.describe(*means) | self._further(values, sides)
+        found = [self._measure(quantity, values, sides, extra) for quantity in self.quantities]
+        found[0] = replace(found[0], extra={**found[0].extra, **self.left_out(list(self.sums.without_each()))})
+        return found
+
+    def _replicates(self, real: GroupedPower | None) -> list[list[Figures]]:
+        """Figures with each group left out, of each side that is left out by itself."""
+        if self.real is None or real is None:
+            return [[self.figures(ours, None) for ours in self.sums.without_each()]]
+        if self.real.paired:
+            pairs = zip(self.sums.without_each(), real.without_each(), strict=True)
+            return [[self.figures(ours, theirs) for ours, theirs in pairs]]
+        own, theirs = self.sums.mean(), real.mean()
+        return [
+            [self.figures(left, theirs) for left in self.sums.without_each()],
+            [self.figures(own, left) for left in real.without_each()],
+        ]
+
+    def _further(self, values: Figures, sides: list[list[Figures]]) -> dict[str, Any]:
+        """Figures that are no quantity of their own, with their intervals."""
+        own = {quantity.metric.name for quantity in self.quantities}
+        names = [name for name in values if name not in own]
+        bounds = {name: _interval(name, values, sides) for name in names}
+        return {
+            **finite({name: values[name] for name in names}),
+            "intervals": {name: [found.low, found.high] for name, found in bounds.items() if found},
+        }
+
+    def _measure(
+        self, quantity: Quantity, values: Figures, sides: list[list[Figures]], extra: dict[str, Any]
+    ) -> Measurement:
+        name = quantity.metric.name
+        defined = math.isfinite(values[name])
+        interval = _interval(name, values, sides)
+        keys = ("jackknife", "jackknife_real")
+        kept = {key: [row[name] for row in rows] for key, rows in zip(keys, sides, strict=False)} if interval else {}
+        about = self.real.flags if self.real else (self.lacking,) if self.lacking else ()
+        return Measurement(
+            quantity=quantity,
+            value=values[name] if defined else None,
+            interval=interval,
+            num_samples=len(self.groups),
+            flags=about if defined else ("images without contrast", *about),
+            extra=extra | kept,
+        )
+
+    def _real_power(self, real: Real) -> GroupedPower:
+        """Sums of the real images; a user's are kept on disk, all planes for every probe."""
+        if isinstance(real, RealScenes):
+            key = f"power {self.planes}"
+            return self.context.reference.remember(key, lambda: self._add_up(real, self.groups, self.planes))
+        groups = jackknife_groups(real.num)
+
+        def make() -> np.ndarray:
+            return self._add_up(real, groups, len(PLANES)).total.cpu().numpy()
+
+        fields = {"sums": "power of Y, Cb, Cr by jackknife group", "device": str(self.context.device)}
+        kept = self.context.features.remember(f"power {real.side}", lambda: real.keep(real, fields, make))
+        return GroupedPower(groups, torch.from_numpy(kept[:, : self.planes]))
+
+    def _add_up(self, real: Real, groups: np.ndarray, planes: int) -> GroupedPower:
+        sums = GroupedPower.empty(groups, planes, self.context.resolution, self.context.device)
+        for images, at in real.batches():
+            sums.add(images.to(self.context.device), at)
+        return sums
+
+
+def _interval(name: str, values: Figures, sides: list[list[Figures]]) -> Interval | None:
+    drawn = [[row[name] for row in rows] for rows in sides]
+    finite_all = np.isfinite([values[name], *(x for side in drawn for x in side)]).all()
+    return jackknife_interval_of_sides(values[name], drawn) if finite_all else None
+
+
+def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN, a figure that does not exist, as None."""
+    return {key: value if math.isfinite(value) else None for key, value in figures.items()}
+
+
+VIT_H_14 = (224, 14)
+
+
+def _metric(name: str, label: str, unit: str = "dB", direction: Direction = "target") -> Metric:
+    return Metric(name=name, label=label, direction=direction, unit=unit, family="spectrum", decimals=2)
+
+
+AGAINST_REAL = (
+    _metric("hfer_gap_db", "HFER gap"),
+    _metric("band_gap_db", "Energy gap > .25"),
+    _metric("unseen_gap_db", "Energy gap above the reward's Nyquist"),
+    _metric("slope_gap", "Spectral slope gap", ""),
+    _metric("log_spectral_distance_db", "Log-spectral distance", direction="lower"),
+    _metric("chroma_hfer_gap_db", "Chroma HFER gap"),
+    _metric("chroma_band_gap_db", "Chroma energy gap > .25"),
+)
+LEVELS = (
+    _metric("hfer_db", "HFER"),
+    _metric("band_db", "Energy > .25"),
+    _metric("unseen_db", "Energy above the reward's Nyquist"),
+    _metric("slope", "Spectral slope", ""),
+    _metric("chroma_hfer_db", "Chroma HFER"),
+    _metric("chroma_band_db", "Chroma energy > .25"),
+)
+
+
+def levels(power: np.ndarray, cutoff: float) -> Figures:
+    """Absolute figures of mean power.
+
+    Args:
+        power: (3, H, W//2 + 1): luma, Cb, Cr.
+        cutoff: the reward model's Nyquist limit, cycles/pixel.
+
+    Returns:
+        The names of ``LEVELS``, and ``octave_{low}-{high}`` for luma and, with ``chroma_`` before it, for chroma;
+        all in dB but the slope; NaN where undefined.
+    """
+    height, width = power.shape[1], _width(power)
+    luma, chroma = power[0], power[1:].mean(0)
+    found = {
+        "hfer_db": decibel(high_frequency_ratio(luma, height, width)),
+        "band_db": decibel(band_energy(luma, height, width, CUTOFF)),
+        "unseen_db": decibel(band_energy(luma, height, width, cutoff)),
+        "slope": slope(*radial_profile(luma, height, width)),
+        "chroma_hfer_db": decibel(high_frequency_ratio(chroma, height, width)),
+        "chroma_band_db": decibel(band_energy(chroma, height, width, CUTOFF)),
+    }
+    for prefix, plane in (("octave_", luma), ("chroma_octave_", chroma)):
+        energies = octave_energies(plane, height, width)
+        found |= {f"{prefix}{band}": decibel(energy) for band, energy in energies.items()}
+    return found
+
+
+def gaps(power: np.ndarray, real: np.ndarray, cutoff: float) -> Figures:
+    """Figures of mean power against those of real images of the same size.
+
+    Args:
+        power: (3, H, W//2 + 1): luma, Cb, Cr.
+        real: the same of real images.
+        cutoff: the reward model's Nyquist limit, cycles/pixel.
+
+    Returns:
+        The names of ``AGAINST_REAL`` and the octaves'; NaN where undefined.
+    """
+    ours, theirs = levels(power, cutoff), levels(real, cutoff)
+    found = {_gap_name(name): ours[name] - theirs[name] for name in ours}
+    profiles = [radial_profile(p[0], p.shape[1], _width(p))[1] for p in (power, real)]
+    return found | {"log_spectral_distance_db": log_spectral_distance(profiles[0], profiles[1])}
+
+
+def _gap_name(name: str) -> str:
+    """``hfer_db`` → ``hfer_gap_db``; octaves keep theirs."""
+    if "octave" in name:
+        return name
+    return f"{name.removesuffix('_db')}_gap{'_db' if name.endswith('_db') else ''}"
+
+
+def _width(power: np.ndarray) -> int:
+    """Width of square images; their half plane alone does not tell an even from an odd one."""
+    return power.shape[1]
+
+
+class SpectrumProbe(SpectralProbe):
+    """Spectrum of generated images: HFER, energies, octaves, slope, log-spectral distance; luma and chroma.
+
+    Args:
+        context: any prompts; with real images of the same size, gaps to those.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.nyquist = nyquist(reward_geometry(context)[0], context.resolution)
+        super().__init__(
+            context,
+            (AGAINST_REAL, LEVELS),
+            planes=3,
+            cutoff=CUTOFF,
+            reward_nyquist=self.nyquist,
+            slope_band=list(SLOPE_BAND),
+        )
+
+    def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
+        return levels(power, self.nyquist) if real is None else gaps(power, real, self.nyquist)
+
+    def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
+        """Vectors of luma and mean chroma power over radius, octave gaps and slopes."""
+        found: dict[str, Any] = _profiles(power, "")
+        found["radius"] = radial_profile(power[0], power.shape[1], _width(power))[0].tolist()
+        if real is None:
+            return found
+        found |= _profiles(real, "reference_")
+        size = power.shape[1], _width(power)
+        pairs = {"": (power[0], real[0]), "chroma_": (power[1:].mean(0), real[1:].mean(0))}
+        for prefix, (ours, theirs) in pairs.items():
+            found[f"{prefix}octave_gaps_db"] = finite(octave_gaps(ours, theirs, *size))
+        return found
+
+    def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Spectra without each group of prompts, so that a distance to another model has an interval."""
+        rings = [_rings(power) for power in powers]
+        return {f"{name}power_left_out": [each[i].tolist() for each in rings] for i, name in enumerate(("", "chroma_"))}
+
+
+def _rings(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Luma and mean chroma power by ring."""
+    side = power.shape[1]
+    return radial_profile(power[0], side, side)[1], radial_profile(power[1:].mean(0), side, side)[1]
+
+
+def _profiles(power: np.ndarray, prefix: str) -> dict[str, Any]:
+    luma, chroma = _rings(power)
+    radius = radial_profile(power[0], power.shape[1], _width(power))[0]
+    vectors = {f"{prefix}power": luma.tolist(), f"chroma_{prefix}power": chroma.tolist()}
+    return vectors | finite({f"{prefix}slope": slope(radius, luma)})
+
+
+def reward_geometry(context: Context) -> tuple[int, int]:
+    """Input side and patch of the world's reward model, in its pixels, without loading it.
+
+    A folder says so itself; HPS checkpoint files are CLIP ViT-H-14.
+    """
+    config = context.reward_folder / "open_clip_config.json"
+    if not config.is_file():
+        return VIT_H_14
+    vision = read_json(config)["model_cfg"]["vision_cfg"]
+    size = vision["image_size"]
+    return int(size[0] if isinstance(size, list) else size), int(vision.get("patch_size") or 1)
+
+
+VAE_STRIDE = 8  # pixels
+
+
+@lru_cache(maxsize=16)
+def lattice(size: int, period: float) -> np.ndarray:
+    """(size, size//2 + 1) bool: cells at multiples of N/p, without the mean and the corners beyond Nyquist."""
+    cells = np.zeros((size, size // 2 + 1), dtype=bool)
+    steps = np.arange(-(size // 2), size // 2 + 1)
+    on = {round(k * size / period) for k in steps if abs(round(k * size / period)) <= size // 2}
+    rows = sorted({k % size for k in on})
+    cells[np.ix_(rows, sorted(k for k in on if k >= 0))] = True
+    return cells & (half_plane(size, size).bins >= 0)
+
+
+def peak_ratios(power: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lattice cells over the median of their rings.
+
+    Args:
+        power: (N, N//2 + 1) mean power.
+        period: p in pixels.
+
+    Returns:
+        Row and column of each lattice cell and its ratio, (L,) each; rings without other cells, or without power,
+        are left out.
+    """
+    size = len(power)
+    plane, cells = half_plane(size, size), lattice(size, period)
+    rows, columns = np.nonzero(cells)
+    ratios = np.full(len(rows), np.nan)
+    for ring in np.unique(plane.bins[cells]):
+        others = power[(plane.bins == ring) & ~cells]
+        here = plane.bins[rows, columns] == ring
+        if len(others) and (median := float(np.median(others))) > 0:
+            ratios[here] = power[rows[here], columns[here]] / median
+    known = np.isfinite(ratios)
+    return rows[known], columns[known], ratios[known]
+
+
+def grid_peak_db(power: np.ndarray, period: float) -> float:
+    """Mean lattice cell over the median of its ring, in dB; NaN without contrast or without a lattice."""
+    rows, columns, ratios = peak_ratios(power, period)
+    if not len(ratios):
+        return math.nan
+    return decibel(float(np.average(ratios, weights=half_plane(len(power), len(power)).weight[rows, columns])))
+
+
+def axis_peaks_db(power: np.ndarray, period: float) -> dict[str, float]:
+    """Peak over ring in dB at k = N/p, 2N/p … on the two axes (the larger of both), by k."""
+    rows, columns, ratios = peak_ratios(power, period)
+    found: dict[str, float] = {}
+    for row, column, ratio in zip(rows, columns, ratios, strict=True):
+        if (row == 0) != (column == 0):
+            k = str(column or min(row, len(power) - row))
+            found[k] = max(found.get(k, -math.inf), decibel(float(ratio)))
+    return found
+
+
+def _grid_metric(name: str, label: str) -> Metric:
+    return Metric(name=name, label=label, direction="target", unit="dB", family="spectrum", decimals=2)
+
+
+GRID_AGAINST_REAL = (
+    _grid_metric("grid_vae_gap_db", "Grid peaks gap, VAE stride"),
+    _grid_metric("grid_patch_gap_db", "Grid peaks gap, reward patch"),
+)
+GRID_LEVELS = (
+    _grid_metric("grid_vae_db", "Grid peaks, VAE stride"),
+    _grid_metric("grid_patch_db", "Grid peaks, reward patch"),
+)
+
+
+class GridPeaks(SpectralProbe):
+    """Peaks at the VAE stride and at the reward model's patch period.
+
+    Args:
+        context: any prompts; with real images of the same size, gaps to those.
+    """
+
+    def __init__(self, context: Context) -> None:
+        input_size, patch = reward_geometry(context)
+        self.periods = {"vae": float(VAE_STRIDE), "patch": patch * context.resolution / input_size}
+        super().__init__(context, (GRID_AGAINST_REAL, GRID_LEVELS), planes=1, periods_px=self.periods)
+
+    def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
+        ours = {f"grid_{name}_db": grid_peak_db(power[0], period) for name, period in self.periods.items()}
+        if real is None:
+            return ours
+        return {
+            f"grid_{name}_gap_db": ours[f"grid_{name}_db"] - grid_peak_db(real[0], period)
+            for name, period in self.periods.items()
+        }
+
+    def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
+        """Level and peaks by k, of the images and of real ones."""
+        found: dict[str, Any] = {}
+        for side, mean in (("", power), ("reference_", real)):
+            if mean is None:
+                continue
+            for name, period in self.periods.items():
+                found[f"{side}{name}_axis_db"] = finite(axis_peaks_db(mean[0], period))
+                found |= finite({f"{side}{name}_level_db": grid_peak_db(mean[0], period)})
+        return found

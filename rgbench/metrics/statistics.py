@@ -1,0 +1,359 @@
+"""Intervals of single figures: delete-a-group jackknife, Wilson, bootstrap of a mean.
+
+Comparisons: between two models the image is the unit, between methods the training seed.
+
+Differences are paired, by prompt and noise seed or by training seed: the spread that both
+sides share then cancels, and an unpaired comparison would have to fight it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+
+from rgbench.metrics.base import Interval
+
+LEVEL = 0.95
+NUM_GROUPS = 20
+NUM_RESAMPLES = 2000
+CHUNK_ELEMENTS = 2**20
+
+
+def jackknife_groups(num: int, groups: int = NUM_GROUPS) -> np.ndarray:
+    """(num,) int64: the jackknife group of each position, random and fixed, sizes within one."""
+    order = np.random.default_rng(0).permutation(num)
+    return order * min(groups, num) // num
+
+
+def cluster_groups(clusters: np.ndarray) -> np.ndarray:
+    """(n,) jackknife group of each of n images, those of one cluster (a prompt) in one group."""
+    return jackknife_groups(int(clusters.max()) + 1)[clusters]
+
+
+def jackknife_interval(value: float, replicates: Sequence[float], level: float = LEVEL) -> Interval | None:
+    """Delete-a-group jackknife interval around a figure (Kott, 2001).
+
+    Args:
+        value: the figure from all samples.
+        replicates: the figure with each of G groups left out.
+        level: coverage.
+
+    Returns:
+        value ± t(G − 1) · √((G − 1)/G · Σ(θ_g − θ̄)²); None for fewer than two groups.
+    """
+    return jackknife_interval_of_sides(value, [replicates], level)
+
+
+def jackknife_interval_of_sides(
+    value: float, sides: Sequence[Sequence[float]], level: float = LEVEL
+) -> Interval | None:
+    """The same around a figure of several independent samples, each left out by itself: variances add.
+
+    Args:
+        value: the figure from all samples.
+        sides: of each sample, the figure with each of its groups left out and the other samples whole.
+        level: coverage.
+
+    Returns:
+        value ± t(ν) · √Σv, v the variance of each side, ν = (Σv)² / Σ(v²/(G − 1)) rounded down (Welch, 1947;
+        Satterthwaite, 1946); None for fewer than two groups on a side.
+    """
+    nums = [len(side) for side in sides]
+    if min(nums) < 2:
+        return None
+    deviations = [np.asarray(side, dtype=np.float64) - np.mean(side, dtype=np.float64) for side in sides]
+    variances = [(num - 1) / num * float(x @ x) for num, x in zip(nums, deviations, strict=True)]
+    total, degrees = math.fsum(variances), min(nums) - 1
+    squares = math.fsum(v * v / (num - 1) for v, num in zip(variances, nums, strict=True))
+    if len(sides) > 1 and squares > 0:
+        degrees = max(degrees, int(total * total / squares))
+    half = student_t_quantile(0.5 + level / 2, degrees) * math.sqrt(total)
+    apart = "" if len(nums) == 1 else ", each side by itself"
+    method = f"delete-a-group jackknife, {' + '.join(map(str, nums))} groups{apart}"
+    return Interval(low=value - half, high=value + half, level=level, method=method)
+
+
+def wilson_interval(successes: float, num: int, level: float = LEVEL) -> Interval:
+    """Wilson score interval of a proportion (Wilson, 1927).
+
+    Args:
+        successes: in [0, num].
+        num: trials, at least 1.
+        level: coverage.
+
+    Returns:
+        Bounds as shares in [0, 1].
+    """
+    if num < 1 or not 0 <= successes <= num:
+        raise ValueError(f"no proportion: {successes} of {num}")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share, spread = successes / num, z * z / num
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / num + spread / (4 * num))
+    return Interval(low=max(0.0, centre - half), high=min(1.0, centre + half), level=level, method="Wilson")
+
+
+def bootstrap_interval(rows: np.ndarray, level: float = LEVEL, seed: int = 0) -> Interval | None:
+    """Percentile bootstrap interval of the mean.
+
+    Args:
+        rows: (n,) one figure per image.
+        level: coverage.
+        seed: of the resampling.
+
+    Returns:
+        None for fewer than two rows.
+    """
+    if len(rows) < 2:
+        return None
+    low, high = np.quantile(bootstrap_means(rows, seed), [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(low=float(low), high=float(high), level=level, method=f"bootstrap over images, {NUM_RESAMPLES}")
+
+
+def unpaired_bootstrap_interval(rows: np.ndarray, others: np.ndarray, level: float = LEVEL) -> Interval | None:
+    """Percentile bootstrap interval of the difference of two means, each sample resampled by itself.
+
+    Args:
+        rows: (n,) figures of one sample.
+        others: (m,) of the one that is subtracted, independent of the first.
+        level: coverage.
+
+    Returns:
+        None for fewer than two figures on a side.
+    """
+    if min(len(rows), len(others)) < 2:
+        return None
+    drawn = bootstrap_means(rows, 0) - bootstrap_means(others, 1)
+    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+    method = f"bootstrap over images, each side by itself, {NUM_RESAMPLES}"
+    return Interval(low=float(low), high=float(high), level=level, method=method)
+
+
+def bootstrap_means(rows: np.ndarray, seed: int) -> np.ndarray:
+    """(2000,) means of resamples with replacement, drawn in chunks to keep memory small."""
+    rng = np.random.default_rng(seed)
+    num = len(rows)
+    chunk = max(1, CHUNK_ELEMENTS // num)
+    sizes = [min(chunk, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, chunk)]
+    return np.concatenate([rows[rng.integers(0, num, (size, num))].mean(1) for size in sizes])
+
+
+@lru_cache(maxsize=1024)
+def student_t_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t, by bisection on the closed form of its distribution (A&S 26.7.3-4).
+
+    Args:
+        probability: in (½, 1).
+        degrees: degrees of freedom, at least 1.
+    """
+    if not 0.5 < probability < 1 or degrees < 1:
+        raise ValueError(f"no t quantile at {probability} with {degrees} degrees of freedom")
+    low, high = 0.0, math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_central(middle, degrees) < 2 * probability - 1 else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def student_t_p(statistic: float, degrees: int) -> float:
+    """Two-sided p of a t statistic, to about 1e-15."""
+    return max(0.0, 1 - _t_central(math.atan(abs(statistic) / math.sqrt(degrees)), degrees))
+
+
+def _t_central(angle: float, degrees: int) -> float:
+    """P(|T| < √degrees · tan(angle)): A&S 26.7.3 for odd degrees, 26.7.4 for even ones."""
+    cosine, total, term = math.cos(angle), 0.0, 1.0
+    odd = degrees % 2
+    for k in range(odd, degrees - 1, 2):
+        term = (cosine if odd else 1.0) if k == odd else term * cosine * cosine * (k - 1) / k
+        total += term
+    total *= math.sin(angle)
+    return (angle + total) * 2 / math.pi if odd else total
+
+
+POWER = 0.8
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Wins:
+    """How often one model is better than another on common prompts.
+
+    Attributes:
+        rate: share of the pairs on which it is; ties count half.
+        interval: of the rate.
+    """
+
+    rate: float
+    interval: Interval
+
+
+def count_wins(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> Wins:
+    """Compare scores, of which more is better, pair by pair.
+
+    Args:
+        a: scores of one model, one per prompt.
+        b: of the other, in the same order.
+
+    Raises:
+        ValueError: unequal lengths, or fewer than two pairs.
+    """
+    difference = _differences(a, b)
+    won = float((difference > 0).sum() + (difference == 0).sum() / 2)
+    return Wins(won / len(difference), wilson_interval(won, len(difference)))
+
+
+def resampled_means(rows: np.ndarray, strata: Sequence[str] | None = None, seed: int = 0) -> np.ndarray:
+    """(2000,) means of resamples of (n,) rows, the same positions for the same strata and seed.
+
+    Two models' means of the same prompts are thus resampled together: subtracted, they are a paired bootstrap.
+
+    Args:
+        rows: one figure per prompt.
+        strata: group of each (a style); each group is resampled by itself, so that its share stays.
+        seed: of the drawing.
+
+    Raises:
+        ValueError: another number of strata.
+    """
+    num = len(rows)
+    groups = ("",) * num if strata is None else tuple(strata)
+    if len(groups) != num:
+        raise ValueError(f"{num} rows but {len(groups)} strata")
+    counts = _counts(groups, seed)
+    chunk = max(1, CHUNK_ELEMENTS // num)
+    sums = [counts[at : at + chunk].astype(np.float64) @ rows for at in range(0, len(counts), chunk)]
+    return np.concatenate(sums) / num
+
+
+@lru_cache(maxsize=2)
+def _counts(groups: tuple[str, ...], seed: int) -> np.ndarray:
+    """(2000, n) uint8: how often each resample has each position. Every figure of a protocol asks for the same ones.
+
+    A count above 255 would take a position drawn 256 times where once is expected.
+    """
+    names = np.asarray(groups)
+    members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    rng = np.random.default_rng(seed)
+    counts = np.empty((NUM_RESAMPLES, len(groups)), dtype=np.uint8)
+    for resample in counts:
+        for rows in members:
+            resample[rows] = np.bincount(rng.integers(0, len(rows), len(rows)), minlength=len(rows))
+    return counts
+
+
+def stratified_deviation(rows: np.ndarray, strata: Sequence[str] | None = None) -> float:
+    """Deviation whose √n-th part is the standard error of the mean of rows drawn within strata (Cochran, 1977, 5.3).
+
+    Args:
+        rows: (n,) one figure per prompt.
+        strata: group of each; a group of one row adds no spread, as in the bootstrap.
+    """
+    names = np.asarray(("",) * len(rows) if strata is None else tuple(strata))
+    parts = [rows[names == name] for name in np.unique(names)]
+    return math.sqrt(sum(len(part) * float(part.var(ddof=1)) for part in parts if len(part) > 1) / len(rows))
+
+
+def minimum_detectable_effect(deviation: float, num: int, alpha: float = ALPHA, power: float = POWER) -> float:
+    """The smallest true mean difference that a two-sided test finds with the given probability.
+
+    (z_{1−α/2} + z_power) · deviation / √num; Cohen (1988), normal approximation.
+
+    Args:
+        deviation: standard deviation of the paired differences.
+        num: pairs.
+        alpha: size of the test.
+        power: probability of finding it.
+    """
+    z = NormalDist()
+    return (z.inv_cdf(1 - alpha / 2) + z.inv_cdf(power)) * deviation / math.sqrt(num)
+
+
+def detectable_over_seeds(values: Sequence[float], alpha: float = ALPHA, power: float = POWER) -> float:
+    """The smallest true mean that a t test on so few figures finds with the given probability.
+
+    (t_{1−α/2, n−1} + t_{power, n−1}) · s / √n: as :func:`minimum_detectable_effect`, with the quantiles of a
+    deviation that is itself estimated (Bloom, 1995); by the exact power of the test a little short for 3 figures.
+
+    Args:
+        values: one paired difference per training seed.
+        alpha: size of the test.
+        power: probability of finding it.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    _, low, high = t_interval(values, 1 - alpha)
+    ratio = 1 + student_t_quantile(power, len(values) - 1) / student_t_quantile(1 - alpha / 2, len(values) - 1)
+    return ratio * (high - low) / 2
+
+
+def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
+    """Mean of at least two figures and its t interval: ``(mean, low, high)``.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    num = len(values)
+    if num < 2:
+        raise ValueError(f"an interval needs at least two figures, not {num}")
+    mean = math.fsum(values) / num
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (num - 1))
+    half = student_t_quantile(0.5 + level / 2, num - 1) * deviation / math.sqrt(num)
+    return mean, mean - half, mean + half
+
+
+def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided p of the paired t test (Student, 1908).
+
+    Args:
+        a: figure of one method per training seed.
+        b: of the other, for the same seeds.
+
+    Raises:
+        ValueError: unequal lengths, or fewer than two pairs.
+    """
+    difference = _differences(a, b)
+    error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
+    mean = float(difference.mean())
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return student_t_p(mean / error, len(difference) - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values adjusted for having looked at all of them (Holm, 1979), in the order given."""
+    num = len(p_values)
+    adjusted = [0.0] * num
+    highest = 0.0
+    for rank, i in enumerate(sorted(range(num), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (num - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def detection_auc(faulty: Sequence[float] | np.ndarray, sound: Sequence[float] | np.ndarray) -> float:
+    """Probability that a faulty sample scores above a sound one; ties count half (Mann and Whitney, 1947).
+
+    Args:
+        faulty: scores that should be high.
+        sound: scores that should be low.
+
+    Raises:
+        ValueError: no score on one side.
+    """
+    if not len(faulty) or not len(sound):
+        raise ValueError(f"no detection among {len(faulty)} faulty and {len(sound)} sound samples")
+    difference = np.subtract.outer(np.asarray(faulty, dtype=np.float64), np.asarray(sound, dtype=np.float64))
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
+def _differences(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> np.ndarray:
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(f"paired comparison of {len(a)} and {len(b)} figures; give at least two pairs")
+    return np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)

@@ -1,0 +1,181 @@
+"""What lies in a diffusers folder of the Stable Diffusion family, read without torch.
+
+Weights may be plain (``model.safetensors``), of a variant (``model.fp16.safetensors``) or in shards with an index; a
+component is loaded from its plain file where it has one, else from its only variant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from rgbench.core.errors import UsageError
+from rgbench.core.io import read_json, sha256_file
+
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+CONFIGS = (*(f"{component}/config.json" for component in STEMS), "scheduler/scheduler_config.json")
+TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either of the two layouts
+PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+_VARIANT = r"(?:\.(?P<variant>[A-Za-z0-9_]+?))?"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of one component.
+
+    Attributes:
+        component: ``unet``, ``vae`` or ``text_encoder``.
+        variant: like ``fp16``; None for the plain files.
+        files: the safetensors files, sorted; more than one where they are shards.
+    """
+
+    component: str
+    variant: str | None
+    files: tuple[Path, ...]
+
+
+def find_weights(folder: Path, component: str) -> Weights:
+    """The weight files that a component is loaded from.
+
+    Args:
+        folder: the pipeline folder.
+        component: ``unet``, ``vae`` or ``text_encoder``.
+
+    Raises:
+        UsageError: none there, a shard missing, or several variants and no plain file.
+    """
+    stem, found = STEMS[component], _variants(folder / component, STEMS[component])
+    expected = folder / component / f"{stem}.safetensors"
+    if not found:
+        pickled = sorted(path.name for path in (folder / component).glob("*.bin"))
+        why = f" ({pickled[0]} is a pickle, which is not opened; convert it to safetensors)" if pickled else ""
+        raise UsageError(f"{expected}: missing; a diffusers folder with safetensors weights is needed{why}")
+    variant = None if None in found else min(str(name) for name in found)
+    if variant and len(found) > 1:
+        raise UsageError(
+            f"{expected}: missing, and there are several variants ({', '.join(map(str, found))}); keep one"
+        )
+    files = found[variant]
+    for file in files:
+        if not file.is_file():
+            raise UsageError(
+                f"{file}: missing; a shard that the index beside it names. Fetch or write the folder again"
+            )
+    return Weights(component, variant, files)
+
+
+def _variants(folder: Path, stem: str) -> dict[str | None, tuple[Path, ...]]:
+    """Variants of a component and their files; shards are those that their index names."""
+    whole = re.compile(rf"{stem}{_VARIANT}\.safetensors")
+    index = re.compile(rf"{stem}\.safetensors\.index{_VARIANT}\.json")
+    found: dict[str | None, tuple[Path, ...]] = {}
+    for path in sorted(folder.glob(f"{stem}*")):
+        match = whole.fullmatch(path.name) or index.fullmatch(path.name)
+        if match is None:
+            continue
+        if match["variant"] in found:
+            raise UsageError(f"{path}: {found[match['variant']][0].name} is there as well; keep the file or the shards")
+        found[match["variant"]] = _shards(path) if path.suffix == ".json" else (path,)
+    return found
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    content = read_json(index)
+    names = content.get("weight_map", {}).values() if isinstance(content, dict) else ()
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise UsageError(f"{index}: weight_map does not name files beside it; fetch or write the folder again")
+    return tuple(index.parent / name for name in sorted(set(names)))
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """What a pipeline folder lacks, as relative names; empty where it can be loaded."""
+    absent = [name for name in CONFIGS if not (folder / name).is_file()]
+    if not any(all((folder / "tokenizer" / name).is_file() for name in names) for names in TOKENIZERS):
+        absent += [f"tokenizer/{name}" for name in TOKENIZERS[1]]
+    for component, stem in STEMS.items():
+        try:
+            find_weights(folder, component)
+        except UsageError:
+            absent.append(f"{component}/{stem}.safetensors")
+    return absent
+
+
+def check_folder(folder: Path) -> dict[str, Weights]:
+    """The weights of a folder of the Stable Diffusion family.
+
+    Returns:
+        component → its weight files.
+
+    Raises:
+        UsageError: a file is missing, or it is another family's folder.
+    """
+    _check_family(folder)
+    for name in CONFIGS:
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder / name}: missing; a diffusers pipeline folder has it")
+    weights = {component: find_weights(folder, component) for component in STEMS}
+    absent = missing_parts(folder)
+    if absent:
+        raise UsageError(f"{folder}: {', '.join(absent)} missing; a diffusers pipeline folder has a tokenizer")
+    _check_networks(folder)
+    return weights
+
+
+def _check_family(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return  # a folder of parts without an index is loaded by its parts
+    name = read_config(index).get("_class_name")
+    if name not in PIPELINES:
+        raise UsageError(f"{index}: a {name}; rgbench takes the Stable Diffusion family ({', '.join(PIPELINES)})")
+
+
+def _check_networks(folder: Path) -> None:
+    """Refuse UNets that read more than latents, time and text: inpainting, upscaling, SDXL, unCLIP."""
+    file = folder / "unet" / "config.json"
+    unet, vae = read_config(file), read_config(folder / "vae" / "config.json")
+    channels = vae.get("latent_channels", 4)
+    if unet.get("in_channels", 4) != channels:
+        raise UsageError(f"{file}: in_channels {unet.get('in_channels')}, the VAE's latents have {channels}: not a "
+                         "text-to-image model")  # fmt: skip
+    for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
+        if unet.get(key) is not None:
+            raise UsageError(f"{file}: {key} {unet[key]!r}: a UNet that is conditioned on more than text; use SD1.x or "
+                             "SD2.x")  # fmt: skip
+    if not isinstance(unet.get("sample_size", 64), int):
+        raise UsageError(f"{file}: sample_size {unet['sample_size']!r}; use a model of square images")
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A component's configuration.
+
+    Raises:
+        UsageError: missing, not JSON, or no mapping.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: not a configuration; fetch or write the folder again")
+    return content
+
+
+def weights_sha256(folder: Path) -> str:
+    """One hash over the names and contents of a folder's weight files; a changed README changes nothing.
+
+    A file that has not changed since this process hashed it is not read again.
+    """
+    digest = hashlib.sha256()
+    for component in STEMS:
+        for file in find_weights(folder, component).files:
+            stat = file.stat()
+            content = _sha256_once(file.resolve(), stat.st_size, stat.st_mtime_ns)
+            digest.update(f"{component}/{file.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _sha256_once(file: Path, size: int, mtime_ns: int) -> str:
+    return sha256_file(file)

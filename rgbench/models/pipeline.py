@@ -1,0 +1,243 @@
+"""Diffusion models from plain diffusers folders: ``StableDiffusionPipeline`` teachers and exported students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from rgbench.core.errors import UsageError
+from rgbench.diffusion.sampling import ddim_sample, lcm_sample
+from rgbench.models.folder import check_folder, read_config, weights_sha256
+from rgbench.models.presets import find_preset
+
+# Their DDIM grid is their own. Of the others only the noise schedule is taken: they are sampled with Stable
+# Diffusion's DDIM settings, so that teachers compare whatever sampler a folder happens to name.
+DDIM_FAMILY = ("DDIMScheduler", "PNDMScheduler", "DDPMScheduler")
+OTHER_SAMPLERS = (
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "UniPCMultistepScheduler"),
+)
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+DECODED_PIXELS = 8 * 512**2
+
+
+def decode_images(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Images of unscaled latents: (decode(z)/2 + ½).clamp(0, 1).
+
+    Args:
+        vae: diffusers' autoencoder.
+        latents: already divided by ``scaling_factor``, (B, C, h, w).
+
+    Returns:
+        (B, 3, H, W) in [0, 1], differentiable.
+    """
+    return (vae.decode(latents, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+
+@dataclass
+class DiffusionModels:
+    """The parts of a text-to-image model, frozen, in evaluation mode.
+
+    Attributes:
+        unet: predicts ``prediction_type``; a student has ``time_cond_proj_dim``.
+        vae, text_encoder, tokenizer: as in the folder.
+        alphas_cumprod: ᾱ of diffusers' scheduler, (T,) float32.
+        prediction_type: ``epsilon``, ``v_prediction`` or ``sample``.
+        scaling_factor: latents × this have unit variance.
+        resolution: image side in pixels.
+        latent_shape: (C, h, w).
+        sampler: ``ddim`` or ``lcm``, from the folder's scheduler.
+        ddim: timestep spacing, offset and last ᾱ of the folder's scheduler, as ``ddim_sample`` takes them.
+        original_inference_steps: N of an LCM student's training grid, else None.
+        timestep_scaling: s of an LCM student.
+        weights_sha256: over the names and contents of the weight files.
+        path: the folder.
+    """
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    alphas_cumprod: Tensor
+    prediction_type: str
+    scaling_factor: float
+    resolution: int
+    latent_shape: tuple[int, int, int]
+    sampler: str
+    ddim: dict[str, Any]
+    original_inference_steps: int | None
+    timestep_scaling: float
+    weights_sha256: str
+    path: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights."""
+        return self.unet.dtype
+
+    def with_student(
+        self, student: UNet2DConditionModel, original_inference_steps: int, timestep_scaling: float
+    ) -> DiffusionModels:
+        """The same parts around a distilled network, sampled as an LCM; the teacher's weights hash stays."""
+        return replace(
+            self,
+            unet=student,
+            sampler="lcm",
+            original_inference_steps=original_inference_steps,
+            timestep_scaling=timestep_scaling,
+        )
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Text-encoder states, (B, L, D); longer prompts are cut to L tokens, as in diffusers' pipelines."""
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        return self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the posterior of images (B, 3, H, W) in [0, 1]; unscaled, (B, C, h, w)."""
+        posterior = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1).latent_dist
+        return posterior.mean, posterior.std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of scaled latents (B, C, h, w), as many at once as have ``DECODED_PIXELS``.
+
+        The decoder's widest layer holds 1 KiB a pixel: a batch that suits the UNet would take tens of gigabytes there.
+        """
+        parts = latents.split(max(1, DECODED_PIXELS // self.resolution**2))
+        return torch.cat([decode_images(self.vae, part / self.scaling_factor) for part in parts])
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        *,
+        num_steps: int,
+        guidance_scale: float,
+    ) -> Tensor:
+        """Images of prompts with the folder's sampler, equal to diffusers' pipeline with the same generators.
+
+        Args:
+            prompts: B texts.
+            generators: B CPU generators, one per image.
+            num_steps: sampling steps.
+            guidance_scale: g in the pipelines' form: DDIM and a student without a guidance embedding are guided,
+                u + g(c − u), where g > 1; a student with one is given w = g − 1.
+
+        Returns:
+            (B, 3, H, W) in [0, 1].
+
+        Raises:
+            UsageError: an LCM whose scheduler does not name its training grid.
+            ValueError: more steps than the grid has.
+        """
+        embeds = self.encode_prompts(prompts)
+        uncond = self.encode_prompts([""]).expand_as(embeds)
+        common: tuple[Any, ...] = (self.unet, self.alphas_cumprod, self.prediction_type, embeds, uncond, generators)
+        settings: dict[str, Any] = {
+            "num_steps": num_steps,
+            "guidance_scale": guidance_scale,
+            "latent_shape": self.latent_shape,
+        }
+        if self.sampler == "ddim":
+            return self.decode(ddim_sample(*common, **(settings | self.ddim)))
+        if self.original_inference_steps is None:
+            raise UsageError(f"{self.path}: an LCM sampler needs original_inference_steps in its scheduler config")
+        settings |= {"original_steps": self.original_inference_steps, "timestep_scaling": self.timestep_scaling}
+        return self.decode(lcm_sample(*common, **settings))
+
+
+def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: torch.dtype) -> DiffusionModels:
+    """Load a diffusers folder, or a preset's teacher by name; from the disk alone.
+
+    Weights are plain, of a variant (fp16) or sharded, always safetensors; see :mod:`rgbench.models.folder`.
+
+    Args:
+        path_or_preset: a pipeline folder, or a preset.
+        device: where to put the weights.
+        dtype: one floating type for all networks.
+
+    Raises:
+        UsageError: no such folder or preset, a missing file, another family of models, or a scheduler this project
+            does not know the noise schedule of.
+    """
+    disable_progress_bar()  # transformers draws one per text encoder
+    path = Path(path_or_preset)
+    if not path.is_dir():
+        path = find_preset(str(path_or_preset)).teacher_folder()
+    variants = {component: weights.variant for component, weights in check_folder(path).items()}
+    scheduler = _read_scheduler(path / "scheduler" / "scheduler_config.json", device)
+    common = {"use_safetensors": True, "local_files_only": True}
+    unet = UNet2DConditionModel.from_pretrained(path / "unet", variant=variants["unet"], torch_dtype=dtype, **common)
+    vae = AutoencoderKL.from_pretrained(path / "vae", variant=variants["vae"], torch_dtype=dtype, **common)
+    text_encoder = CLIPTextModel.from_pretrained(
+        path / "text_encoder", variant=variants["text_encoder"], dtype=dtype, **common
+    )
+    for network in (unet, vae):
+        network.register_to_config(_name_or_path="")  # diffusers would write this machine's path into every export
+    for network in (unet, vae, text_encoder):
+        network.requires_grad_(False).eval().to(device)
+    side = unet.config.sample_size
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return DiffusionModels(
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
+        scaling_factor=vae.config.scaling_factor,
+        resolution=side * factor,
+        latent_shape=(unet.config.in_channels, side, side),
+        weights_sha256=weights_sha256(path),
+        path=path,
+        **scheduler,
+    )
+
+
+def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
+    """The fields of :class:`DiffusionModels` that the scheduler's configuration settles."""
+    config = read_config(file)
+    name = config.get("_class_name")
+    if name != "LCMScheduler" and name not in DDIM_FAMILY + OTHER_SAMPLERS:
+        known = ", ".join((*DDIM_FAMILY, "LCMScheduler", *OTHER_SAMPLERS))
+        raise UsageError(f"{file}: scheduler {name!r} has no noise schedule that is known here; use one of {known}")
+    for option in ("thresholding", "rescale_betas_zero_snr"):
+        if config.get(option):
+            raise UsageError(f"{file}: {option} is on, which is not sampled with here; set it to false")
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise UsageError(f"{file}: prediction_type {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
+    own_grid = name in DDIM_FAMILY
+    return {
+        "alphas_cumprod": DDIMScheduler.from_config(config).alphas_cumprod.to(device),
+        "prediction_type": prediction_type,
+        "sampler": "lcm" if name == "LCMScheduler" else "ddim",
+        "ddim": {
+            "timestep_spacing": config.get("timestep_spacing", "leading") if own_grid else "leading",
+            "steps_offset": 1,  # StableDiffusionPipeline sets this, and clip_sample off, whatever the file says
+            "set_alpha_to_one": config.get("set_alpha_to_one", name == "DDIMScheduler") if own_grid else False,
+        },
+        "original_inference_steps": config.get("original_inference_steps"),
+        "timestep_scaling": config.get("timestep_scaling", 10.0),
+    }

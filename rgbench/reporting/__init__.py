@@ -1,1 +1,0 @@
-"""Comparison tables, plots, image grids and the page, from result files alone."""

@@ -1,0 +1,350 @@
+"""The reward contract: ``(images, prompts) → scores (B,)``, and what identifies a reward.
+
+A reward owns its preprocessing, takes images in [0, 1] of any size, and says in its fingerprint everything that
+changes its scores.
+
+What a reward sees of an image: blurred first, or a random window of it.
+
+Controls of the study of over-optimisation: a reward that never sees high frequencies cannot be pleased by them, and one
+that sees another window at each step cannot be pleased by a fixed pattern.
+
+A weighted sum of rewards, standardised and balanced.
+
+    R = Σ_k w_k · (R_k − μ_k) / s_k
+
+Scores of different rewards have different units: the cosines of HPS vary in the second decimal, aesthetic ratings in
+the first digit. μ and s make them comparable as scores; ``balance`` makes them comparable as forces on the image.
+
+| symbol | name | meaning, shape |
+|---|---|---|
+| R_k, w_k | ``terms``, ``weights`` | rewards and their weights |
+| μ_k, s_k | ``mean``, ``std`` | of each term's scores over the calibration images, (K,) float64 |
+| g_k | ``gradients`` | ∂(R_k)/∂image, (B, 3, H, W) |
+
+Any function that scores images as a reward: a labeller for a latent proxy, without gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from rgbench.core.errors import RgbenchError, UsageError
+
+
+class Reward(Protocol):
+    """A frozen model of what an image is worth for a prompt.
+
+    Attributes:
+        name: short name for logs and tables.
+        differentiable: whether scores carry gradient to the images.
+    """
+
+    name: str
+    differentiable: bool
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes the scores: weights sha256, resize kernel, antialias, padding, dtype, token limit,
+        normalisation. JSON-able.
+        """
+        ...
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1]; no gradient reaches the reward's own weights."""
+        ...
+
+
+class ScaledReward(Reward, Protocol):
+    """A reward whose scores become logits over images: what a latent proxy can learn from.
+
+    Attributes:
+        logit_scale: factor from score to logit (HPS: 100); None where the recipe must say it.
+    """
+
+    logit_scale: float | None
+
+
+class LatentReward(Protocol):
+    """A reward that reads latents, already divided by the scaling factor, and learns; a ``torch.nn.Module``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As a module's."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any:
+        """As a module's."""
+        ...
+
+    def __call__(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Raw cosines (B,) of unscaled latents (B, C, h, w)."""
+        ...
+
+    def logit_scale(self) -> Tensor:
+        """The learnable factor from cosine to logit; a scalar with gradient."""
+        ...
+
+    def clamp_logit_scale(self) -> None:
+        """Hold the logit scale at 100 or below, in place; called after each update."""
+        ...
+
+    def unfreeze(self, image_layers: int | str, text_layers: int | str) -> list[nn.Parameter]:
+        """Make the last layers of each tower trainable and freeze all else; returns what is trainable."""
+        ...
+
+
+def score(reward: Reward, images: Tensor, prompts: Sequence[str], places: Tensor | None = None) -> Tensor:
+    """Scores (B,) of images; of random windows of them where the reward looks at such.
+
+    Args:
+        reward: with an attribute ``random_crop`` that is not None where it takes ``places``.
+        images: (B, 3, H, W) in [0, 1].
+        prompts: B texts.
+        places: of the windows, (B, 2) in [0, 1); None for the centre.
+    """
+    if getattr(reward, "random_crop", None):
+        return reward(images, prompts, places)  # type: ignore[call-arg]
+    return reward(images, prompts)
+
+
+def fingerprint_id(fingerprint: dict[str, Any]) -> str:
+    """8 hex digits of the sha256 of a fingerprint's canonical JSON."""
+    canonical = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+class ViewedReward:
+    """A reward behind a blur and a crop; its contract is the reward's own.
+
+    Args:
+        reward: any reward.
+        blur_sigma: of the Gaussian, in pixels of the images; 0 for none. Truncated at 4 σ, borders reflected.
+        random_crop: share of each side that a window keeps, or None.
+    """
+
+    def __init__(self, reward: ScaledReward, *, blur_sigma: float, random_crop: float | None) -> None:
+        self.reward, self.blur_sigma, self.random_crop = reward, blur_sigma, random_crop
+        self.name, self.differentiable, self.logit_scale = reward.name, reward.differentiable, reward.logit_scale
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The reward's, with blur and crop where there are any."""
+        view = {"blur_sigma": self.blur_sigma, "random_crop": self.random_crop}
+        return self.reward.fingerprint() | {key: value for key, value in view.items() if value}
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], places: Tensor | None = None) -> Tensor:
+        """Scores (B,).
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            prompts: B texts.
+            places: where each window lies, (B, 2) on the CPU in [0, 1): 0 is the top and left edge, 1 the bottom and
+                right. None: the centre, so that a score without draws is reproducible.
+        """
+        if self.blur_sigma:
+            radius = min(math.ceil(4 * self.blur_sigma), min(images.shape[-2:]) - 1)
+            images = gaussian_blur(images, [2 * radius + 1] * 2, [self.blur_sigma] * 2)
+        if self.random_crop:
+            images = crop(images, self.random_crop, places)
+        return self.reward(images, prompts)
+
+
+def crop(images: Tensor, share: float, places: Tensor | None) -> Tensor:
+    """One window of each image.
+
+    Args:
+        images: (B, C, H, W).
+        share: of each side, in (0, 1]; at least one pixel is kept.
+        places: (B, 2) in [0, 1), row and column, uniform over all whole-pixel positions; None for the centre.
+
+    Returns:
+        (B, C, h, w).
+    """
+    height, width = (max(round(share * side), 1) for side in images.shape[-2:])
+    room = torch.tensor([images.shape[-2] - height, images.shape[-1] - width])
+    if places is None:
+        top, left = (room // 2).tolist()
+        return images[..., top : top + height, left : left + width]
+    corners = (places.double() * (room + 1)).long().tolist()
+    windows = [
+        image[:, top : top + height, left : left + width] for image, (top, left) in zip(images, corners, strict=True)
+    ]
+    return torch.stack(windows)
+
+
+CHUNK = 16  # images scored at once while calibrating
+ALIKE = 16 * torch.finfo(torch.float32).eps  # one image scored twice in a batch differs by a few roundings of its score
+
+
+class WeightedReward:
+    """R, (B,).
+
+    Args:
+        terms: rewards.
+        weights: as many, not negative.
+        standardise: whether μ and s are used; :meth:`calibrate` sets them.
+        balance: whether each term's gradient at the image is brought to one length per weight, so that none drowns
+            the others.
+        logit_scale: factor from R to the logit of a preference, or None.
+    """
+
+    name = "sum"
+
+    def __init__(
+        self,
+        terms: Sequence[Reward],
+        weights: Sequence[float],
+        *,
+        standardise: bool,
+        balance: bool,
+        logit_scale: float | None = None,
+    ) -> None:
+        self.terms, self.weights = list(terms), [float(w) for w in weights]
+        self.standardise, self.balance, self.logit_scale = standardise, balance, logit_scale
+        self.mean = torch.zeros(len(self.terms), dtype=torch.float64)
+        self.std = torch.ones(len(self.terms), dtype=torch.float64)
+        self.differentiable = all(term.differentiable for term in self.terms)
+        self.random_crop = any(getattr(term, "random_crop", None) for term in self.terms)
+
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """One per term, since a student is in-sample for each."""
+        how = {"standardise": self.standardise, "balance": self.balance}
+        pairs = zip(self.terms, self.weights, strict=True)
+        return [term.fingerprint() | {"weight": weight, **how} for term, weight in pairs]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The terms' and how they are added; μ and s are state, not identity."""
+        return {"name": self.name, "terms": self.fingerprints()}
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Set μ and s from images (N, 3, H, W) in [0, 1] and their N prompts.
+
+        Raises:
+            UsageError: a term gives all images the same score, or one that is not finite.
+        """
+        for k, term in enumerate(self.terms):
+            parts = [term(images[i : i + CHUNK], prompts[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+            scores = torch.cat(parts).double()
+            std = float(scores.std())
+            if not std > ALIKE * float(scores.abs().max()) or not scores.isfinite().all():
+                raise UsageError(
+                    f"reward.terms.{k}: {term.name} scores all {len(images)} calibration images alike or not at all; "
+                    "it cannot be standardised"
+                )
+            self.mean[k], self.std[k] = float(scores.mean()), std
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """μ and s, for a checkpoint."""
+        return {"mean": self.mean.clone(), "std": self.std.clone()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], /) -> None:
+        """Take them back."""
+        self.mean, self.std = state_dict["mean"].clone(), state_dict["std"].clone()
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], places: Tensor | None = None) -> Tensor:
+        """R (B,) of images (B, 3, H, W) in [0, 1]; ``places`` of the terms' windows as in ``ViewedReward``."""
+        if not (self.balance and torch.is_grad_enabled() and images.requires_grad):
+            return torch.stack(self._weighted(images, prompts, places)).sum(0)
+        leaf = images.detach().requires_grad_()
+        values = self._weighted(leaf, prompts, places)
+        gradients = torch.stack([torch.autograd.grad(value.sum(), leaf)[0] for value in values])
+        total = torch.stack([value.detach() for value in values]).sum(0)
+        return _GivenGradient.apply(images, total, self._balanced(gradients))
+
+    def _weighted(self, images: Tensor, prompts: Sequence[str], places: Tensor | None) -> list[Tensor]:
+        """w_k · (R_k − μ_k) / s_k, each (B,)."""
+        values = []
+        for k, (term, weight) in enumerate(zip(self.terms, self.weights, strict=True)):
+            scores = score(term, images, prompts, places)
+            if self.standardise:
+                scores = (scores - float(self.mean[k])) / float(self.std[k])
+            values.append(weight * scores)
+        return values
+
+    def _balanced(self, gradients: Tensor) -> Tensor:
+        """Sum of g_k · w_k · n̄ / ‖g_k‖, with n̄ = Σ ‖g_k‖ / Σ w_k of each image, so that the sum keeps its size.
+
+        Args:
+            gradients: of the weighted terms, (K, B, 3, H, W).
+        """
+        norms = gradients.flatten(2).norm(dim=2)  # (K, B)
+        weights = torch.tensor(self.weights, dtype=norms.dtype, device=norms.device)[:, None]
+        wanted = weights * norms.sum(0) / weights.sum()
+        factors = torch.where(norms > 0, wanted / norms, torch.zeros_like(norms))
+        return (factors[:, :, None, None, None] * gradients).sum(0)
+
+
+class _GivenGradient(torch.autograd.Function):
+    """Scores (B,) whose gradient to the images was worked out before."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, scores: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return outputs[0][:, None, None, None] * gradient, None, None
+
+
+Score = Callable[[Tensor, list[str]], Any]
+
+
+class CallableReward:
+    """A scoring function behind the reward contract; it need not be differentiable, nor written in torch.
+
+    Args:
+        score: (images (B, 3, H, W) in [0, 1], B prompts) → B numbers, as a tensor, an array or a list.
+        name: short, for logs and tables.
+        fingerprint: what changes its scores; by default the code's name and the sha256 of the file it stands in.
+        logit_scale: factor from score to the logit of a preference, or None where the recipe says it.
+    """
+
+    differentiable = False
+
+    def __init__(
+        self,
+        score: Score,
+        name: str,
+        *,
+        fingerprint: dict[str, Any] | None = None,
+        logit_scale: float | None = None,
+    ) -> None:
+        self.score, self.name, self.logit_scale = score, name, logit_scale
+        self._fingerprint = {"name": name, **(_code(score) if fingerprint is None else fingerprint)}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What changes the scores, as far as it is known."""
+        return self._fingerprint
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) on the images' device, without gradient.
+
+        Raises:
+            RgbenchError: not one number per image.
+        """
+        given = self.score(images.detach(), list(prompts))
+        scores = torch.as_tensor(given, dtype=images.dtype, device=images.device)
+        if scores.shape != (len(prompts),):
+            shape = tuple(scores.shape)
+            raise RgbenchError(f"reward {self.name}: gave scores of shape {shape} for {len(prompts)} images; give (B,)")
+        return scores.detach()
+
+
+def _code(score: Score) -> dict[str, Any]:
+    """Where a function stands and the sha256 of that file: what tells one version of it from another."""
+    owner = score if inspect.isroutine(score) or inspect.isclass(score) else type(score)
+    file = inspect.getsourcefile(owner)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else "unknown"
+    return {"weights_sha256": "none", "antialias": None, "code": f"{owner.__module__}:{owner.__qualname__}",
+            "code_sha256": digest}  # fmt: skip

@@ -1,0 +1,416 @@
+"""A reward that needs another Python environment: a worker process there scores the images that are sent to it.
+
+Behind the reward contract like any other, but without gradient: an LRM's expert, or a held-out judge.
+
+A worker process in another Python environment, and the frames that go to it and come from it.
+
+The other end is :mod:`rgbench.rewards.workers.runner`, whose docstring has the protocol. The worker has a session of
+its own, so that a Ctrl-C reaches rgbench alone, which ends it; and it ends by itself as soon as rgbench is gone.
+
+Scorers that run in another Python environment: which there are, where they stand, what they need there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rgbench.core.errors import RgbenchError, UsageError, suggest
+from rgbench.core.io import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RUNNER = Path(__file__).with_name("workers") / "runner.py"
+PROTOCOL = 1
+HEAD = struct.Struct(">II")
+MAX_BYTES = 1 << 20  # of an answer's header, and of its scores
+KEPT_LOGS = 20
+LOG_LINES = 8  # of the log, shown in a message
+GRACE_SEC = 2.0
+# What tells a process that it is one rank of several, which the worker is not; and what would reach its imports.
+NOT_PASSED = re.compile(
+    r"(RANK|LOCAL_RANK|GROUP_RANK|ROLE_\w+|(LOCAL_|GROUP_)?WORLD_SIZE|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|ACCELERATE_\w+"
+    r"|PYTHON\w+|__PYVENV_LAUNCHER__)"
+)
+
+
+class Worker:
+    """One running worker.
+
+    Args:
+        python: interpreter of the other environment.
+        name: of the scorer, for messages and the log.
+        key: of the recipe that named the interpreter, for messages.
+        timeout: seconds without a sign of progress after which it is given up.
+
+    Attributes:
+        log: file that has what the worker printed.
+
+    Raises:
+        UsageError: no such interpreter.
+    """
+
+    def __init__(self, python: str, name: str, key: str, timeout: float) -> None:
+        self.python, self.name, self.timeout = os.path.expanduser(python), name, timeout
+        self.log = _new_log(name)
+        environment = {k: v for k, v in os.environ.items() if not NOT_PASSED.fullmatch(k)}
+        for offline in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+            environment.setdefault(offline, "1")  # rgbench downloads nothing
+        try:
+            with open(self.log, "wb") as log:
+                self._process = subprocess.Popen(
+                    [self.python, "-I", "-u", str(RUNNER)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    bufsize=0,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise UsageError(
+                f"{key}.python {python}: cannot be started ({error.strerror}); give the Python of the worker's "
+                "environment, such as /path/to/venv/bin/python"
+            ) from error
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._to, False)
+        os.set_blocking(self._from, False)
+        self._finalizer = weakref.finalize(self, _end, self._process, os.getpid())
+        self._ready = False
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def start(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Have it load its scorer.
+
+        Args:
+            settings: what the runner's ``start`` has.
+
+        Returns:
+            The ``ready`` or ``failed`` header.
+
+        Raises:
+            UsageError: it ended instead, spoke another protocol, or nothing at all.
+        """
+        try:
+            self._send({"type": "start", **settings})
+            header, _ = self._receive()
+        except RgbenchError as error:
+            self.close()
+            raise UsageError(str(error)) from error
+        except BaseException:  # Ctrl-C
+            self.close()
+            raise
+        if header["type"] == "ready" and header["protocol"] != PROTOCOL:
+            raise UsageError(f"{self.name}: the worker speaks protocol {header['protocol']}, not {PROTOCOL}")
+        self._ready = True
+        return header
+
+    def score(self, shape: tuple[int, ...], prompts: list[str], pixels: bytes) -> list[float]:
+        """Scores of images.
+
+        Args:
+            shape: of the array that ``pixels`` holds.
+            prompts: as many as images.
+            pixels: of the type that the scorer takes, little-endian.
+
+        Raises:
+            RgbenchError: the worker ended, or gave no sign of progress in time.
+        """
+        if not self._finalizer.alive:
+            raise RgbenchError(f"{self.name}: the worker has ended already; see {self.log}")
+        try:
+            self._send({"type": "score", "shape": list(shape), "prompts": prompts}, pixels)
+            header, payload = self._receive()
+            while header["type"] == "scored":
+                header, payload = self._receive()
+        except BaseException:  # a second Ctrl-C too: what is under way would be taken for the next answer
+            self.close()
+            raise
+        if header["type"] != "scores" or len(payload) != 8 * len(prompts):
+            self.close()
+            raise RgbenchError(f"{self.name}: the worker answered with {header['type']!r}; see {self.log}")
+        return list(struct.unpack(f"<{len(prompts)}d", payload))
+
+    def close(self) -> None:
+        """End the process; it is gone on return."""
+        self._finalizer()
+
+    def _send(self, header: dict[str, Any], payload: bytes = b"") -> None:
+        text = json.dumps(header, allow_nan=False).encode()
+        data = memoryview(HEAD.pack(len(text), len(payload)) + text + payload)
+        while data:
+            self._wait(self._to, select.POLLOUT)
+            try:
+                data = data[os.write(self._to, data) :]
+            except BrokenPipeError:
+                raise self._ended() from None
+
+    def _receive(self) -> tuple[dict[str, Any], bytes]:
+        length, size = HEAD.unpack(self._exactly(HEAD.size))
+        strange = f"{self.name}: {self.python} does not answer as a worker does; see {self.log}"
+        if max(length, size) > MAX_BYTES:
+            raise RgbenchError(strange)
+        try:
+            header = parse_json(self._exactly(length))
+        except ValueError as error:
+            raise RgbenchError(strange) from error
+        if not isinstance(header, dict) or "type" not in header:
+            raise RgbenchError(strange)
+        return header, self._exactly(size)
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            self._wait(self._from, select.POLLIN)
+            part = os.read(self._from, size - len(data))
+            if not part:
+                raise self._ended()
+            data += part
+        return bytes(data)
+
+    def _wait(self, descriptor: int, event: int) -> None:
+        """Until something can be read or written; every such moment is progress."""
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if not poll.poll(self.timeout * 1000):
+            self.close()
+            raise RgbenchError(
+                f"{self.name}: the worker made no progress for {self.timeout:g} seconds and was ended; raise timeout "
+                f"if it needs longer{self._last_lines()}"
+            )
+
+    def _ended(self) -> RgbenchError:
+        """What is to be said of a worker that is gone."""
+        try:
+            code = self._process.wait(GRACE_SEC)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.close()
+        how = "closed its pipe" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        when = "while scoring" if self._ready else "before it could score"
+        return RgbenchError(f"{self.name}: the worker {how} {when}{self._last_lines()}")
+
+    def _last_lines(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+        said = ":\n  " + "\n  ".join(line[:400] for line in lines) if lines else "; it printed nothing"
+        return f"{said}\nall that it printed: {shlex.quote(str(self.log))}"
+
+
+def _end(process: subprocess.Popen[bytes], owner: int) -> None:
+    """Close its stdin, at which it ends; else kill it and what it started. No process and no zombie is left."""
+    if os.getpid() != owner:  # a fork's exit is not the end of what its parent started
+        return
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    try:
+        process.wait(GRACE_SEC)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _new_log(name: str) -> Path:
+    """A file of its own in the cache; the newest ones are kept."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "rgbench" / "workers"
+    folder.mkdir(parents=True, exist_ok=True)
+    old = sorted(folder.glob("*.log"), key=lambda file: file.name)
+    for file in old[: max(len(old) - KEPT_LOGS + 1, 0)]:
+        file.unlink(missing_ok=True)
+    stem = re.sub(r"[^\w.-]", "_", name)
+    return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 10**9:09d}-{os.getpid()}-{stem}.log"
+
+
+WORKERS = ("hpsv3", "imagereward", "vqascore")  # files of rgbench.rewards.workers
+LOOK_TIMEOUT_SEC = 120.0
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def look(python: str, worker: str, key: str = "reward") -> str:
+    """What an environment has of what a scorer needs, in words; no weights are loaded.
+
+    Raises:
+        UsageError: no such interpreter or scorer, or a package is missing; says how to get it.
+    """
+    scorer = find_scorer(worker, key)
+    running = Worker(python, scorer["worker"], key, LOOK_TIMEOUT_SEC)
+    try:
+        ready = started(running, {**scorer, "options": {}, "look": True, "path": None, "device": "cpu"}, key)
+    finally:
+        running.close()
+    versions = ready["versions"]
+    package = scorer_module(worker).PACKAGES[0] if worker in WORKERS else None
+    if package and versions[package] is None:
+        raise UsageError(_missing(running, f"no package {package}", ready["install"], key))
+    found = [f"{name} {version}" for name, version in versions.items() if version]
+    return ", ".join([f"{running.python}: Python {ready['python']}", *found])
+
+
+def find_scorer(worker: str, key: str) -> dict[str, Any]:
+    """Of a scorer, what the runner's ``start`` wants: its name, its file if it is no module of the other environment,
+    and the folder that the file may import from.
+
+    Raises:
+        UsageError: no such file, and no name of a module.
+    """
+    if worker in WORKERS:
+        return {"worker": worker, "file": str(scorer_module(worker).__file__), "folder": None}
+    if worker.endswith(".py"):
+        file = Path(worker).expanduser().absolute()
+        if not file.is_file():
+            raise UsageError(f"{key}.worker {worker}: no such file")
+        return {"worker": file.stem, "file": str(file), "folder": str(file.parent)}
+    if not MODULE.fullmatch(worker):
+        raise UsageError(f"{key}.worker {worker[:80]!r}: no .py file and no module; {suggest(worker, WORKERS)}")
+    return {"worker": worker, "file": None, "folder": None}
+
+
+def scorer_module(name: str) -> Any:
+    """The module of a scorer that comes with rgbench; its ``INSTALL`` makes the environment."""
+    return import_module(f"rgbench.rewards.workers.{name}")
+
+
+def started(running: Worker, settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What a worker says when it can score.
+
+    Args:
+        running: the worker.
+        settings: what the runner's ``start`` has.
+        key: of the recipe's section, for messages.
+
+    Raises:
+        UsageError: it cannot; says why.
+    """
+    header = running.start(dict(settings))
+    if header["type"] == "ready":
+        return header
+    running.close()
+    if header["what"] == "options":
+        raise UsageError(f"{key}.options: {running.name} does not take them: {header['message']}")
+    known = "" if settings["file"] else f"; {suggest(settings['worker'], WORKERS)}"
+    raise UsageError(_missing(running, header["message"], header["install"], key) + known)
+
+
+def _missing(running: Worker, what: str, install: str | None, key: str) -> str:
+    place = f"{running.python} -m"
+    if Path(running.python).parent == Path(sys.executable).parent:
+        place = "in another environment than rgbench's own, which its pins would break:"
+    command = "" if install is None else f"; install it with: {place} {install}"
+    return f"{key}.python {running.python}: {running.name} cannot be imported there: {what}{command}"
+
+
+class ProcessReward:
+    """Scores by a worker process.
+
+    Args:
+        worker: running.
+        ready: what it said of itself when it was.
+        options: arguments of its ``load``, which change its scores.
+
+    Attributes:
+        logit_scale: factor from score to the logit of a preference, where its scorer knows it.
+    """
+
+    differentiable = False
+
+    def __init__(self, worker: Worker, ready: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        contract = dict(ready["contract"])
+        self.worker, self.name = worker, str(ready["name"])
+        self.logit_scale: float | None = contract.pop("logit_scale", None)
+        self.takes: str = contract["takes"]
+        self._fingerprint = {
+            **contract,
+            "name": self.name,
+            "kind": "process",
+            "protocol": ready["protocol"],
+            "code_sha256": ready["code_sha256"],
+            "python": ready["python"],
+            "versions": ready["versions"],
+            "options": dict(options),
+        }
+
+    @classmethod
+    def load(
+        cls,
+        python: str,
+        worker: str,
+        *,
+        path: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+        timeout: float = 600.0,
+        key: str = "reward",
+    ) -> ProcessReward:
+        """Start a worker and wait until it can score.
+
+        Args:
+            python: interpreter of the other environment.
+            worker: a name in :data:`rgbench.rewards.remote.WORKERS`, a .py file, or a module of that environment.
+            path: weights; None for where the scorer looks by itself.
+            options: further arguments of the scorer's ``load``.
+            device: of torch, as the worker sees them.
+            timeout: seconds without a sign of progress after which the worker is given up.
+            key: of the recipe's section, for messages.
+
+        Raises:
+            UsageError: no such interpreter or scorer, a package missing there, arguments that the scorer does not
+                take, or the worker ended before it could score; with its last words.
+        """
+        scorer = find_scorer(worker, key)
+        running = Worker(python, scorer["worker"], key, timeout)
+        given = {"path": path and str(Path(path).expanduser().absolute()), "device": device}
+        settings = {**scorer, **given, "options": dict(options or {}), "look": False}
+        return cls(running, started(running, settings, key), options or {})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the scorer says of itself, its code, its options, and the versions in its environment."""
+        return self._fingerprint
+
+    def close(self) -> None:
+        """End the worker; it ends with this process at the latest."""
+        self.worker.close()
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1], on their device and of float32 at least.
+
+        A scorer that takes 8-bit images is given the nearest: what a lossless file of the image would hold.
+
+        Raises:
+            UsageError: the images want a gradient.
+            RgbenchError: the worker ended or hangs.
+        """
+        import torch
+
+        if torch.is_grad_enabled() and images.requires_grad:
+            raise UsageError(f"reward {self.name}: runs in another process and gives no gradient; kind: lrm needs none")
+        pixels = images.detach().float().cpu()
+        if self.takes == "uint8":
+            pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        array = pixels.contiguous().numpy()
+        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        scores = self.worker.score(array.shape, list(prompts), data)
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        found = torch.tensor(scores, dtype=dtype, device=images.device)
+        return found.masked_fill(~images.detach().isfinite().flatten(1).all(1), float("nan"))

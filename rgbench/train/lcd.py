@@ -1,0 +1,225 @@
+"""Latent consistency distillation (LCD): LCM, arXiv 2310.04378, algorithm 1; docs/method.md, "LCD, one step".
+
+| symbol | name | meaning, shape |
+|---|---|---|
+| z | ``latents`` | VAE latents × ``scaling_factor``, (B, C, h, w) |
+| t_{n+k}, t_n | ``start_timesteps``, ``timesteps`` | the DDIM grid point drawn and the one k below it, (B,) int64 |
+| w | ``guidance_scale`` | LCM-form guidance, (B,) |
+| f_θ, f_θ⁻, ψ | ``student``, ``target``, ``teacher`` | online network, its EMA, frozen teacher |
+| c, ∅ | ``prompt_embeds``, ``uncond_embeds`` | text-encoder states of the prompt, of the empty prompt, (B, L, D) |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from rgbench.core.run import RunDirectory
+from rgbench.data.batches import Batch
+from rgbench.diffusion.consistency import consistency_function, guidance_embedding, pseudo_huber, squared_error
+from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
+from rgbench.diffusion.schedule import add_noise
+from rgbench.models.pipeline import DiffusionModels
+from rgbench.models.student import Learned, is_lora, make_lora_student, make_student, present, trainable
+from rgbench.train.base import Learner, Reader, Stateful, StepDraws, StepResult
+from rgbench.train.cache import encode
+from rgbench.train.export import export_pipeline
+from rgbench.train.recipe import LCDRecipe, LCDSection
+
+# LCM-LoRA's layers (arXiv 2311.05556), as in diffusers' examples/consistency_distillation.
+LCM_LORA_MODULES = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
+)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """ψ, f_θ and f_θ⁻ with the noise schedule they share."""
+
+    teacher: UNet2DConditionModel
+    student: UNet2DConditionModel
+    target: UNet2DConditionModel
+    alphas_cumprod: Tensor
+    prediction_type: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What lines 2–8 start from: one batch with its draws.
+
+    Attributes:
+        latents, noise: (B, C, h, w).
+        prompt_embeds, uncond_embeds: (B, L, D).
+        index: into the ascending DDIM grid, (B,) int64.
+        guidance_scale: w, (B,).
+    """
+
+    latents: Tensor
+    noise: Tensor
+    prompt_embeds: Tensor
+    uncond_embeds: Tensor
+    index: Tensor
+    guidance_scale: Tensor
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What lines 2–8 produce; only ``prediction`` and ``losses`` carry gradient.
+
+    Attributes:
+        start_timesteps, timesteps: (B,) int64.
+        noisy: z_{n+k}.
+        w_embedding: (B, d); None for a student that is not told w.
+        prediction: f_θ(z_{n+k}), scaled latents.
+        previous: z_n of the solver.
+        target: f_θ⁻(z_n).
+        losses: (B,).
+    """
+
+    start_timesteps: Tensor
+    timesteps: Tensor
+    noisy: Tensor
+    w_embedding: Tensor | None
+    prediction: Tensor
+    previous: Tensor
+    target: Tensor
+    losses: Tensor
+
+
+def distil(networks: Networks, settings: LCDSection, inputs: Inputs) -> Distillation:
+    """Lines 2–8 of the LCD step."""
+    cumprod, kind = networks.alphas_cumprod, networks.prediction_type
+    latents, w = inputs.latents, inputs.guidance_scale
+
+    # 2. t_{n+k} from the N-point DDIM grid, and t_n = max(t_{n+k} − k, 0)
+    start_timesteps, timesteps = grid_timesteps(inputs.index, len(cumprod), settings.num_ddim_timesteps)
+
+    # 3. z_{n+k} = α z + σ ε
+    noisy = add_noise(latents, inputs.noise, start_timesteps, cumprod)
+
+    # 4. embedding of w, where the student is told it
+    dim = networks.student.config.time_cond_proj_dim
+    w_embedding = guidance_embedding(w, dim) if dim else None
+
+    # 5. f_θ(z_{n+k}, w, c, t_{n+k}) = c_skip z_{n+k} + c_out x̂0
+    output = _call(networks.student, noisy, start_timesteps, inputs.prompt_embeds, w_embedding)
+    scaling = settings.timestep_scaling
+    prediction = consistency_function(output, noisy, start_timesteps, cumprod, kind, scaling)
+
+    with torch.no_grad():
+        # 6. one guided DDIM jump of the teacher; prompt and empty prompt in one call
+        embeds = torch.cat([inputs.prompt_embeds, inputs.uncond_embeds])
+        outputs = _call(networks.teacher, torch.cat([noisy] * 2), torch.cat([start_timesteps] * 2), embeds)
+        cond, uncond = outputs.chunk(2)
+        previous = guided_ddim_step(cond, uncond, noisy, start_timesteps, timesteps, w, cumprod, kind)
+
+        # 7. f_θ⁻(z_n, w, c, t_n) with its own boundary scalings
+        output = _call(networks.target, previous, timesteps, inputs.prompt_embeds, w_embedding)
+        target = consistency_function(output, previous, timesteps, cumprod, kind, scaling)
+
+    # 8. pseudo-Huber or squared distance, the mean of each sample
+    if settings.loss == "huber":
+        losses = pseudo_huber(prediction, target, settings.huber_c)
+    else:
+        losses = squared_error(prediction, target)
+    return Distillation(start_timesteps, timesteps, noisy, w_embedding, prediction, previous, target, losses)
+
+
+def _call(
+    unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, embeds: Tensor, w_embedding: Tensor | None = None
+) -> Tensor:
+    """Model output (B, C, h, w)."""
+    return unet(latents, timesteps, encoder_hidden_states=embeds, timestep_cond=w_embedding, return_dict=False)[0]
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, student: nn.Module, decay: float) -> None:
+    """θ⁻ ← μ θ⁻ + (1 − μ) θ over the parameters that learn, in place, μ = ``decay``."""
+    pairs = zip(target.parameters(), student.parameters(), strict=True)
+    averages, values = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
+    torch._foreach_lerp_(averages, values, 1 - decay)
+
+
+def new_student(recipe: LCDRecipe, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The student of a recipe: the whole UNet, or its adapters."""
+    dim, lora = recipe.lcd.time_cond_proj_dim, recipe.lora
+    if lora is None:
+        return make_student(teacher, dim)
+    modules = lora.modules or present(teacher, LCM_LORA_MODULES)
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    return make_lora_student(teacher, dim, rank=lora.rank, alpha=alpha, modules=modules, seed=recipe.seed)
+
+
+class LCD:
+    """The LCD trainer, and what RG-LCD and LRM share with it.
+
+    Args:
+        recipe: validated.
+        models: the teacher's parts, frozen.
+    """
+
+    def __init__(self, recipe: LCDRecipe, models: DiffusionModels) -> None:
+        self.recipe, self.models = recipe, models
+        self.student = new_student(recipe, models.unet)
+        self.target = new_student(recipe, models.unet).requires_grad_(False)  # begins as the student's equal
+        self.networks = Networks(models.unet, self.student, self.target, models.alphas_cumprod, models.prediction_type)
+        self.uncond_embeds = models.encode_prompts([""])
+
+    @classmethod
+    def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> LCD:
+        """The trainer of a recipe; subclasses load what else they need."""
+        return cls(recipe, models)
+
+    def learners(self) -> dict[str, Learner]:
+        """All of the student that learns."""
+        return {"student": Learner(trainable(self.student), self.recipe.train.lr)}
+
+    def modules(self) -> dict[str, Stateful]:
+        """Student and target; of a LoRA student what it learned."""
+        networks = {"student": self.student, "target": self.target}
+        return {k: Learned(v, self.student) for k, v in networks.items()} if is_lora(self.student) else networks
+
+    def reward_fingerprints(self) -> list[dict[str, Any]]:
+        """No reward."""
+        return []
+
+    def readers(self) -> dict[str, Reader]:
+        """The teacher's text encoder."""
+        tokenizer = self.models.tokenizer
+        return {"text_encoder": Reader(tokenizer, tokenizer.model_max_length)}
+
+    def prepare(self, batch: Batch, rng: StepDraws) -> Inputs:
+        """Line 1 and the draws of lines 2–4, the same for every method at one seed."""
+        models, settings = self.models, self.recipe.lcd
+        device, shape = models.device, models.latent_shape
+        # 1. latents = vae.encode(image).sample() · scaling_factor
+        encoded = encode(models, batch)
+        latents = (encoded.mean + encoded.std * rng.normal("vae", shape).to(device)) * models.scaling_factor
+        return Inputs(
+            latents=latents,
+            noise=rng.normal("noise", shape).to(device),
+            prompt_embeds=encoded.prompt_embeds,
+            uncond_embeds=self.uncond_embeds.expand_as(encoded.prompt_embeds),
+            index=rng.integers("index", settings.num_ddim_timesteps).to(device),
+            guidance_scale=rng.uniform("w", settings.w_min, settings.w_max).to(device),
+        )
+
+    def step(self, batch: Batch, rng: StepDraws) -> StepResult:
+        """Lines 1–8."""
+        distilled = distil(self.networks, self.recipe.lcd, self.prepare(batch, rng))
+        return StepResult({"student": {"lcd": distilled.losses}})
+
+    def after_update(self) -> None:
+        """Line 9, whose AdamW and clipping are the loop's: θ⁻ ← μ θ⁻ + (1 − μ) θ."""
+        ema_update(self.target, self.student, self.recipe.train.ema_decay)
+
+    def export(self, run: RunDirectory) -> Path:
+        """Write the student as a diffusers pipeline; returns its folder."""
+        export_pipeline(self, self.recipe, run.read(), run.pipeline)
+        return run.pipeline

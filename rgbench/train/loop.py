@@ -1,0 +1,454 @@
+"""The one loop: data by the step counter, a trainer's step, and everything around it.
+
+A trainer returns per-sample losses; this module alone reduces them, checks that they are finite on all ranks, clips,
+steps, logs, saves and stops. Nothing here depends on what was drawn before, on the rank or on the micro-batch, so a
+run resumed at step k repeats what the uninterrupted run did, and two ranks what one did, up to the order of sums.
+
+From losses to changed parameters: backward, the mean over ranks, the loss scale, clipping, AdamW.
+
+What the steps of one global batch measured: every sample's losses, from all micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rgbench.core import checkpoint
+from rgbench.core.errors import Interrupted, RgbenchError, UsageError
+from rgbench.core.launch import Ranks
+from rgbench.core.process import StopRequest, lacks_memory
+from rgbench.core.run import RunDirectory
+from rgbench.data.batches import Batch, BatchLoader, DataSource
+from rgbench.train.base import CaptionCount, Learner, StepDraws, StepResult, Trainer, autocast, total
+from rgbench.train.log import NUM_PROMPTS, CostMeter, Monitor, check_wandb, of_all_ranks, sample_grid, write_png
+from rgbench.train.recipe import BaseRecipe, LCDRecipe, TrainSection
+
+SMALLEST_LOSS_SCALE = 1.0  # below it, float16's gradients are not too large but wrong
+
+
+class Updater:
+    """The optimisers of a run and what stands before each of their steps.
+
+    Args:
+        learners: what learns, by the name under which a step groups its losses.
+        train: the recipe's section.
+        ranks: those whose gradients are averaged.
+        device_type: ``cpu`` or ``cuda``.
+
+    Attributes:
+        optimisers: AdamW by learner.
+        num_skipped: optimiser steps left out because float16 overflowed, since the start of the run.
+    """
+
+    def __init__(self, learners: dict[str, Learner], train: TrainSection, ranks: Ranks, device_type: str) -> None:
+        self.learners, self.train, self.ranks, self.device_type = learners, train, ranks, device_type
+        self.optimisers = {name: learner.adamw(train.betas, train.weight_decay) for name, learner in learners.items()}
+        self.scaler = torch.amp.GradScaler(device_type, enabled=train.dtype == "float16")
+        self.num_skipped = 0
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision of a step, and of all else that calls the networks while they train."""
+        return autocast(self.train.dtype, self.device_type)
+
+    def backward(self, result: StepResult, share: float) -> None:
+        """Add one micro-batch's gradients.
+
+        Args:
+            result: per-sample losses; an optimiser minimises the sum of its terms' means.
+            share: of the micro-batch in this rank's part of the batch, in (0, 1].
+        """
+        for terms in result.losses.values():
+            loss = torch.stack([term.mean() for term in terms.values()]).sum()
+            self.scaler.scale(loss if share == 1 else loss * share).backward()
+
+    def reduce(self) -> dict[str, Tensor]:
+        """Average the gradients over the ranks and clip them.
+
+        Returns:
+            Each optimiser's gradient norm before clipping, the same on all ranks.
+        """
+        norms = {}
+        for name, learner in self.learners.items():
+            gradients = [p.grad for p in learner.parameters if p.grad is not None]
+            self.ranks.average(gradients)
+            if gradients:
+                self.scaler.unscale_(self.optimisers[name])
+            norms[name] = learner.clip(self.train.max_grad_norm)
+        return norms
+
+    def step(self, step: int, finite: bool) -> bool:
+        """Change the parameters.
+
+        Args:
+            step: optimiser step, from 0, for learning rates that change.
+            finite: whether all gradient norms are; with float16 an overflow lowers the loss scale instead.
+
+        Returns:
+            Whether they were changed.
+
+        Raises:
+            RgbenchError: float16's loss scale has no room left.
+        """
+        for name, optimiser in self.optimisers.items():
+            self.learners[name].set_lr(optimiser, step)
+            if finite:
+                self.scaler.step(optimiser)
+            optimiser.zero_grad(set_to_none=True)
+        if self.scales:
+            self.scaler.update()
+            if self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
+                raise RgbenchError("the gradient overflows float16 at any loss scale; train with train.dtype=bfloat16")
+        self.num_skipped += not finite
+        return finite
+
+    @property
+    def scales(self) -> bool:
+        """Whether a gradient that is not finite lowers a loss scale instead of ending the run."""
+        return self.scaler.is_enabled()
+
+    def describe(self, norms: dict[str, float]) -> dict[str, float]:
+        """What of the update the log shows; a norm that overflowed is no number and is left out."""
+        values = {f"grad_norm/{name}": norm for name, norm in norms.items() if math.isfinite(norm)}
+        return values | ({"loss_scale": self.scaler.get_scale()} if self.scales else {})
+
+    def drop(self) -> None:
+        """Forget the gradients of a step that is given up."""
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors by file stem and plain data for a checkpoint."""
+        tensors: dict[str, dict[str, Tensor]] = {}
+        settings: dict[str, Any] = {}
+        for name, optimiser in self.optimisers.items():
+            tensors[f"optimiser-{name}"], settings[name] = checkpoint.flatten_optimiser(optimiser)
+        return tensors, {"optimisers": settings, "loss_scale": self.scaler.state_dict(), "skipped": self.num_skipped}
+
+    def restore(self, tensors: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> None:
+        """Undo :meth:`state`."""
+        for name, optimiser in self.optimisers.items():
+            checkpoint.restore_optimiser(optimiser, tensors[f"optimiser-{name}"], meta["optimisers"][name])
+        if self.scales:
+            self.scaler.load_state_dict(meta["loss_scale"])
+        self.num_skipped = meta.get("skipped", 0)  # not in checkpoints of the first version
+
+
+class Measured:
+    """Per-sample losses and statistics of one optimiser step.
+
+    Attributes:
+        ids: names of this rank's samples so far.
+        reward_calls: images the expert scored on this rank.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.reward_calls = 0
+        self._terms: dict[str, list[Tensor]] = {}
+        self._names: dict[str, str] = {}
+
+    def add(self, result: StepResult, ids: list[str]) -> None:
+        """Take one micro-batch's values.
+
+        Raises:
+            RgbenchError: a loss term or statistic that is not one value per sample.
+        """
+        rows = {
+            f"loss/{term}": (f"loss term {term} of the {name}", value)
+            for name, losses in result.losses.items()
+            for term, value in losses.items()
+        }
+        rows |= {name: (f"statistic {name}", value) for name, value in result.stats.items()}
+        device = next(value for _, value in rows.values()).device  # a loss's; a statistic may be made on the CPU
+        for key, (name, value) in rows.items():
+            if value.shape != (len(ids),):
+                shape = tuple(value.shape)
+                raise RgbenchError(f"{name} has shape {shape}: a reward gives one score per image, (B,)")
+            self._names[key] = name
+            self._terms.setdefault(key, []).append(value.detach().to(device, torch.float64))
+        self.ids += ids
+        self.reward_calls += result.reward_calls
+
+    def gather(self, ranks: Ranks) -> Tensor:
+        """All samples' values in the order of the global batch, (B, names)."""
+        return ranks.gather_rows(torch.stack([torch.cat(parts) for parts in self._terms.values()], dim=1))
+
+    def means(self, rows: Tensor) -> dict[str, float]:
+        """By the log's names, from what :meth:`gather` gave.
+
+        A statistic that is no finite number is left out, as a gradient's where float16 overflowed: the step is skipped,
+        and neither JSON nor a curve can hold it.
+        """
+        means = zip(self._terms, rows.mean(0).tolist(), strict=True)
+        return {name: value for name, value in means if math.isfinite(value)}
+
+    def fault(self, rows: Tensor) -> tuple[str, list[int]] | None:
+        """The first loss term that is not finite, and its samples' positions in the global batch."""
+        if rows.isfinite().all():
+            return None
+        for column, (key, name) in enumerate(self._names.items()):
+            wrong = (~rows[:, column].isfinite()).nonzero().flatten().tolist()
+            if key.startswith("loss/") and wrong:
+                return name, wrong
+        return None
+
+
+ADVICE = "no parameter was changed; look at these samples, or lower train.lr or reward.scale"
+
+
+class Loop:
+    """Trains until the recipe's last step.
+
+    Args:
+        trainer: the method.
+        source: the data.
+        recipe: validated.
+        run: where checkpoints, logs and samples go; the main rank alone writes there.
+        ranks: those that train together; this process alone by default.
+
+    Attributes:
+        step: optimiser steps done.
+
+    Raises:
+        UsageError: the batch cannot be split evenly.
+    """
+
+    def __init__(
+        self, trainer: Trainer, source: DataSource, recipe: BaseRecipe, run: RunDirectory, ranks: Ranks | None = None
+    ) -> None:
+        self.trainer, self.source, self.recipe, self.run = trainer, source, recipe, run
+        self.ranks = ranks or Ranks()
+        train = recipe.train
+        check_split(train, self.ranks.size)
+        if train.wandb is not None:
+            check_wandb()
+        self.learners = trainer.learners()
+        self.updater = Updater(self.learners, train, self.ranks, trainer.models.device.type)
+        self.optimisers = self.updater.optimisers
+        _prepare_networks(trainer, train)
+        positions, num_micro = self.ranks.part_of(train.batch_size), train.gradient_accumulation_steps
+        self.loader = BatchLoader(
+            source, recipe.seed, train.batch_size, positions, num_micro, train.num_workers, train.steps
+        )
+        self.step = 0
+        self.cost = CostMeter(device_type=trainer.models.device.type)
+        self.captions = CaptionCount(trainer.readers())
+
+    def train(self, stop: StopRequest, resume_command: str) -> None:
+        """Run the remaining steps.
+
+        Args:
+            stop: asked between two steps; one rank's signal stops all.
+            resume_command: what an interrupted run tells its user.
+
+        Raises:
+            Interrupted: a signal came; the state is saved.
+            RgbenchError: a loss or gradient is not finite; parameters are those before that step.
+        """
+        first = list(range(min(NUM_PROMPTS, self.source.length or NUM_PROMPTS)))
+        prompts = self.ranks.together(lambda: self.source.load(first).prompts)
+        train = self.recipe.train
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.loader.close)
+            monitor = None
+            if self.ranks.is_main:
+                monitor = Monitor(self.run, self.step, train.steps, train.batch_size, wandb=train.wandb)
+                stack.enter_context(monitor)
+            while self.step < train.steps:
+                self._stop_if_asked(stop, resume_command)
+                start = time.monotonic()
+                with memory_explained(self.step):
+                    values = self.train_step()
+                if monitor is not None:
+                    monitor.show(self.step, values, time.monotonic() - start)
+                self._keep(monitor, values, prompts)
+
+    def _keep(self, monitor: Monitor | None, values: dict[str, float], prompts: list[str]) -> None:
+        """Log, save and sample where this step is due."""
+        train, last = self.recipe.train, self.step == self.recipe.train.steps
+        if monitor is not None and (self.step % train.log_every == 0 or last):
+            monitor.log(self.step, values)
+        if self.step % train.save_every == 0 or last:
+            self.save()
+        if train.sample_every and (self.step % train.sample_every == 0 or last):
+            self.ranks.together(lambda: self._sample(monitor, prompts))
+
+    def _sample(self, monitor: Monitor | None, prompts: list[str]) -> None:
+        if monitor is None:
+            return
+        assert isinstance(self.recipe, LCDRecipe)
+        with self.updater.autocast():
+            grid = sample_grid(self.trainer, self.recipe, prompts)
+        write_png(grid, self.run.samples / f"step-{self.step:08d}.png")
+        monitor.log_grid(self.step, grid)
+
+    def _stop_if_asked(self, stop: StopRequest, resume_command: str) -> None:
+        (number,) = self.ranks.largest(stop.signal or 0)
+        if not number:
+            return
+        stop.signal = number
+        self.save()
+        self.ranks.on_main(lambda: self.run.update(status="interrupted"))
+        message = f"{self.run.path}: stopped; {self.step} of {self.recipe.train.steps} steps are saved"
+        self.ranks.stop_all(Interrupted(message, resume_command=resume_command, exit_code=stop.exit_code))
+
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step.
+
+        Returns:
+            Means of all loss terms and statistics over the global batch, and the gradient norms before clipping.
+        """
+        measured = Measured()
+        batches = self.ranks.together(lambda: self._load(self.step))
+        for positions, batch in zip(self.loader.micro, batches, strict=True):
+            draws = StepDraws(
+                self.recipe.seed, self.step, len(positions), first=positions[0], dtype=self.trainer.models.dtype
+            )
+            with self.updater.autocast():
+                result = self.trainer.step(batch, draws)
+            measured.add(result, batch.ids)
+            self.captions.see(batch)
+            self.updater.backward(result, 1 / len(batches))
+        rows, norms = _fetch(measured.gather(self.ranks), self.updater.reduce())
+        self._check(measured, rows, norms)
+        if self.updater.step(self.step, finite=all(map(math.isfinite, norms.values()))):
+            self.trainer.after_update()
+        self.step += 1
+        self.cost.images += self.recipe.train.batch_size
+        self.cost.reward_calls += measured.reward_calls * self.ranks.size
+        return measured.means(rows) | self.updater.describe(norms)
+
+    def _load(self, step: int) -> list[Batch]:
+        batches = self.loader.load(step)
+        for batch in batches:
+            self._check_size(batch)
+        return batches
+
+    def load_batch(self, step: int) -> Batch:
+        """This rank's first micro-batch of a step; the global batch where there is one rank and no accumulation.
+
+        Raises:
+            UsageError: the data's resolution is not the model's.
+        """
+        return self._load(step)[0]
+
+    def _check_size(self, batch: Batch) -> None:
+        side = self.trainer.models.resolution
+        if batch.images_BCHW is None:
+            return  # encoded by this very model
+        if batch.images_BCHW.shape[2:] != (side, side):
+            found = "×".join(str(n) for n in batch.images_BCHW.shape[2:])
+            raise UsageError(f"data gives images of {found} pixels, the model takes {side}×{side}: set data.resolution")
+
+    def _check(self, measured: Measured, rows: Tensor, norms: dict[str, float]) -> None:
+        """Stop all ranks before anything changes where a loss or gradient is not finite.
+
+        Raises:
+            RgbenchError: names the step, the term and the samples.
+        """
+        fault = measured.fault(rows)
+        wrong = [name for name, norm in norms.items() if not math.isfinite(norm)]
+        if fault is None and (not wrong or self.updater.scales):
+            return
+        self.updater.drop()
+        ids = self.ranks.gather_lists(measured.ids)
+        if fault is not None:
+            what = f"{fault[0]} is not finite for {_listed([ids[position] for position in fault[1]])}"
+        else:
+            what = f"the gradient of the {wrong[0]} is not finite, in the batch of {_listed(ids)}"
+        self.ranks.stop_all(RgbenchError(f"step {self.step}: {what}; {ADVICE}"))
+
+    def save(self) -> None:
+        """Commit a checkpoint of the steps done, and note it in run.json; the other ranks wait for the main one."""
+        for name, learner in self.learners.items():
+            self.ranks.check_equal(learner.parameters, f"the {name}")
+        counts = self.read_counts()
+        self.ranks.on_main(lambda: self._commit(counts))
+
+    def read_counts(self) -> dict[str, Any]:
+        """Cost and captions of the run, from all ranks."""
+        costs, captions = self.ranks.gather_lists([self.cost.read()]), self.ranks.gather_lists([self.captions.read()])
+        return {"cost": of_all_ranks(costs), "captions": total(captions)}
+
+    def _commit(self, counts: dict[str, Any]) -> None:
+        tensors = {stem: dict(module.state_dict()) for stem, module in self.trainer.modules().items()}
+        own, meta = self.updater.state()
+        meta |= {"step": self.step, **counts}
+        checkpoint.commit(self.run.checkpoints, self.step, tensors | own, meta, keep=self.recipe.train.keep_checkpoints)
+        self.run.update(step=self.step, **counts)
+
+    def restore(self) -> None:
+        """Go on from the newest intact checkpoint, or from the start where there is none."""
+        newest = self.ranks.together(lambda: checkpoint.latest(self.run.checkpoints) if self.ranks.is_main else None)
+        (step,) = self.ranks.largest(-1 if newest is None else checkpoint.step_of(newest))
+        if step < 0:
+            return
+        path = checkpoint.path_of(self.run.checkpoints, step)
+        tensors, meta = self.ranks.together(lambda: checkpoint.load(path))
+        for stem, module in self.trainer.modules().items():
+            module.load_state_dict(tensors[stem])
+        self.updater.restore(tensors, meta)
+        self.step = meta["step"]
+        if self.ranks.is_main:  # the others count on from nothing: what is kept is the sum
+            self.cost = CostMeter(meta["cost"], self.trainer.models.device.type)
+            self.captions.restore(meta.get("captions", self.captions.read()))
+
+
+def check_split(train: TrainSection, num_ranks: int) -> None:
+    """Refuse a batch that ranks and micro-batches do not divide.
+
+    Raises:
+        UsageError: says which numbers do not go together.
+    """
+    parts = num_ranks * train.gradient_accumulation_steps
+    if train.batch_size % parts:
+        raise UsageError(
+            f"train.batch_size {train.batch_size} cannot be split over {num_ranks} processes × "
+            f"train.gradient_accumulation_steps {train.gradient_accumulation_steps}; make it a multiple of {parts}"
+        )
+
+
+@contextlib.contextmanager
+def memory_explained(step: int) -> Iterator[None]:
+    """Say what to do where a GPU's memory does not suffice.
+
+    Raises:
+        RgbenchError: in place of torch's own.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
+        raise RgbenchError(
+            f"step {step}: the GPU's memory does not suffice ({str(error).partition('.')[0]}); use a larger "
+            "train.gradient_accumulation_steps, or train.gradient_checkpointing=true"
+        ) from error
+
+
+def _prepare_networks(trainer: Trainer, train: TrainSection) -> None:
+    """What trades time for memory or start-up for speed, and changes no number beyond rounding."""
+    if train.gradient_checkpointing:
+        trainer.student.enable_gradient_checkpointing()
+        trainer.models.vae.enable_gradient_checkpointing()  # in the reward's way through the decoder
+    if train.compile:
+        for network in (trainer.models.unet, trainer.student, trainer.target):
+            network.compile()  # in place: names in checkpoints stay
+
+
+def _fetch(rows: Tensor, norms: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """Everything the host must know before the update, in one look at the device."""
+    fetched = torch.cat([rows.flatten(), torch.stack(list(norms.values())).to(rows.dtype)]).cpu()
+    return fetched[: rows.numel()].view_as(rows), dict(zip(norms, fetched[rows.numel() :].tolist(), strict=True))
+
+
+def _listed(ids: list[str]) -> str:
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    return ", ".join(ids[:8]) + more

@@ -1,1 +1,0 @@
-"""Building the benchtop world from seeds: one file per stage, run in order by ``build``."""

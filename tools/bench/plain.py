@@ -1,0 +1,293 @@
+"""The plain reference step: the three methods as a textbook writes them, without any of the trainers' levers.
+
+Written from the papers and from the shape of diffusers' ``examples/consistency_distillation``, and from nothing of
+:mod:`rgbench.trainers` or :mod:`rgbench.diffusion`, so that parity tests and benchmarks compare with one and the same
+independent implementation. What it does that the trainers do not:
+
+- the images and captions of every batch are encoded, whatever a cache holds;
+- the teacher is called twice, for the prompt and for the empty prompt;
+- prediction, target and ground truth are decoded and scored one after another, each with its text features;
+- AdamW and the EMA go through the parameters one at a time, and the loss is read back every step.
+
+| symbol | name | meaning, shape |
+|---|---|---|
+| z | ``latents`` | VAE latents × ``scaling_factor``, (B, C, h, w) |
+| t_{n+k}, t_n | ``start``, ``end`` | the DDIM grid point drawn and the one k below it, (B,) int64 |
+| f_θ, f_θ⁻ | ``prediction``, ``target`` | of the student and of its EMA, scaled latents |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rgbench.core.errors import UsageError
+from rgbench.data.batches import Batch
+from rgbench.models.student import is_lora
+from rgbench.rewards.clip import HPSReward
+from rgbench.train.lcd import LCD
+from rgbench.train.lrm import LRM
+from rgbench.train.recipe import LRMRecipe, RGLCDRecipe
+from rgbench.train.rg_lcd import RGLCD
+
+SIGMA_DATA = 0.5
+
+
+class Draws(Protocol):
+    """Random rows of one step: those of :class:`rgbench.train.base.StepDraws`, or :class:`PlainDraws`."""
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """(B, *shape)."""
+        ...
+
+    def uniform(self, stream: str, low: float, high: float) -> Tensor:
+        """(B,)."""
+        ...
+
+    def integers(self, stream: str, high: int) -> Tensor:
+        """(B,) int64."""
+        ...
+
+
+class PlainDraws:
+    """Draws from the device's global generator, a whole batch at once.
+
+    Args:
+        num: B.
+        device: where they are drawn.
+    """
+
+    def __init__(self, num: int, device: torch.device) -> None:
+        self.num, self.device = num, device
+
+    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
+        """(B, *shape)."""
+        return torch.randn(self.num, *shape, device=self.device)
+
+    def uniform(self, stream: str, low: float, high: float) -> Tensor:
+        """(B,)."""
+        return torch.rand(self.num, device=self.device) * (high - low) + low
+
+    def integers(self, stream: str, high: int) -> Tensor:
+        """(B,) int64."""
+        return torch.randint(high, (self.num,), device=self.device)
+
+
+class PlainStep:
+    """One step of LCD, RG-LCD or LRM on a trainer's own networks, which it updates.
+
+    Args:
+        trainer: gives networks, settings and frozen parts; none of its methods is called.
+
+    Raises:
+        UsageError: the recipe asks for what the plain step has not: LoRA, a reward that is not HPS, a scale that is
+            no number, a window, or another pair loss than the paper's.
+    """
+
+    def __init__(self, trainer: LCD) -> None:
+        self.trainer, self.recipe, self.models = trainer, trainer.recipe, trainer.models
+        _check(trainer)
+        train = self.recipe.train
+        student = list(trainer.student.parameters())
+        self.parameters: dict[str, list[nn.Parameter]] = {"student": student}
+        self.max_norms = {"student": train.max_grad_norm}
+        self.optimisers = {"student": _adamw(student, train.lr, train.betas, train.weight_decay)}
+        if isinstance(trainer, LRM):
+            proxy, own = trainer.recipe.proxy, trainer.recipe.proxy.optimiser
+            self.parameters["proxy"] = trainer.proxy_parameters
+            self.max_norms["proxy"] = own.max_grad_norm
+            self.optimisers["proxy"] = _adamw(trainer.proxy_parameters, proxy.lr, own.betas, own.weight_decay)
+
+    def __call__(self, batch: Batch, draws: Draws) -> dict[str, float]:
+        """A whole step: losses, backward, clip, AdamW, EMA.
+
+        Args:
+            batch: B images with captions, (B, 3, H, W) in [0, 1].
+            draws: B rows.
+
+        Returns:
+            The loss of each optimiser.
+        """
+        with self._autocast():
+            losses = self.losses(batch, draws)
+        for loss in losses.values():
+            loss.backward()
+        for name, optimiser in self.optimisers.items():
+            nn.utils.clip_grad_norm_(self.parameters[name], self.max_norms[name])
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.average()
+        if isinstance(self.trainer, LRM):
+            self.trainer.proxy.clip.logit_scale.data.clamp_(max=math.log(100))  # type: ignore[attr-defined]
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def losses(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """A scalar for each optimiser, with gradient."""
+        settings, networks = self.recipe.lcd, self.trainer.networks
+        latents, embeds = self._encode(batch, draws)
+        noise = draws.normal("noise", self.models.latent_shape).to(latents.device)
+        index = draws.integers("index", settings.num_ddim_timesteps).to(latents.device)
+        w = draws.uniform("w", settings.w_min, settings.w_max).to(latents.device)
+        num_timesteps = len(networks.alphas_cumprod)
+        skip = num_timesteps // settings.num_ddim_timesteps
+        start = skip * (index + 1) - 1
+        end = (start - skip).clamp(min=0)
+        alphas, sigmas = self._alphas_sigmas(start, latents)
+        noisy = alphas * latents + sigmas * noise
+        embedding = self._embed_guidance(w)
+        output = self._unet(networks.student, noisy, start, embeds, embedding)
+        prediction = self._consistency(output, noisy, start)
+        with torch.no_grad():
+            uncond_embeds = self._encode_texts([""] * len(batch.prompts))
+            conditional = self._x0_eps(self._unet(networks.teacher, noisy, start, embeds), noisy, start)
+            unconditional = self._x0_eps(self._unet(networks.teacher, noisy, start, uncond_embeds), noisy, start)
+            scale = w.view(-1, 1, 1, 1)
+            x0, eps = (c + scale * (c - u) for c, u in zip(conditional, unconditional, strict=True))
+            alphas, sigmas = self._alphas_sigmas(end, latents)
+            previous = alphas * x0 + sigmas * eps
+            output = self._unet(networks.target, previous, end, embeds, embedding)
+            target = self._consistency(output, previous, end)
+        if settings.loss == "huber":
+            loss = torch.mean(torch.sqrt((prediction - target) ** 2 + settings.huber_c**2) - settings.huber_c)
+        else:
+            loss = F.mse_loss(prediction, target)
+        return self._with_reward(loss, prediction, target, latents, batch.prompts)
+
+    def _with_reward(
+        self, loss: Tensor, prediction: Tensor, target: Tensor, latents: Tensor, prompts: list[str]
+    ) -> dict[str, Tensor]:
+        """The losses of the method: L_LCD; − β · R of the decoded prediction or by the proxy; the proxy's own."""
+        trainer, factor = self.trainer, self.models.scaling_factor
+        if not isinstance(trainer, RGLCD):
+            return {"student": loss}
+        scale = _scale(trainer)
+        if not isinstance(trainer, LRM):
+            reward = self._expert(self._decode(prediction / factor), prompts)
+            return {"student": loss - scale * reward.mean()}
+        for parameter in trainer.proxy_parameters:
+            parameter.requires_grad_(False)
+        reward = self._proxy(prediction / factor, prompts)
+        for parameter in trainer.proxy_parameters:
+            parameter.requires_grad_(True)
+        candidates = [prediction.detach() / factor, target / factor, latents / factor]
+        with torch.no_grad():
+            experts = [self._expert(self._decode(c), prompts) * trainer.logit_scale for c in candidates]
+        proxies = [self._proxy(c, prompts) * trainer.proxy.logit_scale() for c in candidates]
+        pairs = torch.zeros((), device=latents.device)
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            label = torch.softmax(torch.stack([experts[i], experts[j]], dim=1), dim=1)
+            guess = torch.log_softmax(torch.stack([proxies[i], proxies[j]], dim=1), dim=1)
+            pairs = pairs + F.kl_div(guess, label, reduction="batchmean")
+        return {"student": loss - scale * reward.mean(), "proxy": pairs}
+
+    def _autocast(self) -> Any:
+        kind = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.recipe.train.dtype]
+        return torch.autocast(self.models.device.type, dtype=kind, enabled=kind is not None)
+
+    @torch.no_grad()
+    def _encode(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Scaled latents (B, C, h, w) and text states (B, L, D)."""
+        models = self.models
+        assert batch.images_BCHW is not None  # of a source that is not cached
+        posterior = models.vae.encode(batch.images_BCHW.to(models.device, models.dtype) * 2 - 1).latent_dist
+        noise = draws.normal("vae", models.latent_shape).to(models.device)
+        return (posterior.mean + posterior.std * noise) * models.scaling_factor, self._encode_texts(batch.prompts)
+
+    @torch.no_grad()
+    def _encode_texts(self, prompts: list[str]) -> Tensor:
+        tokenizer = self.models.tokenizer
+        length = tokenizer.model_max_length
+        tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return self.models.text_encoder(tokens.input_ids.to(self.models.device))[0]
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return (self.models.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+
+    def _expert(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Cosines (B,); image and text are encoded at every call."""
+        expert: Any = self.trainer.expert  # type: ignore[attr-defined]
+        image = F.normalize(expert.model.encode_image(expert.preprocess(images.to(expert.dtype))), dim=-1)
+        tokens = expert.tokenizer(prompts).to(images.device)
+        text = F.normalize(expert.model.encode_text(tokens), dim=-1)
+        return (image * text).sum(-1)
+
+    def _proxy(self, latents: Tensor, prompts: list[str]) -> Tensor:
+        """Cosines (B,); latents and text are encoded at every call."""
+        proxy: Any = self.trainer.proxy  # type: ignore[attr-defined]
+        image = F.normalize(proxy.clip.encode_image(latents * proxy.config["latent_scale"]), dim=-1)
+        text = F.normalize(proxy.clip.encode_text(proxy.tokenizer(prompts).to(latents.device)), dim=-1)
+        return (image * text).sum(-1)
+
+    @staticmethod
+    def _unet(
+        unet: nn.Module, latents: Tensor, timesteps: Tensor, embeds: Tensor, embedding: Tensor | None = None
+    ) -> Tensor:
+        return unet(latents, timesteps, timestep_cond=embedding, encoder_hidden_states=embeds).sample
+
+    def _alphas_sigmas(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        cumprod = self.trainer.networks.alphas_cumprod[timesteps].to(like.dtype).view(-1, 1, 1, 1)
+        return torch.sqrt(cumprod), torch.sqrt(1 - cumprod)
+
+    def _x0_eps(self, output: Tensor, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """x̂0 and ε̂ of a network's output."""
+        alphas, sigmas = self._alphas_sigmas(timesteps, latents)
+        kind = self.trainer.networks.prediction_type
+        if kind == "epsilon":
+            return (latents - sigmas * output) / alphas, output
+        if kind == "v_prediction":
+            return alphas * latents - sigmas * output, alphas * output + sigmas * latents
+        return output, (latents - alphas * output) / sigmas
+
+    def _consistency(self, output: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+        scaled = (timesteps.to(latents.dtype) * self.recipe.lcd.timestep_scaling).view(-1, 1, 1, 1)
+        c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+        c_out = scaled / torch.sqrt(scaled**2 + SIGMA_DATA**2)
+        return c_skip * latents + c_out * self._x0_eps(output, latents, timesteps)[0]
+
+    def _embed_guidance(self, w: Tensor) -> Tensor | None:
+        dim = self.recipe.lcd.time_cond_proj_dim
+        if dim is None:
+            return None
+        rate = torch.log(torch.tensor(10000.0, dtype=w.dtype, device=w.device)) / (dim // 2 - 1)
+        frequencies = torch.exp(torch.arange(dim // 2, dtype=w.dtype, device=w.device) * -rate)
+        angles = (w * 1000.0)[:, None] * frequencies[None]
+        return F.pad(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1), (0, dim % 2))
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """θ⁻ ← μ θ⁻ + (1 − μ) θ, one parameter at a time."""
+        decay = self.recipe.train.ema_decay
+        pairs = zip(self.trainer.target.parameters(), self.trainer.student.parameters(), strict=True)
+        for average, value in pairs:
+            average.mul_(decay).add_(value, alpha=1 - decay)
+
+
+def _adamw(
+    parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], decay: float
+) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=decay, foreach=False, fused=False)
+
+
+def _scale(trainer: RGLCD) -> float:
+    scale = trainer.recipe.reward.scale
+    if not isinstance(scale, float):
+        raise UsageError("bench: the plain step takes a number for reward.scale, no share of the gradient")
+    return scale
+
+
+def _check(trainer: LCD) -> None:
+    recipe = trainer.recipe
+    wrong = "lora" if is_lora(trainer.student) else None
+    if isinstance(recipe, RGLCDRecipe) and isinstance(trainer, RGLCD):
+        _scale(trainer)
+        wrong = "reward.window" if recipe.reward.window else wrong
+        wrong = "another reward than hps, or a view of it" if type(trainer.expert) is not HPSReward else wrong
+    if isinstance(recipe, LRMRecipe) and recipe.proxy.loss != "kl":
+        wrong = f"proxy.loss {recipe.proxy.loss}"
+    if wrong:
+        raise UsageError(f"bench: the plain step has no {wrong}; measure with the recipe's own settings")

@@ -1,0 +1,202 @@
+"""Latents and teacher stages: a Stable Diffusion 2.1 layout at 1/8 scale, trained from scratch.
+
+Epsilon prediction on Stable Diffusion's noise schedule, 10 % empty prompts, min-SNR
+weighting (Hang et al. 2023, γ = 5), an average of the weights at the end. The text encoder
+starts as the CLIP's text tower and learns along, as in the first latent diffusion models
+(Rombach et al. 2022, section 4.3): a frozen one leaves the order of two objects to chance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch
+from rgbench.core.io import read_json, sha256_file, sha256_tree, write_json_atomic
+from tools.benchtop.clip import CLIP_CONFIG, tokenize
+from tools.benchtop.common import StageLog, autocast, linear_decay, stage_seed, update_average
+from tools.benchtop.text_encoder import to_transformers
+
+SCHEDULER_CONFIG = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+UNET_CONFIG = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": (64, 128),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": CLIP_CONFIG["text_cfg"]["width"],
+    "attention_head_dim": (2, 4),  # heads, as diffusers names them for SD 2.x
+    "use_linear_projection": True,
+    "norm_num_groups": 16,
+}
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """Parameters of the latents stage."""
+
+    num_latents: int = 49152
+    dtype: str = "fp32"
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Hyper-parameters of the teacher stage."""
+
+    seed: int = 0
+    cycles: tuple[tuple[int, float], ...] = ((3600, 1e-3),)  # steps and peak learning rate of each
+    text_encoder_lr_share: float = 0.3
+    batch_size: int = 64
+    drop_prompt: float = 0.1
+    min_snr_gamma: float = 5.0
+    average_decay: float = 0.998
+    dtype: str = "fp32"
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, config: LatentsConfig, out: Path, device: torch.device) -> None:
+    """Cache posterior moments of training scenes 0 … num_latents − 1 in ``out/latents.safetensors``.
+
+    Writes ``mean`` and ``std``, each (N, 4, 8, 8) float16, unscaled.
+    """
+    vae = vae.eval().to(device)
+    means, stds = [], []
+    for start in range(0, config.num_latents, 128):
+        images, _ = scene_batch("train", range(start, min(start + 128, config.num_latents)))
+        with autocast(device, config.dtype):
+            posterior = vae.encode(2 * images.to(device) - 1).latent_dist
+        means.append(posterior.mean.half().cpu())
+        stds.append(posterior.std.half().cpu())
+    save_file({"mean": torch.cat(means).contiguous(), "std": torch.cat(stds).contiguous()}, out / "latents.safetensors")
+
+
+def text_encoder_of(clip: Path) -> CLIPTextModel:
+    """The pipeline's text encoder, from a CLIP in open_clip's local-dir layout."""
+    config = json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]
+    return to_transformers(load_file(clip / "open_clip_model.safetensors"), config["text_cfg"], config["embed_dim"])
+
+
+def train_teacher(
+    vae: AutoencoderKL, config: TeacherConfig, out: Path, device: torch.device
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Train UNet and text encoder on the cached latents; returns the averages of both.
+
+    A cycle starts from the average that the last one ended with, kept in ``out`` under the
+    digest of what it was made from: an interrupted stage goes on with the next cycle.
+    """
+    text_encoder = text_encoder_of(out / "clip").to(device)
+    torch.manual_seed(stage_seed(config.seed, "teacher", -1))
+    unet = UNet2DConditionModel(**UNET_CONFIG).to(device)
+    networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
+    inputs = [sha256_tree(out / "clip"), sha256_file(out / "latents.safetensors")]
+    for cycle in range(len(config.cycles)):
+        settings = {**asdict(config), "cycles": config.cycles[: cycle + 1]}
+        digest = hashlib.sha256(json.dumps([*inputs, settings]).encode()).hexdigest()[:8]
+        path = out / f"teacher-{digest}.safetensors"
+        if not path.exists():
+            save_file(_train_cycle(networks, vae.config.scaling_factor, cycle, config, out, device), path)
+        networks.load_state_dict(load_file(path))
+    return unet.eval(), text_encoder.eval()
+
+
+def _train_cycle(
+    networks: nn.ModuleDict, scaling_factor: float, cycle: int, config: TeacherConfig, out: Path, device: torch.device
+) -> dict[str, Tensor]:
+    """One warm-up and decay of the learning rate; returns the average of the weights."""
+    tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
+    cache = load_file(out / "latents.safetensors")
+    unet, text_encoder = networks["unet"], networks["text_encoder"]
+    steps, lr = config.cycles[cycle]
+    first = sum(n for n, _ in config.cycles[:cycle])
+    average = {k: v.detach().clone() for k, v in networks.state_dict().items()}
+    groups = [{"params": unet.parameters(), "lr": lr},
+              {"params": text_encoder.parameters(), "lr": config.text_encoder_lr_share * lr}]  # fmt: skip
+    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: linear_decay(step, steps))
+    alphas_cumprod = DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod.to(device)
+    log = StageLog(out / "teacher.jsonl")
+    for step in range(steps):
+        torch.manual_seed(stage_seed(config.seed, "teacher", first + step))
+        latents, prompts = _batch(cache, scaling_factor, first + step, config)
+        with autocast(device, config.dtype):
+            embeds = text_encoder(tokenize(tokenizer, prompts).to(device)).last_hidden_state
+        loss = _loss(unet, latents.to(device), embeds, alphas_cumprod, config)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        update_average(average, networks, min(config.average_decay, (1 + step) / (10 + step)))
+        log(first + step, loss=loss, grad_norm=norm)
+    return average
+
+
+def _batch(
+    cache: dict[str, Tensor], scaling_factor: float, step: int, config: TeacherConfig
+) -> tuple[Tensor, list[str]]:
+    n = len(cache["mean"])
+    rng = np.random.default_rng(stage_seed(config.seed, "teacher_batch", step))
+    index = rng.integers(n, size=config.batch_size)
+    moments = [cache[k][torch.from_numpy(index)].float() for k in ("mean", "std")]
+    latents = (moments[0] + moments[1] * torch.randn(moments[0].shape)) * scaling_factor
+    # The wording is drawn afresh at each visit of a scene.
+    prompts = captions(sample_scenes("train", index), "train", index + n * (1 + step))
+    dropped = rng.random(config.batch_size) < config.drop_prompt
+    return latents, ["" if d else p for p, d in zip(prompts, dropped, strict=True)]
+
+
+def _loss(
+    unet: UNet2DConditionModel, latents: Tensor, embeds: Tensor, alphas_cumprod: Tensor, config: TeacherConfig
+) -> Tensor:
+    timesteps = torch.randint(len(alphas_cumprod), (len(latents),), device=latents.device)
+    noise = torch.randn_like(latents)
+    signal = alphas_cumprod[timesteps]
+    noisy = signal.sqrt()[:, None, None, None] * latents + (1 - signal).sqrt()[:, None, None, None] * noise
+    with autocast(latents.device, config.dtype):
+        predicted = unet(noisy, timesteps, encoder_hidden_states=embeds).sample
+    snr = signal / (1 - signal)
+    weight = snr.clamp(max=config.min_snr_gamma) / snr
+    return (weight * (predicted.float() - noise).pow(2).mean((1, 2, 3))).mean()
+
+
+def assemble_pipeline(
+    vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, out: Path
+) -> StableDiffusionPipeline:
+    """Write ``out/teacher`` as a diffusers pipeline folder."""
+    for network in (vae, unet):
+        network.register_to_config(_name_or_path="")  # diffusers notes where they were loaded from
+    pipeline = StableDiffusionPipeline(
+        vae=vae.cpu(),
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(out / "clip"),
+        unet=unet.cpu(),
+        scheduler=DDIMScheduler(**SCHEDULER_CONFIG),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out / "teacher", safe_serialization=True)
+    # transformers loads the text encoder in the dtype its config names, diffusers the rest in float32
+    config = out / "teacher" / "text_encoder" / "config.json"
+    write_json_atomic(config, {**read_json(config), "dtype": "float32"})
+    return pipeline
