@@ -185,7 +185,7 @@ _INFOS: dict[str, tuple[str, str, str, str, int]] = {
     "saturation_p95": ("Saturation, 95th percentile", "%", "reference", "pixel and colour", 1),
     "slope": ("Spectral slope", "", "reference", "spectrum", 2),
     "total_variation": ("Total variation", "levels", "reference", "pixel and colour", 2),
-    "unseen_db": ("Energy above the reward"s Nyquist", "dB", "reference", "spectrum", 2),
+    "unseen_db": ("Energy above the reward's Nyquist", "dB", "reference", "spectrum", 2),
     "vendi_efflite0": ("Vendi", "", "reference", "diversity", 2),
     "wavelet_noise": ("Wavelet noise σ", "levels", "reference", "pixel and colour", 2),
 }
