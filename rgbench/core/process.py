@@ -6,10 +6,12 @@ SIGTERM and Ctrl-C as a request to save and stop.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -17,8 +19,10 @@ from typing import Any
 
 from rgbench.core.errors import UsageError
 
-# How often a thread of GNU's OpenMP looks at a barrier before it sleeps. Measured by docs/measure/process_tuning.py.
-SPIN_COUNT = 1000
+# How often a thread of GNU's OpenMP looks at a barrier before it sleeps; measured by `python -m tools.bench tuning`.
+BUSY_SPINS = 1_000  # as long as a short operation: beside a busy process, a step takes 1.9 times as long, not 3.3
+IDLE_SPINS = 30_000_000  # about a second: on an idle machine, 63 LCD steps take 60 to 70 s instead of 80
+NUM_LOOKS, LOOK_SEC = 5, 0.004  # at the number of running threads
 # From glibc's malloc.h. mallopt takes C ints.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # As cuDNN and cuBLAS say that the memory that they take themselves is not there; torch's own has a class of its own.
@@ -29,13 +33,12 @@ _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 def tune_process(threads: int | None = None) -> int:
     """Make CPU training fast, and bearable beside other processes.
 
-    OpenMP's threads spin at barriers only as long as a short operation takes, then sleep:
-    spinning on, they take the core from whatever they wait for when another process is
-    busy; never spinning, they pay for a wake-up at every operation. As many threads run as
-    this process may use cores, and glibc keeps large freed blocks instead of returning
-    them to the kernel every step. What each gives: docs/performance.md. What the
-    environment already sets is left alone. OpenMP reads its variables once, so this must
-    run before torch is imported.
+    OpenMP's threads wait at barriers by looking again and again. On a machine with a core for each thread they keep
+    looking: sleeping would cost a wake-up at every operation. On a busy machine, or where a GPU computes and threads
+    read its data, they look briefly, then sleep: otherwise they take the core from whatever they wait for. The choice
+    is made once, at the start. As many threads run as this process may use cores, and glibc keeps large freed blocks
+    instead of returning them to the kernel every step. Settings of the environment are kept. OpenMP reads its
+    variables once, so this must run before torch is imported.
 
     Args:
         threads: how many; by default the environment's ``OMP_NUM_THREADS``, else the CPU affinity.
@@ -48,15 +51,58 @@ def tune_process(threads: int | None = None) -> int:
     """
     if "torch" in sys.modules:
         raise RuntimeError("tune_process() must run before torch is imported")
-    if "OMP_WAIT_POLICY" not in os.environ:  # which GNU's OpenMP obeys only without a count of its own
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     count = os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
     os.environ.setdefault("MKL_NUM_THREADS", count)
+    number = int(count) if count.isdigit() else available_cores()
+    if "OMP_WAIT_POLICY" not in os.environ:  # GNU's OpenMP obeys a policy only without a count
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        if "GOMP_SPINCOUNT" not in os.environ:
+            os.environ["GOMP_SPINCOUNT"] = str(spin_count(number, *load_and_cores()))
     keep_freed_memory()
-    return int(count) if count.isdigit() else available_cores()
+    return number
+
+
+def spin_count(threads: int, load: float, cores: float) -> int:
+    """How often a thread looks at a barrier before it sleeps: long only where each thread has a core of its own.
+
+    Args:
+        threads: of this process.
+        load: number of threads of other processes that run.
+        cores: that this process may use.
+    """
+    return IDLE_SPINS if threads + load <= cores else BUSY_SPINS
+
+
+def load_and_cores() -> tuple[float, float]:
+    """Number of other running threads on this machine now, and of cores for this process; (inf, 0) where unknown.
+
+    Not the load average: it still counts the command before this one, and misses one that starts beside it. The number
+    is the median of a few looks. Cores are those of the affinity and of the control group's quota. A machine with an
+    NVIDIA GPU counts as unknown.
+    """
+    if os.path.exists("/dev/nvidiactl"):
+        return math.inf, 0
+    try:
+        running = []
+        for _ in range(NUM_LOOKS):
+            with open("/proc/loadavg", encoding="ascii") as file:  # 0.20 0.18 0.12 RUNNING/ALL PID
+                running.append(int(file.read().split()[3].partition("/")[0]) - 1)
+            time.sleep(LOOK_SEC)
+    except (OSError, ValueError, IndexError):
+        return math.inf, 0
+    return sorted(running)[NUM_LOOKS // 2], min(available_cores(), _quota())
+
+
+def _quota() -> float:
+    """Cores that the control group lets this process use; infinite without a limit."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        return float(quota) / float(period)
+    except (OSError, ValueError):  # "max" is no number
+        return math.inf
 
 
 def available_cores() -> int:

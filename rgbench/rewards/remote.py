@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from rgbench.core.errors import RgbenchError, UsageError, suggest
 from rgbench.core.io import parse_json
+from rgbench.core.process import BUSY_SPINS, IDLE_SPINS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +71,8 @@ class Worker:
         environment = {k: v for k, v in os.environ.items() if not NOT_PASSED.fullmatch(k)}
         for offline in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
             environment.setdefault(offline, "1")  # rgbench downloads nothing
+        if environment.get("GOMP_SPINCOUNT") == str(IDLE_SPINS):
+            environment["GOMP_SPINCOUNT"] = str(BUSY_SPINS)  # worker and run compute in turn on the same cores
         try:
             with open(self.log, "wb") as log:
                 self._process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import torch
 
 from rgbench.core.errors import UsageError
 from rgbench.core.process import (
-    SPIN_COUNT,
+    BUSY_SPINS,
+    IDLE_SPINS,
     available_cores,
     keep_freed_memory,
+    load_and_cores,
     pick_device,
+    spin_count,
     take_own_gpu,
     tune_process,
     whole_float32,
@@ -37,28 +41,56 @@ def fresh(code: str, **environment: str) -> str:
 
 SHOW = """
 import os, sys
-from rgbench.process import SPIN_COUNT, tune_process
+from rgbench.core.process import BUSY_SPINS, IDLE_SPINS, tune_process
 count = tune_process({})
 assert "torch" not in sys.modules
 import torch
-print(count, torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT"))
+spins = os.environ.get("GOMP_SPINCOUNT")
+print(count, torch.get_num_threads(), os.environ["OMP_WAIT_POLICY"],
+      "chosen" if spins in (str(BUSY_SPINS), str(IDLE_SPINS)) else spins)
 """
 
 
-def test_threads_follow_the_affinity_and_waiting_is_short() -> None:
+def test_threads_follow_the_affinity() -> None:
     cores = available_cores()
-    assert fresh(SHOW.format("")) == f"{cores} {cores} PASSIVE {SPIN_COUNT}"
+    assert fresh(SHOW.format("")) == f"{cores} {cores} PASSIVE chosen"
 
 
 def test_threads_follow_the_argument_and_the_environment() -> None:
-    assert fresh(SHOW.format("1")) == f"1 1 PASSIVE {SPIN_COUNT}"
+    assert fresh(SHOW.format("1")) == "1 1 PASSIVE chosen"
     assert fresh(SHOW.format(""), OMP_NUM_THREADS="1", OMP_WAIT_POLICY="ACTIVE") == "1 1 ACTIVE None"
     assert fresh(SHOW.format("1"), GOMP_SPINCOUNT="7") == "1 1 PASSIVE 7"
 
 
 def test_an_affinity_mask_is_respected() -> None:
     pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    assert fresh(pin + SHOW.format("")) == f"1 1 PASSIVE {SPIN_COUNT}"
+    assert fresh(pin + SHOW.format("")) == "1 1 PASSIVE chosen"
+
+
+@pytest.mark.parametrize(
+    ("threads", "load", "cores", "spins"),
+    [
+        (2, 0, 2, IDLE_SPINS),
+        (2, 1, 2, BUSY_SPINS),  # a neighbour wants one of the two cores
+        (2, 1, 4, IDLE_SPINS),
+        (4, 0, 2.0, BUSY_SPINS),  # a container's quota
+        (1, 9, 8, BUSY_SPINS),
+        (2, math.inf, 0, BUSY_SPINS),  # unknown
+    ],
+)
+def test_threads_wait_long_only_on_cores_of_their_own(threads: int, load: float, cores: float, spins: int) -> None:
+    assert spin_count(threads, load, cores) == spins
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/loadavg"), reason="no /proc/loadavg here")
+def test_a_busy_process_is_seen() -> None:
+    with subprocess.Popen([sys.executable, "-c", "print(1, flush=True)\nwhile True: pass"], stdout=-1) as neighbour:
+        try:
+            assert neighbour.stdout is not None and neighbour.stdout.readline()
+            load, cores = load_and_cores()
+        finally:
+            neighbour.kill()
+    assert load >= 1 and cores <= available_cores()
 
 
 def test_too_late_is_an_error() -> None:
@@ -69,7 +101,7 @@ def test_too_late_is_an_error() -> None:
 
 HEAP = """
 import ctypes
-from rgbench.process import SPIN_COUNT, keep_freed_memory
+from rgbench.core.process import keep_freed_memory
 assert keep_freed_memory() == {tuned}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.process import BUSY_SPINS, IDLE_SPINS
 from rgbench.rewards.remote import ProcessReward
 from tests.conftest import ROOT
 from tests.process_workers import SIMPLE, doing, scorer
@@ -207,11 +208,12 @@ def test_what_would_mislead_the_worker_is_not_passed_on(tmp_path, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "PYTHONPATH", "ACCELERATE_X"):
         monkeypatch.setenv(name, "1")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    reward = doing(tmp_path, "print(sorted(os.environ), os.environ['HF_HUB_OFFLINE'])")
+    monkeypatch.setenv("GOMP_SPINCOUNT", str(IDLE_SPINS))  # long waits at barriers would take the run's cores
+    reward = doing(tmp_path, "print(sorted(os.environ), *map(os.environ.get, ('GOMP_SPINCOUNT', 'HF_HUB_OFFLINE')))")
     reward(IMAGES, PROMPTS)
     said = reward.worker.log.read_text()
     assert "RANK" not in said and "MASTER" not in said and "PYTHON" not in said and "ACCEL" not in said
-    assert "'PATH'" in said and "] 1\n" in said
+    assert "'PATH'" in said and f"] {BUSY_SPINS} 1\n" in said
     reward.close()
 
 
