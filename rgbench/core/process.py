@@ -19,7 +19,7 @@ from typing import Any
 
 from rgbench.core.errors import UsageError
 
-# How often a thread of GNU's OpenMP looks at a barrier before it sleeps; measured by `python -m tools.bench tuning`.
+# How often a thread of GNU's OpenMP looks at a barrier before it sleeps; the measurements: docs/performance.md.
 BUSY_SPINS = 1_000  # as long as a short operation: beside a busy process, a step takes 1.9 times as long, not 3.3
 IDLE_SPINS = 30_000_000  # about a second: on an idle machine, 63 LCD steps take 60 to 70 s instead of 80
 NUM_LOOKS, LOOK_SEC = 5, 0.004  # at the number of running threads

@@ -17,18 +17,14 @@ from rgbench.metrics import networks as module
 from rgbench.metrics.features import FeatureSet
 from rgbench.metrics.networks import FILE, InceptionNetwork, find_inception
 from rgbench.metrics.reference import ReferenceFolder, from_uint8
-from tools.bench.fid import RandomInception
+from tools.bench.networks import save_inception
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("inception") / FILE
-    with torch.no_grad():
-        torch.jit.trace(RandomInception().eval(), torch.zeros(1, 3, 299, 299), check_trace=False).save(path)
-    return path
+    return save_inception(tmp_path_factory.mktemp("inception") / FILE)
 
 
 @pytest.fixture(scope="module")

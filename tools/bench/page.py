@@ -1,276 +1,302 @@
-"""``docs/performance.md`` from the result files: no figure in it stands anywhere else."""
+"""Text of ``docs/performance.md``, from the result files alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tools.bench import document
-from tools.bench.document import DOES_NOT_FIT, fitting
-from tools.bench.growth import growth
-from tools.bench.growth_tables import NONE, Results, metrics
-from tools.bench.growth_tables import table as rows
-from tools.bench.reasons import reasons
-from tools.bench.targets import targets
+from tools.bench.processes import GPU_SETTINGS, LOW_MEMORY
+from tools.bench.timing import DOES_NOT_FIT, read_all
 
+Results = Sequence[dict[str, Any]]
+Row = dict[str, Any]
+
+OURS, CACHED, PLAIN = "rgbench", "rgbench, latents cached", "plain"
 INTRO = """# Performance
 
-Written by `python -m tools.bench table` from the files in [`results/bench/`](../results/bench); the command
-that made each file is in it, and at the head of each section here; how often each was timed is its `--rounds`, written in the file. Times
-are medians, in brackets the 95 % bootstrap interval of the median. Repeat a command on an idle machine: other processes
-cost what the table beside a busy one says.
+Written by `python -m tools.bench page` from the files in [`results/bench/`](../results/bench). Each file holds the
+command that made it, the revision, the machine and the library versions; files older than `tools/bench` name the verb's
+former place, `rgbench bench`. Times are medians, in brackets the 95 % bootstrap interval of the median. Repeat a
+command on an idle machine.
 
-**How it is measured.** A step is timed beside the plain reference step
-([`rgbench/bench/plain.py`](../rgbench/bench/plain.py)): the textbook implementation, with separate teacher passes, an
-EMA and AdamW that go through the parameters one at a time, and encoding, decoding and text towers run at every use.
-Both run in one process with the same threads and allocator, in turn, and a ratio is taken pair by pair. The tests
-compare the gradients of both (relative difference at most 1e-5 in float32, 1e-10 in float64).
+A step is timed beside the plain reference step ([`tools/bench/plain.py`](../tools/bench/plain.py)): the textbook
+implementation, with separate teacher passes, an EMA and AdamW that go through the parameters one at a time, and
+encoders, decoder and text towers run at every use. Both run in one process with the same networks, threads and
+allocator, in turn, and ratios are taken pair by pair. Tests compare the gradients of both (relative difference at most
+1e-5 in float32, 1e-10 in float64). FLOPs are torch's count of the step as it runs: two per multiply-add of matrix
+products, convolutions and attention, forward and backward. The matmul rate is that of one large square product, timed
+between the steps.
+"""
+ON_GPU = """Rows that need a GPU are measured by `python -m tools.bench gpu`: networks of SD2.1-base's shape with random
+weights, nothing to download. RG-LCD takes a batch of 4: with the recipes' 16, no card of 80 GB holds the decoder's
+graph and the plain step beside it. 30,000 images are extrapolated from two measured sizes. Counted on shapes alone, an
+RG-LCD step of the whole UNet holds 26.4 GB (networks, gradients, AdamW's moments) whatever the batch, so no card of
+24 GB trains it.
+"""
+MEASURED_ONCE = """## Measured once
 
-FLOPs are torch's own count of the step as it runs: two per multiply-add of matrix products, convolutions and attention,
-forward and backward; nothing else is in it. Bytes are the inputs and outputs of every operator, each once, as if no
-cache lay between two operators. The floor is the larger of FLOPs over the rate of a large square product and bytes over
-the rate of a large copy, both measured between the steps. Bytes are what an eager step moves at most: a small model
-whose tensors stay in the processor's cache can be faster than its traffic floor.
+Measurements on two cores of an AMD EPYC that decided something; their commands are no longer kept.
 
-Time by part comes from one timeline that hooks switch on entry to a network, on leaving it, and in the backward pass
-when a gradient arrives at its output.
+- `torch.compile` of teacher, student and target gained a factor of 1.01 to 1.11 and took 160 s: thousands of steps to
+  pay. The recipes leave it off.
+- Channels-last layout gained 1.01, bfloat16 on this CPU 0.87: neither is used. One teacher pass for both prompts gained
+  1.21, decoding in thirds 1.18, caching the reward's text features 2.98, fused AdamW 3.78, a foreach EMA 1.54, each of
+  its own part of the step: all are used.
+- The Fréchet distance at 2,048 features takes 0.9 times as long as `numpy.linalg.eigvalsh` twice; clean-fid's square
+  root takes 16 times as long, for the same value to 5e-14.
+- Two threads decode JPEGs from tars 1.86 times as fast as one thread of plain PIL.
+- `rgbench train` takes 7.3 s to its first step, `rgbench --help` 0.18 s of CPU time.
+- GNU's OpenMP threads spin at barriers 300,000 times before they sleep. With 1,000 spins an LCD step beside a busy
+  process takes 1.9 times as long as alone instead of 3.0, and alone no longer; without spins 1.5, but alone 1.2 times
+  as long. On an idle machine, 63 LCD steps from tars took 60 to 70 s with 30,000,000 spins, 80 s with the default.
+  `rgbench` chooses by load ([`rgbench/core/process.py`](../rgbench/core/process.py)); keeping freed memory in the
+  process gained 1.07.
+- Two ranks of one thread each train on 70 to 79 % of twice the images per second of one such rank at the same batch,
+  and on 87 to 105 % at twice the batch.
 """
 
 
 def page(folder: Path) -> str:
-    """The page's text.
+    """Write the page's text.
 
     Args:
-        folder: of the result files; what is not in it is called not measured.
+        folder: of the result files; targets without a file are listed as not measured.
 
     Raises:
-        UsageError: a damaged file, or one of another version.
+        UsageError: a damaged file, or one of another schema version.
     """
-    found = document.read_all(folder)
-    sections = [INTRO, "## Targets\n", targets(found), reasons(found)]
+    found = read_all(folder)
+    lines = table(("", "target", "measured", ""), _targets(found))
+    sections = [INTRO, "## Targets\n", lines, ON_GPU]
     for what, render in (
-        ("train-step", _train_step),
-        ("levers", _levers),
-        ("compile", _compile),
-        ("process-tuning", _process),
+        ("step", _step),
+        ("script", _script),
+        ("students", _students),
         ("generate", _generate),
         ("eval", _evaluation),
-        ("metrics", _metrics),
-        ("fid", _fid),
-        ("data", _data),
-        ("start", _start),
-        ("whole", _whole),
     ):
-        for content in _of(found, what):
-            sections += [render(content)]
-    return "\n".join([*sections, growth(found)]).rstrip() + "\n"
+        sections += [render(content) for content in found if content["what"] == what]
+    return "\n".join([*sections, MEASURED_ONCE])
 
 
-def _of(found: Results, what: str) -> list[dict[str, Any]]:
-    """Results of one kind; the script of process tuning writes no kind, but its name."""
-    return [content for name, content in found.items() if content.get("what", name) == what]
+def _targets(found: Results) -> list[Sequence[str]]:
+    """Aims of the project: name, limit, measured value, whether it holds."""
+    cpu = partial(_row, found, preset="benchtop", device="cpu")
+    gpu = partial(_row, found, preset="sd21-base", device="cuda")
+    gains = {"lcd": 1.3, "rg_lcd": 1.5, "lrm": 1.5}
+    lines = [
+        _line(f"{name} step on the CPU, benchtop, × plain", f"≥ {gain}", cpu("step", method=name), _gain)
+        for name, gain in gains.items()
+    ]
+    lines += [
+        _line("LCD step, benchtop, share of the matmul rate", "≥ 50 %", cpu("step", method="lcd"), _share),
+        _line("`rgbench train lcd`, whole process, × diffusers' script", "≥ 2", cpu("script"), _ratio),
+        _line("`rgbench train lrm`, command to last file", "≤ 300 s", cpu("students", preset="lrm"), _train),
+        _line("`make demo` after install", "≤ 720 s", cpu("students", preset="demo"), _whole),
+        _line("evaluation with all metrics, benchtop, × generation", "≤ 2.5", cpu("eval"), _times),
+        _line("generated values within 2/255 of diffusers', benchtop", "≥ 99.9 %", cpu("generate"), _pixels),
+    ]
+    for name, own in GPU_SETTINGS.items():
+        batch = "".join(f", batch {setting.partition('=')[2]}" for setting in own)
+        row = gpu("step", settings=own, method=name)
+        lines.append(_line(f"{name} step on a GPU, SD2.1-base shape, bfloat16{batch}, × plain", "≥ 1.5", row, _gain))
+        row = gpu("step", settings=(LOW_MEMORY, *own), method=name)
+        lines.append(_line(f"{name} step{batch}, low-memory settings, peak memory × plain", "≤ 0.65", row, _memory))
+    bfloat16, float32 = (gpu("generate", dtype=dtype) for dtype in ("bfloat16", "float32"))
+    lines += [
+        _line("LCD step on a GPU, share of the matmul rate", "≥ 35 %", gpu("step", method="lcd"), _share),
+        _line("evaluation of 30,000 images on one GPU, outside generation", "≤ 15 %", gpu("eval"), _outside),
+        _line("generation on a GPU, 4 steps, 512 px, bfloat16, × diffusers", "≥ 1.3", bfloat16, _ratio),
+        _line("generated values within 2/255 of diffusers', 512 px, float32", "≥ 99.9 %", float32, _pixels),
+        _line("generated images, 512 px, bfloat16, PSNR to diffusers'", "≥ 35 dB", bfloat16, _psnr),
+    ]
+    return lines
 
 
-def spread(value: dict[str, Any], digits: int = 2) -> str:
-    """Median and interval."""
+def _row(
+    found: Results, what: str, preset: str, device: str, settings: Sequence[str] = (), **values: Any
+) -> Row | None:
+    """The first row with these values among the results of these settings and no others."""
+    wanted = (what, preset, device, sorted(settings))
+    for content in found:
+        own = sorted(content.get("overrides") or ())
+        if (content["what"], content["preset"], content["machine"]["device_type"], own) == wanted:
+            for row in content["rows"]:
+                if all(row.get(key) == value for key, value in values.items()):
+                    return row
+    return None
+
+
+def _line(name: str, limit: str, row: Row | None, read: Callable[[Row], float | tuple[float, str]]) -> Sequence[str]:
+    """Hold a row to a limit such as ``≤ 300 s``.
+
+    ``read`` gives the row's value; and the words that show it, where these are not the value with its unit.
+    """
+    if row is None:
+        return name, limit, "not measured", ""
+    if DOES_NOT_FIT in row:
+        return name, limit, "does not fit", "**misses**"
+    sign, number, *unit = limit.split()
+    found = read(row)
+    value, words = found if isinstance(found, tuple) else (found, " ".join([f"{found:.2f}", *unit]))
+    holds = value >= float(number) if sign == "≥" else value <= float(number)
+    return name, limit, words, "holds" if holds else "**misses**"
+
+
+def _gain(row: Row) -> tuple[float, str]:
+    """The better of the steps that a user can choose."""
+    images, cached = (row["ratio_to_plain"][name]["median"] for name in (OURS, CACHED))
+    return max(images, cached), f"{images:.2f} from images, {cached:.2f} from cached latents"
+
+
+def _share(row: Row) -> tuple[float, str]:
+    """The step from images decides, which every recipe can take."""
+    images, cached = (100 * row["steps"][name]["share_of_matmul_rate"] for name in (OURS, CACHED))
+    return images, f"{images:.0f} % from images, {cached:.0f} % from cached latents"
+
+
+def _memory(row: Row) -> float:
+    return row["steps"][OURS]["peak_bytes"] / row["steps"][PLAIN]["peak_bytes"]
+
+
+def _ratio(row: Row) -> float:
+    return row["ratio"]["median"]
+
+
+def _train(row: Row) -> tuple[float, str]:
+    seconds = row["stages"]["train"]["seconds"]
+    return seconds, f"{seconds:.0f} s"
+
+
+def _whole(row: Row) -> tuple[float, str]:
+    return row["seconds"], f"{row['seconds']:.0f} s"
+
+
+def _times(row: Row) -> tuple[float, str]:
+    """With the number of images: what is done once weighs less the more there are."""
+    return row["times_generation"], f"{row['times_generation']:.2f} of {row['images']:,} images"
+
+
+def _outside(row: Row) -> tuple[float, str]:
+    share = 100 * (1 - 1 / row["estimated"]["times_generation"])
+    half, whole = (each["images"] for each in row["rounds"])
+    return share, f"{share:.0f} %, extrapolated from {half:,} and {whole:,} images"
+
+
+def _pixels(row: Row) -> float:
+    return 100 * row["difference"]["share_within_2_of_255"]
+
+
+def _psnr(row: Row) -> float:
+    return row["difference"]["psnr_db"]
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right-aligned.
+
+    Raises:
+        ValueError: a row with another number of cells than heads.
+    """
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for row in rows:
+        if len(row) != len(heads):
+            raise ValueError(f"{len(row)} cells under {len(heads)} heads: {row}")
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _spread(value: dict[str, Any], digits: int = 2) -> str:
     return f"{value['median']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
 
 
 def _head(title: str, content: dict[str, Any]) -> str:
-    machine = content["machine"]
+    machine, settings = content["machine"], " ".join(content.get("overrides") or ())
     threads = "" if machine["device_type"] == "cuda" else f", {machine['threads']} threads on {machine['cores']} cores"
-    versions = f"torch {machine['versions']['torch']}"
-    return f"## {title}\n\n{machine['device']}{threads}, {versions}. `{content['command']}`\n"
+    about = f"{machine['device']}{threads}, torch {machine['versions']['torch']}. `{content['command']}`"
+    return f"## {title}{', ' if settings else ''}{settings}\n\n{about}\n"
 
 
-def _train_step(content: dict[str, Any]) -> str:
-    first = content["rows"][0]
-    title = f"A training step: {content['preset']}, batch {first['batch_size']}, {first['dtype']}"
-    if content["overrides"]:
-        title += f", {' '.join(content['overrides'])}"
-    body, parts = [], []
+def _step(content: dict[str, Any]) -> str:
+    body: list[Sequence[str]] = []
     for row in content["rows"]:
+        method = f"{row['method']}, batch {row['batch_size']}, {row['dtype']}"
         if DOES_NOT_FIT in row:
-            body.append((row["method"], f"batch {row['batch_size']}", "does not fit", *NONE * 8))
+            body.append((method, "does not fit", *("–",) * 7))
             continue
+        plain = row["steps"][PLAIN]["flops"]
         for name, step in row["steps"].items():
             gain = row["ratio_to_plain"].get(name)
-            memory = row["peak_memory"][name]["bytes"] / 2**30
+            peak = "–" if step["peak_bytes"] is None else f"{step['peak_bytes'] / 2**30:.2f}"
             body.append((
-                row["method"], name, spread(step["seconds"], 3), "1" if gain is None else spread(gain),
-                f"{step['images_per_sec']:.1f}", f"{step['flops'] / 1e9:.1f}", f"{step['bytes'] / 1e9:.2f}",
-                f"{step['floor_arithmetic_sec']:.3f}", f"{step['floor_traffic_sec']:.3f}",
-                f"{100 * step['share_of_matmul_rate']:.0f} %", f"{memory:.2f}",
+                method, name, _spread(step["seconds"], 3), "1" if gain is None else _spread(gain),
+                f"{step['images_per_sec']:.1f}", f"{step['flops'] / 1e9:.1f}", f"{step['flops'] / plain:.2f}",
+                f"{100 * step['share_of_matmul_rate']:.0f} %", peak,
             ))  # fmt: skip
-        rate, own = row["matmul_flop_per_sec"], row["shapes"]
-        parts.append(
-            f"{row['method']}: large product {rate['median'] / 1e9:.1f} GFLOP/s, the step's own "
-            f"{own['num']} heaviest shapes together {own['flop_per_sec'] / 1e9:.1f} GFLOP/s, copy "
-            f"{row['copy_bytes_per_sec']['median'] / 1e9:.1f} GB/s."
-        )
-    heads = ("method", "step", "seconds", "× plain", "images/s", "GFLOP", "GB moved", "floor, arithmetic (s)",
-             "floor, traffic (s)", "of matmul rate", "peak GiB")  # fmt: skip
-    text, measured = [_head(title, content), rows(heads, body)], fitting(content["rows"])
-    if measured:
-        text.append(f"Peak memory: {measured[0]['peak_memory']['plain']['what']}. {' '.join(parts)}\n")
-    return "\n".join([*text, _parts(measured), _beside(measured)])
-
-
-def _parts(measured: list[dict[str, Any]]) -> str:
-    """Time by part, of each method, heaviest first."""
-    timed = [row for row in measured if row["parts"]]
-    if not timed:
-        return ""
-    names = sorted(
-        {name for row in timed for name in row["parts"]}, key=lambda n: -max(r["parts"].get(n, 0) for r in timed)
+    heads = (
+        "method",
+        "step",
+        "seconds",
+        "× plain",
+        "images/s",
+        "GFLOP",
+        "FLOPs, × plain",
+        "of matmul rate",
+        "peak GiB",
     )
-    body = []
-    for name in names:
-        cells = []
-        for row in timed:
-            value, total = row["parts"].get(name), sum(row["parts"].values())
-            cells.append("–" if value is None else f"{value:.3f} s, {100 * value / total:.1f} %")
-        body.append((name, *cells))
-    return "Where the time of our step goes:\n\n" + rows(("part", *(row["method"] for row in timed)), body)
+    return "\n".join([_head(f"A training step: {content['preset']}", content), table(heads, body)])
 
 
-def _beside(measured: list[dict[str, Any]]) -> str:
-    timed = [row for row in measured if row["beside_busy_process"]]
-    if not timed:
-        return ""
-    body = []
-    for row in timed:
-        found = row["beside_busy_process"]
-        body.append((row["method"], *(spread(found[key]) for key in ("idle_sec", "busy_sec", "times_idle"))))
-    return "Beside one busy process:\n\n" + rows(("method", "alone (s)", "beside it (s)", "times"), body)
-
-
-def _levers(content: dict[str, Any]) -> str:
-    body = []
-    for row in content["rows"]:
-        kept = "kept" if row["kept"] else "dropped"
-        if DOES_NOT_FIT in row:
-            body.append((row["lever"], kept, "does not fit", *NONE * 3))
-            continue
-        times = [spread(row[key], 4) for key in ("without_sec", "with_sec")]
-        body.append((row["lever"], kept, *times, spread(row["gain"]), f"{100 * row['step_share']:+.1f} %"))
-    heads = ("lever", "", "without (s)", "with (s)", "gain", "saved of a plain step")
-    about = "Each lever alone, with and without in turn. `bfloat16` changes the numbers, the others their rounding.\n"
-    return "\n".join([_head(f"Levers: {content['preset']}", content), about, rows(heads, body)])
-
-
-def _compile(content: dict[str, Any]) -> str:
-    body = []
-    for row in content["rows"]:
-        if DOES_NOT_FIT in row:
-            body.append((row["method"], f"batch {row['batch_size']}", "does not fit", *NONE * 6))
-            continue
-        for choice, found in row["compiled"].items():
-            pays = found["steps_to_pay"]
-            body.append((
-                row["method"], choice, spread(row["eager_sec"], 3), spread(found["seconds"], 3), spread(found["gain"]),
-                f"{found['compile_sec']:.0f}", "never" if pays is None else f"{pays:.0f}",
-                f"{max(found['gradient_difference'].values()):.0e}", f"{max(row['rounding_difference'].values()):.0e}",
-            ))  # fmt: skip
-    heads = ("method", "compiled", "without (s)", "with (s)", "gain", "compiling (s)", "steps until it pays",
-             "gradients apart", "by order alone")  # fmt: skip
-    about = (
-        "Whole steps, with and without in turn. `recipe` is what `train.compile: true` compiles: teacher, student and "
-        "target; `all` adds the autoencoder's halves, the text encoder and the image towers of reward and proxy. "
-        "Compiling begins with an empty cache. Gradients apart: |a − b| / |b| of one batch; by order alone: the "
-        "same without compilation, its UNets in NHWC, which changes nothing but the order of sums.\n"
-    )
-    return "\n".join([_head(f"Compilation: {content['preset']}", content), about, rows(heads, body)])
-
-
-def _process(content: dict[str, Any]) -> str:
+def _script(content: dict[str, Any]) -> str:
     body = [
-        (r["setting"], f"{r['idle_sec']:.3f}", f"{r['idle_gain']:.2f}", f"{r['busy_sec']:.3f}", f"{r['busy_cost']:.2f}")
-        for r in content["rows"]
+        (name, f"{row['steps']}", _spread(seconds, 1))
+        for row in content["rows"]
+        for name, seconds in row["seconds"].items()
     ]
-    heads = ("setting", "idle (s)", "gain over default", "beside a busy process (s)", "times idle")
-    command = "`python docs/measure/process_tuning.py`"
-    return f"## Allocator and threads\n\n{content['unit']}. {command}\n\n" + rows(heads, body)
+    gain = _spread(content["rows"][0]["ratio"])
+    title = "LCD as a whole process, beside diffusers' script"
+    return "\n".join([_head(title, content), table(("", "steps", "seconds"), body), f"rgbench is {gain} × as fast.\n"])
+
+
+def _students(content: dict[str, Any]) -> str:
+    row = content["rows"][0]
+    body = [(name, f"{stage['seconds']:.1f}", f"{stage['cpu_sec']:.0f}") for name, stage in row["stages"].items()]
+    subject = "`make demo`" if row["subject"] == "demo" else row["subject"]
+    rate = row.get("students_per_hour")  # None in a file from before `rgbench eval` was timed too
+    text = [f"{rate:.1f} students trained and evaluated per hour.\n"] if rate else []
+    head = _head(f"Students per hour: {subject}", content)
+    return "\n".join([head, table(("command", "seconds", "CPU seconds"), body), *text])
 
 
 def _generate(content: dict[str, Any]) -> str:
-    body = []
+    body: list[Sequence[str]] = []
     for row in content["rows"]:
+        if DOES_NOT_FIT in row:
+            body.append((f"batch {row['batch_size']}, {row['dtype']}", "does not fit", *("–",) * 4))
+            continue
         apart, rate = row["difference"], row["images_per_sec"]
         body.append((
-            f"{row['steps']} steps, {row['resolution']} px, batch {row['batch_size']}, {row['dtype']}",
-            f"{rate['rgbench']:.2f}", f"{rate['plain']:.2f}", spread(row["ratio_to_plain"]),
-            f"{100 * apart['share_within_2_of_255']:.2f} %", f"{apart['psnr_db']:.1f}",
+            f"{row['resolution']} px, batch {row['batch_size']}, {row['dtype']}", f"{rate['rgbench']:.2f}",
+            f"{rate['diffusers']:.2f}", _spread(row["ratio"]), f"{100 * apart['share_within_2_of_255']:.2f} %",
+            f"{apart['psnr_db']:.1f}",
         ))  # fmt: skip
-    heads = ("", "rgbench (images/s)", "diffusers (images/s)", "ratio", "values within 2/255", "PSNR (dB)")
-    return "\n".join([_head(f"Generation: {content['preset']}", content), rows(heads, body)])
+    heads = ("4 steps", "rgbench (images/s)", "diffusers (images/s)", "ratio", "values within 2/255", "PSNR (dB)")
+    return "\n".join([_head(f"Generation: {content['preset']}", content), table(heads, body)])
 
 
 def _evaluation(content: dict[str, Any]) -> str:
     row = content["rows"][0]
-    body = [_outside_cells(row, str(row["images"]))]
+    if DOES_NOT_FIT in row:
+        return "\n".join([_head(f"One evaluation: {content['preset']}", content), "Does not fit.\n"])
+    timed = [(f"{row['images']:,}", row)]
     if "estimated" in row:
-        half = row["rounds"][0]
-        body = [_outside_cells(half, str(half["images"])), *body]
-        body.append(_outside_cells(row["estimated"], f"{row['estimated']['images']}, drawn on from both"))
-    heads = ("images", "whole (s)", "generation (s)", "× generation", "outside generation")
-    title = f"One evaluation: {content['preset']}"
-    return "\n".join([_head(title, content), f"Metrics: {', '.join(row['metrics'])}.\n", rows(heads, body)])
-
-
-def _outside_cells(row: dict[str, Any], images: str) -> tuple[str, ...]:
-    return (images, f"{row['seconds']:.1f}", f"{row['generation_sec']:.1f}", f"{row['times_generation']:.2f}",
-            f"{100 * row['share_outside_generation']:.0f} %")  # fmt: skip
-
-
-def _metrics(content: dict[str, Any]) -> str:
-    return "\n".join([_head(f"What each metric costs: {content['preset']}", content), metrics(content)])
-
-
-def _fid(content: dict[str, Any]) -> str:
-    row = content["rows"][0]
-    solve, ends = row["solve"], row["end_to_end"]
-    body = [(name, spread(value)) for name, value in solve["seconds"].items()]
-    peaks = ", ".join(f"{n} samples {b / 2**20:.0f} MiB" for n, b in row["moments_peak_bytes"].items())
-    rates = ends["images_per_sec"]
-    return "\n".join([
-        _head(f"Fréchet distance at d = {solve['dim']}", content), rows(("solve", "seconds"), body),
-        f"Times `numpy.linalg.eigvalsh` twice: {spread(solve['times_eigvalsh_twice'])}; gain over clean-fid "
-        f"{spread(solve['gain_over_clean_fid'])}; relative difference {solve['relative_difference']:.1e}. "
-        f"Peak memory of gathering moments: {peaks}.\n",
-        f"From {ends['images']} images of {ends['side']} px to moments, Inception with random weights: "
-        f"{rates['rgbench']:.2f} images/s, clean-fid's folder route {rates['clean-fid']:.2f}, ratio "
-        f"{spread(ends['gain_over_clean_fid'])}.\n",
-    ])  # fmt: skip
-
-
-def _data(content: dict[str, Any]) -> str:
-    row = content["rows"][0]
-    files, rate = row["files"], row["images_per_sec"]
-    return "\n".join([
-        _head("Data", content),
-        f"JPEG of {files['width']}×{files['height']} px ({files['bytes_mean'] / 1e3:.0f} kB) to {row['resolution']} "
-        f"px: webdataset {rate['rgbench']:.1f} images/s on {row['cores']} cores, plain PIL in one thread "
-        f"{rate['plain']:.1f}; {100 * row['share_of_plain_times_cores']:.0f} % of plain × cores.\n",
-    ])  # fmt: skip
-
-
-def _start(content: dict[str, Any]) -> str:
-    row = content["rows"][0]
-    return "\n".join([
-        _head("Start-up", content),
-        f"`rgbench train` to its first step: {spread(row['train_to_first_step_sec'], 1)} s. "
-        f"`rgbench --help`: {spread(row['help_cpu_sec'])} s of CPU time.\n",
-    ])  # fmt: skip
-
-
-def _whole(content: dict[str, Any]) -> str:
-    row = content["rows"][0]
-    title = "`make demo`" if row["subject"] == "demo" else f"`rgbench train {row['subject']}`"
-    body = [(name, f"{seconds:.1f}") for name, seconds in row["stages"].items()]
-    return "\n".join([
-        _head(f"{title} from its command to its last file", content),
-        "In an empty folder with empty caches, in fresh processes, after `make install`.\n",
-        rows(("stage", "seconds"), [*body, ("**together**", f"{row['seconds']:.1f}")]),
-        f"{row['cpu_sec']:.0f} s of CPU time; the largest process took {row['peak_rss_bytes'] / 2**30:.2f} GiB.\n",
-    ])  # fmt: skip
+        timed = [(f"{each['images']:,}", each) for each in row["rounds"]]
+        timed.append((f"{row['estimated']['images']:,}, extrapolated", row["estimated"]))
+    body = [
+        (images, f"{each['seconds']:.1f}", f"{each['generation_sec']:.1f}", f"{each['times_generation']:.2f}")
+        for images, each in timed
+    ]
+    heads = ("images", "whole (s)", "generation (s)", "× generation")
+    head = _head(f"One evaluation: {content['preset']}", content)
+    return "\n".join([head, f"Metrics: {', '.join(row['metrics'])}.\n", table(heads, body)])

@@ -1,18 +1,18 @@
-"""The plain reference step: the three methods as a textbook writes them, without any of the trainers' levers.
+"""Plain reference step: LCD, RG-LCD and LRM as a textbook writes them, without the trainers' optimisations.
 
-Written from the papers and from the shape of diffusers' ``examples/consistency_distillation``, and from nothing of
-:mod:`rgbench.trainers` or :mod:`rgbench.diffusion`, so that parity tests and benchmarks compare with one and the same
-independent implementation. What it does that the trainers do not:
+Written from the papers and from the shape of diffusers' ``examples/consistency_distillation``, and from none of the
+code of :mod:`rgbench.train` and :mod:`rgbench.diffusion`, so that parity tests and benchmarks compare with one
+independent implementation. Other than the trainers,
 
-- the images and captions of every batch are encoded, whatever a cache holds;
-- the teacher is called twice, for the prompt and for the empty prompt;
-- prediction, target and ground truth are decoded and scored one after another, each with its text features;
+- it encodes images and captions of every batch, even where a cache holds them;
+- it calls the teacher twice, for the prompt and for the empty prompt;
+- it decodes and scores prediction, target and data one after another, each with its own text features;
 - AdamW and the EMA go through the parameters one at a time, and the loss is read back every step.
 
 | symbol | name | meaning, shape |
 |---|---|---|
 | z | ``latents`` | VAE latents × ``scaling_factor``, (B, C, h, w) |
-| t_{n+k}, t_n | ``start``, ``end`` | the DDIM grid point drawn and the one k below it, (B,) int64 |
+| t_{n+k}, t_n | ``start``, ``end`` | drawn point of the DDIM grid, and the point k below it, (B,) int64 |
 | f_θ, f_θ⁻ | ``prediction``, ``target`` | of the student and of its EMA, scaled latents |
 """
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,32 +30,18 @@ from rgbench.core.errors import UsageError
 from rgbench.data.batches import Batch
 from rgbench.models.student import is_lora
 from rgbench.rewards.clip import HPSReward
+from rgbench.train.base import StepDraws
 from rgbench.train.lcd import LCD
 from rgbench.train.lrm import LRM
 from rgbench.train.recipe import LRMRecipe, RGLCDRecipe
 from rgbench.train.rg_lcd import RGLCD
+from tools.bench.timing import DTYPES
 
 SIGMA_DATA = 0.5
 
 
-class Draws(Protocol):
-    """Random rows of one step: those of :class:`rgbench.train.base.StepDraws`, or :class:`PlainDraws`."""
-
-    def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """(B, *shape)."""
-        ...
-
-    def uniform(self, stream: str, low: float, high: float) -> Tensor:
-        """(B,)."""
-        ...
-
-    def integers(self, stream: str, high: int) -> Tensor:
-        """(B,) int64."""
-        ...
-
-
 class PlainDraws:
-    """Draws from the device's global generator, a whole batch at once.
+    """Draws of a whole batch from the device's global generator.
 
     Args:
         num: B.
@@ -66,15 +52,15 @@ class PlainDraws:
         self.num, self.device = num, device
 
     def normal(self, stream: str, shape: Sequence[int]) -> Tensor:
-        """(B, *shape)."""
+        """Standard normal, (B, *shape)."""
         return torch.randn(self.num, *shape, device=self.device)
 
     def uniform(self, stream: str, low: float, high: float) -> Tensor:
-        """(B,)."""
+        """Uniform on [low, high), (B,)."""
         return torch.rand(self.num, device=self.device) * (high - low) + low
 
     def integers(self, stream: str, high: int) -> Tensor:
-        """(B,) int64."""
+        """Uniform on 0 … high − 1, (B,) int64."""
         return torch.randint(high, (self.num,), device=self.device)
 
 
@@ -85,8 +71,8 @@ class PlainStep:
         trainer: gives networks, settings and frozen parts; none of its methods is called.
 
     Raises:
-        UsageError: the recipe asks for what the plain step has not: LoRA, a reward that is not HPS, a scale that is
-            no number, a window, or another pair loss than the paper's.
+        UsageError: a setting that the plain step lacks: LoRA, a reward other than HPS, a reward scale by gradient
+            share, a reward window, or a pair loss other than the paper's.
     """
 
     def __init__(self, trainer: LCD) -> None:
@@ -103,8 +89,8 @@ class PlainStep:
             self.max_norms["proxy"] = own.max_grad_norm
             self.optimisers["proxy"] = _adamw(trainer.proxy_parameters, proxy.lr, own.betas, own.weight_decay)
 
-    def __call__(self, batch: Batch, draws: Draws) -> dict[str, float]:
-        """A whole step: losses, backward, clip, AdamW, EMA.
+    def __call__(self, batch: Batch, draws: StepDraws | PlainDraws) -> dict[str, float]:
+        """Take a whole step: losses, backward, clip, AdamW, EMA.
 
         Args:
             batch: B images with captions, (B, 3, H, W) in [0, 1].
@@ -121,13 +107,13 @@ class PlainStep:
             nn.utils.clip_grad_norm_(self.parameters[name], self.max_norms[name])
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        self.average()
+        self._average()
         if isinstance(self.trainer, LRM):
             self.trainer.proxy.clip.logit_scale.data.clamp_(max=math.log(100))  # type: ignore[attr-defined]
         return {name: loss.item() for name, loss in losses.items()}
 
-    def losses(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """A scalar for each optimiser, with gradient."""
+    def losses(self, batch: Batch, draws: StepDraws | PlainDraws) -> dict[str, Tensor]:
+        """Scalar losses with gradient, one for each optimiser."""
         settings, networks = self.recipe.lcd, self.trainer.networks
         latents, embeds = self._encode(batch, draws)
         noise = draws.normal("noise", self.models.latent_shape).to(latents.device)
@@ -161,7 +147,7 @@ class PlainStep:
     def _with_reward(
         self, loss: Tensor, prediction: Tensor, target: Tensor, latents: Tensor, prompts: list[str]
     ) -> dict[str, Tensor]:
-        """The losses of the method: L_LCD; − β · R of the decoded prediction or by the proxy; the proxy's own."""
+        """Losses of the method: L_LCD, minus β · R of the decoded prediction or by the proxy; and the proxy's own."""
         trainer, factor = self.trainer, self.models.scaling_factor
         if not isinstance(trainer, RGLCD):
             return {"student": loss}
@@ -186,11 +172,11 @@ class PlainStep:
         return {"student": loss - scale * reward.mean(), "proxy": pairs}
 
     def _autocast(self) -> Any:
-        kind = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.recipe.train.dtype]
-        return torch.autocast(self.models.device.type, dtype=kind, enabled=kind is not None)
+        dtype = DTYPES[self.recipe.train.dtype]
+        return torch.autocast(self.models.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     @torch.no_grad()
-    def _encode(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _encode(self, batch: Batch, draws: StepDraws | PlainDraws) -> tuple[Tensor, Tensor]:
         """Scaled latents (B, C, h, w) and text states (B, L, D)."""
         models = self.models
         assert batch.images_BCHW is not None  # of a source that is not cached
@@ -209,7 +195,7 @@ class PlainStep:
         return (self.models.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
 
     def _expert(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Cosines (B,); image and text are encoded at every call."""
+        """Cosines (B,) of images and prompts, both encoded at every call."""
         expert: Any = self.trainer.expert  # type: ignore[attr-defined]
         image = F.normalize(expert.model.encode_image(expert.preprocess(images.to(expert.dtype))), dim=-1)
         tokens = expert.tokenizer(prompts).to(images.device)
@@ -217,7 +203,7 @@ class PlainStep:
         return (image * text).sum(-1)
 
     def _proxy(self, latents: Tensor, prompts: list[str]) -> Tensor:
-        """Cosines (B,); latents and text are encoded at every call."""
+        """Cosines (B,) of latents and prompts, both encoded at every call."""
         proxy: Any = self.trainer.proxy  # type: ignore[attr-defined]
         image = F.normalize(proxy.clip.encode_image(latents * proxy.config["latent_scale"]), dim=-1)
         text = F.normalize(proxy.clip.encode_text(proxy.tokenizer(prompts).to(latents.device)), dim=-1)
@@ -259,7 +245,7 @@ class PlainStep:
         return F.pad(torch.cat([torch.sin(angles), torch.cos(angles)], dim=1), (0, dim % 2))
 
     @torch.no_grad()
-    def average(self) -> None:
+    def _average(self) -> None:
         """θ⁻ ← μ θ⁻ + (1 − μ) θ, one parameter at a time."""
         decay = self.recipe.train.ema_decay
         pairs = zip(self.trainer.target.parameters(), self.trainer.student.parameters(), strict=True)
@@ -276,18 +262,18 @@ def _adamw(
 def _scale(trainer: RGLCD) -> float:
     scale = trainer.recipe.reward.scale
     if not isinstance(scale, float):
-        raise UsageError("bench: the plain step takes a number for reward.scale, no share of the gradient")
+        raise UsageError("bench: the plain step needs a number as reward.scale")
     return scale
 
 
 def _check(trainer: LCD) -> None:
     recipe = trainer.recipe
-    wrong = "lora" if is_lora(trainer.student) else None
+    lacking = ["lora"] if is_lora(trainer.student) else []
     if isinstance(recipe, RGLCDRecipe) and isinstance(trainer, RGLCD):
         _scale(trainer)
-        wrong = "reward.window" if recipe.reward.window else wrong
-        wrong = "another reward than hps, or a view of it" if type(trainer.expert) is not HPSReward else wrong
+        lacking += ["reward.window"] if recipe.reward.window else []
+        lacking += ["reward but hps"] if type(trainer.expert) is not HPSReward else []
     if isinstance(recipe, LRMRecipe) and recipe.proxy.loss != "kl":
-        wrong = f"proxy.loss {recipe.proxy.loss}"
-    if wrong:
-        raise UsageError(f"bench: the plain step has no {wrong}; measure with the recipe's own settings")
+        lacking.append(f"proxy.loss {recipe.proxy.loss}")
+    if lacking:
+        raise UsageError(f"bench: the plain step has no {', '.join(lacking)}; use the packaged recipe's settings")

