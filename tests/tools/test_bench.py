@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import weakref
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.metrics import networks
 from rgbench.train.recipe import load_recipe
 from rgbench.train.rg_lcd import RGLCD
 from tests.conftest import ROOT
@@ -214,7 +216,15 @@ def test_two_sizes_are_drawn_on() -> None:
         "times_generation": pytest.approx(0.6)}  # fmt: skip
 
 
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a benchmark of its own process leaves changed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"])
+    monkeypatch.setattr(networks, "FILE_SHA256", networks.FILE_SHA256)
+
+
 @pytest.mark.long
+@pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("preset", ["benchtop", "sd21-base"])
 def test_an_evaluation_is_split(preset: str, tmp_path: Path) -> None:
     words = ["eval", "--preset", preset, "--num", "8", "--metric", "fid,hps", "--device", "cpu", "--out", tmp_path]
@@ -269,14 +279,14 @@ def test_students_per_hour_of_the_demo(tmp_path: Path, monkeypatch) -> None:
     assert row["students_per_hour"] == pytest.approx(2 * 3600 / row["seconds"])
     (tmp_path / "Makefile").write_text("install:\ndemo:\n\t@echo out of paper; exit 3\n")
     with pytest.raises(RgbenchError, match="make demo .*exit code 2: (.|\n)*out of paper"):
-        processes.students("demo", tmp_path / "again", [])
+        processes.students("demo", tmp_path / "again", [], 8)
     with pytest.raises(UsageError, match="did you mean 'lrm'"):
-        processes.students("lrn", tmp_path, [])
+        processes.students("lrn", tmp_path, [], 8)
 
 
 @pytest.mark.long
 def test_students_per_hour_of_a_recipe(tmp_path: Path) -> None:
-    row = processes.students("lcd", tmp_path, ["train.steps=2", "train.batch_size=4", "train.sample_every=0"])
+    row = processes.students("lcd", tmp_path, ["train.steps=2", "train.batch_size=4", "train.sample_every=0"], 8)
     assert row["students"] == 1 and list(row["stages"]) == ["train", "eval"]
     assert all(stage["cpu_sec"] > 1 for stage in row["stages"].values())
 

@@ -110,6 +110,7 @@ def students(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of the recipe, or variables of make.")
     ] = None,
+    num: Annotated[int, typer.Option(min=1, help="Images of a recipe's evaluation; the demo's: DEMO_NUM.")] = 2048,
     out: OutOption = DEFAULT_OUT,
     tag: TagOption = None,
 ) -> None:
@@ -117,10 +118,10 @@ def students(
     from tools.bench import processes
 
     with _folder() as folder:
-        row = processes.students(subject, folder, overrides or [])
+        row = processes.students(subject, folder, overrides or [], num)
     place = ready(Device.auto)  # as the commands chose
     words = ["students", subject.replace("/", "-"), place]
-    _save(out, words, tag, place, overrides=overrides or [], rows=[row])
+    _save(out, words, tag, place, overrides=overrides or [], num=num, rows=[row])
 
 
 @app.command()

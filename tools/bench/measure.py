@@ -5,6 +5,7 @@ Contenders share networks and run in turn, so that a machine that slows down slo
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -312,7 +313,9 @@ def evaluation(shape: Shape | None, folder: Path, num: int, metrics: list[str], 
 
 def _full_size_options(shape: Shape, folder: Path, num: int) -> dict[str, Any]:
     """Options of ``evaluate`` for a full-size student: random reward, Inception and reference images."""
-    inception = save_inception(folder / FILE)
+    os.environ["XDG_CACHE_HOME"] = str(folder)  # where the Inception is looked for
+    (folder / "rgbench").mkdir()
+    inception = save_inception(folder / "rgbench" / FILE)
     metric_networks.FILE_SHA256 = sha256_file(inception)  # in place of the published weights'
     (folder / "reference").mkdir()
     rng = np.random.default_rng(0)
@@ -324,7 +327,6 @@ def _full_size_options(shape: Shape, folder: Path, num: int) -> dict[str, Any]:
     return {
         "prompts": str(folder / "prompts.txt"),
         "reference": folder / "reference",
-        "inception": inception,
         "hps": save_reward(shape, folder / "reward"),
         "guidance": FULL_SIZE_GUIDANCE,
         "dtype": "bfloat16",

@@ -131,13 +131,14 @@ def _script_options(recipe: Any, tars: Path, steps: int) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def students(subject: str, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def students(subject: str, folder: Path, overrides: Sequence[str], num: int) -> dict[str, Any]:
     """Time a recipe from its command to its last file and then ``rgbench eval`` of it; or ``make demo``.
 
     Args:
         subject: a packaged recipe, or ``demo``.
         folder: an empty one.
         overrides: ``KEY=VALUE`` settings of the recipe, or variables of the Makefile.
+        num: images that the recipe's student is evaluated on.
 
     Returns:
         Seconds and CPU seconds of each command, and the number of students trained and evaluated per hour.
@@ -157,7 +158,8 @@ def students(subject: str, folder: Path, overrides: Sequence[str]) -> dict[str, 
     else:
         student = out / "runs" / "student"
         stages = {"train": run([*RGBENCH, "train", subject, *overrides, "--out", str(student)], folder)}
-        stages["eval"] = run([*RGBENCH, "eval", str(student), "--results", str(out / "results")], folder)
+        options = ["--num", str(num), "--results", str(out / "results")]
+        stages["eval"] = run([*RGBENCH, "eval", str(student), *options], folder)
     seconds = sum(stage["seconds"] for stage in stages.values())
     num = len(list(out.glob("runs/*/run.json")))
     return {"subject": subject, "students": num, "seconds": seconds, "stages": stages,
