@@ -11,7 +11,7 @@ from rgbench.benchtop.oracle import load_oracle
 from rgbench.benchtop.scenes import scene_batch
 from rgbench.core.io import read_json, sha256_tree
 from rgbench.models.presets import WEIGHTS
-from tools.benchtop.stages import SHIPPED
+from tools.benchtop.build import SHIPPED
 
 WORLD = WEIGHTS
 LIMIT_BYTES = 30 * 10**6

@@ -1,7 +1,8 @@
-"""``python -m tools.benchtop``: build the benchtop, check its quality, show its physics."""
+"""``python -m tools.benchtop build`` and ``check``: make the benchtop from its seeds, measure its quality."""
 
 from __future__ import annotations
 
+import json as json_lines
 from pathlib import Path
 from typing import Annotated
 
@@ -12,75 +13,69 @@ from rgbench.cli.options import (
     Device,
     DeviceOption,
     ExplainingGroup,
-    OverridesArgument,
     ready,
     say_what_matters,
     split_names,
 )
+from rgbench.models.presets import WEIGHTS
 
-app = typer.Typer(cls=ExplainingGroup, help="Build the benchtop, check its quality, show its physics.", **SETTINGS)
-
-NumOption = Annotated[int, typer.Option(min=1, help="Images per measurement.")]
-
-
-@app.command()
-def build(
-    out: Annotated[Path | None, typer.Option(help="Build folder; build/benchtop by default.")] = None,
-    stage: Annotated[list[str] | None, typer.Option(help="Only these stages, like vae,teacher.")] = None,
-    device: DeviceOption = Device.auto,
-    quick: Annotated[
-        bool, typer.Option(help="A few steps of each stage: exercises the build, trains nothing.")
-    ] = False,
-    force: Annotated[bool, typer.Option(help="Run stages that are done already.")] = False,
-    install: Annotated[bool, typer.Option(help="Then put the parts in place of the package's own.")] = False,
-) -> None:
-    """Make the benchtop from its seeds, in stages that are skipped when done."""
-    place = ready(device)
-    from tools.benchtop.api import build as run
-
-    folder = out or Path("build/benchtop")
-    typer.echo(run(folder, split_names(stage), device=place, quick=quick, force=force, install=install))
-
-
-@app.command()
-def check(
-    path: Annotated[Path | None, typer.Argument(help="A build folder; the package's own by default.")] = None,
-    num: NumOption = 512,
-    student: Annotated[Path | None, typer.Option(help="Pipeline of an LCD run; trained first by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the rows with their provenance here.")] = None,
-    device: DeviceOption = Device.auto,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Measure the benchtop's quality; exit 1 where a row falls short."""
-    place = ready(device)
-    from tools.benchtop.api import check as run
-
-    if not run(path, device=place, num=num, student=student, as_json=json, out=out):
-        raise typer.Exit(1)
-
-
-@app.command()
-def physics(
-    overrides: OverridesArgument = None,
-    out: Annotated[Path, typer.Option(help="Folder for the runs and the curve.")] = Path("build/physics"),
-    seeds: Annotated[int, typer.Option(min=2, help="Training seeds per method and scale.")] = 3,
-    num: NumOption = 512,
-    method: Annotated[list[str] | None, typer.Option(help="rg_lcd or lrm; both by default.")] = None,
-    scale: Annotated[list[float] | None, typer.Option(help="Reward scale; 1, 3 and 10 by default.")] = None,
-    device: DeviceOption = Device.auto,
-) -> None:
-    """Train LCD, direct and proxy students at several reward scales; exit 1 where no scale shows over-optimisation."""
-    place = ready(device)
-    from tools.benchtop.api import physics as run
-
-    shown = run(out, seeds=seeds, num=num, device=place, overrides=overrides or [], methods=method, scales=scale)
-    if not shown:
-        raise typer.Exit(1)
+app = typer.Typer(cls=ExplainingGroup, help="Build the benchtop, check its quality.", **SETTINGS)
 
 
 @app.callback()
 def _root() -> None:
     say_what_matters()
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="Build folder, kept between calls.")] = Path("build/benchtop"),
+    stage: Annotated[list[str] | None, typer.Option(help="Run these stages alone, like vae,teacher.")] = None,
+    device: DeviceOption = Device.auto,
+    quick: Annotated[
+        bool, typer.Option(help="Run a few steps of each stage: tests the build, trains nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option(help="Also run stages that are done.")] = False,
+    install: Annotated[bool, typer.Option(help="Then replace the package's own weights.")] = False,
+) -> None:
+    """Make the benchtop from its seeds, in stages; skip those that are done."""
+    place = ready(device)
+    import torch
+
+    from tools.benchtop import build as stages
+
+    recipe = stages.WorldRecipe.quick() if quick else stages.WorldRecipe()
+    stages.build(recipe, out, split_names(stage), torch.device(place), force=force)
+    if install:
+        stages.install(out, WEIGHTS)
+    typer.echo(out)
+
+
+@app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="A build folder; the package's own weights by default.")] = WEIGHTS,
+    num: Annotated[int, typer.Option(min=1, help="Scenes per split.")] = 512,
+    student: Annotated[Path | None, typer.Option(help="Pipeline of an LCD run; trained first by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the rows with their provenance here.")] = None,
+    device: DeviceOption = Device.auto,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure the benchtop's quality; exit 1 where a value is out of its bounds."""
+    place = ready(device)
+    import torch
+
+    from tools.benchtop.check import Row
+    from tools.benchtop.check import check as run
+
+    def say(row: Row) -> None:
+        if not json:
+            typer.echo(row)
+
+    rows = run(path, torch.device(place), num=num, student=student, say=say, out=out)
+    if json:
+        typer.echo(json_lines.dumps([row.to_dict() for row in rows], indent=1))
+    if not all(row.ok for row in rows):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,34 @@
-"""CLIP and reward stages.
+"""Tokenizer, CLIP, reward and latent proxy of the benchtop.
 
-The CLIP is open_clip's own class, tiny, trained contrastively on (scene, caption) with
-one hard negative caption per image (Yuksekgonul et al. 2023). The reward model is that
-CLIP fine-tuned on simulated preferences the way HPSv2 is (Wu et al. 2023, eq. 1-3):
-softmax over the two images of a pair, cross-entropy to the choice.
+The tokenizer is CLIP's byte-level BPE with merges for the caption vocabulary: every caption word is one token, other
+text falls back to bytes. The end token has the highest id (open_clip pools at the arg-max), padding is id 0, as in
+Stable Diffusion 2.1.
+
+The CLIP is open_clip's class, tiny, trained contrastively on scenes and captions with one hard negative caption for
+each image (Yuksekgonul et al. 2023). The reward model is that CLIP fine-tuned on simulated preferences as HPSv2 is (Wu
+et al. 2023, eq. 1-3): softmax over the two images of a pair, cross-entropy to the choice. The proxy is a latent CLIP:
+its text tower starts from the CLIP's, its image tower reads 4×8×8 latents; loss and negatives are the CLIP's. The
+reward's preferences come later, in ``lrm``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip import CLIP
-from safetensors.torch import save_file
+from diffusers import AutoencoderKL
+from open_clip import CLIP, create_model, get_tokenizer
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from rgbench.benchtop.preferences import (
     TRAINED_DEGRADATIONS,
@@ -30,17 +40,19 @@ from rgbench.benchtop.preferences import (
     swap_objects,
     utility,
 )
-from rgbench.benchtop.scenes import Scenes, captions, render
+from rgbench.benchtop.scenes import Scenes, captions, render, sample_scenes, vocabulary
 from rgbench.rewards.clip import hps_preprocess
-from tools.benchtop.common import StageLog, autocast, linear_decay, set_lr, stage_seed, training_scenes
-from tools.benchtop.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from rgbench.rewards.latent_proxy import LatentCLIP
+from tools.benchtop.stage import LATENTS_SPLIT, StageLog, autocast, linear_decay, set_lr, stage_seed, training_scenes
 
+CONTEXT_LENGTH = 32
 CLIP_IMAGE_SIZE = 28
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": CLIP_IMAGE_SIZE, "layers": 4, "width": 128, "head_width": 32, "patch_size": 4},
     "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 128, "heads": 4, "layers": 4},
 }
+PROXY_VISION = {"image_size": 8, "patch_size": 1, "layers": 4, "width": 96, "head_width": 24}
 
 
 @dataclass(frozen=True)
@@ -67,31 +79,15 @@ class RewardConfig:
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
 
 
-def scene_key(scenes: Scenes) -> Tensor:
-    """(B,) one integer per attribute tuple: equal keys are not negatives of each other."""
-    key = scenes.layout
-    for values, base in ((scenes.shape, 7), (scenes.colour, 9), (scenes.size, 3)):
-        for slot in (0, 1):
-            key = key * base + values[:, slot] + 1
-    return key
+@dataclass(frozen=True)
+class ProxyConfig:
+    """Hyper-parameters of the proxy's pre-training."""
 
-
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, image_key: Tensor, text_key: Tensor) -> Tensor:
-    """InfoNCE in both directions, targets spread over all entries of the same scene.
-
-    Args:
-        image: (B, D) unit vectors.
-        text: (T, D) unit vectors, T ≥ B: the first B match the images, the rest are extra negatives.
-        scale: logit scale.
-        image_key: (B,) scene keys.
-        text_key: (T,) scene keys.
-    """
-    logits = scale * image @ text.T
-    same = (image_key[:, None] == text_key[None]).float()
-    to_text = -(same / same.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
-    own, same = logits[:, : len(image)], same[:, : len(image)]
-    to_image = -(same / same.sum(0, keepdim=True) * own.log_softmax(0)).sum(0).mean()
-    return 0.5 * (to_text + to_image)
+    seed: int = 0
+    steps: int = 800
+    batch_size: int = 128
+    lr: float = 1e-3
+    dtype: str = "fp32"
 
 
 def train_clip(config: CLIPConfig, out: Path, device: torch.device) -> None:
@@ -121,24 +117,8 @@ def train_clip(config: CLIPConfig, out: Path, device: torch.device) -> None:
     save_clip(model.eval(), text_cfg, folder)
 
 
-def hard_negatives(scenes: Scenes, generator: torch.Generator) -> tuple[Scenes, list[str]]:
-    """One wrong scene per scene, and its caption.
-
-    Half of the two-object scenes have their objects swapped: without those negatives a
-    text tower need not learn which object stands left or above, and none does (Yuksekgonul
-    et al. 2023). All others have one or two attributes changed.
-    """
-    num_wrong = 1 + (torch.rand(len(scenes), generator=generator) < 0.3).long()
-    swapped = (torch.rand(len(scenes), generator=generator) < 0.5) & (scenes.count == 2)
-    wrong = swap_objects(corrupt(scenes, num_wrong.masked_fill(swapped, 0), generator), swapped)
-    start = int(torch.randint(2**30, (), generator=generator))
-    return wrong, captions(wrong, "train", range(start, start + len(wrong)))
-
-
 def train_reward(config: RewardConfig, out: Path, device: torch.device) -> None:
     """Fine-tune ``out/clip`` on simulated preferences; write ``out/reward`` in the same layout."""
-    from open_clip import create_model, get_tokenizer
-
     source = f"local-dir:{out / 'clip'}"
     model, tokenizer = create_model(source).to(device).train(), get_tokenizer(source).tokenizer
     optimiser = torch.optim.AdamW(weight_groups(model, 0.05), lr=config.lr, betas=(0.9, 0.98))
@@ -164,6 +144,51 @@ def train_reward(config: RewardConfig, out: Path, device: torch.device) -> None:
     shutil.copytree(out / "clip", out / "reward", dirs_exist_ok=True)
     save_clip(model.eval(), json.loads((out / "clip" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"],
               out / "reward")  # fmt: skip
+
+
+def train_proxy(config: ProxyConfig, out: Path, device: torch.device) -> None:
+    """Train on the cached latents of the latents stage; write ``out/latent_proxy``."""
+    scale = float(AutoencoderKL.load_config(out / "vae")["scaling_factor"])
+    cache = load_file(out / "latents.safetensors")
+    torch.manual_seed(stage_seed(config.seed, "proxy", -1))
+    proxy = LatentCLIP.from_clip(out / "clip", PROXY_VISION, latent_channels=4, latent_scale=scale).to(device).train()
+    optimiser = torch.optim.AdamW(weight_groups(proxy.clip, 0.05), lr=config.lr, betas=(0.9, 0.98))
+    log = StageLog(out / "proxy.jsonl")
+    n = len(cache["mean"])
+    for step in range(config.steps):
+        torch.manual_seed(stage_seed(config.seed, "proxy", step))
+        generator = torch.Generator().manual_seed(stage_seed(config.seed, "proxy_negatives", step))
+        set_lr(optimiser, config.lr * linear_decay(step, config.steps))
+        index = np.random.default_rng(stage_seed(config.seed, "proxy_batch", step)).integers(n, size=config.batch_size)
+        mean, std = (cache[k][torch.from_numpy(index)].float() for k in ("mean", "std"))
+        latents = (mean + std * torch.randn(mean.shape)).to(device)
+        scenes = sample_scenes(LATENTS_SPLIT, index)
+        texts = captions(scenes, LATENTS_SPLIT, index + n * (1 + step))
+        wrong, wrong_texts = hard_negatives(scenes, generator)
+        with autocast(device, config.dtype):
+            image, text = proxy.encode_latents(latents), proxy.encode_texts(texts + wrong_texts)
+        key = scene_key(scenes).to(device)
+        text_key = torch.cat([key, scene_key(wrong).to(device)])
+        loss = contrastive_loss(image.float(), text.float(), proxy.logit_scale(), key, text_key)
+        update(proxy.clip, optimiser, loss)
+        hit = (image @ text[: len(image)].T).argmax(1)
+        log(step, loss=loss, retrieval=(key[hit] == key).float().mean(), logit_scale=proxy.logit_scale())
+    proxy.clip.half()
+    proxy.eval().save(out / "latent_proxy")
+
+
+def hard_negatives(scenes: Scenes, generator: torch.Generator) -> tuple[Scenes, list[str]]:
+    """One wrong scene per scene, and its caption.
+
+    Half of the two-object scenes have their objects swapped: without those negatives a
+    text tower need not learn which object stands left or above, and none does (Yuksekgonul
+    et al. 2023). All others have one or two attributes changed.
+    """
+    num_wrong = 1 + (torch.rand(len(scenes), generator=generator) < 0.3).long()
+    swapped = (torch.rand(len(scenes), generator=generator) < 0.5) & (scenes.count == 2)
+    wrong = swap_objects(corrupt(scenes, num_wrong.masked_fill(swapped, 0), generator), swapped)
+    start = int(torch.randint(2**30, (), generator=generator))
+    return wrong, captions(wrong, "train", range(start, start + len(wrong)))
 
 
 def preference_pairs(
@@ -195,6 +220,48 @@ def preference_pairs(
     return (images[0], images[1]), first, clean
 
 
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, image_key: Tensor, text_key: Tensor) -> Tensor:
+    """InfoNCE in both directions, targets spread over all entries of the same scene.
+
+    Args:
+        image: (B, D) unit vectors.
+        text: (T, D) unit vectors, T ≥ B: the first B match the images, the rest are extra negatives.
+        scale: logit scale.
+        image_key: (B,) scene keys.
+        text_key: (T,) scene keys.
+    """
+    logits = scale * image @ text.T
+    same = (image_key[:, None] == text_key[None]).float()
+    to_text = -(same / same.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+    own, same = logits[:, : len(image)], same[:, : len(image)]
+    to_image = -(same / same.sum(0, keepdim=True) * own.log_softmax(0)).sum(0).mean()
+    return 0.5 * (to_text + to_image)
+
+
+def scene_key(scenes: Scenes) -> Tensor:
+    """(B,) one integer per attribute tuple: equal keys are not negatives of each other."""
+    key = scenes.layout
+    for values, base in ((scenes.shape, 7), (scenes.colour, 9), (scenes.size, 3)):
+        for slot in (0, 1):
+            key = key * base + values[:, slot] + 1
+    return key
+
+
+def weight_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def update(model: CLIP, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    with torch.no_grad():
+        model.logit_scale.clamp_(max=4.6052)  # ln 100, as CLIP
+
+
 def tokenize(tokenizer, texts: list[str]) -> Tensor:
     """(B, context) token ids, padded and truncated as open_clip's wrapper does."""
     return tokenizer(
@@ -213,16 +280,44 @@ def save_clip(model: nn.Module, text_cfg: dict, folder: Path) -> None:
     save_file(state, folder / "open_clip_model.safetensors")
 
 
-def weight_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+def build_tokenizer(out: Path) -> CLIPTokenizer:
+    """Write the tokenizer's files to ``out`` and return it."""
+    merges = bpe_merges([*vocabulary()])
+    alphabet = _byte_alphabet()
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m) for m in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges,
+        pad_token="!",
+        model_max_length=CONTEXT_LENGTH,
+    )
+    tokenizer.save_pretrained(out)
+    return tokenizer
 
 
-def update(model: CLIP, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    with torch.no_grad():
-        model.logit_scale.clamp_(max=4.6052)  # ln 100, as CLIP
+def bpe_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges (Sennrich et al. 2016) until every word is one symbol."""
+    symbols = {w: [*w[:-1], w[-1] + "</w>"] for w in words}
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for s in symbols.values() for pair in itertools.pairwise(s)):
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        merges.append(best)
+        symbols = {w: _merge(s, best) for w, s in symbols.items()}
+    return merges
+
+
+def _merge(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for symbol in symbols:
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
+        else:
+            out.append(symbol)
+    return out
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]

@@ -1,9 +1,9 @@
-"""Latents and teacher stages: a Stable Diffusion 2.1 layout at 1/8 scale, trained from scratch.
+"""Latents, teacher and pipeline of the benchtop: Stable Diffusion 2.1's layout at 1/8 scale, trained from scratch.
 
-Epsilon prediction on Stable Diffusion's noise schedule, 10 % empty prompts, min-SNR
-weighting (Hang et al. 2023, γ = 5), an average of the weights at the end. The text encoder
-starts as the CLIP's text tower and learns along, as in the first latent diffusion models
-(Rombach et al. 2022, section 4.3): a frozen one leaves the order of two objects to chance.
+Epsilon prediction on Stable Diffusion's noise schedule, 10 % empty prompts, min-SNR weighting (Hang et al. 2023,
+γ = 5), an average of the weights at the end. The text encoder starts as the CLIP's text tower without its last layer,
+as in Stable Diffusion 2, and learns along, as in the first latent diffusion models (Rombach et al. 2022, section 4.3):
+a frozen one leaves the order of two objects to chance.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch
 from rgbench.core.io import read_json, sha256_file, sha256_tree, write_json_atomic
 from tools.benchtop.clip import CLIP_CONFIG, tokenize
-from tools.benchtop.common import StageLog, autocast, linear_decay, stage_seed, update_average
-from tools.benchtop.text_encoder import to_transformers
+from tools.benchtop.stage import LATENTS_SPLIT, StageLog, autocast, linear_decay, stage_seed
 
 SCHEDULER_CONFIG = {
     "num_train_timesteps": 1000,
@@ -74,15 +73,15 @@ class TeacherConfig:
 
 
 @torch.no_grad()
-def encode_latents(vae: AutoencoderKL, config: LatentsConfig, out: Path, device: torch.device) -> None:
-    """Cache posterior moments of training scenes 0 … num_latents − 1 in ``out/latents.safetensors``.
+def encode_latents(config: LatentsConfig, out: Path, device: torch.device) -> None:
+    """Cache the VAE's posterior moments of the first training scenes.
 
-    Writes ``mean`` and ``std``, each (N, 4, 8, 8) float16, unscaled.
+    Writes ``out/latents.safetensors``: ``mean`` and ``std``, each (N, 4, 8, 8) float16, unscaled.
     """
-    vae = vae.eval().to(device)
+    vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(device)
     means, stds = [], []
     for start in range(0, config.num_latents, 128):
-        images, _ = scene_batch("train", range(start, min(start + 128, config.num_latents)))
+        images, _ = scene_batch(LATENTS_SPLIT, range(start, min(start + 128, config.num_latents)))
         with autocast(device, config.dtype):
             posterior = vae.encode(2 * images.to(device) - 1).latent_dist
         means.append(posterior.mean.half().cpu())
@@ -90,21 +89,16 @@ def encode_latents(vae: AutoencoderKL, config: LatentsConfig, out: Path, device:
     save_file({"mean": torch.cat(means).contiguous(), "std": torch.cat(stds).contiguous()}, out / "latents.safetensors")
 
 
-def text_encoder_of(clip: Path) -> CLIPTextModel:
-    """The pipeline's text encoder, from a CLIP in open_clip's local-dir layout."""
-    config = json.loads((clip / "open_clip_config.json").read_text())["model_cfg"]
-    return to_transformers(load_file(clip / "open_clip_model.safetensors"), config["text_cfg"], config["embed_dim"])
+def train_teacher(config: TeacherConfig, out: Path, device: torch.device) -> None:
+    """Train UNet and text encoder on the cached latents; write their averages to ``out`` in fp16.
 
-
-def train_teacher(
-    vae: AutoencoderKL, config: TeacherConfig, out: Path, device: torch.device
-) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Train UNet and text encoder on the cached latents; returns the averages of both.
-
-    A cycle starts from the average that the last one ended with, kept in ``out`` under the
-    digest of what it was made from: an interrupted stage goes on with the next cycle.
+    Each cycle starts from the average of the one before, which is kept in ``out`` under the digest of its inputs: an
+    interrupted stage continues with the next cycle.
     """
-    text_encoder = text_encoder_of(out / "clip").to(device)
+    scaling_factor = float(AutoencoderKL.load_config(out / "vae")["scaling_factor"])
+    clip = json.loads((out / "clip" / "open_clip_config.json").read_text())["model_cfg"]
+    state = load_file(out / "clip" / "open_clip_model.safetensors")
+    text_encoder = to_transformers(state, clip["text_cfg"], clip["embed_dim"]).to(device)
     torch.manual_seed(stage_seed(config.seed, "teacher", -1))
     unet = UNet2DConditionModel(**UNET_CONFIG).to(device)
     networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
@@ -114,9 +108,10 @@ def train_teacher(
         digest = hashlib.sha256(json.dumps([*inputs, settings]).encode()).hexdigest()[:8]
         path = out / f"teacher-{digest}.safetensors"
         if not path.exists():
-            save_file(_train_cycle(networks, vae.config.scaling_factor, cycle, config, out, device), path)
+            save_file(_train_cycle(networks, scaling_factor, cycle, config, out, device), path)
         networks.load_state_dict(load_file(path))
-    return unet.eval(), text_encoder.eval()
+    unet.eval().half().cpu().save_pretrained(out / "unet")
+    text_encoder.eval().half().cpu().save_pretrained(out / "text_encoder")
 
 
 def _train_cycle(
@@ -146,9 +141,19 @@ def _train_cycle(
         norm = nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        update_average(average, networks, min(config.average_decay, (1 + step) / (10 + step)))
+        _update_average(average, networks, min(config.average_decay, (1 + step) / (10 + step)))
         log(first + step, loss=loss, grad_norm=norm)
     return average
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    """Update the exponential moving average of a model's state in place."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)
 
 
 def _batch(
@@ -160,7 +165,7 @@ def _batch(
     moments = [cache[k][torch.from_numpy(index)].float() for k in ("mean", "std")]
     latents = (moments[0] + moments[1] * torch.randn(moments[0].shape)) * scaling_factor
     # The wording is drawn afresh at each visit of a scene.
-    prompts = captions(sample_scenes("train", index), "train", index + n * (1 + step))
+    prompts = captions(sample_scenes(LATENTS_SPLIT, index), LATENTS_SPLIT, index + n * (1 + step))
     dropped = rng.random(config.batch_size) < config.drop_prompt
     return latents, ["" if d else p for p, d in zip(prompts, dropped, strict=True)]
 
@@ -179,17 +184,17 @@ def _loss(
     return (weight * (predicted.float() - noise).pow(2).mean((1, 2, 3))).mean()
 
 
-def assemble_pipeline(
-    vae: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, out: Path
-) -> StableDiffusionPipeline:
-    """Write ``out/teacher`` as a diffusers pipeline folder."""
+def assemble_pipeline(config: TeacherConfig, out: Path, device: torch.device) -> None:
+    """Write ``out/teacher`` as a diffusers pipeline folder from the parts of earlier stages."""
+    vae = AutoencoderKL.from_pretrained(out / "vae_texture")
+    unet = UNet2DConditionModel.from_pretrained(out / "unet", torch_dtype=torch.float16)
     for network in (vae, unet):
-        network.register_to_config(_name_or_path="")  # diffusers notes where they were loaded from
+        network.register_to_config(_name_or_path="")  # diffusers records where they were loaded from
     pipeline = StableDiffusionPipeline(
-        vae=vae.cpu(),
-        text_encoder=text_encoder,
+        vae=vae,
+        text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder", dtype=torch.float16),
         tokenizer=CLIPTokenizer.from_pretrained(out / "clip"),
-        unet=unet.cpu(),
+        unet=unet,
         scheduler=DDIMScheduler(**SCHEDULER_CONFIG),
         safety_checker=None,
         feature_extractor=None,
@@ -197,6 +202,58 @@ def assemble_pipeline(
     )
     pipeline.save_pretrained(out / "teacher", safe_serialization=True)
     # transformers loads the text encoder in the dtype its config names, diffusers the rest in float32
-    config = out / "teacher" / "text_encoder" / "config.json"
-    write_json_atomic(config, {**read_json(config), "dtype": "float32"})
-    return pipeline
+    file = out / "teacher" / "text_encoder" / "config.json"
+    write_json_atomic(file, {**read_json(file), "dtype": "float32"})
+
+
+def to_transformers(state: dict[str, Tensor], text_cfg: dict, embed_dim: int) -> CLIPTextModel:
+    """Convert an open_clip CLIP's text tower, dropping its last layer.
+
+    Args:
+        state: state dict of ``open_clip.CLIP``.
+        text_cfg: ``context_length``, ``vocab_size``, ``width``, ``heads``, ``layers``.
+        embed_dim: width of the joint space.
+
+    Returns:
+        The text encoder in eval mode; last hidden state (B, L, width).
+    """
+    layers = text_cfg["layers"] - 1
+    config = CLIPTextConfig(
+        vocab_size=text_cfg["vocab_size"],
+        hidden_size=text_cfg["width"],
+        intermediate_size=4 * text_cfg["width"],
+        projection_dim=embed_dim,
+        num_hidden_layers=layers,
+        num_attention_heads=text_cfg["heads"],
+        max_position_embeddings=text_cfg["context_length"],
+        hidden_act="gelu",
+        bos_token_id=text_cfg["vocab_size"] - 2,
+        eos_token_id=text_cfg["vocab_size"] - 1,
+        pad_token_id=0,
+    )
+    encoder = CLIPTextModel(config)
+    mapped = _mapped(state, layers)
+    prefix = "text_model." if any(k.startswith("text_model.") for k in encoder.state_dict()) else ""
+    missing, unexpected = encoder.load_state_dict({prefix + k: v.float() for k, v in mapped.items()}, strict=False)
+    if unexpected or [k for k in missing if "position_ids" not in k]:
+        raise ValueError(f"text tower does not fit CLIPTextModel: missing {missing}, unexpected {unexpected}")
+    return encoder.eval()
+
+
+def _mapped(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    out = {
+        "embeddings.token_embedding.weight": state["token_embedding.weight"],
+        "embeddings.position_embedding.weight": state["positional_embedding"],
+        "final_layer_norm.weight": state["ln_final.weight"],
+        "final_layer_norm.bias": state["ln_final.bias"],
+    }
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",
+             "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}  # fmt: skip
+    for i in range(layers):
+        source, target = f"transformer.resblocks.{i}", f"encoder.layers.{i}"
+        for leaf in ("weight", "bias"):
+            for ours, theirs in names.items():
+                out[f"{target}.{theirs}.{leaf}"] = state[f"{source}.{ours}.{leaf}"]
+            for part, value in zip("qkv", torch.chunk(state[f"{source}.attn.in_proj_{leaf}"], 3), strict=True):
+                out[f"{target}.self_attn.{part}_proj.{leaf}"] = value
+    return out

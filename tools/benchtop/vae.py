@@ -1,9 +1,8 @@
-"""VAE stages: Stable Diffusion's autoencoder losses at 1/8 scale.
+"""Autoencoder of the benchtop: Stable Diffusion's losses at 1/8 scale, in two stages.
 
-``reconstruct`` trains encoder and decoder on L1 + perceptual + KL (Rombach et al.
-2022, appendix G); ``texture`` then freezes the encoder, so that latents and all that
-is trained on them stay, and adds the patch-adversarial term (hinge, weighted by the
-ratio of gradient norms at the reconstruction, Esser et al. 2021, eq. 7).
+``train_vae`` trains encoder and decoder on L1 + perceptual + KL (Rombach et al. 2022, appendix G). ``train_texture``
+freezes the encoder, so that latents and all that is trained on them stay valid, and adds the patch-adversarial term
+(hinge, weighted by the ratio of gradient norms at the reconstruction, Esser et al. 2021, eq. 7).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from rgbench.metrics.networks import load_efflite0
-from tools.benchtop.common import StageLog, autocast, linear_decay, set_lr, stage_seed, training_scenes
+from tools.benchtop.stage import StageLog, autocast, linear_decay, set_lr, stage_seed, training_scenes
 
 VAE_CONFIG = {
     "block_out_channels": (16, 32, 64, 64),
@@ -48,8 +47,8 @@ class VAEConfig:
 class TextureConfig:
     """Hyper-parameters of the adversarial stage.
 
-    For the first ``discriminator_steps`` of the ``steps`` the decoder rests: against a
-    discriminator that knows nothing yet it would wander, and the discriminator never catch up.
+    The decoder rests for the first ``discriminator_steps`` of the ``steps``: against an untrained discriminator it
+    would wander, and the discriminator would never catch up.
     """
 
     seed: int = 0
@@ -113,8 +112,8 @@ def _reconstruction_loss(images: Tensor, decoded: Tensor, perceptual: Perceptual
     return l1 + weight * perceptual(decoded / 2 + 0.5, images)
 
 
-def reconstruct(config: VAEConfig, out: Path, device: torch.device) -> AutoencoderKL:
-    """Train encoder and decoder on all scenes; returns the VAE with its scaling factor set."""
+def train_vae(config: VAEConfig, out: Path, device: torch.device) -> None:
+    """Train encoder and decoder on all scenes; write ``out/vae`` with its scaling factor."""
     torch.manual_seed(stage_seed(config.seed, "vae", -1))
     vae = AutoencoderKL(**VAE_CONFIG).to(device)
     perceptual = PerceptualLoss().to(device)
@@ -135,22 +134,22 @@ def reconstruct(config: VAEConfig, out: Path, device: torch.device) -> Autoencod
         optimiser.step()
         mse = (decoded.detach().float() / 2 + 0.5 - images).pow(2).mean()
         log(step, loss=loss, kl=kl, psnr_db=-10 * mse.log10(), grad_norm=norm)
-    vae.register_to_config(scaling_factor=latent_scaling_factor(vae, device))
-    return vae.eval()
+    vae.register_to_config(scaling_factor=_latent_scaling_factor(vae, device))
+    vae.eval().cpu().save_pretrained(out / "vae")
 
 
 @torch.no_grad()
-def latent_scaling_factor(vae: AutoencoderKL, device: torch.device) -> float:
+def _latent_scaling_factor(vae: AutoencoderKL, device: torch.device) -> float:
     """1 / standard deviation of sampled latents, over 512 training scenes."""
     images, _, _ = training_scenes("train", 0, 512, device)
     std = torch.cat([vae.encode(2 * x - 1).latent_dist.mean for x in images.split(64)]).std()
     return round(1 / float(std), 5)
 
 
-def texture(vae: AutoencoderKL, config: TextureConfig, out: Path, device: torch.device) -> AutoencoderKL:
-    """Train the decoder further with the adversarial term; the encoder does not move."""
+def train_texture(config: TextureConfig, out: Path, device: torch.device) -> None:
+    """Train the decoder of ``out/vae`` further with the adversarial term; write ``out/vae_texture``."""
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(device).requires_grad_(False)
     torch.manual_seed(stage_seed(config.seed, "vae_texture", -1))
-    vae = vae.to(device).requires_grad_(False)
     decoder = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     for parameter in decoder:
         parameter.requires_grad_(True)
@@ -180,9 +179,9 @@ def texture(vae: AutoencoderKL, config: TextureConfig, out: Path, device: torch.
         optimiser_d.zero_grad(set_to_none=True)
         loss_d.backward()
         optimiser_d.step()
-        gap = high_pass_energy_db(decoded.detach() / 2 + 0.5, images)
+        gap = _high_pass_energy_db(decoded.detach() / 2 + 0.5, images)
         log(step, loss=rec, adversarial=adv, weight=weight, discriminator=loss_d, grad_norm=norm, high_pass_db=gap)
-    return vae.eval()
+    vae.eval().cpu().save_pretrained(out / "vae_texture")
 
 
 def _adversarial_backward(
@@ -198,8 +197,8 @@ def _adversarial_backward(
     return rec.detach(), adv.detach(), weight
 
 
-def high_pass_energy_db(images: Tensor, reference: Tensor) -> Tensor:
-    """Energy ratio in dB of the diagonal-and-fine Laplacian band: a cheap training read-out."""
+def _high_pass_energy_db(images: Tensor, reference: Tensor) -> Tensor:
+    """Energy ratio of the Laplacian's fine band in dB: a cheap value for the log."""
     kernel = images.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
 
     def energy(x: Tensor) -> Tensor:

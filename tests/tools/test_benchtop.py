@@ -1,0 +1,162 @@
+"""The benchtop's builder: a short build makes every part, restarts where it stopped, and repeats itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from open_clip import CLIP
+from open_clip.tokenizer import HFTokenizer
+from typer.testing import CliRunner
+
+from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch, vocabulary
+from rgbench.core.errors import UsageError
+from rgbench.core.io import read_json, sha256_tree
+from rgbench.models.presets import WEIGHTS
+from tools.benchtop.__main__ import app
+from tools.benchtop.build import SHIPPED, STAGES, WorldRecipe, build, install
+from tools.benchtop.check import Row, high_energy, spectrum_rows
+from tools.benchtop.clip import CLIP_CONFIG, CONTEXT_LENGTH, bpe_merges, build_tokenizer, contrastive_loss
+from tools.benchtop.teacher import to_transformers
+
+CPU, QUICK = torch.device("cpu"), WorldRecipe.quick()
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world")
+    done = CliRunner().invoke(app, ["build", "--quick", "--device", "cpu", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_every_stage_is_recorded_with_its_outputs(quick):
+    stages = read_json(quick / "manifest.json")["stages"]
+    assert list(stages) == sorted(stages, key=list(STAGES).index) and set(stages) == set(STAGES)
+    assert stages["clip"]["outputs"]["clip"] == sha256_tree(quick / "clip")
+    assert stages["teacher"]["inputs"].keys() == {"vae", "clip", "latents.safetensors"}
+
+
+def test_finished_stages_are_skipped_and_a_damaged_one_is_made_again(quick, capsys):
+    build(QUICK, quick, ["reward"], CPU)
+    assert "reward: done already" in capsys.readouterr().out
+    before = sha256_tree(quick / "reward")
+    (quick / "reward" / "open_clip_model.safetensors").write_bytes(b"torn")
+    build(QUICK, quick, ["reward"], CPU)
+    assert "reward: running" in capsys.readouterr().out
+    assert sha256_tree(quick / "reward") == before  # the same weights, from the same seeds
+
+
+def test_a_short_build_is_deterministic(quick, tmp_path):
+    build(QUICK, tmp_path, ["clip", "vae", "latents", "teacher"], CPU)
+    for part in ("clip", "vae", "unet"):
+        assert sha256_tree(tmp_path / part) == sha256_tree(quick / part)
+
+
+def test_unknown_stage_and_missing_input(tmp_path):
+    with pytest.raises(UsageError, match="did you mean 'teacher'"):
+        build(QUICK, tmp_path, ["teachers"], CPU)
+    with pytest.raises(UsageError, match="lacks clip"):
+        build(QUICK, tmp_path, ["reward"], CPU)
+
+
+def test_install_copies_whole_parts_and_refuses_an_unfinished_build(quick, tmp_path):
+    install(quick, tmp_path / "assets")
+    for name in SHIPPED:
+        assert sha256_tree(tmp_path / "assets" / name) == sha256_tree(quick / name)
+    with pytest.raises(UsageError, match="not built yet"):
+        install(tmp_path / "nothing", tmp_path / "assets")
+
+
+@pytest.mark.long
+def test_the_shipped_benchtop_is_checked(tmp_path):
+    out, student = tmp_path / "check.json", tmp_path / "pipeline"
+    shutil.copytree(WEIGHTS / "teacher", student)
+    (tmp_path / "run.json").write_text('{"sampling": {"guidance_scale": 5.0}}')
+    words = ["check", "--num", "8", "--student", str(student), "--device", "cpu", "--json"]
+    done = CliRunner().invoke(app, [*words, "--out", str(out)])
+    rows = json.loads(done.stdout)
+    assert done.exit_code == (0 if all(row["ok"] for row in rows) else 1)
+    assert len(rows) > 60 and read_json(out)["rows"] == rows
+
+
+def test_a_row_is_short_outside_its_bounds_or_without_a_value():
+    assert Row("x", 0.95, 0.95).ok and not Row("x", 0.949, 0.95).ok
+    assert Row("x", -3.9, -4.0, unit="dB", ceiling=4.0).ok and not Row("x", 4.1, -4.0, ceiling=4.0).ok
+    assert not Row("x", None, 0.5).ok
+    assert Row("reported only", 0.0).ok and "—" in str(Row("x", None))
+    assert Row("x", 1.0, 0.5).to_dict()["ok"] is True
+
+
+def test_spectrum_rows_of_blurred_scenes_fall_in_the_upper_octaves():
+    images, _ = scene_batch("test", range(16))
+    same = spectrum_rows(images, images)
+    assert all(abs(row.value) < 1e-9 and row.ok for row in same)
+    blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1)
+    rows = {row.name: row for row in spectrum_rows(blurred, images)}
+    assert not rows["VAE: energy above 0.25 against real"].ok
+    assert rows["VAE: energy above 0.25 against real"].value < -4
+
+
+def test_high_energy_sees_noise_and_not_contrast_of_slow_waves():
+    x = torch.arange(64) / 64
+    slow = (0.5 + 0.4 * torch.sin(2 * torch.pi * 3 * x)).expand(1, 3, 64, 64)
+    checker = 0.5 + 0.1 * (torch.arange(64)[:, None] + torch.arange(64)[None]).remainder(2).sub(0.5).sign()
+    assert high_energy(slow) < 1e-3
+    assert high_energy(checker.expand(1, 3, 64, 64)) > 1e3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer(out)
+    return out
+
+
+def test_every_word_is_one_token_and_other_text_falls_back_to_bytes(folder):
+    tokenizer = HFTokenizer(str(folder), context_length=CONTEXT_LENGTH)
+    for word in vocabulary():
+        ids = tokenizer([word])[0]
+        assert (ids != 0).sum() == 3, word  # begin, word, end
+    assert tokenizer(["zyx é"])[0].count_nonzero() > 5
+
+
+def test_longest_captions_fit_the_context(folder):
+    tokenizer = HFTokenizer(str(folder), context_length=CONTEXT_LENGTH)
+    texts = captions(sample_scenes("test", range(2000)), "test", range(2000))
+    ids = tokenizer(texts)
+    assert (ids.max(1).values == ids.max()).all()  # the end token was never cut off
+    assert (ids[:, -1] == 0).all()
+
+
+def test_merges_rebuild_words():
+    assert bpe_merges(["aab", "ab"])[0] == ("a", "b</w>")
+
+
+def test_text_encoder_equals_open_clips_penultimate_layer(folder):
+    torch.manual_seed(0)
+    config = {**CLIP_CONFIG["text_cfg"], "vocab_size": 654}
+    clip = CLIP(CLIP_CONFIG["embed_dim"], CLIP_CONFIG["vision_cfg"], config).eval()
+    encoder = to_transformers(clip.state_dict(), config, CLIP_CONFIG["embed_dim"])
+    ids = HFTokenizer(str(folder), context_length=CONTEXT_LENGTH)(
+        ["a red ring at the top", "one blue star, in the middle"]
+    )
+    with torch.no_grad():
+        x = clip.token_embedding(ids) + clip.positional_embedding
+        for block in clip.transformer.resblocks[:-1]:
+            x = block(x, attn_mask=clip.attn_mask)
+        torch.testing.assert_close(encoder(ids).last_hidden_state, clip.ln_final(x), rtol=0, atol=1e-6)
+
+
+def test_equal_scenes_are_not_negatives():
+    torch.manual_seed(0)
+    image = torch.nn.functional.normalize(torch.randn(2, 8), dim=1)
+    text = image.clone()
+    key = torch.tensor([5, 5])
+    apart = torch.tensor([5, 6])
+    same = contrastive_loss(image[:1].expand(2, -1), text[:1].expand(2, -1), torch.tensor(100.0), key, key)
+    assert float(same) == pytest.approx(math.log(2), abs=1e-5)  # uniform over the two equal ones
+    assert contrastive_loss(image, text, torch.tensor(100.0), apart, apart) < 1e-3

@@ -1,0 +1,354 @@
+"""Quality table of a benchtop: every part measured on scenes that no stage was trained on.
+
+A row is a value with its floor, its ceiling and its aim; values are reported whatever they are.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgbench.benchtop.oracle import ATTRIBUTES, JUDGES, Oracle, load_oracle, render_and_match, score_reading
+from rgbench.benchtop.preferences import (
+    HELDOUT_DEGRADATIONS,
+    TRAINED_DEGRADATIONS,
+    PreferenceConfig,
+    corrupt,
+    degrade,
+)
+from rgbench.benchtop.scenes import IMAGE_SIZE, Scenes, captions, sample_scenes, scene_batch
+from rgbench.core.io import read_json, write_json_atomic
+from rgbench.core.run import provenance, stream_generator
+from rgbench.metrics.fid import Moments, frechet_distance
+from rgbench.metrics.networks import EffLite0Features
+from rgbench.metrics.probes.spectrum import CUTOFF, band_energy, luma_chroma, octave_gaps, power_spectrum, ratio_db
+from rgbench.models.pipeline import DiffusionModels, load_models
+from rgbench.models.presets import PRESETS
+from rgbench.rewards.base import Reward
+from rgbench.rewards.clip import HPSReward, nyquist
+from rgbench.rewards.latent_proxy import LatentCLIP
+from rgbench.train.train import train
+from tools.benchtop.clip import CLIP_IMAGE_SIZE, preference_pairs
+
+TEACHER = PRESETS["benchtop"]
+REWARD_NYQUIST = nyquist(CLIP_IMAGE_SIZE, IMAGE_SIZE)  # 0.22 cycles/pixel
+BATCH, ORACLE_BATCH = 64, 128
+NUM_MATCHED = 256  # images that render-and-match reads, which is slow
+
+
+@dataclass(frozen=True)
+class Row:
+    """One value and its bounds.
+
+    Attributes:
+        name: what is measured.
+        value: None where it could not be measured.
+        floor: least acceptable value; None for values that are only reported.
+        aim: what is hoped for.
+        unit: of value, floor, aim and ceiling.
+        ceiling: largest acceptable value.
+    """
+
+    name: str
+    value: float | None
+    floor: float | None = None
+    aim: float | None = None
+    unit: str = "share"
+    ceiling: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the value is within its bounds; a missing value with a bound is not."""
+        if self.floor is None and self.ceiling is None:
+            return True
+        if self.value is None:
+            return False
+        above = self.floor is None or self.value >= self.floor
+        return above and (self.ceiling is None or self.value <= self.ceiling)
+
+    def __str__(self) -> str:
+        bounds = [f"{sign} {b:g}" for sign, b in (("≥", self.floor), ("≤", self.ceiling)) if b is not None]
+        value = "—" if self.value is None else f"{self.value:.4f}"
+        return f"{'ok' if self.ok else 'SHORT':6}{value:>9} {self.unit:6} {', '.join(bounds):12} {self.name}"
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "ok": self.ok}
+
+
+def check(
+    assets: Path, device: torch.device, *, num: int, student: Path | None, say: Callable[[Row], None], out: Path | None
+) -> list[Row]:
+    """Measure the quality table of a benchtop.
+
+    Args:
+        assets: folder of its parts.
+        device: where networks run.
+        num: scenes per split.
+        student: ``pipeline`` folder of a finished LCD run; trained first from the recipe ``lcd`` if None.
+        say: called with each row as it comes.
+        out: JSON file to write, with provenance; None writes nothing.
+    """
+    rows = []
+    for row in _rows(assets, student, num, device):
+        say(row)
+        rows.append(row)
+    if out is not None:
+        document = {"schema_version": 1, "num": num, "rows": [r.to_dict() for r in rows]}
+        document |= {"provenance": provenance(device.type), "manifest": read_json(assets / "manifest.json")}
+        write_json_atomic(out, document)
+    return rows
+
+
+def _rows(assets: Path, student: Path | None, num: int, device: torch.device) -> Iterator[Row]:
+    """All rows, in the order of the stages."""
+    oracle = load_oracle(assets / "judges", device)
+    reward = HPSReward.load(assets / "reward", antialias=True, device=device)
+    models = load_models(assets / "teacher", device, torch.float32)
+    yield from classifier_rows(oracle, num)
+    yield from reward_rows(reward, num)
+    yield from vae_rows(models, oracle, reward, num)
+    yield from proxy_rows(LatentCLIP.load(assets / "latent_proxy", device), models, reward, num)
+    samples = {
+        split: sample(models, split, num, TEACHER.teacher_steps, TEACHER.teacher_guidance)
+        for split in ("test", "heldout")
+    }
+    yield from teacher_rows(models, oracle, samples, num)
+    scenes = sample_scenes("test", range(num))
+    yield from agreement_rows(oracle, samples["test"], scenes, "teacher samples")
+    with tempfile.TemporaryDirectory() as folder:
+        run = student or train("lcd", [], out=Path(folder) / "lcd", device=str(device)) / "pipeline"
+        images = sample(load_models(run, device, torch.float32), "test", num, 4, student_guidance(run.parent))
+    yield from agreement_rows(oracle, images, scenes, "LCD student samples")
+    short = sample(models, "test", num, 4, TEACHER.teacher_guidance)
+    distance, of_teacher = (fd_to_real(x, num, device) for x in (images, short))
+    name = "LCD student, 4 steps: FD-EffLite0 over the teacher's at 4 DDIM steps"
+    yield Row(name, distance / of_teacher, unit="ratio", ceiling=1.0)
+    own, long = (attribute_scores(oracle, x, scenes)["mean"].mean() for x in (images, samples["test"]))
+    yield Row("LCD student, 4 steps: mean attribute accuracy, share of the teacher's at 50", float(own / long), 0.95)
+
+
+def classifier_rows(oracle: Oracle, num: int) -> list[Row]:
+    """Each attribute classifier on each attribute of clean scenes, and render-and-match."""
+    rows = []
+    for split in ("test", "heldout"):
+        images, scenes = scene_batch(split, range(num))
+        readings = [oracle.read(x) for x in images.split(ORACLE_BATCH)]
+        for name in JUDGES:
+            scores = score_reading(torch.cat([r[name].cpu() for r in readings]), scenes)
+            rows += [Row(f"classifier {name}, {a}, {split} scenes", _mean(scores[a]), 0.99) for a in ATTRIBUTES]
+        few = slice(0, min(num, NUM_MATCHED))
+        matched = score_reading(render_and_match(images[few], scenes[few].count), scenes[few])
+        rows.append(Row(f"render-and-match, mean, {split} scenes", _mean(matched["mean"])))
+    return rows
+
+
+def reward_rows(reward: Reward, num: int) -> list[Row]:
+    """Clean, right images above degraded ones and above wrong captions; simulated choices."""
+    rows = []
+    for split, bound in (("test", True), ("heldout", False)):
+        generator = torch.Generator().manual_seed(1)
+        images, scenes = scene_batch(split, range(num))
+        prompts = captions(scenes, split, range(num))
+        clean = score(reward, images, prompts)
+        wins = []
+        for kind in HELDOUT_DEGRADATIONS:
+            strength = 0.3 + 0.7 * torch.rand(num, generator=generator)
+            worse = score(reward, degrade(images, strength, (kind,), generator), prompts)
+            wins.append(_mean((clean > worse).float()))
+            rows.append(Row(f"reward: clean above {kind.__name__.replace('_', ' ')}, {split}", wins[-1]))
+        wrong = corrupt(scenes, torch.ones(num, dtype=torch.long), generator)
+        worse = score(reward, images, captions(wrong, split, range(num, 2 * num)))
+        wins.append(_mean((clean > worse).float()))
+        rows.append(Row(f"reward: right above one-attribute-wrong caption, {split}", wins[-1]))
+        total = (sum(wins[:-1]) / len(wins[:-1]) + wins[-1]) / 2
+        rows.append(Row(f"reward: clean above degraded or wrong-caption, {split}", total, 0.90 if bound else None))
+    scenes = sample_scenes("test", range(num))
+    pair, first, _ = preference_pairs(scenes, 10**6, PreferenceConfig(), torch.Generator().manual_seed(2))
+    prompts = captions(scenes, "test", range(num))
+    agreed = (score(reward, pair[0], prompts) > score(reward, pair[1], prompts)) == first
+    rows.append(Row("reward: agreement with simulated choices (flips included)", _mean(agreed.float())))
+    return rows
+
+
+def vae_rows(models: DiffusionModels, oracle: Oracle, reward: Reward, num: int) -> list[Row]:
+    """Reconstructions: oracle accuracy, band energies, trained reward."""
+    rows = []
+    for split, bound in (("test", True), ("heldout", False)):
+        images, scenes = scene_batch(split, range(num))
+        rebuilt = reconstruct(models, images)
+        mean = _mean(oracle.score(rebuilt, scenes)["mean"])
+        rows.append(Row(f"VAE: oracle accuracy, mean, {split}", mean, 0.95 if bound else None, 0.98))
+        share = reward_share(reward, rebuilt, images, captions(scenes, split, range(num)))
+        rows.append(Row(f"VAE: trained reward, share of the scenes', {split}", share, 0.90 if bound else None, 0.97))
+        if bound:
+            rows += spectrum_rows(rebuilt, images)
+            psnr = -10 * (rebuilt - images).pow(2).mean((1, 2, 3)).log10()
+            rows.append(Row("VAE: PSNR", _mean(psnr), unit="dB"))
+    rows.append(Row("VAE: decoder's reach above 0.22", decoder_reach_db(models), 6.0, unit="dB"))
+    return rows
+
+
+def spectrum_rows(rebuilt: Tensor, images: Tensor) -> list[Row]:
+    """Luma energy of reconstructions against the scenes', above 0.25 cycles/pixel and per octave."""
+    height, width = images.shape[-2:]
+    ours, real = (power_spectrum(luma_chroma(x)[:, 0]).mean(0).numpy() for x in (rebuilt, images))
+    gap = ratio_db(band_energy(ours, height, width, CUTOFF), band_energy(real, height, width, CUTOFF))
+    rows = [Row(f"VAE: energy above {CUTOFF} against real", gap, -4.0, 2.0, "dB", 4.0)]
+    for octave, gap in octave_gaps(ours, real, height, width).items():
+        rows.append(Row(f"VAE: energy in octave {octave} against real", gap, -4.0, 2.0, "dB", 4.0))
+    return rows
+
+
+def decoder_reach_db(models: DiffusionModels, steps: int = 60) -> float:
+    """How far ascent on latents raises the energy above the reward model's Nyquist limit.
+
+    Adam on 32 latents, each held to the norm it started with; the gain in dB over the
+    scenes' own energy above 0.22 cycles/pixel.
+    """
+    images, _ = scene_batch("test", range(32))
+    mean, _ = models.encode_images(images)
+    latents = (mean * models.scaling_factor).detach().clone()
+    norm = latents.flatten(1).norm(dim=1)[:, None, None, None]
+    latents.requires_grad_(True)
+    optimiser = torch.optim.Adam([latents], lr=0.1)
+    for _ in range(steps):
+        decoded = models.vae.decode(latents / models.scaling_factor).sample / 2 + 0.5
+        optimiser.zero_grad()
+        (-high_energy(decoded.clamp(0, 1)).log().mean()).backward()
+        optimiser.step()
+        with torch.no_grad():
+            latents.mul_(norm / latents.flatten(1).norm(dim=1)[:, None, None, None])
+    reached = high_energy(models.decode(latents.detach()))
+    return float(10 * (reached.mean() / high_energy(images).mean()).log10())
+
+
+@torch.no_grad()
+def proxy_rows(proxy: LatentCLIP, models: DiffusionModels, reward: Reward, num: int) -> list[Row]:
+    """Share of pairs of encoded images that proxy and reward model order alike.
+
+    Pairs are those of the simulated preferences (wrong attributes and degradations), on
+    test scenes; once with the degradations of training, once with unseen ones.
+    """
+    rows = []
+    scenes = sample_scenes("test", range(num))
+    prompts = captions(scenes, "test", range(num))
+    for name, kinds, floor in (
+        ("degradations as trained", TRAINED_DEGRADATIONS, 0.75),
+        ("unseen degradations", HELDOUT_DEGRADATIONS, None),
+        ("contents only", (), None),
+    ):
+        generator = torch.Generator().manual_seed(3)
+        pair, _, _ = preference_pairs(scenes, 2 * 10**6, PreferenceConfig(), generator, kinds)
+        ours, expert = [], []
+        for images in pair:
+            latents = torch.cat([models.encode_images(x)[0] for x in images.split(BATCH)])
+            ours.append(score(proxy, latents, prompts))
+            expert.append(score(reward, images, prompts))
+        agreed = ((ours[0] > ours[1]) == (expert[0] > expert[1])).float().mean()
+        rows.append(Row(f"latent proxy: agreement with the reward model, {name}", float(agreed), floor, 0.85))
+    return rows
+
+
+def teacher_rows(models: DiffusionModels, oracle: Oracle, samples: dict[str, Tensor], num: int) -> list[Row]:
+    """DDIM-50 samples against reconstructions of the same scenes, per object count."""
+    rows = []
+    for split, bound in (("test", True), ("heldout", False)):
+        images, scenes = scene_batch(split, range(num))
+        rebuilt = attribute_scores(oracle, reconstruct(models, images), scenes)
+        sampled = attribute_scores(oracle, samples[split], scenes)
+        for count in (1, 2):
+            own = scenes.count == count
+            for key, floor, aim in (("mean", 0.95, 0.99), ("all", 0.85, 0.95)):
+                value = _mean(sampled[key][own]) / _mean(rebuilt[key][own])
+                name = f"teacher, DDIM 50: {key} right, {count} object(s), share of reconstructions', {split}"
+                rows.append(Row(name, value, floor if bound else None, aim))
+                rows.append(Row(name.replace("share of reconstructions'", "absolute"), _mean(sampled[key][own])))
+    return rows
+
+
+def agreement_rows(oracle: Oracle, images: Tensor, scenes: Scenes, name: str) -> list[Row]:
+    """Agreement of the attribute classifiers with one another and with render-and-match, on generated images."""
+    few = slice(0, NUM_MATCHED)
+    scores = oracle.score(images[few], scenes[few], match=True)
+    keys = ("agreement", "match_agreement", "mean", "match_mean", *(f"mean:{j}" for j in JUDGES))
+    return [Row(f"oracle on {name}: {k.replace(':', ' of ').replace('_', ' ')}", _mean(scores[k])) for k in keys]
+
+
+def sample(models: DiffusionModels, split: str, num: int, steps: int, guidance: float) -> Tensor:
+    """(num, 3, 64, 64) images of the captions of scenes 0 … num − 1 of a split."""
+    prompts = captions(sample_scenes(split, range(num)), split, range(num))
+    out = []
+    for start in range(0, num, BATCH):
+        texts = prompts[start : start + BATCH]
+        generators = [stream_generator(0, "world_check", start + i) for i in range(len(texts))]
+        out.append(models.sample(texts, generators, num_steps=steps, guidance_scale=guidance).cpu())
+    return torch.cat(out)
+
+
+def student_guidance(run: Path) -> float:
+    """The guidance a run says its student is sampled with, in the pipelines' form."""
+    return float(read_json(run / "run.json")["sampling"]["guidance_scale"])
+
+
+def fd_to_real(images: Tensor, num: int, device: torch.device) -> float:
+    """FD-EffLite0 to scenes of the same captions, rendered elsewhere in the nuisance stream."""
+    network = EffLite0Features().to(device)
+
+    def features(x: Tensor) -> np.ndarray:
+        return torch.cat([network(b.to(device)).cpu() for b in x.split(BATCH)]).numpy()
+
+    real, _ = scene_batch("test", range(num, 2 * num))
+    return frechet_distance(Moments.of(features(images)), Moments.of(features(real)))
+
+
+@torch.no_grad()
+def reconstruct(models: DiffusionModels, images: Tensor) -> Tensor:
+    """VAE reconstructions (posterior mean) of images in [0, 1]."""
+    out = []
+    for x in images.split(BATCH):
+        mean, _ = models.encode_images(x)
+        out.append(models.decode(mean * models.scaling_factor))
+    return torch.cat(out).cpu()
+
+
+def high_energy(images: Tensor) -> Tensor:
+    """(B,) luma energy above 0.22 cycles/pixel, differentiable."""
+    luma = luma_chroma(images)[:, 0]
+    power = torch.fft.fft2(luma - luma.mean((1, 2), keepdim=True)).abs().square()
+    f = torch.fft.fftfreq(luma.shape[-1], device=images.device)
+    return power[:, torch.hypot(f[:, None], f[None]) > REWARD_NYQUIST].sum(1)
+
+
+def reward_share(reward: Reward, images: Tensor, reference: Tensor, prompts: list[str]) -> float:
+    """Mean reward of images over the mean reward of reference images."""
+    return _mean(score(reward, images, prompts)) / _mean(score(reward, reference, prompts))
+
+
+@torch.no_grad()
+def score(reward: Callable[[Tensor, list[str]], Tensor], images: Tensor, prompts: list[str]) -> Tensor:
+    """(B,) rewards of images, or of latents where the reward reads those, in batches."""
+    batches = zip(images.split(ORACLE_BATCH), _split(prompts, ORACLE_BATCH), strict=True)
+    return torch.cat([reward(x, p).cpu() for x, p in batches])
+
+
+def attribute_scores(oracle: Oracle, images: Tensor, scenes: Scenes) -> dict[str, Tensor]:
+    """The oracle's scores in batches, each (B,)."""
+    parts = [
+        oracle.score(x, scenes[i * ORACLE_BATCH : i * ORACLE_BATCH + len(x)])
+        for i, x in enumerate(images.split(ORACLE_BATCH))
+    ]
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+def _split(items: list[str], size: int) -> list[list[str]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
