@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditi
 from safetensors.torch import load_file, save_file
 
 from rgbench.core.errors import UsageError
-from tools.golden import relative_error, replay
+from tools.golden import main, relative_error, replay
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -21,15 +21,46 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 @pytest.mark.parametrize("name", ["step_epsilon", "step_v"])
 def test_golden_steps(name):
     report = replay(GOLDEN / name)
-    assert report.kind == "step"
+    assert report.kind == "step" and report.unknown == []
     assert len(report.errors) == 13 + 4 * 3 + 2 * 2 + 1
     assert report.passed and max(report.errors.values()) <= 1e-9
 
 
 def test_golden_preprocessing():
     report = replay(str(GOLDEN / "hps_preprocess.safetensors"))
-    assert report.kind == "preprocess" and len(report.errors) == 12
+    assert report.kind == "preprocess" and len(report.errors) == 12 and report.unknown == []
     assert max(report.errors.values()) <= 1e-6
+
+
+def test_the_command_prints_a_line_for_each_golden_value(capsys):
+    stems = [str(GOLDEN / stem) for stem in ("step_epsilon", "hps_preprocess")]
+    assert main(stems) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 30 + 12 and {row[0] for row in rows} == set(stems)
+    assert all(float(error) <= 1e-6 and verdict == "ok" for _, _, error, verdict in rows)
+
+
+@pytest.mark.parametrize(
+    ("stem", "name", "relative"), [("step_v", "out_target", 1e-8), ("hps_preprocess", "expected_0_28_aa1", 1e-5)]
+)
+def test_the_command_fails_where_a_value_is_off(stem, name, relative, tmp_path, capsys):
+    tensors = load_file(GOLDEN / f"{stem}.safetensors")
+    tensors[name] = tensors[name] * (1 + relative)
+    tensors["out_of_another_time"] = torch.zeros(1)
+    save_file(tensors, tmp_path / f"{stem}.safetensors")
+    if (GOLDEN / f"{stem}.json").exists():
+        (tmp_path / f"{stem}.json").write_bytes((GOLDEN / f"{stem}.json").read_bytes())
+    assert main([str(tmp_path / stem)]) == 1
+    said = capsys.readouterr()
+    bad = [line for line in said.out.splitlines() if "above" in line]
+    assert len(bad) == 1 and f"\t{name}\t" in bad[0]
+    assert ("not replayed: out_of_another_time" in said.err) == (stem == "step_v")
+
+
+def test_the_command_names_files_that_are_absent(capsys):
+    assert main(["nowhere/step"]) == 2 and main([]) == 2
+    said = capsys.readouterr().err
+    assert "error: nowhere/step" in said and "usage: " in said
 
 
 def test_preprocessing_of_unseen_sizes(tmp_path):
