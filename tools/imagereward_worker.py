@@ -1,11 +1,10 @@
-"""Whether the ImageReward scorer gives what the package image-reward itself gives, for random weights.
+"""Scores of the ImageReward worker beside those of the package image-reward itself, for random weights.
 
-    python docs/measure/imagereward_worker.py ~/envs/imagereward/bin/python
+    python -m tools.imagereward_worker ~/envs/imagereward/bin/python
 
-The published weights are not needed: weights of the published shapes are drawn (but for the text encoder, of two
-layers), saved in the published file's layout, and scored twice: by the package's own ``load`` and ``score`` on PNG
-files, in a process of its own, and through rgbench's worker. Prints both and the largest difference; exit code 1 where
-they differ at all. Takes 4 GB of memory and 1.5 GB of disk.
+Random weights have the published shapes (but a text encoder of two layers) and the published file's layout. They score
+the same images twice: in the package's own ``load`` and ``score``, and through rgbench's worker. Prints both and the
+largest difference; exit code 1 where they differ at all. Takes 4 GB of memory and 1.5 GB of disk.
 """
 
 from __future__ import annotations
@@ -22,7 +21,12 @@ from PIL import Image
 
 from rgbench.rewards.remote import ProcessReward
 
-MED = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 2}
+MED: dict[str, int | bool | str] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 2,
+}
 MED |= {"vocab_size": 30524, "encoder_width": 768, "add_cross_attention": True, "model_type": "bert"}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,."

@@ -1,4 +1,4 @@
-"""Copies the committed report's tables and pictures into the README: ``python -m tools.readme``."""
+"""The README's tables and pictures, copied from the committed report: ``python -m tools.readme``."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ REPORT = Path("results/report/report.md")
 README = Path("README.md")
 BLOCK = re.compile(r"(<!-- results: begin [^\n]*-->\n).*?(<!-- results: end -->)", re.DOTALL)
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
-KEPT = re.compile(r"(spectra|rewards|training)-|grid-[^-]+\.png")  # of the report's pictures, those in the README
+SHOWN_PICTURE = re.compile(r"(spectra|rewards|training)-|grid-[^-]+\.png")
 VERDICTS = re.compile(r"(?ms)^\*\*Verdicts, .*?(?=^\*\*)")  # a row for each run; the words sum them up
 SHOWN = re.compile(r"(?ms)^### In words\n.*?(?=^### Protocols\n)")
 
 
 def shown_results(report: str, folder: Path) -> str:
-    """The report's words, comparison and pictures, with picture paths as seen from the README.
+    """Words, comparison and pictures of the report, with picture paths relative to the README.
 
     Args:
         report: text of ``report.md``.
-        folder: where it lies, relative to the README.
+        folder: of the report, relative to the README.
 
     Raises:
-        UsageError: the report holds no such part.
+        UsageError: a report without results.
     """
     found = SHOWN.search(report)
     if found is None:
         raise UsageError(f"{folder / 'report.md'}: no results to show; make it with `rgbench report`")
     first, *_ = re.split(r"(?m)^\*\*Difference", VERDICTS.sub("", found[0]))
-    shown = [(title, file) for title, file in PICTURE.findall(found[0]) if KEPT.match(file)]
+    shown = [(title, file) for title, file in PICTURE.findall(found[0]) if SHOWN_PICTURE.match(file)]
     pictures = [f"![{title}]({folder.as_posix()}/{file})" for title, file in shown]
     return "\n\n".join([first.strip(), *pictures])
 
 
 def with_results(readme: str, results: str) -> str:
-    """The README with its results block replaced.
+    """Replace the README's results block.
 
     Raises:
-        UsageError: it has no such block.
+        UsageError: a README without the block's markers.
     """
     if not BLOCK.search(readme):
         raise UsageError(f"{README}: the markers of the results block are gone")

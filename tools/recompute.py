@@ -1,28 +1,24 @@
-"""Figures of one model, recomputed without rgbench, beside what rgbench wrote into its results.
-
-    python docs/measure/recompute.py FOLDER_OF_RESULTS PIPELINE [--out FILE]
-    python docs/measure/recompute.py results/benchtop/lcd-s0 runs/lcd-s0/pipeline
+"""Metric values of one model, recomputed without rgbench: ``python -m tools.recompute RESULTS PIPELINE [--out FILE]``.
 
 | | by |
 |---|---|
-| images | diffusers' StableDiffusionPipeline, as the folder names its scheduler |
+| images | diffusers' StableDiffusionPipeline, with the folder's scheduler |
 | features | efficientnet_lite_pytorch, resized by torchvision |
 | FD | torch-fidelity |
 | precision, recall, density, coverage | the papers' definitions over SciPy's distances |
 | Vendi | its definition over all pairs |
 | reward | open_clip, resized by torchvision |
-| spectrum | NumPy's whole plane, no half of it |
+| spectrum | NumPy's whole plane, not half of it |
 
-Of rgbench come the data alone: the prompts, one real scene for each, and the rule that seeds the noise. Ends with 1
-where a figure differs by more than the rounding of images to 8 bits in different batches explains.
+rgbench gives the data alone: the prompts, a real scene for each, the rule that seeds the noise, and the values to
+compare with. Exit code 1 where a value differs by more than rounding images to 8 bits in different batches explains.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +32,20 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
-from rgbench.core.io import write_json_atomic
+from rgbench.core.io import load_pickled_state_dict, write_json_atomic
 from rgbench.data.prompts import PromptSet, benchtop_prompts
 from rgbench.evaluate.images import noise_seed
+from rgbench.evaluate.store import ModelResult, load_results
 from rgbench.metrics.networks import efflite0_weights
 from rgbench.metrics.reference import ReferenceScenes
+from rgbench.metrics.values import MetricValue, metric_info
 from rgbench.models.presets import find_preset
 
 BATCH = 64
 NEAREST = 5
-TOLERANCE = 1e-4  # relative; a figure smaller than its unit's step, in STEPS, is taken as that step
+TOLERANCE = 1e-4  # relative, to a value or to its unit's step in STEPS, whichever is larger
 STEPS = {"dB": 0.1, "": 0.01}
-REWARD = "hps_aa"
-
-
-def committed(folder: Path) -> dict[str, dict[str, Any]]:
-    """The result files of a model by metric."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.rglob("*@*.json"))]
-    return {result["metric"]["name"]: result for result in found}
+REWARDS = {"hps": True, "hps_no_antialias": False}  # name → antialiased
 
 
 @torch.no_grad()
@@ -86,29 +78,34 @@ def bicubic(images: Tensor, size: int, antialias: bool) -> Tensor:
 def features(images: Tensor) -> Tensor:
     """(n, 1280) float32 pooled features of the reference package."""
     network = EfficientNet.from_name("efficientnet-lite0").eval()
-    network.load_state_dict(torch.load(efflite0_weights(), weights_only=True))
+    network.load_state_dict(load_pickled_state_dict(efflite0_weights()))
     parts = [(bicubic(part, 128, True).clamp(0, 1) * 255 - 127) / 128 for part in images.split(BATCH)]
     return torch.cat([network.extract_features(part).mean((2, 3)) for part in parts])
 
 
-def set_figures(ours: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """FD, precision, recall, density, coverage and Vendi of (n, d) features."""
+def set_values(ours: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """FD, precision, recall, density, coverage, and Vendi's difference to real, of (n, d) features."""
     statistics = [fid_features_to_statistics(torch.from_numpy(x).double()) for x in (ours, real)]
     distance = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     between = cdist(ours, real)
     own, theirs = (np.sort(cdist(x, x), axis=1)[:, NEAREST] for x in (ours, real))  # column 0 is the image itself
     in_real = between < theirs[None]
-    unit = ours.astype(np.float64) / np.linalg.norm(ours, axis=1, keepdims=True)
-    spectrum = np.linalg.eigvalsh(unit @ unit.T / len(unit))
-    spectrum = spectrum[spectrum > 1e-15]
     return {
         "fd_efflite0": float(distance),
         "precision_efflite0": in_real.any(1).mean(),
         "recall_efflite0": (between < own[:, None]).any(0).mean(),
         "density_efflite0": in_real.sum(1).mean() / NEAREST,
         "coverage_efflite0": in_real.any(0).mean(),
-        "vendi_efflite0": float(np.exp(-(spectrum * np.log(spectrum)).sum())),
+        "vendi_efflite0": vendi(ours) - vendi(real),
     }
+
+
+def vendi(rows: np.ndarray) -> float:
+    """Vendi score of (n, d) features under the cosine kernel."""
+    unit = rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True)
+    spectrum = np.linalg.eigvalsh(unit @ unit.T / len(unit))
+    spectrum = spectrum[spectrum > 1e-15]
+    return float(np.exp(-(spectrum * np.log(spectrum)).sum()))
 
 
 @torch.no_grad()
@@ -118,13 +115,13 @@ def rewards(images: Tensor, prompts: PromptSet, folder: Path) -> dict[str, float
     model, tokenizer = open_clip.create_model(source).eval(), open_clip.get_tokenizer(source)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     size = model.visual.image_size[0]
-    found: dict[str, list[Tensor]] = {f"{REWARD}1": [], f"{REWARD}0": []}
+    found: dict[str, list[Tensor]] = {name: [] for name in REWARDS}
     for first in range(0, len(prompts), BATCH):
         part = images[first : first + BATCH]
         texts = [prompt.text for prompt in prompts.prompts[first : first + BATCH]]
         text = model.encode_text(tokenizer(texts), normalize=True)
         for name, rows in found.items():
-            seen = model.encode_image((bicubic(part, size, name.endswith("1")) - mean) / std, normalize=True)
+            seen = model.encode_image((bicubic(part, size, REWARDS[name]) - mean) / std, normalize=True)
             rows.append((seen * text).sum(1))
     return {name: float(torch.cat(rows).double().mean() * 100) for name, rows in found.items()}
 
@@ -138,8 +135,8 @@ def power(images: Tensor) -> np.ndarray:
     return (np.abs(np.fft.fft2(luma)) ** 2).mean(0)
 
 
-def spectrum_figures(ours: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """HFER and band-energy gaps in dB, slope gap, log-spectral distance in dB, of (H, H) power."""
+def spectrum_values(ours: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Differences of HFER, band energy and slope to real, and the log-spectral distance, of (H, H) power."""
     side = len(ours)
     frequency = np.fft.fftfreq(side)
     radius = np.sqrt(frequency[:, None] ** 2 + frequency[None] ** 2)
@@ -152,64 +149,65 @@ def spectrum_figures(ours: np.ndarray, real: np.ndarray) -> dict[str, float]:
     slopes = [np.polyfit(np.log(centres[fitted]), np.log(profile[fitted]), 1)[0] for profile in profiles]
     decibels = 10 * np.log10(profiles[0] / profiles[1])
     return {
-        "hfer_gap_db": 10 * np.log10(share[0] / share[1]),
-        "band_gap_db": 10 * np.log10(energy[0] / energy[1]),
-        "slope_gap": slopes[0] - slopes[1],
+        "hfer_db": 10 * np.log10(share[0] / share[1]),
+        "band_db": 10 * np.log10(energy[0] / energy[1]),
+        "slope": slopes[0] - slopes[1],
         "log_spectral_distance_db": np.sqrt((decibels**2).mean()),
     }
 
 
-def recompute(results: Mapping[str, Mapping[str, Any]], pipeline: Path, scratch: Path) -> list[dict[str, Any]]:
-    """One row for each figure that both have.
+def recompute(result: ModelResult, pipeline: Path, scratch: Path) -> list[dict[str, Any]]:
+    """Recompute the values of a model; one row for each value that both have.
 
     Args:
-        results: of :func:`committed`.
-        pipeline: the diffusers folder that the results are of.
-        scratch: folder for what the rendering of real scenes keeps.
+        result: its values.
+        pipeline: diffusers folder of the model.
+        scratch: folder that caches the rendered real scenes.
     """
-    first = next(iter(results.values()))
-    fields, generation = first["protocol"]["fields"], first["generation"]["fields"]
+    fields, generation = result.values[0].protocol.fields, result.head.generation.fields
     prompts = benchtop_prompts(fields["prompts"]["num"])
     images = generate(pipeline, prompts, generation, fields["seeds"][0])
     real = ReferenceScenes(prompts, scratch).images
-    found = rewards(images, prompts, find_preset(first["world"]).reward_folder())
-    found |= spectrum_figures(power(images), power(real))
-    found |= set_figures(features(images).numpy(), features(real).numpy())
-    return [row(results[name], float(value)) for name, value in found.items() if name in results]
+    found = rewards(images, prompts, find_preset(result.head.world).reward_folder())
+    found |= spectrum_values(power(images), power(real))
+    found |= set_values(features(images).numpy(), features(real).numpy())
+    return [compare(value, float(found[value.metric])) for value in result.values if value.metric in found]
 
 
-def row(result: Mapping[str, Any], value: float) -> dict[str, Any]:
-    """Both values of a figure and how far apart they are."""
-    metric, theirs = result["metric"], result["value"]
-    step = STEPS.get(metric["unit"], 1.0)
+def compare(value: MetricValue, recomputed: float) -> dict[str, Any]:
+    """Both values, their difference, and whether they agree."""
+    assert value.value is not None
+    step = STEPS.get(metric_info(value.metric).unit, 1.0)
     return {
-        "metric": metric["name"],
-        "protocol": result["protocol"]["id"],
-        "rgbench": theirs,
-        "recomputed": value,
-        "difference": value - theirs,
-        "agrees": bool(abs(value - theirs) <= TOLERANCE * max(abs(theirs), step)),
+        "metric": value.metric,
+        "protocol": value.protocol.id,
+        "rgbench": value.value,
+        "recomputed": recomputed,
+        "difference": recomputed - value.value,
+        "agrees": bool(abs(recomputed - value.value) <= TOLERANCE * max(abs(value.value), step)),
     }
 
 
-def main() -> int:
-    """Print the table; write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="like results/benchtop/lcd-s0")
-    parser.add_argument("pipeline", type=Path, help="the diffusers folder, like runs/lcd-s0/pipeline")
+def main(words: Sequence[str]) -> int:
+    """Print the table; write it as JSON where asked; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.recompute", description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="of one model, like results/benchtop/lcd-s0")
+    parser.add_argument("pipeline", type=Path, help="its diffusers folder, like runs/lcd-s0/pipeline")
     parser.add_argument("--out", type=Path, help="JSON file")
-    given = parser.parse_args()
-    results = committed(given.results)
-    rows = recompute(results, given.pipeline, given.results.parent.parent / ".cache")
+    given = parser.parse_args(words)
+    results = load_results(given.results)
+    if len(results) != 1:
+        parser.error(f"{given.results}: {len(results)} results; name the folder of one model and generation")
+    rows = recompute(results[0], given.pipeline, given.results.parent.parent / ".cache")
     print(f"{'metric':26} {'rgbench':>14} {'recomputed':>14} {'difference':>12}")
-    for found in rows:
-        print("{metric:26} {rgbench:14.6f} {recomputed:14.6f} {difference:12.2e}".format(**found))
+    for row in rows:
+        print("{metric:26} {rgbench:14.6f} {recomputed:14.6f} {difference:12.2e}".format(**row))
     if given.out:
-        write_json_atomic(given.out, {"model": next(iter(results.values()))["model"], "rows": rows})
-    apart = [found["metric"] for found in rows if not found["agrees"]]
-    print("differ: " + ", ".join(apart) if apart else f"{len(rows)} figures agree")
+        write_json_atomic(given.out, {"model": results[0].head.model, "rows": rows})
+    apart = [row["metric"] for row in rows if not row["agrees"]]
+    print("differ: " + ", ".join(apart) if apart else f"{len(rows)} values agree")
     return 1 if apart else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,21 +1,17 @@
-"""Which radius a ring of the spectrum should carry: its centre k/N, or the mean radius of its cells.
+"""Error of the fitted spectral slope where a ring's radius is its centre k/N, or the mean radius of its cells.
 
-    python docs/measure/spectral_slope.py [--out results/probes/spectral-slope.json]
+    python -m tools.spectral_slope
 
-Noise whose power falls as a known power of the frequency is made at 64 and 256 pixels,
-periodic and cropped out of a field twice the size (images have borders), and its slope
-is fitted under the Hann window with either radius. The table shows fitted minus true.
+Noise whose power falls as a known power of the frequency, at 64 and 256 pixels, periodic and cropped out of a field
+twice the size (images have borders). Its slope is fitted under the Hann window with either radius. The table shows
+fitted minus true.
 """
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from rgbench.core.io import write_json_atomic
 from rgbench.metrics.probes.spectrum import half_plane, power_spectrum, radial_profile, slope
 
 NUM_IMAGES = {64: 384, 256: 48}
@@ -40,35 +36,19 @@ def mean_radii(size: int) -> np.ndarray:
     return np.bincount(bins, weight * plane.radius[inside]) / np.bincount(bins, weight)
 
 
-def measure() -> list[dict[str, float | int | bool]]:
-    """One row per size, border and true slope."""
-    rows = []
+def main() -> None:
+    """Print a row for each size, border and true slope."""
+    print("size  cropped  true   k/N     mean radius")
+    largest = {"k/N": 0.0, "mean radius": 0.0}
     for size, num in NUM_IMAGES.items():
         for cropped in (False, True):
             for true in SLOPES:
                 power = power_spectrum(coloured_noise(num, size, true, cropped)).mean(0).numpy()
                 centre, profile = radial_profile(power, size, size)
-                errors = {
-                    "ring_centre": slope(centre, profile) - true,
-                    "mean_radius": slope(mean_radii(size), profile) - true,
-                }
-                rows.append({"size": size, "cropped": cropped, "true": true, **errors})
-    return rows
-
-
-def main() -> None:
-    """Print the table; write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    out = parser.parse_args().out
-    rows = measure()
-    print("size  cropped  true   k/N     mean radius")
-    for row in rows:
-        print("{size:4d}  {cropped!s:7}  {true:4.1f}  {ring_centre:+.3f}  {mean_radius:+.3f}".format(**row))
-    worst = {name: max(abs(row[name]) for row in rows) for name in ("ring_centre", "mean_radius")}
-    print("largest error: " + ", ".join(f"{name} {error:.3f}" for name, error in worst.items()))
-    if out:
-        write_json_atomic(out, {"window": "Hann", "rows": rows, "largest_error": worst})
+                errors = [slope(radius, profile) - true for radius in (centre, mean_radii(size))]
+                print(f"{size:4d}  {cropped!s:7}  {true:4.1f}  {errors[0]:+.3f}  {errors[1]:+.3f}")
+                largest = {n: max(e, abs(own)) for (n, e), own in zip(largest.items(), errors, strict=True)}
+    print("largest error: " + ", ".join(f"{name} {error:.3f}" for name, error in largest.items()))
 
 
 if __name__ == "__main__":

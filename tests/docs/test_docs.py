@@ -21,12 +21,15 @@ import pytest
 from typer.testing import CliRunner
 
 from rgbench.cli.main import app
+from tools.bench.__main__ import app as bench
+from tools.benchtop.__main__ import app as benchtop
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("README.md")])
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)(?P<target>[^)#\s]+)")
 BLOCK_TIMEOUT_SEC = 600
+PROGRAMS = {"rgbench": app, "python -m tools.bench": bench, "python -m tools.benchtop": benchtop}
 
 
 @dataclass(frozen=True)
@@ -109,17 +112,18 @@ def test_every_command_exists(page: Path) -> None:
         if block.language not in ("", "bash", "sh", "console"):
             continue
         for line in block.code.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True) if line.startswith("rgbench ") else []
-            if len(words) > 1 and not words[1].startswith("-"):
-                verbs = words[1:3] if words[1] in ("world", "probes", "bench") else words[1:2]
-                text = help_of(tuple(verbs))
+            program = next((name for name in PROGRAMS if line.startswith(f"{name} ")), None)
+            words = shlex.split(line.removeprefix(program), comments=True) if program else []
+            if program and words and not words[0].startswith("-"):
+                verbs = words[:2] if words[0] == "probes" else words[:1]
+                text = help_of(program, tuple(verbs))
                 missing = [word for word in words if word.startswith("--") and f"{word} " not in text]
                 assert not missing, f"{named(page)}:{block.line}: {line}: no option {missing}"
 
 
 @cache
-def help_of(verbs: tuple[str, ...]) -> str:
-    shown = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [*verbs, "--help"])
+def help_of(program: str, verbs: tuple[str, ...]) -> str:
+    shown = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(PROGRAMS[program], [*verbs, "--help"])
     assert shown.exit_code == 0, (verbs, shown.output)
     return shown.output
 

@@ -21,7 +21,7 @@ from rgbench.core.registry import TABLES
 from tests.conftest import ROOT, Cli
 
 OURS = os.environ | {"PYTHONPATH": str(ROOT)}
-VERBS = ["train", "eval", "report", "sample", "ls", "show", "cp", "validate", "doctor", "world"]
+VERBS = ["train", "eval", "report", "sample", "ls", "show", "cp", "validate", "doctor", "export-data"]
 
 
 def test_help_names_every_verb(cli: Cli) -> None:
@@ -30,9 +30,7 @@ def test_help_names_every_verb(cli: Cli) -> None:
     assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", done.stdout)] == []
 
 
-@pytest.mark.parametrize(
-    "verb", [*VERBS, "world build", "world check", "world physics", "world export-data", "world ls"]
-)
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str) -> None:
     result = CliRunner().invoke(app, [*verb.split(), "--help"])
     assert result.exit_code == 0, result.output
@@ -79,8 +77,6 @@ def test_help_takes_no_torch_and_no_time() -> None:
         (["ls", "recipies"], 2, "recipes"),
         (["ls", "results", "--results", "nowhere"], 2, "nowhere: no such folder"),
         (["ls", "runs", "--runs", "nowhere"], 2, "nowhere: no such folder"),
-        (["world", "build", "moon"], 2, "unknown world 'moon'"),
-        (["world", "build", "benchtop", "--stage", "vea"], 2, "vea"),
     ],
 )
 def test_wrong_usage_is_explained(cli: Cli, tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
@@ -131,11 +127,6 @@ def test_runs_are_listed_and_shown(cli: Cli, tmp_path: Path) -> None:
     for name in ("lcd-s3", run):
         shown = cli("show", name).stdout
         assert '"status": "interrupted"' in shown and shown.endswith("kind: lcd\n\n")
-
-
-def test_worlds_are_listed(cli: Cli) -> None:
-    name, state, folder = cli("world", "ls").stdout.strip().split("\t")
-    assert (name, state) == ("benchtop", "here") and Path(folder).is_dir()
 
 
 def failing(error: BaseException) -> typer.Typer:
@@ -223,5 +214,5 @@ def test_cuda_that_is_not_there(cli: Cli) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        done = cli("world", "build", "benchtop", "--device", "cuda")
+        done = cli("sample", "teacher", "--prompt", "a", "--device", "cuda")
         assert done.returncode == 2 and "--device cuda" in done.stderr

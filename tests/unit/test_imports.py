@@ -107,13 +107,11 @@ UNSAFE_CALLS = {
 }
 UNSAFE_OPTIONS = ("allow_pickle", "shell", "trust_remote_code")
 READER = "rgbench.core.io"
-# Writing a tar is no reading of one; the benchmark of decoding opens images that it made itself; a scorer that runs in
-# another environment has no rgbench.core.io there, and unpickles with weights_only=True.
+# Writing a tar is no reading of one. A scorer that runs in another environment has no rgbench.core.io there, and
+# unpickles with weights_only=True.
 ALLOWED = {
     ("rgbench.rewards.workers.imagereward", "torch.load"),
     ("rgbench.data.tars", "tarfile.open"),
-    ("tools.bench.data", "tarfile.open"),
-    ("tools.bench.data", "Image.open"),
 }
 
 

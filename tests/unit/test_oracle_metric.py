@@ -63,5 +63,5 @@ def test_clear_refusals(tmp_path, context):
         OracleAccuracy(make_context(mixed, tmp_path))
     with pytest.raises(UsageError, match="reads 64 px images; this model makes 512 px"):
         OracleAccuracy(make_context(context.prompts, tmp_path, resolution=512))
-    with pytest.raises(UsageError, match="judges are missing; make them with: rgbench world build benchtop"):
+    with pytest.raises(UsageError, match="judges are missing; make them with: python -m tools.benchtop build"):
         OracleAccuracy(make_context(context.prompts, tmp_path, judges_folder=tmp_path / "none"))

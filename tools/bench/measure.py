@@ -26,7 +26,7 @@ from rgbench.data.batches import Batch, BatchLoader, DataSource, batch_indices
 from rgbench.data.sources import open_source
 from rgbench.evaluate.evaluate import evaluate
 from rgbench.evaluate.images import noise_seed
-from rgbench.evaluate.results import load_results
+from rgbench.evaluate.store import load_results
 from rgbench.metrics import networks as metric_networks
 from rgbench.metrics.networks import FILE
 from rgbench.models.pipeline import DiffusionModels, load_models
@@ -301,7 +301,7 @@ def evaluation(shape: Shape | None, folder: Path, num: int, metrics: list[str], 
         evaluate([str(folder / "student")], metrics, num=size, results=folder / "results", steps=STEPS, device=device,
                  force=True, keep_images=0, **options)  # fmt: skip
         seconds = time.perf_counter() - start
-        rate = next(r.cost["generate_images_per_sec"] for r in load_results(folder / "results"))
+        rate = load_results(folder / "results")[0].head.cost["generate_images_per_sec"]
         assert rate is not None  # a model was evaluated, not a folder of images
         return _split(size, seconds, size / rate)
 

@@ -22,7 +22,7 @@ Ring k holds the frequencies whose radius rounds to k/N, N the shorter side, and
 is k/N itself. The mean radius of the ring's cells would be exact for a periodic image
 without window, but under the Hann window, whose main lobe lifts the lowest rings of a
 falling spectrum, k/N reads known slopes with a third of the error
-(docs/measure/spectral_slope.py measures both).
+(measured by tools/spectral_slope.py).
 
     power     P, (H, W//2 + 1) float64      radius  |f| in cycles per pixel, same shape
     weight    how often each cell counts    HFER(c) Σ_{r>c} P / Σ_{r>0} P
