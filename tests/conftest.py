@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
 from rgbench.core.process import tune_process
+from tests.fork_server import ForkServer
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,6 +77,14 @@ def pytest_runtest_setup() -> None:
         numpy.random.seed(0)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """``python`` and ``rgbench`` that start at once; a server for each worker, started when first asked for."""
+    server = ForkServer(tmp_path_factory.mktemp("programs"), os.environ | {"PYTHONPATH": str(ROOT)})
+    yield server
+    server.close()
 
 
 @dataclass(frozen=True)
