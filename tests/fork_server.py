@@ -140,14 +140,14 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, closefd=False, buffering=1 if number == 2 else -1) for number, mode in enumerate("rww")
-    )
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        file = open(number, "w" if number else "r", buffering=1 if number == 2 else -1, closefd=False)  # noqa: SIM115
+        setattr(sys, name, file)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
     own = request["environment"].get("PYTHONPATH", "")
-    sys.path[:0] = [*filter(None, own.split(os.pathsep))]
+    sys.path[:0] = [os.path.abspath(entry) for entry in own.split(os.pathsep) if entry]
     importlib.invalidate_caches()
 
 
@@ -164,7 +164,7 @@ def finish(argv: list[str]) -> None:
         if not isinstance(code, int):
             print(code, file=sys.stderr)
             code = 1
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  (as the interpreter does)
         sys.excepthook(type(error), error, error.__traceback__)
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()  # type: ignore[attr-defined]
