@@ -1,8 +1,10 @@
 # make demo       train three students on the benchtop, evaluate them beside their teacher, report
-# make test       lint, types, tests (minutes); as root on Debian it installs chromium, to open the report's page
+# make lint       ruff and mypy
+# make test       lint, then the tests, on up to four cores; about six minutes on two
 # make test-long  the tests that take long
 # make test-gpu   the tests that need a CUDA GPU
 # make readme     the report of the committed results, and the README's tables from it
+# Tests that need chromium or pdflatex are skipped where there is none; scripts/install_debian.sh installs it.
 # All of them make .venv first. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -16,7 +18,9 @@ DEMO_NUM := 512
 # Of training; the recipes alone take 250. The README's students are those of whole recipes.
 DEMO_STEPS := 180
 
-.PHONY: demo readme test test-long test-gpu install clean
+PYTEST := $(BIN)/python -m pytest -q
+
+.PHONY: demo readme lint test test-long test-gpu install clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -40,21 +44,20 @@ readme: $(STAMP)
 	$(BIN)/rgbench report results --out results/report
 	$(BIN)/python -m tools.readme
 
-test: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	scripts/install_debian.sh chromium chromium fonts-dejavu-core
-	$(BIN)/python -m pytest -q -m "not long and not gpu"
+
+test: lint
+	$(PYTEST) -m "not long and not gpu" -n auto --dist worksteal --durations 15 --durations-min 1
 
 test-long: $(STAMP)
-	scripts/install_debian.sh chromium chromium fonts-dejavu-core
-	scripts/install_debian.sh pdflatex texlive-latex-recommended
-	$(BIN)/python -m pytest -q -m "long and not gpu" --timeout 3600
-	$(BIN)/python -m pytest -q -m "hypothesis and not gpu" --hypothesis-profile search --timeout 3600
+	$(PYTEST) -m "long and not gpu" --timeout 3600
+	$(PYTEST) -m "hypothesis and not gpu" --hypothesis-profile search --timeout 3600
 
 test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -q -m gpu --timeout 1800
+	$(PYTEST) -m gpu --timeout 1800
 
 clean:
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,16 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
-from rgbench.core.process import tune_process
+from rgbench.core.process import available_cores, tune_process
+from tests.fork_server import ForkServer
 
 ROOT = Path(__file__).parent.parent
 
+# What one test of the short tier may take, with the processes that it waits for; the slowest takes a fifth.
+CPU_BUDGET_SEC = 120
+
 if "torch" not in sys.modules:
-    tune_process()
+    tune_process(threads=1)  # as many workers as cores share the machine, and sums have one order everywhere
 
 # Deterministic, so that a failure on one machine is a failure on all; time limits are pytest-timeout's. The long tier
 # searches with fresh seeds. Hypothesis would also draw constants of the modules that happen to be loaded, so that the
@@ -57,6 +61,12 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of ``-n auto``: each has torch in memory, with the data of its tests."""
+    return min(4, available_cores())
+
+
 def pytest_collection_finish() -> None:
     """Keep thousands of collected tests out of every later garbage collection, whose pauses fall into timed code."""
     gc.collect()
@@ -76,6 +86,30 @@ def pytest_runtest_setup() -> None:
         numpy.random.seed(0)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test of the short tier that takes long: CPU time, which a busy machine does not stretch much."""
+    begun = sum(os.times()[:4])
+    yield
+    spent = sum(os.times()[:4]) - begun
+    if spent > CPU_BUDGET_SEC and not any(item.iter_markers("long")) and not any(item.iter_markers("gpu")):
+        pytest.fail(f"{spent:.0f} s of CPU, at most {CPU_BUDGET_SEC}: make it faster, or mark it long", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """``python`` and ``rgbench`` that start at once; a server for each worker, started when first asked for."""
+    server = ForkServer(tmp_path_factory.mktemp("programs"), os.environ | {"PYTHONPATH": str(ROOT)})
+    yield server
+    server.close()
+
+
+def needs(*commands: str) -> pytest.MarkDecorator:
+    """Skip tests where none of the commands is installed; under ``RGBENCH_SKIP_NOTHING``, as in CI, they fail there."""
+    missing = not any(map(shutil.which, commands)) and "RGBENCH_SKIP_NOTHING" not in os.environ
+    return pytest.mark.skipif(missing, reason=f"no {commands[0]} here; on Debian: scripts/install_debian.sh")
 
 
 @dataclass(frozen=True)

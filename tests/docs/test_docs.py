@@ -21,10 +21,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rgbench.cli.main import app
+from tests.conftest import ROOT
+from tests.fork_server import write_programs
 from tools.bench.__main__ import app as bench
 from tools.benchtop.__main__ import app as benchtop
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("README.md")])
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)(?P<target>[^)#\s]+)")
@@ -56,36 +57,43 @@ def named(page: Path) -> str:
 RUNNABLE = [page for page in PAGES if any(block.run for block in blocks(page))]
 
 
-@pytest.fixture(scope="session")
+REAL = "docs/how-to/read-the-report.md"  # train, eval, report, each in a process of its own as a reader has it
+
+
+@pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """This interpreter's rgbench on the path, no network, a cache shared by the pages."""
-    shims = tmp_path_factory.mktemp("bin")
-    for name, module in (("rgbench", "rgbench"), ("python", ""), ("tensorboard", "tensorboard.main")):
-        shim = shims / name
-        shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {f"-m {module}" if module else ""} "$@"\n')
-        shim.chmod(0o755)
+    """No network, a cache shared by the pages, and what is installed from here for all."""
     return os.environ | {
-        "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
-        "HF_HUB_OFFLINE": "1",
         "PIP_NO_INDEX": "1",
         "COLUMNS": "120",
     }
 
 
+@pytest.fixture
+def programs(page: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Folder of ``python``, ``rgbench`` and ``tensorboard`` with this interpreter's rgbench."""
+    if named(page) != REAL:
+        return request.getfixturevalue("fork_server").folder
+    folder = tmp_path_factory.mktemp("bin")
+    write_programs(folder, [sys.executable])
+    return folder
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", RUNNABLE, ids=named)
-def test_every_runnable_block_runs(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_every_runnable_block_runs(page: Path, tmp_path: Path, programs: Path, environment: dict[str, str]) -> None:
+    found = environment | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     for block in blocks(page):
         if not block.run:
             continue
-        program = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[block.language]
-        code, output = run([*program, block.code], tmp_path, environment)
+        program = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [programs / "python", "-c"]}[block.language]
+        code, output = run([*program, block.code], tmp_path, found)
         assert code == 0, f"{named(page)}:{block.line}\n{block.code}\n{output}"
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+def run(command: list[str | Path], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     """Exit code and output; past the time limit the whole process group ends, not the shell alone."""
     process = subprocess.Popen(
         command,
@@ -94,7 +102,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
+        process_group=0,
     )
     try:
         output, _ = process.communicate(timeout=BLOCK_TIMEOUT_SEC)
@@ -136,6 +144,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_all_pages_are_seen() -> None:
     """The how-tos are there and each runs something."""
+    assert REAL in map(named, RUNNABLE)
     how_tos = {page.stem for page in RUNNABLE if page.parent.name == "how-to"}
     assert how_tos == {
         "add-a-metric",

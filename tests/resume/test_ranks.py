@@ -6,23 +6,21 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.fork_server import ForkServer
 from tests.parity import tiny
 
-TWO_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-
-def on_two_ranks(folder: Path, *checks: str) -> None:
+def on_two_ranks(python: Path, folder: Path, *checks: str) -> None:
     """Run checks of :mod:`tests.resume.on_ranks`; the output of a rank that failed is the message."""
     tiny.save_pipeline(folder / "teacher")
     port = str(free_port())
-    shared = os.environ | TWO_THREADS | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "tests.resume.on_ranks", str(folder), *checks]
+    shared = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [python, "-m", "tests.resume.on_ranks", str(folder), *checks]
     processes = [
         subprocess.Popen(
             command,
@@ -50,12 +48,12 @@ def free_port() -> int:
 
 @pytest.mark.timeout(900)
 @pytest.mark.enable_socket
-def test_two_ranks(tmp_path: Path) -> None:
-    on_two_ranks(tmp_path, "quick")
+def test_two_ranks(tmp_path: Path, fork_server: ForkServer) -> None:
+    on_two_ranks(fork_server.folder / "python", tmp_path, "quick")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.enable_socket
-def test_two_ranks_in_every_cell(tmp_path: Path) -> None:
-    on_two_ranks(tmp_path, "matrix")
+def test_two_ranks_in_every_cell(tmp_path: Path, fork_server: ForkServer) -> None:
+    on_two_ranks(fork_server.folder / "python", tmp_path, "matrix")

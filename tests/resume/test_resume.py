@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import cache
+from itertools import product
 
 import pytest
 
@@ -19,13 +21,32 @@ def folder(tmp_path_factory):
     return tiny.save_pipeline(tmp_path_factory.mktemp("resume") / "teacher")
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
-@pytest.mark.parametrize("stopped_at", [5, 7], ids=["edge of an epoch", "inside an epoch"])
-@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_resume_is_exact(folder, tmp_path, kind, stopped_at, accumulation):
+@pytest.fixture(scope="module")
+def straight(folder, tmp_path_factory):
+    """Whole runs, each trained once."""
+
+    @cache
+    def whole(kind, accumulation):
+        return run_to_end(
+            make_loop(kind, folder, tmp_path_factory.mktemp("straight"), gradient_accumulation_steps=accumulation)
+        )
+
+    return whole
+
+
+EDGE, INSIDE = 5, 7  # of an epoch of ten images, in steps of four
+CELLS = [(kind, INSIDE, 1) for kind in ALL_KINDS] + [("lrm", EDGE, 1)]
+LONG_CELLS = sorted({*product(ALL_KINDS, (EDGE, INSIDE), (1, 2))} - {*CELLS})
+
+
+@pytest.mark.parametrize(
+    ("kind", "stopped_at", "accumulation"),
+    [*CELLS, *(pytest.param(*cell, marks=pytest.mark.long) for cell in LONG_CELLS)],
+)
+def test_resume_is_exact(folder, tmp_path, straight, kind, stopped_at, accumulation):
     options = {"gradient_accumulation_steps": accumulation}
-    straight = run_to_end(make_loop(kind, folder, tmp_path / "straight", **options))
-    assert straight.step == 12
+    whole = straight(kind, accumulation)
+    assert whole.step == 12
 
     # the first load is of the preview's prompts, then one per micro-batch
     signalled = SignallingSource(1 + (stopped_at - 1) * accumulation)
@@ -41,9 +62,9 @@ def test_resume_is_exact(folder, tmp_path, kind, stopped_at, accumulation):
     assert second.step == stopped_at
     assert_same(everything(second), everything(first))
     run_to_end(second)
-    assert_same(everything(second), everything(straight))
+    assert_same(everything(second), everything(whole))
     rows = [{k: v for k, v in row.items() if k != "images_per_sec"} for row in second.run.read_log()]
-    assert rows == [{k: v for k, v in r.items() if k != "images_per_sec"} for r in straight.run.read_log()]
+    assert rows == [{k: v for k, v in r.items() if k != "images_per_sec"} for r in whole.run.read_log()]
     cost = second.cost.read()
     assert (
         cost["images"] == 48 and cost["reward_calls"] == {"lcd": 0, "rg_lcd": 48, "lrm": 144, "lrm_pretrain": 0}[kind]

@@ -115,16 +115,16 @@ def assert_on_cuda(trainer, batch: Batch) -> None:
     trainer.after_update()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def cells(*short: str) -> list:
+    """All trainers; those not named run in the long tier, since LRM's step holds the others'."""
+    return [kind if kind in short else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", cells("rg_lcd", "lrm", "lrm_pretrain"))
 def test_a_step_stays_on_its_device(folder, kind):
     trainer, mode = make(kind, folder), FakeTensorMode(allow_non_fake_inputs=False)
     with mode:
         assert_on_cuda(moved(trainer, mode), fake_batch(mode))
-
-
-def cells(*short: str) -> list:
-    """All trainers; those not named run in the long tier, since LRM's step holds the others'."""
-    return [kind if kind in short else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
 
 
 @pytest.mark.parametrize("kind", cells("lrm", "lrm_pretrain"))

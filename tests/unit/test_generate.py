@@ -96,7 +96,7 @@ def test_half_types_differ_from_float32_by_their_rounding_alone(models, sampler,
     full, ours = (
         torch.stack(list(images(m, SETTINGS[sampler], PROMPTS[:4]).values())) for m in (models[sampler], half)
     )
-    pipeline = DiffusionPipeline.from_pretrained(models[sampler].path, torch_dtype=dtype)
+    pipeline = DiffusionPipeline.from_pretrained(models[sampler].path).to(dtype)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         [prompt.text for prompt in PROMPTS[:4]],

@@ -65,7 +65,7 @@ def test_floors_that_protect_from_known_holes() -> None:
 
 def test_makefile_and_ci_call_what_the_readme_says() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in ("demo", "test", "test-long", "test-gpu"):
+    for target in ("demo", "lint", "test", "test-long", "test-gpu"):
         assert re.search(rf"^{target}: ", makefile, re.M)
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert "for recipe in lcd rg_lcd lrm;" in makefile

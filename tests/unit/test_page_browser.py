@@ -1,6 +1,5 @@
 """The page in a real browser: sorts, moves the slider, filters, zooms; no error, no request, at any width."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,29 +11,28 @@ from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 from rgbench.judge.models import gather
 from rgbench.report.formats import section
 from rgbench.report.page import page
+from tests.conftest import needs
 from tests.history.plausible import write_model
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FEW = ("hps_aa1", "oracle_mean", "fd_efflite0", "hfer_gap_db")
 PROMPTS = [f"a large red circle, number {i}" for i in range(14)]
 PROMPTS[3] = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)> & 🙂 " + "long " * 380
 PHONE = {"width": 390, "height": 844}
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ,
-    reason="no browser here to open the page in; as root on Debian: scripts/install_debian.sh chromium chromium",
-)
+pytestmark = needs(*BROWSERS)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "no chromium, though CI is set: scripts/install_debian.sh installs it"
     with sync_playwright() as found:
         yield launch(found)
 
 
 def launch(found: Playwright) -> Browser:
-    return found.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=120_000)
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert path, "no chromium, and RGBENCH_SKIP_NOTHING is set"
+    return found.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"], timeout=120_000)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import pytest
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.evaluate.results import load_results
 from rgbench.report.report import FORMATS, check, report
+from tests.conftest import needs
 from tests.history.plausible import write_model
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
-PDFLATEX = shutil.which("pdflatex")
 
 
 @pytest.mark.parametrize("name", ["md", "tex", "csv"])
@@ -181,17 +181,14 @@ def test_the_page_of_eight_models_and_64_large_prompts_stays_under_25_mb(tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.skipif(
-    PDFLATEX is None,
-    reason="no pdflatex here; as root on Debian: scripts/install_debian.sh pdflatex texlive-latex-recommended",
-)
+@needs("pdflatex")
 def test_latex_compiles_alone(tmp_path):
     shutil.copytree(HISTORY, tmp_path / "results")
     write_model(tmp_path / "results", "lrm", 0, model="a_b%c&d$e#f{g}~^\\h<é🙂>-s0", metrics=("hps_aa1",), num=4)
     for i in range(30):
         write_model(tmp_path / "results", "external", None, model=f"model-{i}", num=4, rows=False)
     tex = report(tmp_path / "results", tmp_path / "out", ["tex"])[0]
-    command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", f"-output-directory={tmp_path}", str(tex)]
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", f"-output-directory={tmp_path}", str(tex)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=240)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "report.pdf").stat().st_size > 10_000

@@ -121,6 +121,7 @@ def test_an_exported_scheduler_brings_its_own_grid(tmp_path):
         )
 
 
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
 @pytest.mark.parametrize("change", [{"steps_offset": 0}, {"clip_sample": True}])
 def test_what_the_pipeline_corrects_is_corrected_here(tmp_path, change):
     """StableDiffusionPipeline overrules these two options of old scheduler files."""

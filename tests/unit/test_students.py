@@ -11,6 +11,8 @@ from rgbench.models.student import Learned, is_lora, lora_state, make_lora_stude
 from rgbench.train.lcd import LCM_LORA_MODULES, ema_update
 from tests import sd_folders
 
+of_one_layout = pytest.mark.parametrize("teacher", ["sd15"], indirect=True)
+
 
 @pytest.fixture(params=["sd15", "sd21"], scope="module")
 def teacher(request) -> UNet2DConditionModel:
@@ -51,6 +53,7 @@ def test_every_student_begins_as_the_teacher(teacher, dim):
         assert torch.allclose(call(student, told=dim is not None), theirs, atol=1e-5)
 
 
+@of_one_layout
 def test_a_whole_student_shares_nothing(teacher):
     student, target = make_student(teacher, 16), make_student(teacher, 16).requires_grad_(False)
     assert not storages(student) & storages(teacher) and not storages(student) & storages(target)
@@ -82,6 +85,7 @@ def test_a_lora_student_shares_the_frozen_weights(teacher):
     assert own == storages(student) - shared and not own & storages(target)
 
 
+@of_one_layout
 def test_the_target_follows_what_is_learned(teacher):
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     student, target = lora(teacher), lora(teacher).requires_grad_(False)
@@ -94,6 +98,7 @@ def test_the_target_follows_what_is_learned(teacher):
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
+@of_one_layout
 def test_alpha_scales_what_the_adapters_add(teacher):
     theirs = call(teacher, told=False)
     added = []
@@ -108,6 +113,7 @@ def test_alpha_scales_what_the_adapters_add(teacher):
     assert added[0].abs().max() > 0
 
 
+@of_one_layout
 def test_adapters_follow_the_seed_alone(teacher):
     torch.manual_seed(1)
     first, state = lora(teacher, seed=3), torch.get_rng_state()
@@ -132,6 +138,7 @@ def test_merging_keeps_the_images_and_the_teacher(teacher):
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
+@of_one_layout
 def test_a_checkpoint_holds_what_was_learned(teacher):
     student, other = lora(teacher), lora(teacher, seed=5)
     move(student)
