@@ -23,12 +23,13 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import sha256_file
 from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import Metric
 from rgbench.metrics.context import Context
 from rgbench.metrics.features import FeatureSet, check_finite
 from rgbench.metrics.kid import kernel_sum, pair_sums, self_sum
 from rgbench.metrics.reference import from_uint8, to_uint8
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 from rgbench.rewards.clip import CLIP_MEAN, CLIP_STD, WEIGHTS, image_features, load_clip
 
 SIGMA = 10.0
@@ -95,10 +96,6 @@ class CLIPNetwork:
         self.sha256 = sha256_file(folder / WEIGHTS)
         self.name = f"clip-{self.sha256[:8]}"
 
-    def label(self, of: str) -> str:
-        """The distance has a name of its own."""
-        return "CMMD"
-
     def fields(self) -> dict[str, Any]:
         """Protocol fields: the resize of both sides, the weights."""
         return {
@@ -126,7 +123,7 @@ class CLIPNetwork:
         return image_features(self.model, inputs.to(self.device)).cpu()
 
 
-class CMMD:
+class CMMD(Metric):
     """CMMD to the reference of the set metrics, with jackknife interval.
 
     Args:
@@ -136,21 +133,35 @@ class CMMD:
         UsageError: no weights (says which and how), or fewer than 2 images on a side.
     """
 
-    gathers_per_image = ("rows",)
+    name = "cmmd"
+    infos = (
+        MetricInfo(
+            name="cmmd",
+            label="CMMD",
+            about="kernel distance of CLIP features to real images",
+            unit="",
+            direction=Direction.LOWER,
+            family=Family.SET_DISTANCE,
+            decimals=3,
+        ),
+    )
+    default = False
+    needs = ("cmmd",)
+    per_image_state = ("rows",)
 
     def __init__(self, context: Context) -> None:
-        self.context, reference = context, context.features.reference
+        super().__init__(context)
+        reference = context.features.reference
         reference.require("cmmd", MIN_IMAGES)
         context.require_images("cmmd", MIN_IMAGES)
         if "cmmd" not in context.judges:
             raise UsageError(f"metric cmmd: {HOW}")
         network = CLIPNetwork(context.judges["cmmd"], context.device)
         self.features = FeatureSet(reference, network)
-        metric = Metric(name="cmmd", label="CMMD", direction="lower", unit="", family="set distance", decimals=3)
         kernel = {"kernel": "Gaussian", "sigma": SIGMA, "scale": SCALE, "pairs": "all, each image with itself included"}
         named = {"protocol": context.named, "departures": list(context.departures)} if context.named else {}
         fields = context.protocol(**named, **self.features.fields(), **kernel, jackknife=f"{NUM_GROUPS} groups")
-        self.quantities = (Quantity(metric, fields),)
+        self.planned = ((self.name, Protocol.of(self.name, fields)),)
         self.rows = np.zeros((network.num_features, len(context.prompts)), dtype=np.float32)
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
@@ -158,7 +169,7 @@ class CMMD:
         check_finite(values, positions, "the evaluated set")
         self.rows[:, positions] = values.T
 
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         num = len(self.context.prompts)
         groups = cluster_groups(self.context.clusters(num))
         y, track = self.features.reference_rows(), self.context.track
@@ -166,4 +177,4 @@ class CMMD:
         value, left = cmmd(self.rows.T, y, groups, sum_y, track)
         interval = jackknife_interval(value, left)
         extra = {"num_reference": len(self.features.reference), "jackknife": left}
-        return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]
+        return [MetricValue(*self.planned[0], value, interval, num, flags=self.context.departures, extra=extra)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from torch import Tensor
 from rgbench.core.errors import UsageError
 from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import PromptSet
-from rgbench.metrics.base import Quantity
 from rgbench.metrics.features import FeatureRows, FeatureSet
 from rgbench.metrics.networks import EffLite0Network, InceptionNetwork, find_inception
 from rgbench.metrics.reference import PROTOCOLS, ReferenceFolder, ReferenceScenes, SetProtocol
+from rgbench.metrics.values import Protocol
 
 SEED_RULE = "one CPU generator per image, seeded with sha256(prompt id, seed)"
 
@@ -142,14 +142,14 @@ class SetComparison:
     named: str | None = None
     departures: tuple[str, ...] = ()
 
-    def check(self, side: int, quantities: Sequence[Quantity]) -> None:
+    def check(self, side: int, protocols: Iterable[Protocol]) -> None:
         """Whether whole real images can be compared with generated ones of ``side`` pixels, where figures do that.
 
         A named protocol resizes both sides itself; probes take native crops of what is large enough.
 
         Args:
             side: of the generated images, in pixels.
-            quantities: all that are measured.
+            protocols: of all values that are measured.
 
         Raises:
             UsageError: a folder of one's own holds images of another size.
@@ -157,7 +157,7 @@ class SetComparison:
         reference = self.features.reference
         if not isinstance(reference, ReferenceFolder):
             return
-        if not any(quantity.protocol.get("reference") == reference.fields() for quantity in quantities):
+        if not any(protocol.fields.get("reference") == reference.fields() for protocol in protocols):
             return
         if self.named == OWN_FOLDER:
             reference.require_plain(side)

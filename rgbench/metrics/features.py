@@ -67,10 +67,6 @@ class FeatureNetwork(Protocol):
     @property
     def smallest(self) -> int | None: ...
 
-    def label(self, of: str) -> str:
-        """What a distance on these features is called in tables, such as FD-EffLite0."""
-        ...
-
     def fields(self) -> dict[str, Any]:
         """Protocol fields: crop, resize, weights."""
         ...

@@ -26,13 +26,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dsygst
-from torch import Tensor
 
 from rgbench.core.progress import Track, untracked
-from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 NULL_SEED = 0
 CHUNK = 4096
@@ -246,14 +245,25 @@ def _require_two(num: int) -> None:
         raise ValueError(f"a covariance needs at least two samples, not {num}")
 
 
-FAMILY = "set distance"
 MIN_IMAGES = 4  # two in each half of the null
 NUM_SIZES = 15  # of FID∞, and its smallest size, as in the authors' code
 SMALLEST = 5000
 INFINITY_SEED = 0
 
 
-class FrechetDistance:
+def _info(name: str, label: str, about: str) -> MetricInfo:
+    return MetricInfo(
+        name=name,
+        label=label,
+        about=about,
+        unit="",
+        direction=Direction.LOWER,
+        family=Family.SET_DISTANCE,
+        decimals=2,
+    )
+
+
+class FrechetDistance(SetMetric):
     """Fréchet distance with jackknife interval and split-half null.
 
     Args:
@@ -263,20 +273,21 @@ class FrechetDistance:
         UsageError: prompts without scenes where the reference is of scenes, or fewer than 4.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "fid"
+    infos = (
+        _info("fid", "FID", "Fréchet distance of Inception features to real images"),
+        _info("fd_efflite0", "FD-EffLite0", "Fréchet distance of EfficientNet-Lite0 features to real images"),
+    )
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
-        self.context, self.network = context, context.features.network
-        context.features.reference.require("fid", MIN_IMAGES)
-        context.require_images("fid", MIN_IMAGES)
-        metric = _metric("fid" if not self.network.suffix else f"fd{self.network.suffix}", self.network.label("FD"))
+        super().__init__(context)
+        self.network = context.features.network
+        name = f"fd{self.network.suffix}" if self.network.suffix else "fid"
         protocol = context.set_protocol(jackknife=f"{NUM_GROUPS} groups of images, reference fixed")
-        self.quantities = (Quantity(metric, protocol),)
+        self.planned = ((name, Protocol.of(name, protocol)),)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         features, num = self.context.features, len(self.context.prompts)
         track, rows = self.context.track, self.context.rows.take
         reference = reference_gaussian(self.context)
@@ -296,18 +307,18 @@ class FrechetDistance:
             extra["num_reference_uncropped"] = features.num_small()
         flags = singular(self.context)
         return [
-            Measurement(
-                quantity=self.quantities[0],
+            MetricValue(
+                *self.planned[0],
                 value=value,
                 interval=jackknife_interval(value, replicates),
-                num_samples=num,
+                num_images=num,
                 flags=(*flags, *self.context.departures),
                 extra=extra,
             )
         ]
 
 
-class FrechetInfinity:
+class FrechetInfinity(SetMetric):
     """FID∞, the Fréchet distance extrapolated to infinitely many images.
 
     Below 2 d images the smallest subsets have no regular covariance, and the line means nothing: there is no value.
@@ -319,30 +330,31 @@ class FrechetInfinity:
         UsageError: as for :class:`FrechetDistance`.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "fid_inf"
+    infos = (
+        _info("fid_inf", "FID∞", "FID extrapolated to infinitely many images"),
+        _info("fd_inf_efflite0", "FD-EffLite0∞", "FD-EffLite0 extrapolated to infinitely many images"),
+    )
+    default = False
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
-        self.context, self.network = context, context.features.network
-        context.features.reference.require("fid_inf", MIN_IMAGES)
-        context.require_images("fid_inf", MIN_IMAGES)
-        suffix = self.network.suffix
-        metric = _metric("fid_inf" if not suffix else f"fd_inf{suffix}", f"{self.network.label('FD')}∞")
+        super().__init__(context)
+        self.network = context.features.network
+        name = f"fd_inf{self.network.suffix}" if self.network.suffix else "fid_inf"
         line = {"sizes": NUM_SIZES, "smallest": SMALLEST, "seed": INFINITY_SEED}
-        self.quantities = (Quantity(metric, context.set_protocol(extrapolation=line)),)
+        self.planned = ((name, Protocol.of(name, context.set_protocol(extrapolation=line))),)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         num, dim = len(self.context.prompts), self.network.num_features
         departures = self.context.departures
         if num < 2 * dim:
-            return [Measurement(self.quantities[0], None, None, num, (f"n<{2 * dim}", *departures))]
+            return [MetricValue(*self.planned[0], None, None, num, flags=(f"n<{2 * dim}", *departures))]
         flags = (*singular(self.context), *departures)
         reference, rows = reference_gaussian(self.context), self.context.rows.take
         sizes, values = infinity_points(reference, rows, num, dim, self.context.track)
         extra = {"sizes": sizes, "values": values, "seed": INFINITY_SEED}
-        return [Measurement(self.quantities[0], extrapolated(sizes, values), None, num, flags, extra=extra)]
+        return [MetricValue(*self.planned[0], extrapolated(sizes, values), None, num, flags=flags, extra=extra)]
 
 
 def infinity_points(
@@ -381,7 +393,3 @@ def singular(context: Context) -> tuple[str, ...]:
     if len(context.prompts) <= dim:
         return ("n<=d",)
     return ("reference n<=d",) if len(context.features.reference) <= dim else ()
-
-
-def _metric(name: str, label: str) -> Metric:
-    return Metric(name=name, label=label, direction="lower", unit="", family=FAMILY, decimals=2)

@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import Tensor
 
 from rgbench.core.progress import Track, untracked
-from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import cluster_groups, jackknife_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 NUM_SUBSETS = 50
 SUBSET_SIZE = 500
-FAMILY = "set distance"
 SCALE = 1000
 MIN_IMAGES = 2
 CHUNK = 4096
@@ -174,7 +172,19 @@ def _diagonal(x: np.ndarray) -> float:
     return float((((x * x).sum(1) / x.shape[1] + 1) ** 3).sum())
 
 
-class KernelDistance:
+def _info(name: str, label: str, about: str) -> MetricInfo:
+    return MetricInfo(
+        name=name,
+        label=f"{label} ×{SCALE}",
+        about=about,
+        unit="",
+        direction=Direction.LOWER,
+        family=Family.SET_DISTANCE,
+        decimals=2,
+    )
+
+
+class KernelDistance(SetMetric):
     """Kernel distance to real images, × 1000, with jackknife interval over images and subsets; KID on Inception.
 
     Args:
@@ -184,24 +194,22 @@ class KernelDistance:
         UsageError: prompts without scenes where the reference is of scenes, or fewer than 2.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "kid"
+    infos = (
+        _info("kid", "KID", "kernel distance of Inception features to real images; no bias at few images"),
+        _info("kd_efflite0", "KD-EffLite0", "kernel distance of EfficientNet-Lite0 features; no bias at few images"),
+    )
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
-        self.context, network = context, context.features.network
-        context.features.reference.require("kid", MIN_IMAGES)
-        context.require_images("kid", MIN_IMAGES)
-        name = f"kd{network.suffix}" if network.suffix else "kid"
-        metric = Metric(
-            name=name, label=f"{network.label('KD')} ×{SCALE}", direction="lower", unit="", family=FAMILY, decimals=2
-        )
+        super().__init__(context)
+        suffix = context.features.network.suffix
+        name = f"kd{suffix}" if suffix else "kid"
         size = min(SUBSET_SIZE, len(context.prompts), len(context.features.reference))
         subsets = {"num": NUM_SUBSETS, "size": size, "seed": 0}
-        self.quantities = (Quantity(metric, context.set_protocol(subsets=subsets)),)
+        self.planned = ((name, Protocol.of(name, context.set_protocol(subsets=subsets))),)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         num, y, track = len(self.context.prompts), self.context.features.reference_rows(), self.context.track
         x, groups = self.context.rows.everything(), cluster_groups(self.context.clusters(num))
         draws = SCALE * kid_draws(x, y, track=track)
@@ -210,4 +218,4 @@ class KernelDistance:
         value = float(draws.mean())
         interval = jackknife_interval(value, replicates)
         extra = {"jackknife": replicates}
-        return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]
+        return [MetricValue(*self.planned[0], value, interval, num, flags=self.context.departures, extra=extra)]

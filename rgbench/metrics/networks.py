@@ -154,10 +154,6 @@ class EffLite0Network:
     def _sha256(self) -> str:
         return sha256_file(efflite0_weights())
 
-    def label(self, of: str) -> str:
-        """FD-EffLite0 and its like."""
-        return f"{of}-EffLite0"
-
     def fields(self) -> dict[str, Any]:
         """Protocol fields: the resize of both sides, the weights."""
         return {
@@ -245,10 +241,6 @@ class InceptionNetwork:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(available_cores())
-
-    def label(self, of: str) -> str:
-        """FID for the Fréchet distance, KID for the kernel distance."""
-        return {"FD": "FID", "KD": "KID"}.get(of, of)
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: crop, resize, weights."""

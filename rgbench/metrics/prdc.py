@@ -13,17 +13,15 @@ four. Distances are Euclidean, in float64, computed in blocks, so that memory do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from rgbench.core.progress import Track, untracked
-from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 NEAREST = 5
 CHUNK = 2048
@@ -124,7 +122,28 @@ def scores(found: Neighbours, keep: np.ndarray, kept_groups: np.ndarray, k: int 
     }
 
 
-class PrecisionRecall:
+def _infos(suffix: str) -> tuple[MetricInfo, ...]:
+    about = {
+        "precision": "share of images that look real",
+        "recall": "share of real images that the model could make",
+        "density": "how many real images are near each image",
+        "coverage": "share of real images with an image nearby",
+    }
+    return tuple(
+        MetricInfo(
+            name=f"{name}{suffix}",
+            label=name.capitalize(),
+            about=about[name],
+            unit="",
+            direction=Direction.HIGHER,
+            family=Family.SET_DISTANCE if name in ("precision", "density") else Family.DIVERSITY,
+            decimals=3,
+        )
+        for name in NAMES
+    )
+
+
+class PrecisionRecall(SetMetric):
     """Precision, recall, density and coverage on the features of the protocol, with jackknife intervals.
 
     The jackknife leaves out groups of generated images and keeps the radii.
@@ -136,20 +155,18 @@ class PrecisionRecall:
         UsageError: prompts without scenes where the reference is of scenes, or no more than 5 images on a side.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "prdc"
+    infos = (*_infos(""), *_infos("_efflite0"))
+    min_images = NEAREST + 1
 
     def __init__(self, context: Context) -> None:
-        self.context, network = context, context.features.network
-        context.features.reference.require("prdc", NEAREST + 1)
-        context.require_images("prdc", NEAREST + 1)
+        super().__init__(context)
         jackknife = f"{NUM_GROUPS} groups of images, reference and radii fixed"
         protocol = context.set_protocol(nearest=NEAREST, jackknife=jackknife)
-        self.quantities = tuple(Quantity(_metric(name, network.suffix), protocol) for name in NAMES)
+        names = [f"{name}{context.features.network.suffix}" for name in NAMES]
+        self.planned = tuple((name, Protocol.of(name, protocol)) for name in names)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         features, track = self.context.features, self.context.track
         real = features.reference_rows()
         groups = cluster_groups(self.context.clusters(len(self.context.prompts)))
@@ -160,20 +177,13 @@ class PrecisionRecall:
         parts = [scores(found, groups != g, numbers != g) for g in numbers]
         without = {name: [part[name] for part in parts] for name in NAMES}
         return [
-            Measurement(
-                quantity=quantity,
+            MetricValue(
+                *planned,
                 value=values[name],
                 interval=jackknife_interval(values[name], without[name]),
-                num_samples=len(groups),
+                num_images=len(groups),
                 flags=self.context.departures,
                 extra={"jackknife": without[name]},
             )
-            for quantity, name in zip(self.quantities, NAMES, strict=True)
+            for planned, name in zip(self.planned, NAMES, strict=True)
         ]
-
-
-def _metric(name: str, suffix: str) -> Metric:
-    family = "set distance" if name in ("precision", "density") else "diversity"
-    return Metric(
-        name=f"{name}{suffix}", label=name.capitalize(), direction="higher", unit="", family=family, decimals=3
-    )

@@ -16,7 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from rgbench.metrics.base import Interval
+from rgbench.metrics.values import Interval
 
 LEVEL = 0.95
 NUM_GROUPS = 20

@@ -8,16 +8,13 @@ two is taken. It needs no reference; the reference's own score stands beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from torch import Tensor
 
 from rgbench.core.progress import Track, untracked
-from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 CHUNK = 4096
 MIN_IMAGES = 2
@@ -75,7 +72,19 @@ def _score(matrix: np.ndarray, num: int) -> float:
     return float(np.exp(-(positive * np.log(positive)).sum()))
 
 
-class VendiScore:
+def _info(name: str) -> MetricInfo:
+    return MetricInfo(
+        name=name,
+        label="Vendi",
+        about="effective number of different images, against that of the real images",
+        unit="",
+        direction=Direction.REFERENCE,
+        family=Family.DIVERSITY,
+        decimals=2,
+    )
+
+
+class VendiScore(SetMetric):
     """Vendi score on the features of the protocol, with jackknife interval.
 
     Args:
@@ -85,26 +94,36 @@ class VendiScore:
         UsageError: prompts without scenes where the reference is of scenes, or fewer than 2.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "vendi"
+    infos = (_info("vendi"), _info("vendi_efflite0"))
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
-        self.context, network = context, context.features.network
-        context.features.reference.require("vendi", MIN_IMAGES)
-        context.require_images("vendi", MIN_IMAGES)
-        metric = Metric(
-            name=f"vendi{network.suffix}", label="Vendi", direction="higher", unit="", family="diversity", decimals=2
-        )
-        self.quantities = (Quantity(metric, context.set_protocol(kernel="cosine", jackknife=f"{NUM_GROUPS} groups")),)
+        super().__init__(context)
+        name = f"vendi{context.features.network.suffix}"
+        fields = context.set_protocol(kernel="cosine", jackknife=f"{NUM_GROUPS} groups")
+        self.planned = ((name, Protocol.of(name, fields)),)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         features, num = self.context.features, len(self.context.prompts)
         rows, track = self.context.rows.everything(), self.context.track
-        value = vendi_score(rows, track)
+        score = vendi_score(rows, track)
         replicates = vendi_replicates(rows, cluster_groups(self.context.clusters(num)), track)
-        interval = jackknife_interval(value, replicates)
-        reference = features.remember("vendi", lambda: vendi_score(features.reference_rows(), track))
-        extra = {"reference": reference, "num_reference": len(features.reference), "jackknife": replicates}
-        return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]
+        real = features.remember("vendi", lambda: vendi_score(features.reference_rows(), track))
+        differences = [replicate - real for replicate in replicates]
+        return [
+            MetricValue(
+                *self.planned[0],
+                value=score - real,
+                interval=jackknife_interval(score - real, differences),
+                num_images=num,
+                reference="real",
+                flags=self.context.departures,
+                extra={
+                    "level": score,
+                    "real": real,
+                    "num_reference": len(features.reference),
+                    "jackknife": differences,
+                },
+            )
+        ]

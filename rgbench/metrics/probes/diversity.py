@@ -16,12 +16,11 @@ from torch import Tensor
 
 from rgbench.core.errors import UsageError
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Quantity
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import Level, has_scenes
+from rgbench.metrics.probes.base import Probe, probe_info
 from rgbench.metrics.statistics import NUM_GROUPS, jackknife_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricValue, Protocol
 
-LEVEL = Level("diversity", "Diversity", "%", "diversity", 2, direction="higher")
 MIN_IMAGES = 8  # of one prompt
 PERCENT = 100
 
@@ -44,7 +43,7 @@ def images_of_prompts(context: Context) -> list[np.ndarray]:
     return [np.array(positions) for positions in found.values() if len(positions) > 1]
 
 
-class Diversity:
+class Diversity(Probe):
     """Mean pairwise feature distance between images of one prompt, in per cent.
 
     Args:
@@ -54,12 +53,21 @@ class Diversity:
         UsageError: fewer images of a prompt.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "diversity"
+    infos = (
+        probe_info(
+            "diversity",
+            "Diversity",
+            "mean feature distance between images of one prompt",
+            "%",
+            Family.DIVERSITY,
+            direction=Direction.HIGHER,
+        ),
+    )
 
     def __init__(self, context: Context) -> None:
-        self.context = context
-        # features of a folder of other real images belong to no prompt
-        self.against_real = has_scenes(context) and context.features.reference is context.reference
+        super().__init__(context)
+        self.compared_with, self.flags = self.compared(reads_prompt=True)
         self.members = images_of_prompts(context)
         fewest = min((len(members) for members in self.members), default=1)
         if fewest < MIN_IMAGES:
@@ -67,24 +75,27 @@ class Diversity:
                 f"metric diversity needs at least {MIN_IMAGES} images of each prompt, not {fewest}; "
                 f"give --seeds 0-{MIN_IMAGES - 1}, or --prompts a list in which each text stands {MIN_IMAGES} times"
             )
-        fields = context.features.fields()
-        if not self.against_real:
-            fields["reference"] = None
+        reference = self.fields(self.compared_with)
         protocol = context.protocol(
-            **fields,
+            **{**context.features.fields(), **reference},
             distance="1 − cosine, mean over the pairs of a prompt's images",
             images_per_prompt=fewest,
             jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
         )
-        self.quantities = (Quantity(LEVEL.metric(self.against_real), protocol),)
+        self.planned = ((self.name, Protocol.of(self.name, protocol)),)
+
+    @property
+    def mergeable(self) -> bool:
+        """Always: its features lie in the context."""
+        return True
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         self.context.see(images, positions)
 
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         distances = self._distances(self.context.rows.take)
         extra = {"level": float(distances.mean()), "num_prompts": len(distances)}
-        if self.against_real:
+        if self.compared_with:
             real = self._distances(lambda at: self.context.features.reference_rows()[at].astype(np.float64))
             extra["real"], distances = float(real.mean()), distances - real
         groups = jackknife_groups(len(distances))
@@ -92,7 +103,17 @@ class Diversity:
         value = float(distances.mean())
         interval = jackknife_interval(value, left)
         num = sum(map(len, self.members))
-        return [Measurement(self.quantities[0], value, interval, num, extra={**extra, "jackknife": left})]
+        return [
+            MetricValue(
+                *self.planned[0],
+                value=value,
+                interval=interval,
+                num_images=num,
+                reference="real" if self.compared_with else None,
+                flags=self.flags,
+                extra={**extra, "jackknife": left},
+            )
+        ]
 
     def _distances(self, take) -> np.ndarray:
         return np.array([PERCENT * mean_pairwise_distance(take(members)) for members in self.members])

@@ -28,17 +28,12 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import Level, PerImageProbe
+from rgbench.metrics.probes.base import PerImageProbe, probe_info
 from rgbench.metrics.probes.spectrum import luma_chroma
+from rgbench.metrics.values import Family
 
 GREY_LEVELS = 255
 NORMAL_MEDIAN = 0.6745  # median |x| of a standard normal
-FAMILY = "pixel and colour"
-LEVELS = (
-    Level("total_variation", "Total variation", "levels", FAMILY, 2),
-    Level("laplacian_variance", "Laplacian variance", "levels²", FAMILY, 0),
-    Level("wavelet_noise", "Wavelet noise σ", "levels", FAMILY, 2),
-)
 
 
 def total_variation(luma: Tensor) -> Tensor:
@@ -69,8 +64,15 @@ class PixelStatistics(PerImageProbe):
         context: any prompts.
     """
 
+    name = "pixels"
+    infos = (
+        probe_info("total_variation", "Total variation", "mean step between neighbours", "levels", Family.PIXELS),
+        probe_info("laplacian_variance", "Laplacian variance", "sharpness", "levels²", Family.PIXELS, 0),
+        probe_info("wavelet_noise", "Wavelet noise σ", "noise; blind to smooth content", "levels", Family.PIXELS),
+    )
+
     def __init__(self, context: Context) -> None:
-        super().__init__(context, LEVELS, plane="Rec. 601 luma, 0 to 255", wavelet="Haar, finest diagonal band")
+        super().__init__(context, plane="Rec. 601 luma, 0 to 255", wavelet="Haar, finest diagonal band")
 
     def measure(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         luma = GREY_LEVELS * luma_chroma(images)[:, 0]
@@ -78,13 +80,6 @@ class PixelStatistics(PerImageProbe):
 
 
 PERCENT = 100
-COLOUR_LEVELS = (
-    Level("saturation", "Saturation", "%", FAMILY, 1),
-    Level("saturation_p95", "Saturation, 95th percentile", "%", FAMILY, 1),
-    Level("clipped", "Clipped pixels", "%", FAMILY, 1),
-    Level("rms_contrast", "RMS contrast", "%", FAMILY, 1),
-    Level("colourfulness", "Colourfulness", "", FAMILY, 1),
-)
 
 
 def saturation(images: Tensor) -> Tensor:
@@ -123,8 +118,17 @@ class ColourDrift(PerImageProbe):
         context: any prompts.
     """
 
+    name = "colour"
+    infos = (
+        probe_info("saturation", "Saturation", "mean HSV saturation", "%", Family.PIXELS, 1),
+        probe_info("saturation_p95", "Saturation, 95th percentile", "of each image's pixels", "%", Family.PIXELS, 1),
+        probe_info("clipped", "Clipped pixels", "pixels with a channel at 0 or 255", "%", Family.PIXELS, 1),
+        probe_info("rms_contrast", "RMS contrast", "standard deviation of the luma", "%", Family.PIXELS, 1),
+        probe_info("colourfulness", "Colourfulness", "spread of opponent colours", "", Family.PIXELS, 1),
+    )
+
     def __init__(self, context: Context) -> None:
-        super().__init__(context, COLOUR_LEVELS, colour="HSV saturation, Rec. 601 luma, sRGB values as they are")
+        super().__init__(context, colour="HSV saturation, Rec. 601 luma, sRGB values as they are")
 
     def measure(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         colours = saturation(images.double()).flatten(1)

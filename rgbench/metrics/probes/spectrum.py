@@ -50,6 +50,7 @@ image pixels (14 · 512 / 224 = 32 at 512 pixels).
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -62,10 +63,10 @@ from torch import Tensor
 
 from rgbench.core.io import read_json
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Direction, Interval, Measurement, Metric, Quantity
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import Real, RealScenes, find_real, without_real
+from rgbench.metrics.probes.base import Probe, Real, RealScenes, probe_info
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_groups, jackknife_interval_of_sides
+from rgbench.metrics.values import Direction, Family, Interval, MetricInfo, MetricValue, Protocol
 from rgbench.rewards.clip import nyquist
 
 CUTOFF = 0.25  # cycles/pixel: the upper octave
@@ -105,12 +106,14 @@ class Plane:
 
     Attributes:
         radius: |f| in cycles per pixel.
+        axis: max(|fx|, |fy|) likewise: what a resize filters, axis by axis.
         weight: how often each cell counts in the whole plane, 1 or 2.
         bins: ring of each cell, from 0; −1 for none.
         num_bins: min(H, W) // 2.
     """
 
     radius: np.ndarray
+    axis: np.ndarray
     weight: np.ndarray
     bins: np.ndarray
     num_bins: int
@@ -123,7 +126,8 @@ def half_plane(height: int, width: int) -> Plane:
     Bin k holds the radii that round to k / min(H, W), k up to the Nyquist limit 0.5;
     corners beyond it, and the mean, belong to no bin (−1).
     """
-    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    rows, columns = np.abs(np.fft.fftfreq(height))[:, None], np.fft.rfftfreq(width)[None]
+    radius, axis = np.hypot(rows, columns), np.maximum(rows, columns)
     weight = np.full(radius.shape, 2.0)
     weight[:, 0] = 1
     if width % 2 == 0:
@@ -132,7 +136,7 @@ def half_plane(height: int, width: int) -> Plane:
     bins = np.rint(radius * side).astype(np.int64)
     num_bins = side // 2
     bins[(bins < 1) | (bins > num_bins)] = 0
-    return Plane(radius, weight, bins - 1, num_bins)
+    return Plane(radius, axis, weight, bins - 1, num_bins)
 
 
 def radial_profile(power: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -158,6 +162,19 @@ def band_energy(power: np.ndarray, height: int, width: int, low: float, high: fl
     plane = half_plane(height, width)
     inside = (plane.radius > low) & (plane.radius <= high)
     return float((plane.weight * power)[inside].sum())
+
+
+def unseen_energy(power: np.ndarray, height: int, width: int, limit: float) -> float:
+    """Σ P beyond a reward model's Nyquist limit on either axis: what its resize to a square cannot pass.
+
+    Args:
+        power: P, (H, W//2 + 1).
+        height: H.
+        width: W.
+        limit: in cycles per pixel.
+    """
+    plane = half_plane(height, width)
+    return float((plane.weight * power)[plane.axis > limit].sum())
 
 
 def high_frequency_ratio(power: np.ndarray, height: int, width: int, cutoff: float = CUTOFF) -> float:
@@ -210,7 +227,7 @@ def octave_gaps(power: np.ndarray, reference: np.ndarray, height: int, width: in
     return {band: ratio_db(energy, theirs[band]) for band, energy in octave_energies(power, height, width).items()}
 
 
-Figures = dict[str, float]
+Values = dict[str, float]
 PLANES = ("luma", "Cb", "Cr")
 PAIRED = f"{NUM_GROUPS} groups of prompts, left out on both sides"
 UNPAIRED = f"{NUM_GROUPS} groups of prompts and as many of real images, each side left out by itself"
@@ -250,76 +267,96 @@ class GroupedPower:
                 yield (sums.sum(0) - part) / (num - count)
 
 
-class SpectralProbe:
-    """What a probe of mean power spectra does, but for its figures.
+class SpectralProbe(Probe):
+    """A probe of mean power spectra.
+
+    The first value carries in ``extra`` what :meth:`describe` gives, statistics that have no metric of their own, and
+    their ``intervals``. Every value carries ``jackknife``, and ``jackknife_real`` where the real images were left out
+    by themselves.
 
     Args:
-        context: any prompts; where they have real images of this size, figures are gaps to those.
-        metrics: (against real images, without any): what is measured in either case.
+        context: any prompts.
         planes: leading planes of (Y, Cb, Cr) that are read.
-        protocol: fields of its own.
+        own: further protocol fields of single values, by name.
+        protocol: protocol fields of all values.
     """
 
-    gathers_sums = ("sums.total",)
+    summed_state = ("total",)
 
     def __init__(
-        self, context: Context, metrics: tuple[Sequence[Metric], Sequence[Metric]], planes: int, **protocol: Any
+        self, context: Context, planes: int, own: Mapping[str, Mapping[str, Any]] | None = None, **protocol: Any
     ) -> None:
-        self.context, self.planes = context, planes
-        self.real, self.lacking = find_real(context)
-        shared = context.protocol(
-            **({"reference": self.real.fields()} if self.real else without_real(context)),
+        super().__init__(context)
+        self.planes, self.flags = planes, self.compared()[1]
+        shared = self.fields(
+            self.real,
             planes="Rec. 601 " + ", ".join(PLANES[:planes]),
             window="periodic 2-D Hann after the mean is removed",
             ring="k/N, N the shorter side",
             jackknife=PAIRED if self.real is None or self.real.paired else UNPAIRED,
             **protocol,
         )
-        self.quantities = tuple(Quantity(metric, shared) for metric in metrics[0 if self.real else 1])
+        self.planned = tuple(
+            (info.name, Protocol.of(info.name, {**shared, **(own or {}).get(info.name, {})}))
+            for info in self.infos
+            if self.reports(info.name)
+        )
         self.groups = cluster_groups(context.clusters(len(context.prompts)))
         self.sums = GroupedPower.empty(self.groups, planes, context.resolution, context.device)
+        self.total = self.sums.total
+        self._differences = {info.name for info in self.infos if info.direction is Direction.REFERENCE}
 
-    def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
-        """The figures of mean power (planes, H, W//2 + 1), and of real images' where there are any."""
-        raise NotImplementedError
+    def reports(self, name: str) -> bool:
+        """Whether a value of ``infos`` exists in this evaluation."""
+        return True
 
+    @abstractmethod
+    def statistics(self, power: np.ndarray) -> Values:
+        """Statistics of mean power (planes, H, W//2 + 1), by name; NaN where undefined."""
+
+    @abstractmethod
     def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
-        """Vectors and further figures for the result's ``extra``."""
-        raise NotImplementedError
+        """Vectors and further numbers for ``extra``."""
 
     def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
-        """What the first figure keeps of mean power with each group of prompts left out, for later comparisons."""
+        """What ``extra`` keeps of mean power with each group of prompts left out, for comparisons with other models."""
         return {}
+
+    def values(self, power: np.ndarray, real: np.ndarray | None) -> Values:
+        """Statistics of mean power, as differences to those of real images where there are any."""
+        ours = self.statistics(power)
+        if real is None:
+            return ours
+        theirs = self.statistics(real)
+        return {name: ours[name] - theirs[name] for name in ours}
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         self.sums.add(images, positions)
 
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         real = self._real_power(self.real) if self.real else None
         means = self.sums.mean(), real.mean() if real else None
-        values = self.figures(*means)
-        sides = self._replicates(real)
-        extra = self.describe(*means) | self._further(values, sides)
-        found = [self._measure(quantity, values, sides, extra) for quantity in self.quantities]
-        found[0] = replace(found[0], extra={**found[0].extra, **self.left_out(list(self.sums.without_each()))})
-        return found
+        values, sides = self.values(*means), self._replicates(real)
+        found = [self._value(planned, values, sides) for planned in self.planned]
+        extra = self.describe(*means) | self._further(values, sides) | self.left_out(list(self.sums.without_each()))
+        return [replace(found[0], extra={**extra, **found[0].extra}), *found[1:]]
 
-    def _replicates(self, real: GroupedPower | None) -> list[list[Figures]]:
-        """Figures with each group left out, of each side that is left out by itself."""
+    def _replicates(self, real: GroupedPower | None) -> list[list[Values]]:
+        """Values with each group left out, of each side that is left out by itself."""
         if self.real is None or real is None:
-            return [[self.figures(ours, None) for ours in self.sums.without_each()]]
+            return [[self.values(ours, None) for ours in self.sums.without_each()]]
         if self.real.paired:
             pairs = zip(self.sums.without_each(), real.without_each(), strict=True)
-            return [[self.figures(ours, theirs) for ours, theirs in pairs]]
+            return [[self.values(ours, theirs) for ours, theirs in pairs]]
         own, theirs = self.sums.mean(), real.mean()
         return [
-            [self.figures(left, theirs) for left in self.sums.without_each()],
-            [self.figures(own, left) for left in real.without_each()],
+            [self.values(left, theirs) for left in self.sums.without_each()],
+            [self.values(own, left) for left in real.without_each()],
         ]
 
-    def _further(self, values: Figures, sides: list[list[Figures]]) -> dict[str, Any]:
-        """Figures that are no quantity of their own, with their intervals."""
-        own = {quantity.metric.name for quantity in self.quantities}
+    def _further(self, values: Values, sides: list[list[Values]]) -> dict[str, Any]:
+        """Statistics that have no metric of their own, with their intervals."""
+        own = {name for name, _ in self.planned}
         names = [name for name in values if name not in own]
         bounds = {name: _interval(name, values, sides) for name in names}
         return {
@@ -327,22 +364,18 @@ class SpectralProbe:
             "intervals": {name: [found.low, found.high] for name, found in bounds.items() if found},
         }
 
-    def _measure(
-        self, quantity: Quantity, values: Figures, sides: list[list[Figures]], extra: dict[str, Any]
-    ) -> Measurement:
-        name = quantity.metric.name
-        defined = math.isfinite(values[name])
-        interval = _interval(name, values, sides)
-        keys = ("jackknife", "jackknife_real")
-        kept = {key: [row[name] for row in rows] for key, rows in zip(keys, sides, strict=False)} if interval else {}
-        about = self.real.flags if self.real else (self.lacking,) if self.lacking else ()
-        return Measurement(
-            quantity=quantity,
+    def _value(self, planned: tuple[str, Protocol], values: Values, sides: list[list[Values]]) -> MetricValue:
+        name = planned[0]
+        defined, interval = math.isfinite(values[name]), _interval(name, values, sides)
+        drawn = zip(("jackknife", "jackknife_real"), sides, strict=False) if interval else ()
+        return MetricValue(
+            *planned,
             value=values[name] if defined else None,
             interval=interval,
-            num_samples=len(self.groups),
-            flags=about if defined else ("images without contrast", *about),
-            extra=extra | kept,
+            num_images=len(self.groups),
+            reference="real" if self.real and name in self._differences else None,
+            flags=self.flags if defined else ("images without contrast", *self.flags),
+            extra={key: [row[name] for row in rows] for key, rows in drawn},
         )
 
     def _real_power(self, real: Real) -> GroupedPower:
@@ -366,92 +399,50 @@ class SpectralProbe:
         return sums
 
 
-def _interval(name: str, values: Figures, sides: list[list[Figures]]) -> Interval | None:
+def _interval(name: str, values: Values, sides: list[list[Values]]) -> Interval | None:
     drawn = [[row[name] for row in rows] for rows in sides]
     finite_all = np.isfinite([values[name], *(x for side in drawn for x in side)]).all()
     return jackknife_interval_of_sides(values[name], drawn) if finite_all else None
 
 
-def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN, a figure that does not exist, as None."""
-    return {key: value if math.isfinite(value) else None for key, value in figures.items()}
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN, of a value that does not exist, as None."""
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 VIT_H_14 = (224, 14)
 
 
-def _metric(name: str, label: str, unit: str = "dB", direction: Direction = "target") -> Metric:
-    return Metric(name=name, label=label, direction=direction, unit=unit, family="spectrum", decimals=2)
+def _info(name: str, label: str, about: str, unit: str = "dB") -> MetricInfo:
+    return probe_info(name, label, about, unit, Family.SPECTRUM)
 
 
-AGAINST_REAL = (
-    _metric("hfer_gap_db", "HFER gap"),
-    _metric("band_gap_db", "Energy gap > .25"),
-    _metric("unseen_gap_db", "Energy gap above the reward's Nyquist"),
-    _metric("slope_gap", "Spectral slope gap", ""),
-    _metric("log_spectral_distance_db", "Log-spectral distance", direction="lower"),
-    _metric("chroma_hfer_gap_db", "Chroma HFER gap"),
-    _metric("chroma_band_gap_db", "Chroma energy gap > .25"),
-)
-LEVELS = (
-    _metric("hfer_db", "HFER"),
-    _metric("band_db", "Energy > .25"),
-    _metric("unseen_db", "Energy above the reward's Nyquist"),
-    _metric("slope", "Spectral slope", ""),
-    _metric("chroma_hfer_db", "Chroma HFER"),
-    _metric("chroma_band_db", "Chroma energy > .25"),
-)
-
-
-def levels(power: np.ndarray, cutoff: float) -> Figures:
-    """Absolute figures of mean power.
+def spectral_statistics(power: np.ndarray, limit: float) -> Values:
+    """Statistics of mean power.
 
     Args:
-        power: (3, H, W//2 + 1): luma, Cb, Cr.
-        cutoff: the reward model's Nyquist limit, cycles/pixel.
+        power: (3, N, N//2 + 1): luma, Cb, Cr.
+        limit: the reward model's Nyquist limit, cycles/pixel; at 0.5 it sees all, and ``unseen_db`` is left out.
 
     Returns:
-        The names of ``LEVELS``, and ``octave_{low}-{high}`` for luma and, with ``chroma_`` before it, for chroma;
-        all in dB but the slope; NaN where undefined.
+        The names of :attr:`SpectrumProbe.infos` but the distance, and ``octave_{low}-{high}`` for luma and, with
+        ``chroma_`` before it, for chroma; all in dB but the slope; NaN where undefined.
     """
     height, width = power.shape[1], _width(power)
     luma, chroma = power[0], power[1:].mean(0)
     found = {
         "hfer_db": decibel(high_frequency_ratio(luma, height, width)),
         "band_db": decibel(band_energy(luma, height, width, CUTOFF)),
-        "unseen_db": decibel(band_energy(luma, height, width, cutoff)),
         "slope": slope(*radial_profile(luma, height, width)),
         "chroma_hfer_db": decibel(high_frequency_ratio(chroma, height, width)),
         "chroma_band_db": decibel(band_energy(chroma, height, width, CUTOFF)),
     }
+    if limit < 0.5:
+        found["unseen_db"] = decibel(unseen_energy(luma, height, width, limit))
     for prefix, plane in (("octave_", luma), ("chroma_octave_", chroma)):
         energies = octave_energies(plane, height, width)
         found |= {f"{prefix}{band}": decibel(energy) for band, energy in energies.items()}
     return found
-
-
-def gaps(power: np.ndarray, real: np.ndarray, cutoff: float) -> Figures:
-    """Figures of mean power against those of real images of the same size.
-
-    Args:
-        power: (3, H, W//2 + 1): luma, Cb, Cr.
-        real: the same of real images.
-        cutoff: the reward model's Nyquist limit, cycles/pixel.
-
-    Returns:
-        The names of ``AGAINST_REAL`` and the octaves'; NaN where undefined.
-    """
-    ours, theirs = levels(power, cutoff), levels(real, cutoff)
-    found = {_gap_name(name): ours[name] - theirs[name] for name in ours}
-    profiles = [radial_profile(p[0], p.shape[1], _width(p))[1] for p in (power, real)]
-    return found | {"log_spectral_distance_db": log_spectral_distance(profiles[0], profiles[1])}
-
-
-def _gap_name(name: str) -> str:
-    """``hfer_db`` → ``hfer_gap_db``; octaves keep theirs."""
-    if "octave" in name:
-        return name
-    return f"{name.removesuffix('_db')}_gap{'_db' if name.endswith('_db') else ''}"
 
 
 def _width(power: np.ndarray) -> int:
@@ -463,22 +454,51 @@ class SpectrumProbe(SpectralProbe):
     """Spectrum of generated images: HFER, energies, octaves, slope, log-spectral distance; luma and chroma.
 
     Args:
-        context: any prompts; with real images of the same size, gaps to those.
+        context: any prompts.
     """
+
+    name = "spectrum"
+    infos = (
+        _info("hfer_db", "HFER", "share of energy above .25 cycles/pixel"),
+        _info("band_db", "Energy > .25", "energy above .25 cycles/pixel"),
+        _info("unseen_db", "Energy above the reward's Nyquist", "what the reward model cannot see"),
+        _info("slope", "Spectral slope", "fall of power over frequency; natural images about −2", ""),
+        probe_info(
+            "log_spectral_distance_db",
+            "Log-spectral distance",
+            "distance of the mean spectra",
+            "dB",
+            Family.SPECTRUM,
+            direction=Direction.LOWER,
+        ),
+        _info("chroma_hfer_db", "Chroma HFER", "share of chroma energy above .25 cycles/pixel"),
+        _info("chroma_band_db", "Chroma energy > .25", "chroma energy above .25 cycles/pixel"),
+    )
 
     def __init__(self, context: Context) -> None:
         self.nyquist = nyquist(reward_geometry(context)[0], context.resolution)
         super().__init__(
             context,
-            (AGAINST_REAL, LEVELS),
             planes=3,
+            own={"unseen_db": {"unseen": "above the limit on either axis"}},
             cutoff=CUTOFF,
             reward_nyquist=self.nyquist,
             slope_band=list(SLOPE_BAND),
         )
 
-    def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
-        return levels(power, self.nyquist) if real is None else gaps(power, real, self.nyquist)
+    def reports(self, name: str) -> bool:
+        """The distance needs real images, the unseen energy a reward model that does not see all."""
+        return {"log_spectral_distance_db": self.real is not None, "unseen_db": self.nyquist < 0.5}.get(name, True)
+
+    def statistics(self, power: np.ndarray) -> Values:
+        return spectral_statistics(power, self.nyquist)
+
+    def values(self, power: np.ndarray, real: np.ndarray | None) -> Values:
+        found = super().values(power, real)
+        if real is not None:
+            ours, theirs = (radial_profile(p[0], p.shape[1], _width(p))[1] for p in (power, real))
+            found["log_spectral_distance_db"] = log_spectral_distance(ours, theirs)
+        return found
 
     def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
         """Vectors of luma and mean chroma power over radius, octave gaps and slopes."""
@@ -582,43 +602,29 @@ def axis_peaks_db(power: np.ndarray, period: float) -> dict[str, float]:
     return found
 
 
-def _grid_metric(name: str, label: str) -> Metric:
-    return Metric(name=name, label=label, direction="target", unit="dB", family="spectrum", decimals=2)
-
-
-GRID_AGAINST_REAL = (
-    _grid_metric("grid_vae_gap_db", "Grid peaks gap, VAE stride"),
-    _grid_metric("grid_patch_gap_db", "Grid peaks gap, reward patch"),
-)
-GRID_LEVELS = (
-    _grid_metric("grid_vae_db", "Grid peaks, VAE stride"),
-    _grid_metric("grid_patch_db", "Grid peaks, reward patch"),
-)
-
-
 class GridPeaks(SpectralProbe):
     """Peaks at the VAE stride and at the reward model's patch period.
 
     Args:
-        context: any prompts; with real images of the same size, gaps to those.
+        context: any prompts.
     """
+
+    name = "grid"
+    infos = (
+        _info("grid_vae_db", "Grid peaks, VAE stride", "pattern that repeats every 8 pixels"),
+        _info("grid_patch_db", "Grid peaks, reward patch", "pattern that repeats with the reward model's patches"),
+    )
 
     def __init__(self, context: Context) -> None:
         input_size, patch = reward_geometry(context)
         self.periods = {"vae": float(VAE_STRIDE), "patch": patch * context.resolution / input_size}
-        super().__init__(context, (GRID_AGAINST_REAL, GRID_LEVELS), planes=1, periods_px=self.periods)
+        super().__init__(context, planes=1, periods_px=self.periods)
 
-    def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
-        ours = {f"grid_{name}_db": grid_peak_db(power[0], period) for name, period in self.periods.items()}
-        if real is None:
-            return ours
-        return {
-            f"grid_{name}_gap_db": ours[f"grid_{name}_db"] - grid_peak_db(real[0], period)
-            for name, period in self.periods.items()
-        }
+    def statistics(self, power: np.ndarray) -> Values:
+        return {f"grid_{name}_db": grid_peak_db(power[0], period) for name, period in self.periods.items()}
 
     def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
-        """Level and peaks by k, of the images and of real ones."""
+        """Absolute value and peaks by k, of the images and of real ones."""
         found: dict[str, Any] = {}
         for side, mean in (("", power), ("reference_", real)):
             if mean is None:
