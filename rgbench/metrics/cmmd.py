@@ -3,9 +3,9 @@
     k(x, y) = exp(−|x − y|² / 2σ²),  σ = 10,  x, y normalised features of CLIP ViT-L/14 at 336 pixels
     CMMD = 1000 · (mean k(x, x') + mean k(y, y') − 2 mean k(x, y))
 
-The means run over all pairs, each image with itself included, and images come to the network's size by Pillow's
-bicubic, with antialiasing and in 8 bits: both as in the authors' code, whose figures are the published ones. It assumes
-no Gaussian, and CLIP saw far more kinds of images than Inception did.
+The means run over all pairs, each image with itself included, and images are resized by Pillow's bicubic, antialiased
+and in 8 bits: both as in the authors' code, which gave the published values. It assumes no Gaussian, and CLIP saw far
+more kinds of images than Inception did.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import sha256_file
 from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Metric
+from rgbench.metrics.base import Metric, set_info
 from rgbench.metrics.context import Context
 from rgbench.metrics.features import FeatureSet, check_finite
 from rgbench.metrics.kid import kernel_sum, pair_sums, self_sum
 from rgbench.metrics.reference import from_uint8, to_uint8
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
-from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
+from rgbench.metrics.values import MetricValue, Protocol
 from rgbench.rewards.clip import CLIP_MEAN, CLIP_STD, WEIGHTS, image_features, load_clip
 
 SIGMA = 10.0
@@ -51,14 +51,14 @@ def gaussian_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def cmmd(
     x: np.ndarray, y: np.ndarray, groups: np.ndarray, sum_y: float | None = None, track: Track = untracked
 ) -> tuple[float, list[float]]:
-    """The figure of two feature sets, and with each group of the first left out.
+    """CMMD of two feature sets, and with each group of the first left out.
 
     Args:
         x: (m, d) normalised features of the evaluated images.
         y: (n, d) of the reference; may be a memory map.
         groups: (m,) group of each row of ``x``.
-        sum_y: of the kernel over all pairs of ``y``, where it is known.
-        track: shows how far it is.
+        sum_y: of the kernel over all pairs of ``y``, where it is known already.
+        track: shows progress.
     """
     parts = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
     within = pair_sums(x, parts, gaussian_kernel, track)
@@ -66,14 +66,14 @@ def cmmd(
     sum_y = self_sum(y, gaussian_kernel, track) if sum_y is None else sum_y
     sizes, of_y = np.array([len(part) for part in parts]), sum_y / len(y) ** 2
 
-    def figure(keep: np.ndarray) -> float:
+    def value(keep: np.ndarray) -> float:
         num = sizes[keep].sum()
         own = within[np.ix_(keep, keep)].sum() / num**2
         return float(SCALE * (own + of_y - 2 * cross[keep].sum() / (num * len(y))))
 
     every = np.arange(len(parts))
-    left = [figure(every != g) for g in every] if len(parts) > 1 else []
-    return figure(every >= 0), left
+    left = [value(every != g) for g in every] if len(parts) > 1 else []
+    return value(every >= 0), left
 
 
 class CLIPNetwork:
@@ -130,21 +130,11 @@ class CMMD(Metric):
         context: with a reference that suits the prompts.
 
     Raises:
-        UsageError: no weights (says which and how), or fewer than 2 images on a side.
+        UsageError: no weights (says how to get them), or fewer than 2 images on a side.
     """
 
     name = "cmmd"
-    infos = (
-        MetricInfo(
-            name="cmmd",
-            label="CMMD",
-            about="kernel distance of CLIP features to real images",
-            unit="",
-            direction=Direction.LOWER,
-            family=Family.SET_DISTANCE,
-            decimals=3,
-        ),
-    )
+    infos = (set_info(name, "CMMD", "kernel distance of CLIP features to real images", decimals=3),)
     default = False
     needs = ("cmmd",)
     per_image_state = ("rows",)
@@ -159,8 +149,7 @@ class CMMD(Metric):
         network = CLIPNetwork(context.judges["cmmd"], context.device)
         self.features = FeatureSet(reference, network)
         kernel = {"kernel": "Gaussian", "sigma": SIGMA, "scale": SCALE, "pairs": "all, each image with itself included"}
-        named = {"protocol": context.named, "departures": list(context.departures)} if context.named else {}
-        fields = context.protocol(**named, **self.features.fields(), **kernel, jackknife=f"{NUM_GROUPS} groups")
+        fields = context.set_protocol(self.features, **kernel, jackknife=f"{NUM_GROUPS} groups")
         self.planned = ((self.name, Protocol.of(self.name, fields)),)
         self.rows = np.zeros((network.num_features, len(context.prompts)), dtype=np.float32)
 

@@ -1,18 +1,14 @@
-"""Fréchet distance between generated and real images, on the features that the protocol names.
-
-On Inception features it is called FID, with FID∞ besides; offline, on EfficientNet-Lite0's, FD-EffLite0: the two
-cannot be compared. FID∞ (Chong and Forsyth, 2020, arXiv 1911.07023) removes the bias of finite n: the distance is
-measured at 15 sample sizes, each on a fresh random subset, and the line through it against 1/n is read at 1/n = 0.
-
-Fréchet distance between Gaussians fitted to two feature sets, with interval and null.
+"""Fréchet distance between Gaussians fitted to the features of generated and of real images.
 
     FD = |μ_a − μ_b|² + tr Σ_a + tr Σ_b − 2 tr √(Σ_a Σ_b)
 
-(Fréchet, 1957; Heusel et al., 2017, arXiv 1706.08500, eq. 6). The eigenvalues of Σ_a Σ_b
-are those of the symmetric Fᵀ Σ_b F with F Fᵀ = Σ_a, so no matrix square root is needed.
-With n ≤ d samples a covariance has rank n − 1: the side of smaller rank is factored, and
-no more eigenvalues are summed than the ranks allow, because √ turns the rounding noise
-1e-16 of each null eigenvalue into 1e-8.
+(Fréchet, 1957; Heusel et al., 2017, arXiv 1706.08500, eq. 6). On Inception features it is called FID, on
+EfficientNet-Lite0's FD-EffLite0: the two cannot be compared. FID∞ (Chong and Forsyth, 2020, arXiv 1911.07023) removes
+the bias of finite n: the distance of fresh random subsets of 15 sizes lies on a line against 1/n, read at 1/n = 0.
+
+The eigenvalues of Σ_a Σ_b are those of the symmetric Fᵀ Σ_b F with F Fᵀ = Σ_a, so no matrix square root is needed.
+With n ≤ d samples a covariance has rank n − 1: the side of smaller rank is factored, and no more eigenvalues are summed
+than the ranks allow, because √ turns the rounding noise 1e-16 of each null eigenvalue into 1e-8.
 
     n   num      samples            μ  mean          d  features per sample
     Σx  total    (d,) float64       Σ  covariance, divisor n − 1
@@ -28,18 +24,22 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dsygst
 
 from rgbench.core.progress import Track, untracked
-from rgbench.metrics.base import SetMetric
+from rgbench.metrics.base import SetMetric, set_info
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
-from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
+from rgbench.metrics.values import MetricValue, Protocol
 
 NULL_SEED = 0
 CHUNK = 4096
+MIN_IMAGES = 4  # two in each half of the null
+NUM_SIZES = 15  # of FID∞, and its smallest size, as in the authors' code
+SMALLEST = 5000
+INFINITY_SEED = 0
 
 
 @dataclass(frozen=True)
 class Moments:
-    """n, Σx and Σxxᵀ of a feature set in float64: what ranks and restarts merge."""
+    """n, Σx and Σxxᵀ of a feature set in float64; they add up over parts of it."""
 
     num: int
     total: np.ndarray
@@ -91,9 +91,9 @@ def moments_of_rows(
     """Moments of the features at positions, read a few thousand at a time.
 
     Args:
-        rows: gives the (k, d) features at k positions.
+        rows: (k,) positions → (k, d) features.
         positions: at least one.
-        track: shows how far it is.
+        track: shows progress.
     """
     chunks = [positions[i : i + CHUNK] for i in range(0, len(positions), CHUNK)]
     parts = (Moments.of(rows(at)) for at in track(chunks, "mean and covariance"))
@@ -105,7 +105,7 @@ class Gaussian:
 
     Args:
         moments: of at least two samples.
-        factor: F, where it is known.
+        factor: F, where it is known already.
     """
 
     def __init__(self, moments: Moments, factor: np.ndarray | None = None) -> None:
@@ -116,7 +116,7 @@ class Gaussian:
 
     @classmethod
     def of_rows(cls, rows: np.ndarray, track: Track = untracked) -> Gaussian:
-        """From (n, d) features, n ≥ 2. With n ≤ d the centred features are a factor, and nothing is decomposed."""
+        """From (n, d) features, n ≥ 2; with n ≤ d the centred features are a factor already."""
         moments = moments_of_rows(rows.__getitem__, np.arange(len(rows)), track)
         if len(rows) > rows.shape[1]:
             return cls(moments)
@@ -132,10 +132,10 @@ class Gaussian:
         return self._combine(other.mean, trace, eigenvalues, other.rank)
 
     def _congruent(self, covariance: np.ndarray) -> np.ndarray:
-        """Fᵀ Σ F, of which ``eigvalsh`` reads the lower triangle; may overwrite ``covariance``.
+        """Fᵀ Σ F, at least its lower triangle, which ``eigvalsh`` reads; may overwrite ``covariance``.
 
-        LAPACK's dsygst fills no more, in a quarter of the work, where F is a Cholesky factor. Its matrices lie by
-        columns: these, read so, are their transposes, and F an upper triangle.
+        With a Cholesky factor, LAPACK's dsygst gives that triangle in a quarter of the work. Its matrices are
+        column-major: it sees ours transposed, and F as an upper triangle.
         """
         if not self.lower:
             return self.factor.T @ covariance @ self.factor
@@ -150,12 +150,12 @@ class Gaussian:
         """FD to a feature set with each of its groups left out.
 
         Args:
-            rows: gives the (k, d) float64 features at k positions.
+            rows: (k,) positions → (k, d) float64 features.
             groups: (n,) group of each position.
-            track: shows how far it is.
+            track: shows progress.
 
         Returns:
-            One figure per group, by group number; none unless each leaves two samples.
+            One distance per group, by group number; none unless each leaves two samples.
         """
         if len(groups) - np.bincount(groups).max() < 2:
             return []
@@ -221,7 +221,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def split_half_null(features: np.ndarray, track: Track = untracked) -> float:
-    """FD between two random halves of one set of (n, d) features, n ≥ 4: what equal distributions read at n/2."""
+    """FD between two random halves of (n, d) features, n ≥ 4: the distance of equal distributions at n/2."""
     order = np.random.default_rng(NULL_SEED).permutation(len(features))
     half = len(features) // 2
     other = moments_of_rows(features.__getitem__, np.sort(order[half:]), track)
@@ -229,8 +229,9 @@ def split_half_null(features: np.ndarray, track: Track = untracked) -> float:
 
 
 def _factor(covariance: np.ndarray, rank: int) -> tuple[np.ndarray, bool]:
-    """(d, rank) F with F Fᵀ = covariance, and whether it is lower triangular: Cholesky's where the covariance is
-    regular, else its leading eigenvectors.
+    """(d, rank) F with F Fᵀ = covariance, and whether it is lower triangular.
+
+    It is Cholesky's where the covariance is regular, else made of the leading eigenvectors.
     """
     if rank == len(covariance):
         upper, failed = dpotrf(covariance.T, lower=0, clean=1)
@@ -245,24 +246,6 @@ def _require_two(num: int) -> None:
         raise ValueError(f"a covariance needs at least two samples, not {num}")
 
 
-MIN_IMAGES = 4  # two in each half of the null
-NUM_SIZES = 15  # of FID∞, and its smallest size, as in the authors' code
-SMALLEST = 5000
-INFINITY_SEED = 0
-
-
-def _info(name: str, label: str, about: str) -> MetricInfo:
-    return MetricInfo(
-        name=name,
-        label=label,
-        about=about,
-        unit="",
-        direction=Direction.LOWER,
-        family=Family.SET_DISTANCE,
-        decimals=2,
-    )
-
-
 class FrechetDistance(SetMetric):
     """Fréchet distance with jackknife interval and split-half null.
 
@@ -275,8 +258,8 @@ class FrechetDistance(SetMetric):
 
     name = "fid"
     infos = (
-        _info("fid", "FID", "Fréchet distance of Inception features to real images"),
-        _info("fd_efflite0", "FD-EffLite0", "Fréchet distance of EfficientNet-Lite0 features to real images"),
+        set_info("fid", "FID", "Fréchet distance of Inception features to real images"),
+        set_info("fd_efflite0", "FD-EffLite0", "Fréchet distance of EfficientNet-Lite0 features to real images"),
     )
     min_images = MIN_IMAGES
 
@@ -319,9 +302,9 @@ class FrechetDistance(SetMetric):
 
 
 class FrechetInfinity(SetMetric):
-    """FID∞, the Fréchet distance extrapolated to infinitely many images.
+    """Fréchet distance extrapolated to infinitely many images: FID∞.
 
-    Below 2 d images the smallest subsets have no regular covariance, and the line means nothing: there is no value.
+    Below 2 d images it has no value: the smallest subsets have no regular covariance, and the line means nothing.
 
     Args:
         context: as for :class:`FrechetDistance`.
@@ -332,8 +315,8 @@ class FrechetInfinity(SetMetric):
 
     name = "fid_inf"
     infos = (
-        _info("fid_inf", "FID∞", "FID extrapolated to infinitely many images"),
-        _info("fd_inf_efflite0", "FD-EffLite0∞", "FD-EffLite0 extrapolated to infinitely many images"),
+        set_info("fid_inf", "FID∞", "FID extrapolated to infinitely many images"),
+        set_info("fd_inf_efflite0", "FD-EffLite0∞", "FD-EffLite0 extrapolated to infinitely many images"),
     )
     default = False
     min_images = MIN_IMAGES
@@ -360,14 +343,14 @@ class FrechetInfinity(SetMetric):
 def infinity_points(
     reference: Gaussian, rows: Callable[[np.ndarray], np.ndarray], num: int, dim: int, track: Track = untracked
 ) -> tuple[list[int], list[float]]:
-    """Sample sizes and the distance of a random subset of each.
+    """Sample sizes, and the distance of a random subset of each size.
 
     Args:
         reference: the other side.
-        rows: gives the (k, d) float64 features at k positions.
+        rows: (k,) positions → (k, d) float64 features.
         num: images, at least 2 d.
         dim: d.
-        track: shows how far it is.
+        track: shows progress.
     """
     rng = np.random.default_rng(INFINITY_SEED)
     smallest = min(SMALLEST, max(dim + 1, num // 2))
@@ -388,7 +371,7 @@ def reference_gaussian(context: Context) -> Gaussian:
 
 
 def singular(context: Context) -> tuple[str, ...]:
-    """The flag of a distance that rests on a singular covariance, of the images or else of the reference."""
+    """The flag of a distance with a singular covariance, of the images or else of the reference."""
     dim = context.features.network.num_features
     if len(context.prompts) <= dim:
         return ("n<=d",)

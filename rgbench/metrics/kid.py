@@ -3,7 +3,8 @@
     k(x, y) = (x·y / d + 1)³
     MMD² = Σ_{i≠j} k(x_i, x_j) / m(m − 1) + Σ_{i≠j} k(y_i, y_j) / n(n − 1) − 2 Σ_{ij} k(x_i, y_j) / mn
 
-Unlike the Fréchet distance it has no bias at small n.
+It has no bias at small n, unlike the Fréchet distance. On Inception features it is called KID, on EfficientNet-Lite0's
+KD-EffLite0; both are shown × 1000.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rgbench.core.progress import Track, untracked
-from rgbench.metrics.base import SetMetric
+from rgbench.metrics.base import SetMetric, set_info
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import cluster_groups, jackknife_groups, jackknife_interval
-from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
+from rgbench.metrics.values import MetricValue, Protocol
 
 NUM_SUBSETS = 50
 SUBSET_SIZE = 500
@@ -53,10 +54,10 @@ def kid_draws(
         subsets: how many.
         size: samples of each, at most; smaller sets are used whole.
         seed: of the drawing.
-        track: shows how far it is.
+        track: shows progress.
 
     Returns:
-        (subsets,) figures, of which :func:`kid` is the mean; a single one where every subset would be the whole.
+        (subsets,) values, whose mean is :func:`kid`; a single one where every subset would be the whole set.
     """
     size = min(size, len(x), len(y))
     if size == len(x) == len(y):
@@ -83,11 +84,11 @@ def mmd2_replicates(
         x: (m, d) features; may be a memory map.
         y: (n, d), held fixed, likewise.
         groups: (m,) group of each row of ``x``.
-        off_y: :func:`off_diagonal_sum` of ``y``, where it is known.
-        track: shows how far it is.
+        off_y: :func:`off_diagonal_sum` of ``y``, where it is known already.
+        track: shows progress.
 
     Returns:
-        One figure per group; none unless each leaves two rows.
+        One value per group; none unless each leaves two rows.
     """
     num = groups.max() + 1
     if len(groups) - np.bincount(groups).max() < 2:
@@ -108,9 +109,9 @@ def mmd2_replicates(
 def with_subsets(replicates: Sequence[float], draws: np.ndarray) -> list[float]:
     """Jackknife replicates that vary with the choice of the subsets too.
 
-    The mean over 50 subsets of 500 is the whole sets' MMD² but for their luck, which at 30,000 images is larger than
-    that of the images. A second jackknife, over groups of subsets, is laid over the first: the variances of the two
-    add up, and figures of two models, which draw the same subsets, can still be subtracted.
+    The mean over 50 subsets of 500 estimates the whole sets' MMD²; at 30,000 images its sampling error is larger than
+    that of the images. So a second jackknife, over groups of subsets, is added to the first: their variances add up,
+    and replicates of two models, which draw the same subsets, can still be subtracted.
 
     Args:
         replicates: from :func:`mmd2_replicates`.
@@ -131,7 +132,7 @@ def kernel_sum(x: np.ndarray, y: np.ndarray, kernel: Kernel = polynomial_kernel)
 
 
 def self_sum(x: np.ndarray, kernel: Kernel = polynomial_kernel, track: Track = untracked) -> float:
-    """Sum of a symmetric kernel over all pairs of one set, in blocks; those below the diagonal are not computed."""
+    """Sum of a symmetric kernel over all pairs of one set, from the blocks on and above the diagonal."""
     starts = range(0, len(x), CHUNK)
     blocks = [(i, j) for i in starts for j in starts if i <= j]
     total = 0.0
@@ -172,20 +173,8 @@ def _diagonal(x: np.ndarray) -> float:
     return float((((x * x).sum(1) / x.shape[1] + 1) ** 3).sum())
 
 
-def _info(name: str, label: str, about: str) -> MetricInfo:
-    return MetricInfo(
-        name=name,
-        label=f"{label} ×{SCALE}",
-        about=about,
-        unit="",
-        direction=Direction.LOWER,
-        family=Family.SET_DISTANCE,
-        decimals=2,
-    )
-
-
 class KernelDistance(SetMetric):
-    """Kernel distance to real images, × 1000, with jackknife interval over images and subsets; KID on Inception.
+    """Kernel distance to real images, × 1000, with jackknife interval over images and subsets.
 
     Args:
         context: with a reference that suits the prompts.
@@ -196,8 +185,10 @@ class KernelDistance(SetMetric):
 
     name = "kid"
     infos = (
-        _info("kid", "KID", "kernel distance of Inception features to real images; no bias at few images"),
-        _info("kd_efflite0", "KD-EffLite0", "kernel distance of EfficientNet-Lite0 features; no bias at few images"),
+        set_info("kid", "KID ×1000", "kernel distance of Inception features to real images; no bias at few images"),
+        set_info(
+            "kd_efflite0", "KD-EffLite0 ×1000", "kernel distance of EfficientNet-Lite0 features; no bias at few images"
+        ),
     )
     min_images = MIN_IMAGES
 

@@ -1,4 +1,4 @@
-"""Benchtop oracle: what share of the caption an image really shows, as three judges vote."""
+"""Benchtop oracle: the share of a caption that its image shows, by a vote of attribute classifiers."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ PERCENT = 100
 
 
 class OracleAccuracy(Metric):
-    """Share of attributes right, in per cent: mean, each of the four, and the images with everything right.
+    """Share of attributes that are right, in per cent: their mean, each of the four, and images with all right.
 
     Args:
         context: needs prompts with scenes.
 
     Raises:
-        UsageError: prompts without scenes, no judges, images of another size.
+        UsageError: prompts without scenes, missing classifiers, or images of another size.
     """
 
     name = "oracle"
@@ -56,10 +56,16 @@ class OracleAccuracy(Metric):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        context.require("oracle", 1, IMAGE_SIZE)
+        context.reference.require(self.name, 1)
+        if context.resolution != IMAGE_SIZE:
+            raise UsageError(
+                f"metric {self.name} reads {IMAGE_SIZE} px images; this model makes {context.resolution} px"
+            )
         folder = context.judges_folder
         if not folder.is_dir():
-            raise UsageError(f"{folder}: the judges are missing; make them with: python -m tools.benchtop build")
+            raise UsageError(
+                f"{folder}: the oracle's classifiers are missing; make them with: python -m tools.benchtop build"
+            )
         self.oracle = load_oracle(folder, context.device)
         judges = {"judges_sha256": sha256_tree(folder), "vote": "majority of the judges"}
         protocol = context.protocol(scenes_sha256=context.reference.sha256, **judges)

@@ -2,8 +2,8 @@
 
     VS = exp(−Σ λ_i ln λ_i),  λ the eigenvalues of K / n,  K the cosine similarities of n images
 
-The nonzero eigenvalues of K / n are those of the d × d matrix Σ x̂ x̂ᵀ / n of normalised features x̂; the smaller of the
-two is taken. It needs no reference; the reference's own score stands beside it.
+The nonzero eigenvalues of K / n are those of the d × d matrix Σ x̂ x̂ᵀ / n of normalised features x̂; the smaller matrix
+is taken. The good end is the reference's own score, not a higher one: the value is the difference to it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from rgbench.core.progress import Track, untracked
-from rgbench.metrics.base import SetMetric
+from rgbench.metrics.base import SetMetric, set_info
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
-from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
+from rgbench.metrics.values import Direction, Family, MetricValue, Protocol
 
 CHUNK = 4096
 MIN_IMAGES = 2
@@ -32,7 +32,7 @@ def vendi_replicates(rows: np.ndarray, groups: np.ndarray, track: Track = untrac
     Args:
         rows: (n, d) features.
         groups: (n,) group of each row.
-        track: shows how far it is.
+        track: shows progress.
     """
     counts = np.bincount(groups)
     num, dim = rows.shape
@@ -72,30 +72,27 @@ def _score(matrix: np.ndarray, num: int) -> float:
     return float(np.exp(-(positive * np.log(positive)).sum()))
 
 
-def _info(name: str) -> MetricInfo:
-    return MetricInfo(
-        name=name,
-        label="Vendi",
-        about="effective number of different images, against that of the real images",
-        unit="",
-        direction=Direction.REFERENCE,
-        family=Family.DIVERSITY,
-        decimals=2,
-    )
-
-
 class VendiScore(SetMetric):
-    """Vendi score on the features of the protocol, with jackknife interval.
+    """Vendi score minus that of the reference, with jackknife interval; the reference is taken as fixed.
 
     Args:
-        context: with at least 2 prompts.
+        context: with a reference that suits the prompts.
 
     Raises:
         UsageError: prompts without scenes where the reference is of scenes, or fewer than 2.
     """
 
     name = "vendi"
-    infos = (_info("vendi"), _info("vendi_efflite0"))
+    infos = tuple(
+        set_info(
+            name,
+            "Vendi",
+            "effective number of different images, against that of the real ones",
+            Direction.REFERENCE,
+            Family.DIVERSITY,
+        )
+        for name in ("vendi", "vendi_efflite0")
+    )
     min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:

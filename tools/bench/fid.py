@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.models import inception_v3
 
 from rgbench.metrics.fid import Moments, frechet_distance, moments_of_rows
-from rgbench.metrics.networks import FILE, InceptionNetwork
+from rgbench.metrics.networks import INCEPTION_FILE, InceptionNetwork
 from rgbench.metrics.reference import from_uint8
 from tools.bench.clock import Clock, Spread, alternate, ratio
 
@@ -112,7 +112,7 @@ def end_to_end(folder: Path, *, num: int, side: int, device: str, rounds: int) -
         device: ``cpu`` or ``cuda``.
         rounds: how often each is timed.
     """
-    images, files = folder / "images", folder / FILE
+    images, files = folder / "images", folder / INCEPTION_FILE
     images.mkdir()
     save_inception(files)
     pixels = write_images(images, num, side)

@@ -22,7 +22,7 @@ from rgbench.evaluate.evaluate import Job
 from rgbench.evaluate.targets import Target, resolve_targets
 from rgbench.metrics.context import OWN_FOLDER, SetComparison
 from rgbench.metrics.features import FeatureSet
-from rgbench.metrics.networks import FILE, EffLite0Network, InceptionNetwork
+from rgbench.metrics.networks import INCEPTION_FILE, EffLite0Network, InceptionNetwork
 from rgbench.metrics.reference import ReferenceFolder, ReferenceScenes
 from rgbench.models.pipeline import load_models
 from rgbench.rewards.clip import CONFIG, FOLDER_WEIGHTS
@@ -74,7 +74,7 @@ def full_size_job(
     """
     torch.manual_seed(0)
     plain_pipeline(untrained_student(random_models(shape, CPU))).save_pretrained(folder / "student")
-    reward, inception = save_expert(shape, folder / "reward"), save_inception(folder / FILE)
+    reward, inception = save_expert(shape, folder / "reward"), save_inception(folder / INCEPTION_FILE)
     (folder / "reference").mkdir()
     write_images(folder / "reference", min(num, NUM_REFERENCE), shape.side)
     prompts, cache = captions(num), folder / "results" / ".cache"

@@ -1,14 +1,15 @@
 """Probes: metrics that look for one kind of fault, against real images where there are any of the evaluated size.
 
-Real images are either the benchtop's scenes, one for each prompt: both sides are then resampled together. Or they are
-a user's own folder, of no prompt: each side is then resampled by itself.
+The real images are the benchtop's scenes, one for each prompt: both sides are then resampled together; or a user's own
+folder, of no prompt: each side is then resampled by itself. A value is the difference to them, 0 its good end. Without
+real images it is an absolute value, to be compared with those of the teacher and of the LCD student.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,12 +21,13 @@ from rgbench.core.registry import names, resolve
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.base import Metric
 from rgbench.metrics.context import Context
-from rgbench.metrics.reference import RealCrops, ReferenceFolder, from_uint8
+from rgbench.metrics.reference import RealCrops, ReferenceFolder, ReferenceScenes
 from rgbench.metrics.statistics import bootstrap_interval, unpaired_bootstrap_interval
 from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
-CHUNK = 256
 NO_CAPTIONS = "no gap to real: nothing says what the real images show"
+
+Real = ReferenceScenes | RealCrops
 
 log = logging.getLogger(__name__)
 
@@ -63,42 +65,6 @@ class Probes(Metric):
 
     def compute(self) -> list[MetricValue]:
         return [value for probe in self.context.track(self.probes, "probes", "probes") for value in probe.compute()]
-
-
-class RealScenes:
-    """One scene for each prompt.
-
-    Args:
-        context: whose prompts all have a scene, at the scenes' size.
-    """
-
-    paired = True
-    flags: tuple[str, ...] = ()
-
-    def __init__(self, context: Context) -> None:
-        self.context, self.num = context, len(context.prompts)
-
-    def fields(self) -> dict[str, Any]:
-        """Protocol fields."""
-        return self.context.reference.fields()
-
-    def batches(self, num: int | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Scenes of the first ``num`` prompts with their positions.
-
-        Yields:
-            (B, 3, H, W) float32 in [0, 1] on the CPU, and (B,) int64.
-        """
-        num = self.num if num is None else num
-        chunks = np.array_split(np.arange(num), -(-num // CHUNK))
-        for at in self.context.track(chunks, "real scenes: probes"):
-            yield from_uint8(self.context.reference.images[at]), at
-
-    def keep(self, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
-        """``make()``, cached on disk by pixels, fields and code."""
-        return self.context.reference.keep(owner, fields, make)
-
-
-Real = RealScenes | RealCrops
 
 
 class Probe(Metric):
@@ -209,7 +175,7 @@ class PerImageProbe(Probe):
         )
 
     def _measure_real(self, real: Real) -> np.ndarray:
-        prompts, rows = self.context.prompts.prompts, np.empty((len(self.infos), real.num))
+        prompts, rows = self.context.prompts.prompts, np.empty((len(self.infos), len(real)))
         for images, at in real.batches():
             shown = [prompts[i] for i in at] if real.paired else []
             rows[:, at] = self.measure(images.to(self.context.device), shown).double().cpu().numpy()
@@ -232,19 +198,15 @@ def probe_info(
 
 
 def find_real(context: Context) -> tuple[Real | None, str]:
-    """What probes compare with; where a folder cannot serve, nothing and why.
-
-    A folder that the set metrics compare with serves the probes too. Without real images a probe gives absolute
-    values, to be compared with those of the teacher and of the LCD student.
-    """
+    """The real images that probes compare with, if any; and why the set metrics' folder cannot serve, or ""."""
     folder = context.features.reference
     if isinstance(folder, ReferenceFolder):
         crops = context.features.remember(f"crops {context.resolution}", lambda: _crops(folder, context.resolution))
         return (None, crops.lacking) if crops.lacking else (crops, "")
-    return (RealScenes(context), "") if has_scenes(context) else (None, "")
+    return (context.reference, "") if _has_scenes(context) else (None, "")
 
 
-def has_scenes(context: Context) -> bool:
+def _has_scenes(context: Context) -> bool:
     """Whether every prompt has a real scene of the evaluated size."""
     if context.resolution != IMAGE_SIZE:
         return False
@@ -256,5 +218,5 @@ def has_scenes(context: Context) -> bool:
 
 def _crops(folder: ReferenceFolder, side: int) -> RealCrops:
     crops = RealCrops(folder, side)
-    crops.tell()
+    crops.report()
     return crops

@@ -1,54 +1,38 @@
-"""Radial power spectrum: does an image carry the high frequencies that real ones carry?
-
-    HFER(c) = Σ_{r>c} P / Σ_{r>0} P        slope   of ln P against ln f on [.02, .35]
-    band    = Σ_{r>.25} P, and above the reward model's Nyquist limit: what it cannot see
-    octave  = Σ P from f to 2f             LSD     √mean_k (10 log₁₀ S_k − 10 log₁₀ S_ref,k)²
-
-HFER is a share and hides a gain in all bands; the band energy is absolute. Of the octaves
-an even rise is contrast, a rise of the last ones noise, a fall blur. Gaps of ratios and
-energies are in dB, so the gap to another model is the difference of the gaps to real images.
-
-Power spectra of images: transform, rings, bands, slope. What all spectral probes share.
+"""Power spectra of images: does an image carry the high frequencies that real ones carry, and patterns that they lack?
 
     Y = 0.299 R + 0.587 G + 0.114 B, Cb = (B − Y) / 1.772, Cr = (R − Y) / 1.402    (Rec. 601)
     P = |DFT(h · (Y − mean Y))|² / (H W Σh²),  h a periodic 2-D Hann window
 
-P is averaged over images before anything is binned, and binned before any logarithm.
-ΣP over all frequencies is the (windowed) variance of the image, so P of two image sizes
-can be compared. Only half of the plane is computed; its interior columns count twice,
-column 0 and (even widths) the Nyquist column once.
+P is averaged over images before anything is binned, and binned before any logarithm. ΣP over all frequencies is the
+(windowed) variance of the image, so P of two image sizes can be compared. Only half of the plane is computed; its
+interior columns count twice, column 0 and (even widths) the Nyquist column once.
 
-Ring k holds the frequencies whose radius rounds to k/N, N the shorter side, and its radius
-is k/N itself. The mean radius of the ring's cells would be exact for a periodic image
-without window, but under the Hann window, whose main lobe lifts the lowest rings of a
-falling spectrum, k/N reads known slopes with a third of the error
+Ring k holds the frequencies whose radius rounds to k/N, N the shorter side, and its radius is k/N itself. The mean
+radius of its cells would be exact for a periodic image without window, but under the Hann window, whose main lobe lifts
+the lowest rings of a falling spectrum, k/N reads known slopes with a third of the error
 (docs/measure/spectral_slope.py measures both).
 
-    power     P, (H, W//2 + 1) float64      radius  |f| in cycles per pixel, same shape
-    weight    how often each cell counts    HFER(c) Σ_{r>c} P / Σ_{r>0} P
+    power     P, (H, W//2 + 1) float64                 radius  |f| in cycles per pixel, same shape
+    weight    how often each cell counts               axis    max(|fx|, |fy|), same shape
+    HFER(c)   Σ_{r>c} P / Σ_{r>0} P                    slope   of ln P against ln f on [.02, .35]
+    band      Σ_{r>.25} P                              octave  Σ P from f to 2f
+    unseen    Σ_{axis>l} P, l the reward's Nyquist     LSD     √mean_k (10 log₁₀ S_k − 10 log₁₀ S_ref,k)²
 
-Probes that read mean power spectra: sums by jackknife group, figures, intervals.
+HFER is a share and hides a gain in all bands; the band energy is absolute. Of the octaves an even rise is contrast, a
+rise of the last ones noise, a fall blur. A reward model's resize filters each axis by itself, so what it cannot see
+lies outside of a square. Ratios and energies are compared in dB, so the difference between two models is the difference
+of their differences to real images.
 
-The scenes show what the prompts ask for, so the jackknife leaves out prompts on both
-sides at once: what a prompt's objects do to the spectrum then cancels. A user's own real
-images belong to no prompt: there each side is left out by itself, and the variances add. The
-replicates are kept in the result (``extra["jackknife"]``, and ``extra["jackknife_real"]`` for
-real images that were left out by themselves), so that two models of one protocol, whose groups
-hold the same prompts and the same real images, are compared pairwise.
-
-Grid peaks: periodic patterns that a decoder or a patch-wise reward model leaves in images.
-
-A pattern that repeats every p pixels has its power on the lattice (i N/p, j N/p). Each
-lattice cell of the mean luma spectrum is divided by the median of its ring (the ring's
-other cells), which takes out the radial fall that the image content has; the figure is
-the mean of these ratios in dB, 0 where nothing repeats.
-
-Periods: 8, the stride of Stable Diffusion's VAE, and the patch of the reward model in
-image pixels (14 · 512 / 224 = 32 at 512 pixels).
+Grid peaks: a pattern that repeats every p pixels has its power on the lattice (i N/p, j N/p). Each lattice cell of the
+mean luma spectrum is divided by the median of its ring's other cells, which removes the radial fall of the content; the
+value is the mean of these ratios in dB, 0 where nothing repeats. Periods: 8, the stride of Stable Diffusion's VAE, and
+the patch of the reward model in image pixels (14 · 512 / 224 = 32 at 512 pixels).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,14 +48,22 @@ from torch import Tensor
 from rgbench.core.io import read_json
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import Probe, Real, RealScenes, probe_info
+from rgbench.metrics.probes.base import Probe, Real, probe_info
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_groups, jackknife_interval_of_sides
 from rgbench.metrics.values import Direction, Family, Interval, MetricInfo, MetricValue, Protocol
 from rgbench.rewards.clip import nyquist
 
+NYQUIST = 0.5  # cycles/pixel, of the image itself
 CUTOFF = 0.25  # cycles/pixel: the upper octave
 SLOPE_BAND = (0.02, 0.35)
 OCTAVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+PLANES = ("luma", "Cb", "Cr")
+VAE_STRIDE = 8  # pixels, of Stable Diffusion's
+VIT_H_14 = (224, 14)  # input side and patch of HPS checkpoint files
+PAIRED = f"{NUM_GROUPS} groups of prompts, left out on both sides"
+UNPAIRED = f"{NUM_GROUPS} groups of prompts and as many of real images, each side left out by itself"
+
+Values = dict[str, float]
 
 
 def luma_chroma(images: Tensor) -> Tensor:
@@ -110,6 +102,7 @@ class Plane:
         weight: how often each cell counts in the whole plane, 1 or 2.
         bins: ring of each cell, from 0; −1 for none.
         num_bins: min(H, W) // 2.
+        side: min(H, W).
     """
 
     radius: np.ndarray
@@ -117,15 +110,17 @@ class Plane:
     weight: np.ndarray
     bins: np.ndarray
     num_bins: int
+    side: int
 
 
 @lru_cache(maxsize=8)
-def half_plane(height: int, width: int) -> Plane:
-    """Radius, multiplicity and radial bin of each cell.
+def half_plane(height: int, width: int | None = None) -> Plane:
+    """Radius, multiplicity and radial bin of each cell; of a square by default.
 
     Bin k holds the radii that round to k / min(H, W), k up to the Nyquist limit 0.5;
     corners beyond it, and the mean, belong to no bin (−1).
     """
+    width = width or height
     rows, columns = np.abs(np.fft.fftfreq(height))[:, None], np.fft.rfftfreq(width)[None]
     radius, axis = np.hypot(rows, columns), np.maximum(rows, columns)
     weight = np.full(radius.shape, 2.0)
@@ -136,58 +131,55 @@ def half_plane(height: int, width: int) -> Plane:
     bins = np.rint(radius * side).astype(np.int64)
     num_bins = side // 2
     bins[(bins < 1) | (bins > num_bins)] = 0
-    return Plane(radius, axis, weight, bins - 1, num_bins)
+    return Plane(radius, axis, weight, bins - 1, num_bins, side)
 
 
-def radial_profile(power: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Radius k / min(H, W) and mean power of each ring, (K,) each, K = min(H, W) // 2."""
-    plane = half_plane(height, width)
+def radial_profile(power: np.ndarray, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Radius k / min(H, W) and mean power of each ring, (K,) each, K = min(H, W) // 2.
+
+    Args:
+        power: P, (H, W//2 + 1).
+        width: W; H by default. The half plane alone does not tell an even from an odd one.
+    """
+    plane = half_plane(len(power), width)
     inside = plane.bins >= 0
     bins, weight = plane.bins[inside], plane.weight[inside]
     count = np.bincount(bins, weight, plane.num_bins)
-    radius = np.arange(1, plane.num_bins + 1) / min(height, width)
+    radius = np.arange(1, plane.num_bins + 1) / plane.side
     return radius, np.bincount(bins, weight * power[inside], plane.num_bins) / count
 
 
-def band_energy(power: np.ndarray, height: int, width: int, low: float, high: float = math.inf) -> float:
+def band_energy(power: np.ndarray, low: float, high: float = math.inf, width: int | None = None) -> float:
     """Σ P over low < r ≤ high, corners included.
 
     Args:
         power: P, (H, W//2 + 1).
-        height: H.
-        width: W.
         low: in cycles per pixel.
         high: likewise.
+        width: W; H by default.
     """
-    plane = half_plane(height, width)
+    plane = half_plane(len(power), width)
     inside = (plane.radius > low) & (plane.radius <= high)
     return float((plane.weight * power)[inside].sum())
 
 
-def unseen_energy(power: np.ndarray, height: int, width: int, limit: float) -> float:
-    """Σ P beyond a reward model's Nyquist limit on either axis: what its resize to a square cannot pass.
-
-    Args:
-        power: P, (H, W//2 + 1).
-        height: H.
-        width: W.
-        limit: in cycles per pixel.
-    """
-    plane = half_plane(height, width)
+def unseen_energy(power: np.ndarray, limit: float, width: int | None = None) -> float:
+    """Σ P above a reward model's Nyquist limit on either axis, in cycles per pixel: what it cannot see."""
+    plane = half_plane(len(power), width)
     return float((plane.weight * power)[plane.axis > limit].sum())
 
 
-def high_frequency_ratio(power: np.ndarray, height: int, width: int, cutoff: float = CUTOFF) -> float:
+def high_frequency_ratio(power: np.ndarray, cutoff: float = CUTOFF, width: int | None = None) -> float:
     """HFER(c), in [0, 1]; NaN for images without any contrast."""
-    whole = band_energy(power, height, width, 0)
-    return band_energy(power, height, width, cutoff) / whole if whole > 0 else math.nan
+    whole = band_energy(power, 0, width=width)
+    return band_energy(power, cutoff, width=width) / whole if whole > 0 else math.nan
 
 
 def slope(radius: np.ndarray, profile: np.ndarray) -> float:
     """Least squares of ln P against ln f on [.02, .35]; natural images about −2.
 
     Args:
-        radius: f of each ring, (K,) in cycles per pixel, as :func:`radial_profile` gives them.
+        radius: f of each ring, (K,) in cycles per pixel, from :func:`radial_profile`.
         profile: P of each ring, (K,).
 
     Returns:
@@ -210,27 +202,21 @@ def ratio_db(value: float, reference: float) -> float:
 
 
 def log_spectral_distance(profile: np.ndarray, reference: np.ndarray) -> float:
-    """√mean_k (10 log₁₀ S − 10 log₁₀ S_ref)² in dB of two profiles (K,); NaN where a ring is empty of power."""
+    """√mean_k (10 log₁₀ S − 10 log₁₀ S_ref)² in dB of two profiles (K,); NaN where a ring has no power."""
     if not ((profile > 0).all() and (reference > 0).all()):
         return math.nan
     return float(np.sqrt(np.mean((10 * np.log10(profile / reference)) ** 2)))
 
 
-def octave_energies(power: np.ndarray, height: int, width: int) -> dict[str, float]:
+def octave_energies(power: np.ndarray, width: int | None = None) -> dict[str, float]:
     """Σ P of each octave below Nyquist, by name, such as ``0.25-0.5``."""
-    return {f"{low:g}-{high:g}": band_energy(power, height, width, low, high) for low, high in pairwise(OCTAVES)}
+    return {f"{low:g}-{high:g}": band_energy(power, low, high, width) for low, high in pairwise(OCTAVES)}
 
 
-def octave_gaps(power: np.ndarray, reference: np.ndarray, height: int, width: int) -> dict[str, float]:
+def octave_gaps(power: np.ndarray, reference: np.ndarray, width: int | None = None) -> dict[str, float]:
     """dB gap per octave below Nyquist: an even rise is contrast, a rise of the last ones noise, a fall blur."""
-    theirs = octave_energies(reference, height, width)
-    return {band: ratio_db(energy, theirs[band]) for band, energy in octave_energies(power, height, width).items()}
-
-
-Values = dict[str, float]
-PLANES = ("luma", "Cb", "Cr")
-PAIRED = f"{NUM_GROUPS} groups of prompts, left out on both sides"
-UNPAIRED = f"{NUM_GROUPS} groups of prompts and as many of real images, each side left out by itself"
+    theirs = octave_energies(reference, width)
+    return {band: ratio_db(energy, theirs[band]) for band, energy in octave_energies(power, width).items()}
 
 
 class GroupedPower:
@@ -379,24 +365,23 @@ class SpectralProbe(Probe):
         )
 
     def _real_power(self, real: Real) -> GroupedPower:
-        """Sums of the real images; a user's are kept on disk, all planes for every probe."""
-        if isinstance(real, RealScenes):
-            key = f"power {self.planes}"
-            return self.context.reference.remember(key, lambda: self._add_up(real, self.groups, self.planes))
-        groups = jackknife_groups(real.num)
+        """Sums of the real images: all planes, once for all probes and models."""
+        groups = self.groups if real.paired else jackknife_groups(len(real))
 
-        def make() -> np.ndarray:
-            return self._add_up(real, groups, len(PLANES)).total.cpu().numpy()
+        def add_up() -> np.ndarray:
+            sums = GroupedPower.empty(groups, len(PLANES), self.context.resolution, self.context.device)
+            for images, at in real.batches():
+                sums.add(images.to(self.context.device), at)
+            return sums.total.cpu().numpy()
 
-        fields = {"sums": "power of Y, Cb, Cr by jackknife group", "device": str(self.context.device)}
-        kept = self.context.features.remember(f"power {real.side}", lambda: real.keep(real, fields, make))
-        return GroupedPower(groups, torch.from_numpy(kept[:, : self.planes]))
-
-    def _add_up(self, real: Real, groups: np.ndarray, planes: int) -> GroupedPower:
-        sums = GroupedPower.empty(groups, planes, self.context.resolution, self.context.device)
-        for images, at in real.batches():
-            sums.add(images.to(self.context.device), at)
-        return sums
+        fields = {
+            "sums": "power of Y, Cb, Cr by jackknife group",
+            "groups": hashlib.sha256(groups.tobytes()).hexdigest(),
+            "device": str(self.context.device),
+        }
+        key = json.dumps(["power", self.context.resolution, fields])
+        sums = self.context.features.remember(key, lambda: real.keep(real, fields, add_up))
+        return GroupedPower(groups, torch.from_numpy(sums[:, : self.planes]))
 
 
 def _interval(name: str, values: Values, sides: list[list[Values]]) -> Interval | None:
@@ -408,9 +393,6 @@ def _interval(name: str, values: Values, sides: list[list[Values]]) -> Interval 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
     """NaN, of a value that does not exist, as None."""
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
-
-
-VIT_H_14 = (224, 14)
 
 
 def _info(name: str, label: str, about: str, unit: str = "dB") -> MetricInfo:
@@ -428,26 +410,19 @@ def spectral_statistics(power: np.ndarray, limit: float) -> Values:
         The names of :attr:`SpectrumProbe.infos` but the distance, and ``octave_{low}-{high}`` for luma and, with
         ``chroma_`` before it, for chroma; all in dB but the slope; NaN where undefined.
     """
-    height, width = power.shape[1], _width(power)
     luma, chroma = power[0], power[1:].mean(0)
     found = {
-        "hfer_db": decibel(high_frequency_ratio(luma, height, width)),
-        "band_db": decibel(band_energy(luma, height, width, CUTOFF)),
-        "slope": slope(*radial_profile(luma, height, width)),
-        "chroma_hfer_db": decibel(high_frequency_ratio(chroma, height, width)),
-        "chroma_band_db": decibel(band_energy(chroma, height, width, CUTOFF)),
+        "hfer_db": decibel(high_frequency_ratio(luma)),
+        "band_db": decibel(band_energy(luma, CUTOFF)),
+        "slope": slope(*radial_profile(luma)),
+        "chroma_hfer_db": decibel(high_frequency_ratio(chroma)),
+        "chroma_band_db": decibel(band_energy(chroma, CUTOFF)),
     }
-    if limit < 0.5:
-        found["unseen_db"] = decibel(unseen_energy(luma, height, width, limit))
+    if limit < NYQUIST:
+        found["unseen_db"] = decibel(unseen_energy(luma, limit))
     for prefix, plane in (("octave_", luma), ("chroma_octave_", chroma)):
-        energies = octave_energies(plane, height, width)
-        found |= {f"{prefix}{band}": decibel(energy) for band, energy in energies.items()}
+        found |= {f"{prefix}{band}": decibel(energy) for band, energy in octave_energies(plane).items()}
     return found
-
-
-def _width(power: np.ndarray) -> int:
-    """Width of square images; their half plane alone does not tell an even from an odd one."""
-    return power.shape[1]
 
 
 class SpectrumProbe(SpectralProbe):
@@ -488,7 +463,7 @@ class SpectrumProbe(SpectralProbe):
 
     def reports(self, name: str) -> bool:
         """The distance needs real images, the unseen energy a reward model that does not see all."""
-        return {"log_spectral_distance_db": self.real is not None, "unseen_db": self.nyquist < 0.5}.get(name, True)
+        return {"log_spectral_distance_db": self.real is not None, "unseen_db": self.nyquist < NYQUIST}.get(name, True)
 
     def statistics(self, power: np.ndarray) -> Values:
         return spectral_statistics(power, self.nyquist)
@@ -496,21 +471,22 @@ class SpectrumProbe(SpectralProbe):
     def values(self, power: np.ndarray, real: np.ndarray | None) -> Values:
         found = super().values(power, real)
         if real is not None:
-            ours, theirs = (radial_profile(p[0], p.shape[1], _width(p))[1] for p in (power, real))
+            ours, theirs = (radial_profile(side[0])[1] for side in (power, real))
             found["log_spectral_distance_db"] = log_spectral_distance(ours, theirs)
         return found
 
     def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
         """Vectors of luma and mean chroma power over radius, octave gaps and slopes."""
-        found: dict[str, Any] = _profiles(power, "")
-        found["radius"] = radial_profile(power[0], power.shape[1], _width(power))[0].tolist()
-        if real is None:
-            return found
-        found |= _profiles(real, "reference_")
-        size = power.shape[1], _width(power)
-        pairs = {"": (power[0], real[0]), "chroma_": (power[1:].mean(0), real[1:].mean(0))}
-        for prefix, (ours, theirs) in pairs.items():
-            found[f"{prefix}octave_gaps_db"] = finite(octave_gaps(ours, theirs, *size))
+        found: dict[str, Any] = {"radius": radial_profile(power[0])[0].tolist()}
+        for side, mean in (("", power), ("reference_", real)):
+            if mean is not None:
+                luma, chroma = _rings(mean)
+                found |= {f"{side}power": luma.tolist(), f"chroma_{side}power": chroma.tolist()}
+                found |= finite({f"{side}slope": slope(*radial_profile(mean[0]))})
+        if real is not None:
+            pairs = {"": (power[0], real[0]), "chroma_": (power[1:].mean(0), real[1:].mean(0))}
+            for prefix, (ours, theirs) in pairs.items():
+                found[f"{prefix}octave_gaps_db"] = finite(octave_gaps(ours, theirs))
         return found
 
     def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -521,15 +497,7 @@ class SpectrumProbe(SpectralProbe):
 
 def _rings(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Luma and mean chroma power by ring."""
-    side = power.shape[1]
-    return radial_profile(power[0], side, side)[1], radial_profile(power[1:].mean(0), side, side)[1]
-
-
-def _profiles(power: np.ndarray, prefix: str) -> dict[str, Any]:
-    luma, chroma = _rings(power)
-    radius = radial_profile(power[0], power.shape[1], _width(power))[0]
-    vectors = {f"{prefix}power": luma.tolist(), f"chroma_{prefix}power": chroma.tolist()}
-    return vectors | finite({f"{prefix}slope": slope(radius, luma)})
+    return radial_profile(power[0])[1], radial_profile(power[1:].mean(0))[1]
 
 
 def reward_geometry(context: Context) -> tuple[int, int]:
@@ -545,9 +513,6 @@ def reward_geometry(context: Context) -> tuple[int, int]:
     return int(size[0] if isinstance(size, list) else size), int(vision.get("patch_size") or 1)
 
 
-VAE_STRIDE = 8  # pixels
-
-
 @lru_cache(maxsize=16)
 def lattice(size: int, period: float) -> np.ndarray:
     """(size, size//2 + 1) bool: cells at multiples of N/p, without the mean and the corners beyond Nyquist."""
@@ -556,7 +521,7 @@ def lattice(size: int, period: float) -> np.ndarray:
     on = {round(k * size / period) for k in steps if abs(round(k * size / period)) <= size // 2}
     rows = sorted({k % size for k in on})
     cells[np.ix_(rows, sorted(k for k in on if k >= 0))] = True
-    return cells & (half_plane(size, size).bins >= 0)
+    return cells & (half_plane(size).bins >= 0)
 
 
 def peak_ratios(power: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -571,7 +536,7 @@ def peak_ratios(power: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarra
         are left out.
     """
     size = len(power)
-    plane, cells = half_plane(size, size), lattice(size, period)
+    plane, cells = half_plane(size), lattice(size, period)
     rows, columns = np.nonzero(cells)
     ratios = np.full(len(rows), np.nan)
     for ring in np.unique(plane.bins[cells]):
@@ -588,7 +553,7 @@ def grid_peak_db(power: np.ndarray, period: float) -> float:
     rows, columns, ratios = peak_ratios(power, period)
     if not len(ratios):
         return math.nan
-    return decibel(float(np.average(ratios, weights=half_plane(len(power), len(power)).weight[rows, columns])))
+    return decibel(float(np.average(ratios, weights=half_plane(len(power)).weight[rows, columns])))
 
 
 def axis_peaks_db(power: np.ndarray, period: float) -> dict[str, float]:
