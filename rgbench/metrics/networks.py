@@ -189,8 +189,9 @@ def find_inception(path: Path | None) -> Path:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise UsageError(
-            f"the FID network {INCEPTION_FILE} ({INCEPTION_BYTES / 1e6:.1f} MB) is not at {' or '.join(map(str, places))}; get it "
-            f"with: mkdir -p {cache} && curl -o {cache / INCEPTION_FILE} {INCEPTION_URL}   or name it with --inception PATH"
+            f"the FID network {INCEPTION_FILE} ({INCEPTION_BYTES / 1e6:.1f} MB) is not at "
+            f"{' or '.join(map(str, places))}; get it with: mkdir -p {cache} && "
+            f"curl -o {cache / INCEPTION_FILE} {INCEPTION_URL}   or name it with --inception PATH"
         )
     digest = sha256_file(found)
     if digest != INCEPTION_SHA256:

@@ -3,7 +3,8 @@
     VS = exp(−Σ λ_i ln λ_i),  λ the eigenvalues of K / n,  K the cosine similarities of n images
 
 The nonzero eigenvalues of K / n are those of the d × d matrix Σ x̂ x̂ᵀ / n of normalised features x̂; the smaller matrix
-is taken. The good end is the reference's own score, not a higher one: the value is the difference to it.
+is taken. The good end is the reference's own score, not a higher one: the value is the difference to it. The score
+grows with n, so a larger reference is thinned to as many images.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from rgbench.metrics.values import Direction, Family, MetricValue, Protocol
 
 CHUNK = 4096
 MIN_IMAGES = 2
+SEED = 0  # of the reference's images that serve
 
 
-def vendi_score(rows: np.ndarray, track: Track = untracked) -> float:
-    """The score of (n, d) features; in [1, min(n, d)]."""
-    num, dim = rows.shape
-    return _score(_gram(rows) if num <= dim else _moments(rows, np.arange(num), track), num)
+def vendi_score(rows: np.ndarray, track: Track = untracked, positions: np.ndarray | None = None) -> float:
+    """The score of (n, d) features, or of those at some positions; in [1, min(n, d)]."""
+    positions = np.arange(len(rows)) if positions is None else positions
+    num = len(positions)
+    return _score(_gram(rows[positions]) if num <= rows.shape[1] else _moments(rows, positions, track), num)
 
 
 def vendi_replicates(rows: np.ndarray, groups: np.ndarray, track: Track = untracked) -> list[float]:
@@ -98,7 +101,8 @@ class VendiScore(SetMetric):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         name = f"vendi{context.features.network.suffix}"
-        fields = context.set_protocol(kernel="cosine", jackknife=f"{NUM_GROUPS} groups")
+        self.num_real = min(len(context.prompts), len(context.features.reference))
+        fields = context.set_protocol(kernel="cosine", jackknife=f"{NUM_GROUPS} groups", num_real=self.num_real)
         self.planned = ((name, Protocol.of(name, fields)),)
 
     def compute(self) -> list[MetricValue]:
@@ -106,7 +110,7 @@ class VendiScore(SetMetric):
         rows, track = self.context.rows.everything(), self.context.track
         score = vendi_score(rows, track)
         replicates = vendi_replicates(rows, cluster_groups(self.context.clusters(num)), track)
-        real = features.remember("vendi", lambda: vendi_score(features.reference_rows(), track))
+        real = features.remember(f"vendi {self.num_real}", self._real_score)
         differences = [replicate - real for replicate in replicates]
         return [
             MetricValue(
@@ -115,12 +119,15 @@ class VendiScore(SetMetric):
                 interval=jackknife_interval(score - real, differences),
                 num_images=num,
                 reference="real",
-                flags=self.context.departures,
-                extra={
-                    "level": score,
-                    "real": real,
-                    "num_reference": len(features.reference),
-                    "jackknife": differences,
-                },
+                flags=(
+                    *(("fewer real images than generated",) if self.num_real < num else ()),
+                    *self.context.departures,
+                ),
+                extra={"level": score, "real": real, "num_reference": self.num_real, "jackknife": differences},
             )
         ]
+
+    def _real_score(self) -> float:
+        rows = self.context.features.reference_rows()
+        chosen = np.random.default_rng(SEED).permutation(len(rows))[: self.num_real]
+        return vendi_score(rows, self.context.track, np.sort(chosen))

@@ -174,7 +174,7 @@ def test_a_folder_of_ones_own_without_inception(place):
     [
         ({"protocol": "coco14"}, "unknown protocol 'coco14'; did you mean 'coco14-30k'"),
         ({"protocol": "coco17-5k"}, "compares with 5,000 real images; name their folder with --reference"),
-        ({"protocol": "coco17-5k", "prompts": None}, "give its captions with --prompts INCEPTION_FILE"),
+        ({"protocol": "coco17-5k", "prompts": None}, "give its captions with --prompts FILE"),
         ({"protocol": "coco17-5k", "reference": "absent"}, "absent: no such folder of reference images"),
         ({"protocol": "coco17-5k", "reference": "."}, "not at .*nowhere.*curl -o"),
         ({"inception": "x.pt"}, "--inception serves a named protocol; add --protocol, one of coco14-30k"),
@@ -222,7 +222,10 @@ def test_features_that_are_not_finite_are_refused(place):
 
 def test_the_cache_knows_network_crop_and_images(place):
     folder = ReferenceFolder(Path("real"), place / "cache")
-    networks = [InceptionNetwork(Path(INCEPTION_FILE), crop, CPU) for crop in ("square256", "patch299")] + [EffLite0Network(CPU)]
+    networks = [
+        *(InceptionNetwork(Path(INCEPTION_FILE), crop, CPU) for crop in ("square256", "patch299")),
+        EffLite0Network(CPU),
+    ]
     rows = [FeatureSet(folder, network).reference_rows() for network in networks]
     assert len(list((place / "cache").glob("*.f32"))) == 3
     assert [r.shape for r in rows] == [(4, 2048), (4, 2048), (4, 1280)] and not np.array_equal(rows[0], rows[1])

@@ -1,19 +1,18 @@
-"""Fragility: how much reward an image loses under changes that people hardly see.
+"""Fragility and aliasing gain: does the reward rest on fine structure rather than on what the image shows?
+
+Fragility is the mean drop of the reward under five changes that people hardly see, minus the same drop of real images:
 
     JPEG at quality 75, Gaussian blur σ = 1 pixel, half size and back, a shift by one pixel, noise of σ = 2/255
 
-The figure is the mean drop of the reward over the five, minus the same drop of real
-images: a reward that rests on fine structure, rather than on what the image shows, breaks.
 It is measured on the first 512 images, for each costs six evaluations of the reward model.
 
-Aliasing gain: how much of the reward comes from frequencies that the reward model cannot see.
+Aliasing gain is the reward that comes from frequencies that the reward model cannot see:
 
     gain           reward without antialiasing in its resize − reward with it, per image
-    aliased noise  standard deviation of resize_aa0(Y) − resize_aa1(Y), in 8-bit levels: what folds down
+    aliased noise  standard deviation of resize without − resize with antialiasing of Y, in 8-bit grey levels
 
-A resize without a low-pass filter folds what lies above the reward model's Nyquist limit
-down into its input. A student that was trained so learns to put structure there, and its
-gain rises above that of real images.
+A resize without a low-pass filter folds what lies above the reward model's Nyquist limit down into its input. A student
+that was trained so learns to put structure there, and its gain rises above that of real images.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from rgbench.metrics.probes.base import PerImageProbe, Probe, Real, probe_info
 from rgbench.metrics.probes.pixels import GREY_LEVELS
 from rgbench.metrics.probes.spectrum import luma_chroma
 from rgbench.metrics.rewards import SCALE, shared_reward, through_jpeg
-from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval, jackknife_means
 from rgbench.metrics.values import Direction, Family, MetricValue, Protocol
 
 NUM_IMAGES = 512
@@ -132,24 +131,22 @@ class Fragility(Probe):
 
     def compute(self) -> list[MetricValue]:
         drops = self.drops[:, : self.num]
-        extra: dict[str, Any] = {"level": float(drops.mean()), "num_images": self.num}
+        extra: dict[str, Any] = {"level": float(drops.mean())}
         if self.scenes:
             real = self.of_real(self.scenes, self.planned[0][1].fields, partial(self._measure_real, self.scenes))
             extra["real"], drops = float(real.mean()), drops - real
         rows, groups = drops.mean(0), cluster_groups(self.context.clusters(self.num))
-        left = [float(rows[groups != g].mean()) for g in np.unique(groups) if (groups != g).any()]
-        extra |= {"drops": dict(zip(CHANGES, drops.mean(1).tolist(), strict=True)), "jackknife": left}
-        value = float(rows.mean())
-        interval = jackknife_interval(value, left)
+        left = jackknife_means(rows, groups)
+        value, by_change = float(rows.mean()), dict(zip(CHANGES, drops.mean(1).tolist(), strict=True))
         return [
             MetricValue(
                 *self.planned[0],
                 value=value,
-                interval=interval,
+                interval=jackknife_interval(value, left),
                 num_images=self.num,
                 reference="real" if self.scenes else None,
                 flags=self.flags,
-                extra=extra,
+                extra={**extra, "drops": by_change, "jackknife": left},
             )
         ]
 
@@ -167,7 +164,7 @@ class Fragility(Probe):
 
 
 def resize(planes: Tensor, size: int, antialias: bool) -> Tensor:
-    """(B, H, W) planes with their longest side brought to ``size`` by the reward models' bicubic kernel."""
+    """(B, H, W) planes, resized to a longest side of ``size`` by the reward models' bicubic kernel."""
     scale = size / max(planes.shape[1:])
     new = [round(side * scale) for side in planes.shape[1:]]
     return F.interpolate(planes[:, None], new, mode="bicubic", align_corners=False, antialias=antialias)[:, 0]

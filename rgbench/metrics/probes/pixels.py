@@ -1,21 +1,16 @@
-"""Pixel statistics: roughness, sharpness and noise of the luma, in 8-bit grey levels.
+"""Pixel statistics, in 8-bit grey levels, and colour drift: what is read from each image by itself.
 
     total variation      mean |Y(x+1) − Y(x)| + mean |Y(y+1) − Y(y)|          (Rudin et al., 1992)
     Laplacian variance   var of Y(x±1) + Y(y±1) − 4 Y                         (Pech-Pacheco et al., 2000)
     wavelet noise        median |HH| / .6745, HH the finest diagonal Haar band (Donoho and Johnstone, 1994)
+    saturation           HSV, (max − min) / max per pixel, 0 where black: mean, and 95th percentile over pixels
+    clipped              share of pixels with a channel at 0 or 255
+    RMS contrast         standard deviation of the luma over its range        (Peli, 1990)
+    colourfulness        √(σ²_rg + σ²_yb) + .3 √(μ²_rg + μ²_yb),  rg = R − G,  yb = (R + G)/2 − B, on 0 to 255
+                         (Hasler and Süsstrunk, 2003)
 
-Added noise raises all three, sharpening the first two, blur lowers them. Smooth content
-is invisible to HH, so the last one reads noise almost alone.
-
-Colour drift: saturation, clipping, contrast and colourfulness.
-
-    saturation       HSV, (max − min) / max per pixel, 0 where black: mean, and 95th percentile over pixels
-    clipped          share of pixels with a channel at 0 or 255
-    RMS contrast     standard deviation of the luma over its range               (Peli, 1990)
-    colourfulness    √(σ²_rg + σ²_yb) + .3 √(μ²_rg + μ²_yb),  rg = R − G,  yb = (R + G)/2 − B, on 0 to 255
-                     (Hasler and Süsstrunk, 2003)
-
-Reward models like glowing colours; a student that pleases them drifts there.
+Added noise raises the first three, sharpening the first two, blur lowers them. Smooth content is invisible to HH, so
+wavelet noise reads noise almost alone. Reward models like glowing colours; a student that pleases them drifts there.
 """
 
 from __future__ import annotations
@@ -33,6 +28,7 @@ from rgbench.metrics.probes.spectrum import luma_chroma
 from rgbench.metrics.values import Family
 
 GREY_LEVELS = 255
+PERCENT = 100
 NORMAL_MEDIAN = 0.6745  # median |x| of a standard normal
 
 
@@ -77,9 +73,6 @@ class PixelStatistics(PerImageProbe):
     def measure(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         luma = GREY_LEVELS * luma_chroma(images)[:, 0]
         return torch.stack([total_variation(luma), laplacian_variance(luma), wavelet_noise(luma)])
-
-
-PERCENT = 100
 
 
 def saturation(images: Tensor) -> Tensor:
