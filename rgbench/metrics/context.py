@@ -18,7 +18,8 @@ from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import PromptSet
 from rgbench.metrics.features import FeatureRows, FeatureSet
 from rgbench.metrics.networks import EffLite0Network, InceptionNetwork, find_inception
-from rgbench.metrics.reference import PROTOCOLS, ReferenceFolder, ReferenceScenes, SetProtocol
+from rgbench.metrics.protocols import PROTOCOLS, SetProtocol
+from rgbench.metrics.reference import ReferenceFolder, ReferenceScenes
 from rgbench.metrics.values import Protocol
 
 SEED_RULE = "one CPU generator per image, seeded with sha256(prompt id, seed)"

@@ -33,7 +33,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from rgbench.core.errors import UsageError
 from rgbench.core.io import load_pickled_state_dict, load_torchscript, sha256_file
 from rgbench.core.process import available_cores
-from rgbench.metrics.reference import Crop, to_uint8
+from rgbench.metrics.protocols import Crop
+from rgbench.metrics.reference import to_uint8
 
 EFFLITE0_FEATURES = 1280
 EFFLITE0_INPUT = 128

@@ -1,4 +1,4 @@
-"""Real images that models are compared with, and the named protocols of the set metrics.
+"""Real images that models are compared with.
 
     ReferenceScenes  the benchtop's: one scene for each prompt, with its attributes drawn anew
     ReferenceFolder  a user's folder, such as COCO's val2014, for set metrics
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from rgbench.benchtop.scenes import Scenes, render, sample_scenes
-from rgbench.core.errors import UsageError, suggest
+from rgbench.core.errors import UsageError
 from rgbench.core.io import ImageHeader, inspect_image, open_image, read_json, sha256_file, write_json_atomic
 from rgbench.core.process import available_cores
 from rgbench.core.progress import Track, untracked
@@ -65,64 +65,9 @@ LUMA = (
     *(72, 92, 95, 98, 112, 100, 103, 99),
 )  # ITU-T T.81, table K.1
 
-Crop = Literal["square256", "patch299"]
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SetProtocol:
-    """One way of measuring a Fréchet distance on MS-COCO that papers share.
-
-    Attributes:
-        name: as ``--protocol`` takes it.
-        about: one line.
-        num_prompts: generated images.
-        num_reference: real images.
-        captions: name of the published caption list; None for any.
-        crop: of both sides.
-    """
-
-    name: str
-    about: str
-    num_prompts: int
-    num_reference: int
-    captions: str | None
-    crop: Crop
-
-
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        SetProtocol(
-            "coco14-30k",
-            "FID as in DMD2, SiD-LSG, GigaGAN: 30,000 val2014 captions, all of val2014, both sides to 256 px",
-            *(30_000, 40_504, "coco14-30k", "square256"),
-        ),
-        SetProtocol(
-            "coco14-30k-patch299",
-            "the same prompts and reference, central 299 px at native size: sees fine artefacts; one resolution only",
-            *(30_000, 40_504, "coco14-30k", "patch299"),
-        ),
-        SetProtocol(
-            "coco17-5k",
-            "5,000 val2017 captions, all of val2017, both sides to 256 px",
-            *(5_000, 5_000, None, "square256"),
-        ),
-    )
-}
-
-
-def find_protocol(name: str) -> SetProtocol:
-    """A protocol by name.
-
-    Raises:
-        UsageError: no such name; suggests the nearest.
-    """
-    if name not in PROTOCOLS:
-        raise UsageError(f"unknown protocol '{name[:80]}'; {suggest(name, PROTOCOLS)}")
-    return PROTOCOLS[name]
 
 
 def to_uint8(images: Tensor) -> Tensor:

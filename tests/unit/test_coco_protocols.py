@@ -21,7 +21,8 @@ from rgbench.metrics.features import FeatureSet
 from rgbench.metrics.fid import Moments, frechet_distance, singular
 from rgbench.metrics.kid import kid
 from rgbench.metrics.networks import INCEPTION_FILE, EffLite0Network, InceptionNetwork
-from rgbench.metrics.reference import PROTOCOLS, ReferenceFolder, find_protocol, from_uint8
+from rgbench.metrics.protocols import PROTOCOLS, find_protocol
+from rgbench.metrics.reference import ReferenceFolder, from_uint8
 from tests.tiny_models import make_context
 
 NUM = 6

@@ -72,9 +72,7 @@ def test_infos_are_looked_up_by_name(monkeypatch, caplog):
         values._plugin_infos.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "name", ["fid", "fid_inf", "kid", "prdc", "vendi", "hps", "hps_jpeg75", "oracle", "diversity", "probes"]
-)
+@pytest.mark.parametrize("name", ["fid", "kid", "prdc", "vendi", "hps", "hps_jpeg75", "oracle", "diversity", "probes"])
 def test_states_merge_to_the_values_of_one_pass(context, images, name):
     """Two metrics that saw a half each, merged in another order, give the values of one that saw all."""
     prompts, halves = context.prompts.prompts, (np.arange(0, NUM, 2), np.arange(1, NUM, 2))
