@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
-from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
+from rgbench.metrics.values import MetricInfo, MetricValue, Protocol
 
 
 class Metric(ABC):
@@ -136,17 +136,3 @@ class SetMetric(Metric):
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         self.context.see(images, positions)
-
-
-def set_info(
-    name: str,
-    label: str,
-    about: str,
-    direction: Direction = Direction.LOWER,
-    family: Family = Family.SET_DISTANCE,
-    decimals: int = 2,
-) -> MetricInfo:
-    """The info of a set metric's value; by default that of a distance."""
-    return MetricInfo(
-        name=name, label=label, about=about, unit="", direction=direction, family=family, decimals=decimals
-    )

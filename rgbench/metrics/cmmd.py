@@ -23,18 +23,19 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import sha256_file
 from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Metric, set_info
+from rgbench.metrics.base import Metric
 from rgbench.metrics.context import Context
 from rgbench.metrics.features import FeatureSet, check_finite
 from rgbench.metrics.kid import kernel_sum, pair_sums, self_sum
 from rgbench.metrics.reference import from_uint8, to_uint8
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
-from rgbench.metrics.values import MetricValue, Protocol
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 from rgbench.rewards.clip import CLIP_MEAN, CLIP_STD, WEIGHTS, image_features, load_clip
 
 SIGMA = 10.0
 SCALE = 1000.0
 MIN_IMAGES = 2
+DISTANCE = Direction.LOWER, Family.SET_DISTANCE
 HOW = (
     "give CLIP ViT-L/14 at 336 pixels with --judge cmmd=FOLDER: config.json and model.safetensors as transformers "
     "saves them (of openai/clip-vit-large-patch14-336, which holds pytorch_model.bin: load it with CLIPModel and "
@@ -87,7 +88,8 @@ class CLIPNetwork:
         UsageError: a file is missing or no CLIP's.
     """
 
-    suffix, smallest = "", None
+    suffix = ""
+    smallest: int | None = None
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.model, self.device = load_clip(folder, device, torch.float32), device
@@ -134,7 +136,7 @@ class CMMD(Metric):
     """
 
     name = "cmmd"
-    infos = (set_info(name, "CMMD", "kernel distance of CLIP features to real images", decimals=3),)
+    infos = (MetricInfo.of(name, "CMMD", "kernel distance on CLIP features", *DISTANCE, decimals=3),)
     default = False
     needs = ("cmmd",)
     per_image_state = ("rows",)

@@ -55,17 +55,10 @@ class FeatureNetwork(Protocol):
         smallest: shortest side that its crop can be taken from; None for any.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def suffix(self) -> str: ...
-
-    @property
-    def num_features(self) -> int: ...
-
-    @property
-    def smallest(self) -> int | None: ...
+    name: str
+    suffix: str
+    num_features: int
+    smallest: int | None
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: crop, resize, weights."""

@@ -24,10 +24,10 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dsygst
 
 from rgbench.core.progress import Track, untracked
-from rgbench.metrics.base import SetMetric, set_info
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
-from rgbench.metrics.values import MetricValue, Protocol
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 NULL_SEED = 0
 CHUNK = 4096
@@ -35,6 +35,7 @@ MIN_IMAGES = 4  # two in each half of the null
 NUM_SIZES = 15  # of FID∞, and its smallest size, as in the authors' code
 SMALLEST = 5000
 INFINITY_SEED = 0
+DISTANCE = Direction.LOWER, Family.SET_DISTANCE
 
 
 @dataclass(frozen=True)
@@ -258,8 +259,8 @@ class FrechetDistance(SetMetric):
 
     name = "fid"
     infos = (
-        set_info("fid", "FID", "Fréchet distance of Inception features to real images"),
-        set_info("fd_efflite0", "FD-EffLite0", "Fréchet distance of EfficientNet-Lite0 features to real images"),
+        MetricInfo.of("fid", "FID", "Fréchet distance on Inception features", *DISTANCE),
+        MetricInfo.of("fd_efflite0", "FD-EffLite0", "Fréchet distance on EfficientNet-Lite0 features", *DISTANCE),
     )
     min_images = MIN_IMAGES
 
@@ -315,8 +316,10 @@ class FrechetInfinity(SetMetric):
 
     name = "fid_inf"
     infos = (
-        set_info("fid_inf", "FID∞", "FID extrapolated to infinitely many images"),
-        set_info("fd_inf_efflite0", "FD-EffLite0∞", "FD-EffLite0 extrapolated to infinitely many images"),
+        MetricInfo.of("fid_inf", "FID∞", "FID extrapolated to infinitely many images", *DISTANCE),
+        MetricInfo.of(
+            "fd_inf_efflite0", "FD-EffLite0∞", "FD-EffLite0 extrapolated to infinitely many images", *DISTANCE
+        ),
     )
     default = False
     min_images = MIN_IMAGES

@@ -14,16 +14,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rgbench.core.progress import Track, untracked
-from rgbench.metrics.base import SetMetric, set_info
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import cluster_groups, jackknife_groups, jackknife_interval
-from rgbench.metrics.values import MetricValue, Protocol
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 NUM_SUBSETS = 50
 SUBSET_SIZE = 500
 SCALE = 1000
 MIN_IMAGES = 2
 CHUNK = 4096
+DISTANCE = Direction.LOWER, Family.SET_DISTANCE
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -35,7 +36,7 @@ def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def mmd2(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased MMD² between (m, d) and (n, d) float64 features, m and n ≥ 2; may be below zero."""
-    return _unbiased(_off_diagonal(x), len(x), _off_diagonal(y), len(y), float(polynomial_kernel(x, y).sum()))
+    return _unbiased(off_diagonal_sum(x), len(x), off_diagonal_sum(y), len(y), kernel_sum(x, y))
 
 
 def kid_draws(
@@ -165,10 +166,6 @@ def _unbiased(off_x: float, m: int, off_y: float, n: int, cross: float) -> float
     return off_x / (m * (m - 1)) + off_y / (n * (n - 1)) - 2 * cross / (m * n)
 
 
-def _off_diagonal(x: np.ndarray) -> float:
-    return float(polynomial_kernel(x, x).sum()) - _diagonal(x)
-
-
 def _diagonal(x: np.ndarray) -> float:
     return float((((x * x).sum(1) / x.shape[1] + 1) ** 3).sum())
 
@@ -185,9 +182,12 @@ class KernelDistance(SetMetric):
 
     name = "kid"
     infos = (
-        set_info("kid", "KID ×1000", "kernel distance of Inception features to real images; no bias at few images"),
-        set_info(
-            "kd_efflite0", "KD-EffLite0 ×1000", "kernel distance of EfficientNet-Lite0 features; no bias at few images"
+        MetricInfo.of("kid", "KID ×1000", "kernel distance on Inception features; no bias at few images", *DISTANCE),
+        MetricInfo.of(
+            "kd_efflite0",
+            "KD-EffLite0 ×1000",
+            "kernel distance on EfficientNet-Lite0 features; no bias at few images",
+            *DISTANCE,
         ),
     )
     min_images = MIN_IMAGES

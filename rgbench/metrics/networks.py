@@ -139,7 +139,8 @@ class EffLite0Network:
         device: where it runs.
     """
 
-    name, suffix, num_features, smallest = "efflite0", "_efflite0", EFFLITE0_FEATURES, None
+    name, suffix, num_features = "efflite0", "_efflite0", EFFLITE0_FEATURES
+    smallest: int | None = None
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -41,15 +41,7 @@ class OracleAccuracy(Metric):
 
     name = "oracle"
     infos = tuple(
-        MetricInfo(
-            name=f"oracle_{name}",
-            label=label,
-            about=about,
-            unit="%",
-            direction=Direction.HIGHER,
-            family=Family.ORACLE,
-            decimals=1,
-        )
+        MetricInfo.of(f"oracle_{name}", label, about, Direction.HIGHER, Family.ORACLE, "%", 1)
         for name, (label, about) in INFOS.items()
     )
     per_image_state = ("shares",)

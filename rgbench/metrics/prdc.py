@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rgbench.core.progress import Track, untracked
-from rgbench.metrics.base import SetMetric, set_info
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
 from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
@@ -135,7 +135,7 @@ def scores(found: Neighbours, keep: np.ndarray, kept_groups: np.ndarray, k: int 
 
 def _infos(suffix: str) -> tuple[MetricInfo, ...]:
     return tuple(
-        set_info(f"{name}{suffix}", name.capitalize(), about, Direction.HIGHER, family, decimals=3)
+        MetricInfo.of(f"{name}{suffix}", name.capitalize(), about, Direction.HIGHER, family, decimals=3)
         for name, (about, family) in NAMES.items()
     )
 

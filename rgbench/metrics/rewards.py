@@ -49,6 +49,7 @@ from rgbench.rewards.load import load_reward
 
 JPEG_QUALITY = 75  # Pillow's default, with which HPSv2's benchmark images were saved
 SCALE = 100  # the HPS form is shown as 100 · cosine
+OWN, HELD_OUT = (Direction.HIGHER, Family.REWARD), (Direction.HIGHER, Family.HELD_OUT)
 OWN_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -109,13 +110,6 @@ def shared_reward(context: Context, antialias: bool) -> SharedReward:
     return context.reference.remember(f"{name} {antialias}", share)
 
 
-def reward_info(name: str, label: str, about: str, family: Family, decimals: int) -> MetricInfo:
-    """The info of a reward's mean score."""
-    return MetricInfo(
-        name=name, label=label, about=about, unit="", direction=Direction.HIGHER, family=family, decimals=decimals
-    )
-
-
 class RewardMetric(Metric):
     """Mean score of one or several rewards."""
 
@@ -148,8 +142,8 @@ class HPSScore(RewardMetric):
 
     name = "hps"
     infos = (
-        reward_info("hps", "HPS", "score of the world's reward model", Family.REWARD, 2),
-        reward_info("hps_no_antialias", "HPS, no antialias", "the same with an aliasing resize", Family.REWARD, 2),
+        MetricInfo.of("hps", "HPS", "score of the world's reward model", *OWN),
+        MetricInfo.of("hps_no_antialias", "HPS, no antialias", "HPS with a resize that aliases", *OWN),
     )
 
     def __init__(self, context: Context) -> None:
@@ -181,13 +175,9 @@ class HPSThroughJPEG(HPSScore):
 
     name = "hps_jpeg75"
     infos = (
-        reward_info("hps_jpeg75", "HPS, JPEG 75", "HPS of images through JPEG at quality 75", Family.REWARD, 2),
-        reward_info(
-            "hps_jpeg75_no_antialias",
-            "HPS, JPEG 75, no antialias",
-            "the same with an aliasing resize: as published HPSv2 values were made",
-            Family.REWARD,
-            2,
+        MetricInfo.of("hps_jpeg75", "HPS, JPEG 75", "HPS of images through JPEG at quality 75", *OWN),
+        MetricInfo.of(
+            "hps_jpeg75_no_antialias", "HPS, JPEG 75, no antialias", "as published HPSv2 values were made", *OWN
         ),
     )
     default = False
@@ -247,7 +237,7 @@ class CLIPScore(HeldOutReward):
     """CLIPScore of CLIP ViT-H-14; raises as :class:`HeldOutReward`."""
 
     name = "clip_score"
-    infos = (reward_info(name, "CLIPScore", "100 · cosine of CLIP ViT-H-14", Family.HELD_OUT, 2),)
+    infos = (MetricInfo.of(name, "CLIPScore", "100 · cosine of CLIP ViT-H-14", *HELD_OUT),)
     needs = ("clip_score",)
 
     def load(self) -> tuple[Any, float]:
@@ -259,7 +249,7 @@ class PickScore(HeldOutReward):
     """PickScore; raises as :class:`HeldOutReward`."""
 
     name = "pickscore"
-    infos = (reward_info(name, "PickScore", "human preference, about 20", Family.HELD_OUT, 2),)
+    infos = (MetricInfo.of(name, "PickScore", "human preference, about 20", *HELD_OUT),)
     needs = ("pickscore",)
 
     def load(self) -> tuple[Any, float]:
@@ -272,7 +262,7 @@ class Aesthetic(HeldOutReward):
     """LAION's aesthetic predictor; raises as :class:`HeldOutReward`."""
 
     name = "aesthetic"
-    infos = (reward_info(name, "Aesthetic", "LAION's rating from 1 to 10; it reads no prompt", Family.HELD_OUT, 2),)
+    infos = (MetricInfo.of(name, "Aesthetic", "LAION's rating from 1 to 10; it reads no prompt", *HELD_OUT),)
     needs = ("aesthetic", "aesthetic_head")
 
     def load(self) -> tuple[Any, float]:
@@ -310,7 +300,7 @@ class HPSv3(FileReward):
     """HPSv3; raises as :class:`FileReward`."""
 
     name = "hpsv3"
-    infos = (reward_info(name, "HPSv3", "human preference, about 0 to 15", Family.HELD_OUT, 2),)
+    infos = (MetricInfo.of(name, "HPSv3", "human preference, about 0 to 15", *HELD_OUT),)
     needs = (name,)
 
 
@@ -318,7 +308,7 @@ class ImageReward(FileReward):
     """ImageReward; raises as :class:`FileReward`."""
 
     name = "imagereward"
-    infos = (reward_info(name, "ImageReward", "human preference, normalised, about 0", Family.HELD_OUT, 3),)
+    infos = (MetricInfo.of(name, "ImageReward", "human preference, normalised, about 0", *HELD_OUT, decimals=3),)
     needs = (name,)
 
 
@@ -326,7 +316,7 @@ class VQAScore(FileReward):
     """VQAScore; raises as :class:`FileReward`."""
 
     name = "vqascore"
-    infos = (reward_info(name, "VQAScore", "probability that the image shows the prompt", Family.HELD_OUT, 4),)
+    infos = (MetricInfo.of(name, "VQAScore", "probability that the image shows the prompt", *HELD_OUT, decimals=4),)
     needs = (name,)
 
 
@@ -341,7 +331,7 @@ def find_metric(name: str, judges: Mapping[str, Path]) -> type[Metric]:
         UsageError: there is none.
     """
     if name in judges and name not in TABLES["metric"] and name not in _judge_names():
-        info = reward_info(name, name, "a reward of the user's own", Family.HELD_OUT, 4)
+        info = MetricInfo.of(name, name, "a reward of the user's own", *HELD_OUT, decimals=4)
         return type("OwnReward", (FileReward,), {"name": name, "infos": (info,), "needs": (name,)})
     kind: type[Metric] = resolve("metric", name)
     return kind

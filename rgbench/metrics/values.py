@@ -67,6 +67,22 @@ class MetricInfo(BaseModel):
     family: Family
     decimals: int
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        label: str,
+        about: str,
+        direction: Direction,
+        family: Family,
+        unit: str = "",
+        decimals: int = 2,
+    ) -> MetricInfo:
+        """An info by position, for the classes of metrics."""
+        return cls(
+            name=name, label=label, about=about, unit=unit, direction=direction, family=family, decimals=decimals
+        )
+
 
 class Interval(BaseModel):
     """A confidence interval.
@@ -171,14 +187,8 @@ def metric_info(name: str, own: Mapping[str, MetricInfo] | None = None) -> Metri
     for infos in (shipped_infos(), own or {}):
         if name in infos:
             return infos[name]
-    neutral = MetricInfo(
-        name=name,
-        label=name,
-        about="of a metric that is not installed",
-        unit="",
-        direction=Direction.HIGHER,
-        family=Family.HELD_OUT,
-        decimals=3,
+    neutral = MetricInfo.of(
+        name, name, "of a metric that is not installed", Direction.HIGHER, Family.HELD_OUT, decimals=3
     )
     return _plugin_infos().get(name, neutral)
 

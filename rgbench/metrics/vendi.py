@@ -12,10 +12,10 @@ from __future__ import annotations
 import numpy as np
 
 from rgbench.core.progress import Track, untracked
-from rgbench.metrics.base import SetMetric, set_info
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
-from rgbench.metrics.values import Direction, Family, MetricValue, Protocol
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 CHUNK = 4096
 MIN_IMAGES = 2
@@ -87,13 +87,7 @@ class VendiScore(SetMetric):
 
     name = "vendi"
     infos = tuple(
-        set_info(
-            name,
-            "Vendi",
-            "effective number of different images, against that of the real ones",
-            Direction.REFERENCE,
-            Family.DIVERSITY,
-        )
+        MetricInfo.of(name, "Vendi", "effective number of different images", Direction.REFERENCE, Family.DIVERSITY)
         for name in ("vendi", "vendi_efflite0")
     )
     min_images = MIN_IMAGES

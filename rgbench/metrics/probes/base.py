@@ -23,7 +23,7 @@ from rgbench.metrics.base import Metric
 from rgbench.metrics.context import Context
 from rgbench.metrics.reference import RealCrops, ReferenceFolder, ReferenceScenes
 from rgbench.metrics.statistics import bootstrap_interval, unpaired_bootstrap_interval
-from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
+from rgbench.metrics.values import MetricInfo, MetricValue, Protocol
 
 NO_CAPTIONS = "no gap to real: nothing says what the real images show"
 
@@ -180,21 +180,6 @@ class PerImageProbe(Probe):
             shown = [prompts[i] for i in at] if real.paired else []
             rows[:, at] = self.measure(images.to(self.context.device), shown).double().cpu().numpy()
         return rows
-
-
-def probe_info(
-    name: str,
-    label: str,
-    about: str,
-    unit: str,
-    family: Family,
-    decimals: int = 2,
-    direction: Direction = Direction.REFERENCE,
-) -> MetricInfo:
-    """The info of a probe's value, whose good end is that of real images unless it is said otherwise."""
-    return MetricInfo(
-        name=name, label=label, about=about, unit=unit, direction=direction, family=family, decimals=decimals
-    )
 
 
 def find_real(context: Context) -> tuple[Real | None, str]:

@@ -16,9 +16,9 @@ from torch import Tensor
 from rgbench.core.errors import UsageError
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import Probe, probe_info
+from rgbench.metrics.probes.base import Probe
 from rgbench.metrics.statistics import NUM_GROUPS, jackknife_groups, jackknife_interval, jackknife_means
-from rgbench.metrics.values import Direction, Family, MetricValue, Protocol
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 MIN_IMAGES = 8  # of one prompt
 PERCENT = 100
@@ -46,13 +46,13 @@ class Diversity(Probe):
 
     name = "diversity"
     infos = (
-        probe_info(
+        MetricInfo.of(
             "diversity",
             "Diversity",
             "mean feature distance between images of one prompt",
-            "%",
+            Direction.HIGHER,
             Family.DIVERSITY,
-            direction=Direction.HIGHER,
+            "%",
         ),
     )
 

@@ -30,12 +30,12 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import PerImageProbe, Probe, Real, probe_info
+from rgbench.metrics.probes.base import PerImageProbe, Probe, Real
 from rgbench.metrics.probes.pixels import GREY_LEVELS
 from rgbench.metrics.probes.spectrum import luma_chroma
 from rgbench.metrics.rewards import SCALE, shared_reward, through_jpeg
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval, jackknife_means
-from rgbench.metrics.values import Direction, Family, MetricValue, Protocol
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 NUM_IMAGES = 512
 BLUR_SIGMA = 1.0  # pixels
@@ -96,13 +96,8 @@ class Fragility(Probe):
 
     name = "fragility"
     infos = (
-        probe_info(
-            "fragility",
-            "Fragility",
-            "reward lost under changes that people hardly see",
-            "",
-            Family.FRAGILITY,
-            direction=Direction.LOWER,
+        MetricInfo.of(
+            "fragility", "Fragility", "reward lost under changes that hardly show", Direction.LOWER, Family.FRAGILITY
         ),
     )
     per_image_state = ("drops",)
@@ -194,10 +189,21 @@ class AliasingGain(PerImageProbe):
 
     name = "aliasing"
     infos = (
-        probe_info(
-            "aliasing_gain", "Aliasing gain", "reward from what only an aliasing resize sees", "", Family.FRAGILITY
+        MetricInfo.of(
+            "aliasing_gain",
+            "Aliasing gain",
+            "reward from what an aliasing resize sees",
+            Direction.REFERENCE,
+            Family.FRAGILITY,
         ),
-        probe_info("aliased_noise", "Aliased noise σ", "what folds down in that resize", "levels", Family.SPECTRUM),
+        MetricInfo.of(
+            "aliased_noise",
+            "Aliased noise σ",
+            "what folds down in that resize",
+            Direction.REFERENCE,
+            Family.SPECTRUM,
+            "levels",
+        ),
     )
     reads_prompt = ("aliasing_gain",)
 

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import PerImageProbe, probe_info
+from rgbench.metrics.probes.base import PerImageProbe
 from rgbench.metrics.probes.spectrum import luma_chroma
-from rgbench.metrics.values import Family
+from rgbench.metrics.values import Direction, Family, MetricInfo
 
 GREY_LEVELS = 255
 PERCENT = 100
+REFERENCE, PIXELS = Direction.REFERENCE, Family.PIXELS
 NORMAL_MEDIAN = 0.6745  # median |x| of a standard normal
 
 
@@ -62,9 +63,13 @@ class PixelStatistics(PerImageProbe):
 
     name = "pixels"
     infos = (
-        probe_info("total_variation", "Total variation", "mean step between neighbours", "levels", Family.PIXELS),
-        probe_info("laplacian_variance", "Laplacian variance", "sharpness", "levels²", Family.PIXELS, 0),
-        probe_info("wavelet_noise", "Wavelet noise σ", "noise; blind to smooth content", "levels", Family.PIXELS),
+        MetricInfo.of(
+            "total_variation", "Total variation", "mean step between neighbours", REFERENCE, PIXELS, "levels"
+        ),
+        MetricInfo.of("laplacian_variance", "Laplacian variance", "sharpness", REFERENCE, PIXELS, "levels²", 0),
+        MetricInfo.of(
+            "wavelet_noise", "Wavelet noise σ", "noise; blind to smooth content", REFERENCE, PIXELS, "levels"
+        ),
     )
 
     def __init__(self, context: Context) -> None:
@@ -113,11 +118,13 @@ class ColourDrift(PerImageProbe):
 
     name = "colour"
     infos = (
-        probe_info("saturation", "Saturation", "mean HSV saturation", "%", Family.PIXELS, 1),
-        probe_info("saturation_p95", "Saturation, 95th percentile", "of each image's pixels", "%", Family.PIXELS, 1),
-        probe_info("clipped", "Clipped pixels", "pixels with a channel at 0 or 255", "%", Family.PIXELS, 1),
-        probe_info("rms_contrast", "RMS contrast", "standard deviation of the luma", "%", Family.PIXELS, 1),
-        probe_info("colourfulness", "Colourfulness", "spread of opponent colours", "", Family.PIXELS, 1),
+        MetricInfo.of("saturation", "Saturation", "mean HSV saturation", REFERENCE, PIXELS, "%", 1),
+        MetricInfo.of(
+            "saturation_p95", "Saturation, 95th percentile", "of each image's pixels", REFERENCE, PIXELS, "%", 1
+        ),
+        MetricInfo.of("clipped", "Clipped pixels", "pixels with a channel at 0 or 255", REFERENCE, PIXELS, "%", 1),
+        MetricInfo.of("rms_contrast", "RMS contrast", "standard deviation of the luma", REFERENCE, PIXELS, "%", 1),
+        MetricInfo.of("colourfulness", "Colourfulness", "spread of opponent colours", REFERENCE, PIXELS, "", 1),
     )
 
     def __init__(self, context: Context) -> None:

@@ -48,7 +48,7 @@ from torch import Tensor
 from rgbench.core.io import read_json
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import Probe, Real, probe_info
+from rgbench.metrics.probes.base import Probe, Real
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_groups, jackknife_interval_of_sides
 from rgbench.metrics.values import Direction, Family, Interval, MetricInfo, MetricValue, Protocol
 from rgbench.rewards.clip import nyquist
@@ -58,6 +58,7 @@ CUTOFF = 0.25  # cycles/pixel: the upper octave
 SLOPE_BAND = (0.02, 0.35)
 OCTAVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 PLANES = ("luma", "Cb", "Cr")
+CHROMA = ("", "chroma_")  # before the names of luma's and of chroma's vectors
 VAE_STRIDE = 8  # pixels, of Stable Diffusion's
 VIT_H_14 = (224, 14)  # input side and patch of HPS checkpoint files
 PAIRED = f"{NUM_GROUPS} groups of prompts, left out on both sides"
@@ -248,9 +249,10 @@ class GroupedPower:
     def without_each(self) -> Iterator[np.ndarray]:
         """Mean power with each group left out; none where nothing would be left."""
         sums, num = self.total.cpu().numpy(), len(self.groups)
+        whole = sums.sum(0)
         for part, count in zip(sums, self.counts, strict=True):
             if count < num:
-                yield (sums.sum(0) - part) / (num - count)
+                yield (whole - part) / (num - count)
 
 
 class SpectralProbe(Probe):
@@ -301,12 +303,8 @@ class SpectralProbe(Probe):
         """Statistics of mean power (planes, H, W//2 + 1), by name; NaN where undefined."""
 
     @abstractmethod
-    def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
-        """Vectors and further numbers for ``extra``."""
-
-    def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
-        """What ``extra`` keeps of mean power with each group of prompts left out, for comparisons with other models."""
-        return {}
+    def describe(self, ours: GroupedPower, real: GroupedPower | None) -> dict[str, Any]:
+        """Vectors and further numbers of both sides' power, for ``extra``."""
 
     def values(self, power: np.ndarray, real: np.ndarray | None) -> Values:
         """Statistics of mean power, as differences to those of real images where there are any."""
@@ -324,7 +322,7 @@ class SpectralProbe(Probe):
         means = self.sums.mean(), real.mean() if real else None
         values, sides = self.values(*means), self._replicates(real)
         found = [self._value(planned, values, sides) for planned in self.planned]
-        extra = self.describe(*means) | self._further(values, sides) | self.left_out(list(self.sums.without_each()))
+        extra = self.describe(self.sums, real) | self._further(values, sides)
         return [replace(found[0], extra={**extra, **found[0].extra}), *found[1:]]
 
     def _replicates(self, real: GroupedPower | None) -> list[list[Values]]:
@@ -395,8 +393,10 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-def _info(name: str, label: str, about: str, unit: str = "dB") -> MetricInfo:
-    return probe_info(name, label, about, unit, Family.SPECTRUM)
+def _info(
+    name: str, label: str, about: str, unit: str = "dB", direction: Direction = Direction.REFERENCE
+) -> MetricInfo:
+    return MetricInfo.of(name, label, about, direction, Family.SPECTRUM, unit)
 
 
 def spectral_statistics(power: np.ndarray, limit: float) -> Values:
@@ -438,12 +438,8 @@ class SpectrumProbe(SpectralProbe):
         _info("band_db", "Energy > .25", "energy above .25 cycles/pixel"),
         _info("unseen_db", "Energy above the reward's Nyquist", "what the reward model cannot see"),
         _info("slope", "Spectral slope", "fall of power over frequency; natural images about −2", ""),
-        probe_info(
-            "log_spectral_distance_db",
-            "Log-spectral distance",
-            "distance of the mean spectra",
-            "dB",
-            Family.SPECTRUM,
+        _info(
+            *("log_spectral_distance_db", "Log-spectral distance", "distance of the mean spectra"),
             direction=Direction.LOWER,
         ),
         _info("chroma_hfer_db", "Chroma HFER", "share of chroma energy above .25 cycles/pixel"),
@@ -475,24 +471,25 @@ class SpectrumProbe(SpectralProbe):
             found["log_spectral_distance_db"] = log_spectral_distance(ours, theirs)
         return found
 
-    def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
-        """Vectors of luma and mean chroma power over radius, octave gaps and slopes."""
-        found: dict[str, Any] = {"radius": radial_profile(power[0])[0].tolist()}
-        for side, mean in (("", power), ("reference_", real)):
-            if mean is not None:
-                luma, chroma = _rings(mean)
-                found |= {f"{side}power": luma.tolist(), f"chroma_{side}power": chroma.tolist()}
-                found |= finite({f"{side}slope": slope(*radial_profile(mean[0]))})
-        if real is not None:
-            pairs = {"": (power[0], real[0]), "chroma_": (power[1:].mean(0), real[1:].mean(0))}
-            for prefix, (ours, theirs) in pairs.items():
-                found[f"{prefix}octave_gaps_db"] = finite(octave_gaps(ours, theirs))
-        return found
+    def describe(self, ours: GroupedPower, real: GroupedPower | None) -> dict[str, Any]:
+        """Luma and mean chroma power over radius and slope of both sides, and octave gaps.
 
-    def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Spectra without each group of prompts, so that a distance to another model has an interval."""
-        rings = [_rings(power) for power in powers]
-        return {f"{name}power_left_out": [each[i].tolist() for each in rings] for i, name in enumerate(("", "chroma_"))}
+        Spectra without each group of prompts give distances to other models their interval.
+        """
+        rings = [_rings(power) for power in ours.without_each()]
+        found: dict[str, Any] = {
+            f"{name}power_left_out": [each[i].tolist() for each in rings] for i, name in enumerate(CHROMA)
+        }
+        found["radius"] = radial_profile(ours.mean()[0])[0].tolist()
+        sides = {"": ours.mean()} | ({"reference_": real.mean()} if real else {})
+        for side, power in sides.items():
+            found |= {f"{name}{side}power": each.tolist() for name, each in zip(CHROMA, _rings(power), strict=True)}
+            found |= finite({f"{side}slope": slope(*radial_profile(power[0]))})
+        if real:
+            planes = [(power[0], power[1:].mean(0)) for power in sides.values()]
+            for name, mine, theirs in zip(CHROMA, *planes, strict=True):
+                found[f"{name}octave_gaps_db"] = finite(octave_gaps(mine, theirs))
+        return found
 
 
 def _rings(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -588,13 +585,12 @@ class GridPeaks(SpectralProbe):
     def statistics(self, power: np.ndarray) -> Values:
         return {f"grid_{name}_db": grid_peak_db(power[0], period) for name, period in self.periods.items()}
 
-    def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
+    def describe(self, ours: GroupedPower, real: GroupedPower | None) -> dict[str, Any]:
         """Absolute value and peaks by k, of the images and of real ones."""
         found: dict[str, Any] = {}
-        for side, mean in (("", power), ("reference_", real)):
-            if mean is None:
-                continue
+        sides = {"": ours.mean()[0]} | ({"reference_": real.mean()[0]} if real else {})
+        for side, power in sides.items():
             for name, period in self.periods.items():
-                found[f"{side}{name}_axis_db"] = finite(axis_peaks_db(mean[0], period))
-                found |= finite({f"{side}{name}_level_db": grid_peak_db(mean[0], period)})
+                found[f"{side}{name}_axis_db"] = finite(axis_peaks_db(power, period))
+                found |= finite({f"{side}{name}_level_db": grid_peak_db(power, period)})
         return found
