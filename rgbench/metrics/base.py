@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgbench.benchtop.scenes import IMAGE_SIZE
+from rgbench.core.errors import UsageError
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
+from rgbench.metrics.reference import ReferenceScenes
 from rgbench.metrics.values import MetricInfo, MetricValue, Protocol
 
 
@@ -64,6 +67,10 @@ class Metric(ABC):
     @abstractmethod
     def compute(self) -> list[MetricValue]:
         """The values, once every image was seen."""
+
+    def rewards(self) -> list[Any]:
+        """Reward models that read the prompts, to count prompts that they cut."""
+        return [reward for part in self._parts().values() for reward in part.rewards()]
 
     @property
     def mergeable(self) -> bool:
@@ -116,7 +123,7 @@ class SetMetric(Metric):
         context: with a reference that suits the prompts.
 
     Raises:
-        UsageError: prompts without scenes where the reference is of scenes, or too few images on a side.
+        UsageError: scenes as reference and prompts without scenes or images of another size, or too few images.
 
     Attributes:
         min_images: that each side needs.
@@ -126,7 +133,13 @@ class SetMetric(Metric):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        context.features.reference.require(self.name, self.min_images)
+        reference, side = context.features.reference, context.resolution
+        if isinstance(reference, ReferenceScenes) and side != IMAGE_SIZE:
+            raise UsageError(
+                f"metric {self.name}: the real scenes are {IMAGE_SIZE} px, these images {side} px; give real images "
+                "with --reference"
+            )
+        reference.require(self.name, self.min_images)
         context.require_images(self.name, self.min_images)
 
     @property

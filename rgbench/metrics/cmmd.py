@@ -23,7 +23,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import sha256_file
 from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Metric
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.features import FeatureSet, check_finite
 from rgbench.metrics.kid import kernel_sum, pair_sums, self_sum
@@ -125,7 +125,7 @@ class CLIPNetwork:
         return image_features(self.model, inputs.to(self.device)).cpu()
 
 
-class CMMD(Metric):
+class CMMD(SetMetric):
     """CMMD to the reference of the set metrics, with jackknife interval.
 
     Args:
@@ -140,16 +140,14 @@ class CMMD(Metric):
     default = False
     needs = ("cmmd",)
     per_image_state = ("rows",)
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        reference = context.features.reference
-        reference.require("cmmd", MIN_IMAGES)
-        context.require_images("cmmd", MIN_IMAGES)
         if "cmmd" not in context.judges:
             raise UsageError(f"metric cmmd: {HOW}")
         network = CLIPNetwork(context.judges["cmmd"], context.device)
-        self.features = FeatureSet(reference, network)
+        self.features = FeatureSet(context.features.reference, network)
         kernel = {"kernel": "Gaussian", "sigma": SIGMA, "scale": SCALE, "pairs": "all, each image with itself included"}
         fields = context.set_protocol(self.features, **kernel, jackknife=f"{NUM_GROUPS} groups")
         self.planned = ((self.name, Protocol.of(self.name, fields)),)

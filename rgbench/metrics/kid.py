@@ -62,12 +62,12 @@ def kid_draws(
     """
     size = min(size, len(x), len(y))
     if size == len(x) == len(y):
-        return np.array([mmd2(_wide(x), _wide(y))])
+        return np.array([mmd2(_float64(x), _float64(y))])
     rng = np.random.RandomState(seed)
     draws = []
     for _ in track(range(subsets), "kernel distance", "subsets"):
-        first = _wide(x[rng.choice(len(x), size, replace=False)])
-        draws.append(mmd2(first, _wide(y[rng.choice(len(y), size, replace=False)])))
+        first = _float64(x[rng.choice(len(x), size, replace=False)])
+        draws.append(mmd2(first, _float64(y[rng.choice(len(y), size, replace=False)])))
     return np.array(draws)
 
 
@@ -96,7 +96,7 @@ def mmd2_replicates(
         return []
     parts = [np.flatnonzero(groups == g) for g in range(num)]
     within = pair_sums(x, parts, polynomial_kernel, track)
-    diagonal = np.array([_diagonal(_wide(x[part])) for part in parts])
+    diagonal = np.array([_diagonal(_float64(x[part])) for part in parts])
     cross = np.array([kernel_sum(x[part], y) for part in track(parts, "kernel: generated and real")])
     off_y = off_diagonal_sum(y, track) if off_y is None else off_y
     out = []
@@ -128,7 +128,7 @@ def with_subsets(replicates: Sequence[float], draws: np.ndarray) -> list[float]:
 def kernel_sum(x: np.ndarray, y: np.ndarray, kernel: Kernel = polynomial_kernel) -> float:
     """Sum of a kernel over all pairs, in blocks."""
     blocks = ((i, j) for i in range(0, len(x), CHUNK) for j in range(0, len(y), CHUNK))
-    sums = (kernel(_wide(x[i : i + CHUNK]), _wide(y[j : j + CHUNK])).sum() for i, j in blocks)
+    sums = (kernel(_float64(x[i : i + CHUNK]), _float64(y[j : j + CHUNK])).sum() for i, j in blocks)
     return float(sum(sums))
 
 
@@ -138,14 +138,14 @@ def self_sum(x: np.ndarray, kernel: Kernel = polynomial_kernel, track: Track = u
     blocks = [(i, j) for i in starts for j in starts if i <= j]
     total = 0.0
     for i, j in track(blocks, "kernel: reference", "blocks"):
-        found = float(kernel(_wide(x[i : i + CHUNK]), _wide(x[j : j + CHUNK])).sum())
+        found = float(kernel(_float64(x[i : i + CHUNK]), _float64(x[j : j + CHUNK])).sum())
         total += found if i == j else 2 * found
     return total
 
 
 def off_diagonal_sum(x: np.ndarray, track: Track = untracked) -> float:
     """Σ_{i≠j} k(x_i, x_j) of (n, d) features; may be a memory map."""
-    diagonal = sum(_diagonal(_wide(x[i : i + CHUNK])) for i in range(0, len(x), CHUNK))
+    diagonal = sum(_diagonal(_float64(x[i : i + CHUNK])) for i in range(0, len(x), CHUNK))
     return self_sum(x, track=track) - diagonal
 
 
@@ -158,7 +158,7 @@ def pair_sums(x: np.ndarray, parts: Sequence[np.ndarray], kernel: Kernel, track:
     return within
 
 
-def _wide(x: np.ndarray) -> np.ndarray:
+def _float64(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, dtype=np.float64)
 
 

@@ -159,6 +159,9 @@ class HPSScore(RewardMetric):
         """Protocol fields."""
         return self.context.protocol(reward=reward.fingerprint(), scale=SCALE)
 
+    def rewards(self) -> list[Any]:
+        return [self.shared[0].reward]
+
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         for scores, shared in zip(self.scores, self.shared, strict=True):
             scores[positions] = shared(images, prompts).cpu().numpy()
@@ -218,6 +221,9 @@ class HeldOutReward(RewardMetric):
     @abstractmethod
     def load(self) -> tuple[Any, float]:
         """The reward, and the factor by which its scores are shown."""
+
+    def rewards(self) -> list[Any]:
+        return [self.reward]
 
     @torch.inference_mode()
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:

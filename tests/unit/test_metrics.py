@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rgbench.benchtop.scenes import scene_batch
 from rgbench.core import registry
+from rgbench.core.errors import UsageError
 from rgbench.core.registry import TABLES, resolve
 from rgbench.data.prompts import benchtop_prompts
 from rgbench.metrics import values
 from rgbench.metrics.base import Metric
+from rgbench.metrics.features import FeatureSet
+from rgbench.metrics.networks import EffLite0Network
 from rgbench.metrics.probes.base import PerImageProbe
-from rgbench.metrics.reference import from_uint8, to_uint8
+from rgbench.metrics.reference import ReferenceFolder, from_uint8, to_uint8
 from rgbench.metrics.values import Direction, Family, MetricInfo, metric_info, shipped_infos
 from tests.tiny_models import make_context
 
@@ -55,6 +59,8 @@ def test_infos_are_looked_up_by_name(monkeypatch, caplog):
     assert neutral.label == "mine" and neutral.direction is Direction.HIGHER
 
     class Entry:
+        name = "broken"
+
         def __init__(self, value):
             self.value = value
 
@@ -121,11 +127,17 @@ def test_a_metric_that_declares_no_state_cannot_be_shared(context):
 
 
 @pytest.mark.parametrize("name", ["fid", "fid_inf", "kid", "prdc", "vendi"])
-@pytest.mark.parametrize(
-    ("named", "apart"), [(None, True), ("folder", True), ("coco14-30k", False)], ids=["scenes", "folder", "named"]
-)
-def test_set_distances_of_two_image_sizes_are_two_columns(tmp_path, name, named, apart):
+def test_set_distances_of_two_image_sizes_are_two_columns(tmp_path, images, name):
     """But for named protocols that resize both sides to one size."""
-    contexts = [make_context(benchtop_prompts(8), tmp_path, named=named, resolution=side) for side in (64, 512)]
-    ids = {resolve("metric", name)(context).planned[0][1].id for context in contexts}
-    assert len(ids) == (2 if apart else 1)
+    for i, pixels in enumerate(images[:8].mul(255).byte().permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    features = FeatureSet(ReferenceFolder(tmp_path, tmp_path), EffLite0Network(torch.device("cpu")))
+
+    def ids(named: str) -> set[str]:
+        given = {"features": features, "named": named}
+        contexts = [make_context(benchtop_prompts(8), tmp_path, resolution=side, **given) for side in (64, 512)]
+        return {resolve("metric", name)(context).planned[0][1].id for context in contexts}
+
+    assert len(ids("folder")) == 2 and len(ids("coco14-30k")) == 1
+    with pytest.raises(UsageError, match=f"metric {name}: the real scenes are 64 px, these images 512 px"):
+        resolve("metric", name)(make_context(benchtop_prompts(8), tmp_path, resolution=512))
