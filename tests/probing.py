@@ -12,4 +12,4 @@ def measure(kind: type, context, images: torch.Tensor, order: np.ndarray | None 
     order = np.arange(len(context.prompts)) if order is None else order
     for at in np.array_split(order, 3):
         probe.update(images[at], [context.prompts.prompts[i] for i in at], at)
-    return {found.quantity.metric.name: found for found in probe.finish()}
+    return {found.metric: found for found in probe.compute()}

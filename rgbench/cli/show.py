@@ -96,7 +96,7 @@ def _results(folder: Path) -> Table:
 
 
 def _protocols(folder: Path) -> Table:
-    from rgbench.metrics.reference import PROTOCOLS
+    from rgbench.metrics.protocols import PROTOCOLS
 
     named: list[Sequence[str]] = [(p.name, "named", p.about) for p in PROTOCOLS.values()]
     found: dict[str, list[str]] = {}

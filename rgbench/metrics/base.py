@@ -1,127 +1,60 @@
-"""What every metric offers to the one pass over the images, whatever it measures.
+"""Contract of a metric: it sees every image once, in any order, then gives its values.
 
-What a metric has gathered, as arrays: for a pass that goes on after a stop, and for shards that are merged.
-
-A metric says in class attributes which of its attributes hold it; each is an array, a tensor, or a dict of them:
-
-    gathers_per_image  one entry per position of the prompt set, along the last axis
-    gathers_sums       added up over images
-    gathers_within     metrics inside this one, a sequence
-
-One that has none of the three, as a plug-in may, can be measured in a single uninterrupted pass only.
+A metric declares which of its attributes hold what it accumulates, so that an evaluation can resume after a stop and
+be shared by several processes. Each is an array, a tensor, or a dict of them.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from rgbench.data.prompts import Prompt
+from rgbench.benchtop.scenes import IMAGE_SIZE
+from rgbench.core.errors import UsageError
+from rgbench.data.prompts import Prompt
+from rgbench.metrics.context import Context
+from rgbench.metrics.reference import ReferenceScenes
+from rgbench.metrics.values import MetricInfo, MetricValue, Protocol
 
 
-Direction = Literal["lower", "higher", "target"]
+class Metric(ABC):
+    """One metric of one evaluation.
 
+    Args:
+        context: of the evaluation. The constructor loads weights.
 
-class Metric(BaseModel):
-    """How one scalar is named and shown.
-
-    Attributes:
-        name: its name in file names and columns.
-        label: its name in tables; FD-EffLite0 is never called FID.
-        direction: whether lower or higher is better, or nearness to 0.
-        unit: "" for none.
-        family: metrics of one family see the same kind of fault.
-        decimals: digits shown after the point.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    label: str
-    direction: Direction
-    unit: str
-    family: str
-    decimals: int
-
-
-class Interval(BaseModel):
-    """A confidence interval and how it was made.
+    Raises:
+        UsageError: the metric does not fit the prompts, the model or the files at hand.
 
     Attributes:
-        low: in the metric's unit.
-        high: likewise.
-        level: coverage, such as 0.95.
-        method: in words, such as "Wilson".
+        name: in the registry and on the command line.
+        infos: every value that it may report, whatever the network or reference.
+        default: whether it is measured where the user names no metric, if its constructor does not refuse.
+        needs: names under which ``--judge`` takes its weights.
+        per_image_state: attributes with one entry per position of the prompts, along the last axis.
+        summed_state: attributes that add up over images.
+        parts: attributes that are sequences of metrics inside this one.
+        planned: metric value name and protocol of each value that :meth:`compute` will give, in its order.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    name: ClassVar[str]
+    infos: tuple[MetricInfo, ...]
+    default: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
+    per_image_state: ClassVar[tuple[str, ...]] = ()
+    summed_state: ClassVar[tuple[str, ...]] = ()
+    parts: ClassVar[tuple[str, ...]] = ()
+    planned: tuple[tuple[str, Protocol], ...]
 
-    low: float
-    high: float
-    level: float
-    method: str
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
-
-@dataclass(frozen=True)
-class Quantity:
-    """A scalar that a metric will give, known before any image is made.
-
-    Attributes:
-        metric: its name and how it is shown.
-        protocol: the fields that its protocol id is the hash of.
-    """
-
-    metric: Metric
-    protocol: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A scalar that a metric gave.
-
-    Attributes:
-        quantity: which one.
-        value: None where it is undefined; ``flags`` then say why.
-        interval: None where there is none.
-        num_samples: images that it was made from.
-        flags: what a reader of the figure must know, such as "n<=d".
-        in_sample: the model was trained on this very reward.
-        extra: vectors and further figures; JSON values, all finite.
-        rows: (n,) value of each image in prompt order, where there is one.
-    """
-
-    quantity: Quantity
-    value: float | None
-    interval: Interval | None
-    num_samples: int
-    flags: tuple[str, ...] = ()
-    in_sample: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    rows: np.ndarray | None = None
-
-
-class Accumulator(Protocol):
-    """A metric: sees every image once, in any order, then gives its scalars.
-
-    Construct it with a :class:`Context`; loading weights belongs into the constructor,
-    and so do complaints (UsageError) about prompts that do not fit.
-
-    A metric that says in its class what it gathers (see :mod:`rgbench.metrics.base`) can be
-    shared by several processes, and goes on after a stop.
-
-    Attributes:
-        quantities: what :meth:`finish` will give, in that order.
-    """
-
-    quantities: tuple[Quantity, ...]
-
+    @abstractmethod
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         """Take in a batch.
 
@@ -130,69 +63,89 @@ class Accumulator(Protocol):
             prompts: B prompts.
             positions: (B,) int64, their positions in the prompt set.
         """
-        ...
 
-    def finish(self) -> list[Measurement]:
-        """The scalars, once all images were seen."""
-        ...
+    @abstractmethod
+    def compute(self) -> list[MetricValue]:
+        """The values, once every image was seen."""
+
+    def rewards(self) -> list[Any]:
+        """Reward models that read the prompts, to count prompts that they cut."""
+        return [reward for part in self._parts().values() for reward in part.rewards()]
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether it, and every part, declares its state; else it can only be measured in one uninterrupted pass."""
+        return bool(self.per_image_state or self.summed_state or self.parts) and all(
+            part.mergeable for part in self._parts().values()
+        )
+
+    def state_dict(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """What was accumulated from the images at ``positions``, which must be all that it saw."""
+        own = {key: value[..., positions] for key, value in self._tensors(self.per_image_state)}
+        own |= {key: value.clone() for key, value in self._tensors(self.summed_state)}
+        state = {key: value.detach().cpu().numpy() for key, value in own.items()}
+        for prefix, part in self._parts().items():
+            state |= {f"{prefix}/{key}": value for key, value in part.state_dict(positions).items()}
+        return state
+
+    def merge_state(self, positions: np.ndarray, state: Mapping[str, np.ndarray]) -> None:
+        """Add what another of the same prompts and protocols accumulated from other images.
+
+        Args:
+            positions: of those images.
+            state: from :meth:`state_dict`.
+        """
+        for key, value in self._tensors(self.per_image_state):
+            value[..., positions] = torch.from_numpy(state[key]).to(value.device)
+        for key, value in self._tensors(self.summed_state):
+            value += torch.from_numpy(state[key]).to(value.device)
+        for prefix, part in self._parts().items():
+            own = {
+                key.removeprefix(f"{prefix}/"): value for key, value in state.items() if key.startswith(f"{prefix}/")
+            }
+            part.merge_state(positions, own)
+
+    def _tensors(self, attributes: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Key and tensor, which shares the attribute's memory."""
+        for attribute in attributes:
+            value: Any = getattr(self, attribute)
+            for key, each in value.items() if isinstance(value, dict) else [("", value)]:
+                yield f"{attribute}.{key}" if key else attribute, torch.as_tensor(each)
+
+    def _parts(self) -> dict[str, Metric]:
+        return {f"{name}.{i}": part for name in self.parts for i, part in enumerate(getattr(self, name))}
 
 
-KINDS = ("gathers_per_image", "gathers_sums", "gathers_within")
-
-
-def can_be_carried(metric: Any) -> bool:
-    """Whether a metric, and all inside it, say what they gather."""
-    inside = [part for name in getattr(metric, "gathers_within", ()) for part in getattr(metric, name)]
-    return any(hasattr(metric, kind) for kind in KINDS) and all(map(can_be_carried, inside))
-
-
-def gathered(metric: Any, positions: np.ndarray) -> dict[str, np.ndarray]:
-    """What a metric gathered from the images at positions, which must be all that it saw."""
-    state = {}
-    for key, holder, name, per_image in _places(metric):
-        array = _array(holder[name])
-        state[key] = array[..., positions].copy() if per_image else array.copy()
-    return state
-
-
-def absorb(metric: Any, positions: np.ndarray, state: Mapping[str, np.ndarray]) -> None:
-    """Give a metric what another gathered from other images.
+class SetMetric(Metric):
+    """A metric of the features of all images, which all set metrics of an evaluation share.
 
     Args:
-        metric: made for the same prompts and protocol.
-        positions: of those images.
-        state: as :func:`gathered` gave it.
+        context: with a reference that suits the prompts.
+
+    Raises:
+        UsageError: scenes as reference and prompts without scenes or images of another size, or too few images.
+
+    Attributes:
+        min_images: that each side needs.
     """
-    for key, holder, name, per_image in _places(metric):
-        mine = _array(holder[name])
-        merged = mine.copy()
-        if per_image:
-            merged[..., positions] = state[key]
-        else:
-            merged += state[key]
-        target = holder[name]
-        if isinstance(target, torch.Tensor):
-            target.copy_(torch.from_numpy(merged))
-        else:
-            target[...] = merged
 
+    min_images: ClassVar[int]
 
-def _places(metric: Any, prefix: str = "") -> Iterator[tuple[str, Any, str, bool]]:
-    """Key, the dict that holds an array, its name there, and whether it has an entry per image."""
-    for kind in KINDS[:2]:
-        for path in getattr(metric, kind, ()):
-            owner, name = metric, path
-            while "." in name:
-                head, _, name = name.partition(".")
-                owner = getattr(owner, head)
-            value = getattr(owner, name)
-            holder, names = (value, list(value)) if isinstance(value, dict) else (vars(owner), [name])
-            for key in names:
-                yield f"{prefix}{path}/{key}", holder, key, kind == KINDS[0]
-    for name in getattr(metric, "gathers_within", ()):
-        for i, part in enumerate(getattr(metric, name)):
-            yield from _places(part, f"{prefix}{name}/{i}/")
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        reference, side = context.features.reference, context.resolution
+        if isinstance(reference, ReferenceScenes) and side != IMAGE_SIZE:
+            raise UsageError(
+                f"metric {self.name}: the real scenes are {IMAGE_SIZE} px, these images {side} px; give real images "
+                "with --reference"
+            )
+        reference.require(self.name, self.min_images)
+        context.require_images(self.name, self.min_images)
 
+    @property
+    def mergeable(self) -> bool:
+        """Always: its features lie in the context, which the evaluation stores once for all."""
+        return True
 
-def _array(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
+        self.context.see(images, positions)

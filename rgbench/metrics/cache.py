@@ -1,6 +1,6 @@
-"""Figures of real images, kept on disk: they serve every model that is evaluated after.
+"""Disk cache: folders of what can be computed again, kept out of git, and arrays read in real images.
 
-Folders of what can be computed again: kept out of git, and made again where a file is not what was written.
+What was read in real images serves every model that is evaluated after. A damaged file is logged and made again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import load_safetensors, read_safetensors_metadata, save_safetensors_atomic, write_text_atomic
 
 IGNORE = ".gitignore"
+CODE = ("metrics", "rewards", "benchtop", "data")  # packages whose change may change a cached value
 
 T = TypeVar("T")
 
@@ -29,9 +30,9 @@ log = logging.getLogger(__name__)
 
 
 def cache_folder(folder: Path) -> Path:
-    """The folder, made where it is not there, with a ``.gitignore`` of all in it.
+    """The folder, created where it is missing, with a ``.gitignore`` of all in it.
 
-    Processes may ask for one folder at once. A ``.gitignore`` that is there already stays as it is.
+    Several processes may ask for one folder at once. An existing ``.gitignore`` stays as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / IGNORE).is_file():
@@ -40,7 +41,7 @@ def cache_folder(folder: Path) -> Path:
 
 
 def read_whole(path: Path, read: Callable[[], T | None]) -> T | None:
-    """What ``read`` gives; None where the file is damaged, which is warned of: it is to be made again.
+    """What ``read`` gives; None, with a warning, where the file is damaged and must be made again.
 
     Args:
         path: the file, for the warning.
@@ -57,30 +58,34 @@ def read_whole(path: Path, read: Callable[[], T | None]) -> T | None:
     return found
 
 
-CODE = ("metrics", "rewards", "benchtop", "data")  # packages whose change may change a figure
-
-
 def keep_array(folder: Path, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
-    """``make()``, or what it gave before for the same fields, the same code and the same versions.
-
-    A file that is damaged is made again.
+    """``make()``, cached by fields, code and versions.
 
     Args:
-        folder: what can be computed again; kept out of git.
-        owner: what makes the array; its class's source counts as code too, so that a plug-in's change is seen.
-        fields: all that the array depends on, of JSON's types.
+        folder: of the cache.
+        owner: what computes the array; the file of its class counts as code too, so that a plug-in's change is seen.
+        fields: all that the array depends on, JSON values.
         make: gives a float64 array.
     """
     code = [type(owner).__qualname__, _source(type(owner)), code_digest(), torch.__version__]
     key = hashlib.sha256(json.dumps([fields, code], sort_keys=True).encode()).hexdigest()
     path = folder / f"{type(owner).__name__.lower()}-{key[:32]}.safetensors"
-    kept = read_whole(path, partial(_read, path)) if path.is_file() else None
-    if kept is not None:
-        return kept
+    cached = read_whole(path, partial(_read, path)) if path.is_file() else None
+    if cached is not None:
+        return cached
     array = np.ascontiguousarray(make(), dtype=np.float64)
     cache_folder(folder)
     save_safetensors_atomic({"array": torch.from_numpy(array)}, path, {"sha256": _digest(array)})
     return array
+
+
+@cache
+def code_digest() -> str:
+    """sha256 of the package's sources that a cached value may depend on."""
+    root, digest = Path(rgbench.__file__).parent, hashlib.sha256()
+    for path in sorted(path for name in CODE for path in (root / name).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> np.ndarray | None:
@@ -92,15 +97,6 @@ def _read(path: Path) -> np.ndarray | None:
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
-
-
-@cache
-def code_digest() -> str:
-    """sha256 over the package's sources that a figure of real images may depend on."""
-    root, digest = Path(rgbench.__file__).parent, hashlib.sha256()
-    for path in sorted(path for name in CODE for path in (root / name).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _source(owner: type) -> str:

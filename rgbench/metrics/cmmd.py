@@ -3,9 +3,9 @@
     k(x, y) = exp(−|x − y|² / 2σ²),  σ = 10,  x, y normalised features of CLIP ViT-L/14 at 336 pixels
     CMMD = 1000 · (mean k(x, x') + mean k(y, y') − 2 mean k(x, y))
 
-The means run over all pairs, each image with itself included, and images come to the network's size by Pillow's
-bicubic, with antialiasing and in 8 bits: both as in the authors' code, whose figures are the published ones. It assumes
-no Gaussian, and CLIP saw far more kinds of images than Inception did.
+The means run over all pairs, each image with itself included, and images are resized by Pillow's bicubic, antialiased
+and in 8 bits: both as in the authors' code, which gave the published values. It assumes no Gaussian, and CLIP saw far
+more kinds of images than Inception did.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import sha256_file
 from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.features import FeatureSet, check_finite
 from rgbench.metrics.kid import kernel_sum, pair_sums, self_sum
 from rgbench.metrics.reference import from_uint8, to_uint8
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 from rgbench.rewards.clip import CLIP_MEAN, CLIP_STD, WEIGHTS, image_features, load_clip
 
 SIGMA = 10.0
 SCALE = 1000.0
 MIN_IMAGES = 2
+DISTANCE = Direction.LOWER, Family.SET_DISTANCE
 HOW = (
     "give CLIP ViT-L/14 at 336 pixels with --judge cmmd=FOLDER: config.json and model.safetensors as transformers "
     "saves them (of openai/clip-vit-large-patch14-336, which holds pytorch_model.bin: load it with CLIPModel and "
@@ -50,14 +52,14 @@ def gaussian_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def cmmd(
     x: np.ndarray, y: np.ndarray, groups: np.ndarray, sum_y: float | None = None, track: Track = untracked
 ) -> tuple[float, list[float]]:
-    """The figure of two feature sets, and with each group of the first left out.
+    """CMMD of two feature sets, and with each group of the first left out.
 
     Args:
         x: (m, d) normalised features of the evaluated images.
         y: (n, d) of the reference; may be a memory map.
         groups: (m,) group of each row of ``x``.
-        sum_y: of the kernel over all pairs of ``y``, where it is known.
-        track: shows how far it is.
+        sum_y: of the kernel over all pairs of ``y``, where it is known already.
+        track: shows progress.
     """
     parts = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
     within = pair_sums(x, parts, gaussian_kernel, track)
@@ -65,14 +67,14 @@ def cmmd(
     sum_y = self_sum(y, gaussian_kernel, track) if sum_y is None else sum_y
     sizes, of_y = np.array([len(part) for part in parts]), sum_y / len(y) ** 2
 
-    def figure(keep: np.ndarray) -> float:
+    def value(keep: np.ndarray) -> float:
         num = sizes[keep].sum()
         own = within[np.ix_(keep, keep)].sum() / num**2
         return float(SCALE * (own + of_y - 2 * cross[keep].sum() / (num * len(y))))
 
     every = np.arange(len(parts))
-    left = [figure(every != g) for g in every] if len(parts) > 1 else []
-    return figure(every >= 0), left
+    left = [value(every != g) for g in every] if len(parts) > 1 else []
+    return value(every >= 0), left
 
 
 class CLIPNetwork:
@@ -86,7 +88,8 @@ class CLIPNetwork:
         UsageError: a file is missing or no CLIP's.
     """
 
-    suffix, smallest = "", None
+    suffix = ""
+    smallest: int | None = None
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.model, self.device = load_clip(folder, device, torch.float32), device
@@ -94,10 +97,6 @@ class CLIPNetwork:
         self.size = int(self.model.config.vision_config.image_size)
         self.sha256 = sha256_file(folder / WEIGHTS)
         self.name = f"clip-{self.sha256[:8]}"
-
-    def label(self, of: str) -> str:
-        """The distance has a name of its own."""
-        return "CMMD"
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: the resize of both sides, the weights."""
@@ -126,31 +125,32 @@ class CLIPNetwork:
         return image_features(self.model, inputs.to(self.device)).cpu()
 
 
-class CMMD:
+class CMMD(SetMetric):
     """CMMD to the reference of the set metrics, with jackknife interval.
 
     Args:
         context: with a reference that suits the prompts.
 
     Raises:
-        UsageError: no weights (says which and how), or fewer than 2 images on a side.
+        UsageError: no weights (says how to get them), or fewer than 2 images on a side.
     """
 
-    gathers_per_image = ("rows",)
+    name = "cmmd"
+    infos = (MetricInfo.of(name, "CMMD", "kernel distance on CLIP features", *DISTANCE, decimals=3),)
+    default = False
+    needs = ("cmmd",)
+    per_image_state = ("rows",)
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
-        self.context, reference = context, context.features.reference
-        reference.require("cmmd", MIN_IMAGES)
-        context.require_images("cmmd", MIN_IMAGES)
+        super().__init__(context)
         if "cmmd" not in context.judges:
             raise UsageError(f"metric cmmd: {HOW}")
         network = CLIPNetwork(context.judges["cmmd"], context.device)
-        self.features = FeatureSet(reference, network)
-        metric = Metric(name="cmmd", label="CMMD", direction="lower", unit="", family="set distance", decimals=3)
+        self.features = FeatureSet(context.features.reference, network)
         kernel = {"kernel": "Gaussian", "sigma": SIGMA, "scale": SCALE, "pairs": "all, each image with itself included"}
-        named = {"protocol": context.named, "departures": list(context.departures)} if context.named else {}
-        fields = context.protocol(**named, **self.features.fields(), **kernel, jackknife=f"{NUM_GROUPS} groups")
-        self.quantities = (Quantity(metric, fields),)
+        fields = context.set_protocol(self.features, **kernel, jackknife=f"{NUM_GROUPS} groups")
+        self.planned = ((self.name, Protocol.of(self.name, fields)),)
         self.rows = np.zeros((network.num_features, len(context.prompts)), dtype=np.float32)
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
@@ -158,7 +158,7 @@ class CMMD:
         check_finite(values, positions, "the evaluated set")
         self.rows[:, positions] = values.T
 
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         num = len(self.context.prompts)
         groups = cluster_groups(self.context.clusters(num))
         y, track = self.features.reference_rows(), self.context.track
@@ -166,4 +166,4 @@ class CMMD:
         value, left = cmmd(self.rows.T, y, groups, sum_y, track)
         interval = jackknife_interval(value, left)
         extra = {"num_reference": len(self.features.reference), "jackknife": left}
-        return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]
+        return [MetricValue(*self.planned[0], value, interval, num, flags=self.context.departures, extra=extra)]

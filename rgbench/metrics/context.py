@@ -1,13 +1,10 @@
-"""What a metric may know of the evaluation that it is part of.
-
-What the metrics of one command compare with: real images, network, and the protocol's name.
-"""
+"""What a metric may know of the evaluation that it belongs to, and what set metrics compare with."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,33 +16,37 @@ from torch import Tensor
 from rgbench.core.errors import UsageError
 from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import PromptSet
-from rgbench.metrics.base import Quantity
 from rgbench.metrics.features import FeatureRows, FeatureSet
 from rgbench.metrics.networks import EffLite0Network, InceptionNetwork, find_inception
-from rgbench.metrics.reference import PROTOCOLS, ReferenceFolder, ReferenceScenes, SetProtocol
+from rgbench.metrics.protocols import PROTOCOLS, SetProtocol
+from rgbench.metrics.reference import ReferenceFolder, ReferenceScenes
+from rgbench.metrics.values import Protocol
 
 SEED_RULE = "one CPU generator per image, seeded with sha256(prompt id, seed)"
+OWN_FOLDER = "folder"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a metric may know of the evaluation that it is part of.
+    """What a metric may know of the evaluation that it belongs to.
 
     Attributes:
-        prompts: the prompts, one image each.
-        reference: real scenes for the same prompts.
-        features: of the set metrics' reference and of each batch, shared by them.
-        rows: features of the evaluated images by position, filled as they are seen; shared likewise.
-        reward_folder: the world's reward model.
-        judges_folder: the world's judges.
-        trained_rewards: ``rewards`` of the run's run.json; empty for a model that met none.
+        prompts: one image each.
         resolution: side of the evaluated images in pixels.
+        reference: real scenes of the same prompts.
+        features: of the set metrics' reference and of each batch; shared by all set metrics.
+        rows: features of the evaluated images by position; shared likewise.
+        reward_folder: the world's reward model.
+        judges_folder: the oracle's attribute classifiers.
+        trained_rewards: ``rewards`` of the run's run.json; empty for a model trained on none.
         device: where networks run.
-        jpeg: what JPEG or another lossy format did to the images; None for nothing.
-        named: the protocol of the set metrics, such as "coco14-30k"; None for the world's own.
-        judges: weights of held-out judges by name; the published ones where there are none.
-        departures: in what this evaluation is not what the named protocol asks for.
-        track: shows how far a long computation is.
+        jpeg: lossy compression that the images went through; None for none.
+        named: protocol of the set metrics, such as "coco14-30k", or "folder"; None for the world's own.
+        departures: in what this evaluation differs from the named protocol.
+        judges: files given with ``--judge``, by name.
+        track: shows the progress of long computations.
     """
 
     prompts: PromptSet
@@ -64,7 +65,7 @@ class Context:
     track: Track = untracked
 
     def protocol(self, **fields: Any) -> dict[str, Any]:
-        """Protocol fields that every metric shares, and its own.
+        """Protocol fields: those that all metrics share, and a metric's own.
 
         The evaluated image is the 8-bit one that a lossless file would hold.
         """
@@ -72,16 +73,24 @@ class Context:
         shared = {"prompts": prompts, "seeds": self.prompts.seeds, "seed_rule": SEED_RULE, "image": "uint8 RGB"}
         return {**shared, "jpeg": self.jpeg, **fields}
 
-    def see(self, images: Tensor, positions: np.ndarray) -> None:
-        """Have the features of a batch in ``rows``; they are computed once, whichever set metric asks first."""
-        self.rows.put(positions, self.features(images))
+    def set_protocol(self, features: FeatureSet | None = None, **fields: Any) -> dict[str, Any]:
+        """Protocol fields of a set metric: shared ones, reference and network, and its own.
 
-    def set_protocol(self, **fields: Any) -> dict[str, Any]:
-        """Protocol fields of a set metric: shared ones, its reference and network, and its own."""
+        They hold the size of the generated images, but for named protocols that resize both sides to one size.
+
+        Args:
+            features: the metric's own; the shared ones by default.
+            fields: the metric's own.
+        """
+        features = features or self.features
         named: dict[str, Any] = {"protocol": self.named, "departures": list(self.departures)} if self.named else {}
-        if self.features.network.smallest is not None:  # a crop at native size sees another part at another resolution
+        if self.named not in PROTOCOLS or features.network.smallest is not None:
             named["generated_resolution"] = self.resolution
-        return self.protocol(**named, **self.features.fields(), **fields)
+        return self.protocol(**named, **features.fields(), **fields)
+
+    def see(self, images: Tensor, positions: np.ndarray) -> None:
+        """Store the features of a batch in ``rows``; they are computed once for all set metrics."""
+        self.rows.put(positions, self.features(images))
 
     def by_group(self, rows: np.ndarray) -> dict[str, float]:
         """Mean of per-image rows over each group of prompts, such as "test" and "heldout"."""
@@ -89,7 +98,7 @@ class Context:
         return {str(name): float(rows[groups == name].mean()) for name in np.unique(groups) if name}
 
     def clusters(self, num: int) -> np.ndarray:
-        """(num,) number of each of the first images' prompt: images of one prompt are no independent draws."""
+        """(num,) prompt number of each of the first images: images of one prompt are not independent draws."""
         numbers: dict[str, int] = {}
         return np.array([numbers.setdefault(prompt.id, len(numbers)) for prompt in self.prompts.prompts[:num]])
 
@@ -107,57 +116,37 @@ class Context:
         if len(self.prompts) < num:
             raise UsageError(f"metric {metric} needs at least {num} images, not {len(self.prompts)}; raise --num")
 
-    def require(self, metric: str, num: int, resolution: int | None = None) -> None:
-        """Check that the evaluation suits a metric that knows what each image should show.
-
-        Args:
-            metric: its name on the command line.
-            num: images that it needs.
-            resolution: side that it needs, in pixels; None for any.
-
-        Raises:
-            UsageError: a prompt without a possible scene, fewer prompts, or images of another size.
-        """
-        self.reference.require(metric, num)
-        if resolution not in (None, self.resolution):
-            raise UsageError(f"metric {metric} reads {resolution} px images; this model makes {self.resolution} px")
-
-
-OWN_FOLDER = "folder"
-
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class SetComparison:
-    """What the set metrics of one command compare with, and by what name.
+    """What the set metrics of one command compare with.
 
     Attributes:
         features: of the reference, and the network.
-        named: the protocol's name, or None for the world's own.
-        departures: in what this is not that protocol; flags of every figure.
+        named: the protocol's name, or "folder"; None for the world's own.
+        departures: in what this differs from that protocol; flags of every value.
     """
 
     features: FeatureSet
     named: str | None = None
     departures: tuple[str, ...] = ()
 
-    def check(self, side: int, quantities: Sequence[Quantity]) -> None:
-        """Whether whole real images can be compared with generated ones of ``side`` pixels, where figures do that.
+    def check(self, side: int, protocols: Iterable[Protocol]) -> None:
+        """Check that whole real images can be compared with generated ones of ``side`` pixels.
 
         A named protocol resizes both sides itself; probes take native crops of what is large enough.
 
         Args:
             side: of the generated images, in pixels.
-            quantities: all that are measured.
+            protocols: of all values that are measured.
 
         Raises:
-            UsageError: a folder of one's own holds images of another size.
+            UsageError: a folder of the user's own holds images of another size.
         """
         reference = self.features.reference
         if not isinstance(reference, ReferenceFolder):
             return
-        if not any(quantity.protocol.get("reference") == reference.fields() for quantity in quantities):
+        if not any(protocol.fields.get("reference") == reference.fields() for protocol in protocols):
             return
         if self.named == OWN_FOLDER:
             reference.require_plain(side)
@@ -187,7 +176,7 @@ def settle_comparison(
         protocol: the named protocol, if any.
         reference: folder of real images.
         inception: the Inception file.
-        prompts: what is generated.
+        prompts: of the generated images.
         scenes: the benchtop's reference.
         device: where networks run.
         track: shows the reading of images.
@@ -207,13 +196,14 @@ def settle_comparison(
             "--reference (COCO's val2014 or val2017, unpacked)"
         )
     folder = ReferenceFolder(reference, scenes.cache, track)
+    size = f"reference: {reference}: {len(folder):,} images, sha256 {folder.content[:16]}"
     if protocol is None:
-        say(f"reference: {reference}: {len(folder):,} images, sha256 {folder.content[:16]}")
+        say(size)
         return SetComparison(FeatureSet(folder, EffLite0Network(device)), OWN_FOLDER)
     network = InceptionNetwork(find_inception(inception), protocol.crop, device)
     departures = _departures(protocol, prompts, folder)
-    say(f"{protocol.name}: {protocol.about}")
-    say(f"reference: {reference}: {len(folder):,} images, sha256 {folder.content[:16]}")
+    for line in (f"{protocol.name}: {protocol.about}", size):
+        say(line)
     for departure in departures:
         say(f"not {protocol.name} as published: {departure}")
     return SetComparison(FeatureSet(folder, network), protocol.name, departures)

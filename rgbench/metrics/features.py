@@ -1,7 +1,7 @@
 """Features of real and generated images, shared by the set metrics of one pass.
 
-Features of the reference are cached on disk by the content of the images, the network and the
-resize, and read through a memory map: 40,504 images of 2,048 features take no more memory than ten.
+Features of the reference are cached on disk by the content of the images, the network and the resize, and read through
+a memory map: 40,504 images of 2,048 features take no more memory than ten.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from rgbench.metrics.cache import cache_folder, read_whole
 
 T = TypeVar("T")
 
-NUM_TOLD = 3  # converted images that are named
+NUM_NAMED = 3  # converted images in a message
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class InputBatch:
     Attributes:
         inputs: (B, …).
         num_small: images smaller than the network's crop.
-        converted: what is not 8-bit RGB, by file, and why.
+        converted: file and reason of each image that is not 8-bit RGB.
     """
 
     inputs: Tensor
@@ -50,33 +50,22 @@ class FeatureNetwork(Protocol):
 
     Attributes:
         name: in file names.
-        suffix: of metric names.
+        suffix: of metric value names.
         num_features: d.
         smallest: shortest side that its crop can be taken from; None for any.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def suffix(self) -> str: ...
-
-    @property
-    def num_features(self) -> int: ...
-
-    @property
-    def smallest(self) -> int | None: ...
-
-    def label(self, of: str) -> str:
-        """What a distance on these features is called in tables, such as FD-EffLite0."""
-        ...
+    name: str
+    suffix: str
+    num_features: int
+    smallest: int | None
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: crop, resize, weights."""
         ...
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Inputs of one size, whatever the size of the images (B, 3, H, W) in [0, 1]."""
+        """Inputs of one size from (B, 3, H, W) images in [0, 1] of any size."""
         ...
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -101,11 +90,11 @@ class Reference(Protocol):
         ...
 
     def fields(self) -> dict[str, Any]:
-        """Protocol fields: what they are."""
+        """Protocol fields."""
         ...
 
     def require(self, metric: str, num: int) -> None:
-        """Check that ``num`` images at least can be compared with it.
+        """Check that at least ``num`` images can be compared with it.
 
         Raises:
             UsageError: they cannot.
@@ -117,12 +106,21 @@ class Reference(Protocol):
         ...
 
 
+@dataclass
+class _Notes:
+    """What was found when the features of a reference were computed; stored beside them."""
+
+    num_small: int = 0
+    num_converted: int = 0
+    converted: tuple[str, ...] = ()
+
+
 class FeatureSet:
     """A network's features of a reference, and of each batch.
 
     Args:
         reference: the real images.
-        network: what sees them.
+        network: computes the features.
     """
 
     def __init__(self, reference: Reference, network: FeatureNetwork) -> None:
@@ -135,7 +133,7 @@ class FeatureSet:
         return {"reference": self.reference.fields(), **self.network.fields()}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, d) features of a batch; asked again for the same tensor, the same features."""
+        """(B, d) features of a batch; computed once for one tensor."""
         if self._last is None or self._last[0] is not images:
             self._last = images, self.network(self.network.prepare(images))
         return self._last[1]
@@ -148,69 +146,59 @@ class FeatureSet:
 
     def reference_rows(self) -> np.ndarray:
         """(n, d) float32 features of the reference in its order, a read-only memory map."""
-        return self.remember("rows", self._read_or_make)[0]
+        return self._rows_and_notes[0]
 
     def num_small(self) -> int:
         """How many images of the reference are smaller than the network's crop, and left uncropped."""
-        return int(self.remember("rows", self._read_or_make)[1]["num_small"])
+        return self._rows_and_notes[1].num_small
 
     def num_converted(self) -> int:
         """How many images of the reference are not 8-bit RGB."""
-        return int(self.remember("rows", self._read_or_make)[1]["num_converted"])
+        return self._rows_and_notes[1].num_converted
 
-    def _read_or_make(self) -> tuple[np.ndarray, dict[str, Any]]:
+    @cached_property
+    def _rows_and_notes(self) -> tuple[np.ndarray, _Notes]:
         key = json.dumps([self.reference.content, self.network.fields()], sort_keys=True)
         stem = f"{self.network.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
         path = self.reference.cache / f"{stem}.f32"
         about = path.with_suffix(".json")
-        there = path.is_file() and about.is_file()
-        told = read_whole(path, partial(self._told, path, about)) if there else None
-        if told is None:
+        notes = read_whole(path, partial(self._read_notes, path, about)) if path.is_file() and about.is_file() else None
+        if notes is None:
             cache_folder(path.parent)
-            told = {"num_small": 0, "num_converted": 0, "converted": []}
-            digest = write_chunks_atomic(path, self._chunks(told))
-            write_json_atomic(about, {"sha256": digest, **told})
-        rows = np.memmap(path, dtype=np.float32, mode="r").reshape(-1, self.network.num_features)
-        self._tell(told)
-        return rows, told
+            notes = _Notes()
+            digest = write_chunks_atomic(path, self._chunks(notes))
+            write_json_atomic(about, {"sha256": digest, **vars(notes)})
+        self._report(notes)
+        return np.memmap(path, dtype=np.float32, mode="r").reshape(-1, self.network.num_features), notes
 
-    def _tell(self, told: Mapping[str, Any]) -> None:
-        num = f"of {len(self.reference):,} reference images"
-        if self.network.smallest is not None:
-            small, side = told["num_small"], self.network.smallest
-            log.info("%s: %s %s have a side under %s px and stay uncropped", self.network.name, f"{small:,}", num, side)
-        if told["num_converted"]:
-            listed = "; ".join(told["converted"])
-            log.warning("%s %s were converted to 8-bit RGB, such as %s", f"{told['num_converted']:,}", num, listed)
-
-    def _chunks(self, found: dict[str, Any]) -> Iterator[bytes]:
+    def _chunks(self, notes: _Notes) -> Iterator[bytes]:
         done = 0
         for batch in self.reference.inputs(self.network):
             features = self.network(batch.inputs)
             check_finite(features.numpy(), np.arange(done, done + len(features)), "the reference")
-            found["num_small"] += batch.num_small
-            found["num_converted"] += len(batch.converted)
-            found["converted"] = [*found["converted"], *batch.converted][:NUM_TOLD]
+            notes.num_small += batch.num_small
+            notes.num_converted += len(batch.converted)
+            notes.converted = (*notes.converted, *batch.converted)[:NUM_NAMED]
             done += len(features)
             yield features.contiguous().numpy().tobytes()
 
-    def _told(self, path: Path, about: Path) -> dict[str, Any] | None:
-        """What was told of kept features; None where they are not whole."""
+    def _read_notes(self, path: Path, about: Path) -> _Notes | None:
+        """The notes of cached features; None where the features are not whole."""
+        content = read_json(about)
+        digest = content.pop("sha256", None) if isinstance(content, dict) else None
+        if digest is None or content.keys() != vars(_Notes()).keys():
+            return None
         size = len(self.reference) * self.network.num_features * 4
-        told = read_json(about)
-        known = isinstance(told, dict) and "num_converted" in told  # older ones do not say
-        return told if known and path.stat().st_size == size and told.get("sha256") == sha256_file(path) else None
+        return _Notes(**content) if path.stat().st_size == size and digest == sha256_file(path) else None
 
-
-def check_finite(values: np.ndarray, positions: np.ndarray, where: str) -> None:
-    """Refuse features that hold NaN or infinity.
-
-    Raises:
-        RgbenchError: they do; names the first image.
-    """
-    finite = np.isfinite(values).all(1)
-    if not finite.all():
-        raise RgbenchError(f"features of image {positions[~finite][0]} of {where} are not finite; nothing was measured")
+    def _report(self, notes: _Notes) -> None:
+        of = f"of {len(self.reference):,} reference images"
+        if self.network.smallest is not None:
+            side, small = self.network.smallest, f"{notes.num_small:,}"
+            log.info("%s: %s %s have a side under %s px and stay uncropped", self.network.name, small, of, side)
+        if notes.num_converted:
+            named = "; ".join(notes.converted)
+            log.warning("%s %s were converted to 8-bit RGB, such as %s", f"{notes.num_converted:,}", of, named)
 
 
 class FeatureRows:
@@ -254,3 +242,14 @@ class FeatureRows:
         """(k, d) float64 features at positions."""
         assert self._filled[positions].all(), "features asked for before they were stored"
         return np.asarray(self._array[positions], dtype=np.float64)
+
+
+def check_finite(values: np.ndarray, positions: np.ndarray, where: str) -> None:
+    """Refuse features that hold NaN or infinity.
+
+    Raises:
+        RgbenchError: they do; names the first image.
+    """
+    finite = np.isfinite(values).all(1)
+    if not finite.all():
+        raise RgbenchError(f"features of image {positions[~finite][0]} of {where} are not finite; nothing was measured")

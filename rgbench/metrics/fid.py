@@ -1,18 +1,14 @@
-"""Fréchet distance between generated and real images, on the features that the protocol names.
-
-On Inception features it is called FID, with FID∞ besides; offline, on EfficientNet-Lite0's, FD-EffLite0: the two
-cannot be compared. FID∞ (Chong and Forsyth, 2020, arXiv 1911.07023) removes the bias of finite n: the distance is
-measured at 15 sample sizes, each on a fresh random subset, and the line through it against 1/n is read at 1/n = 0.
-
-Fréchet distance between Gaussians fitted to two feature sets, with interval and null.
+"""Fréchet distance between Gaussians fitted to the features of generated and of real images.
 
     FD = |μ_a − μ_b|² + tr Σ_a + tr Σ_b − 2 tr √(Σ_a Σ_b)
 
-(Fréchet, 1957; Heusel et al., 2017, arXiv 1706.08500, eq. 6). The eigenvalues of Σ_a Σ_b
-are those of the symmetric Fᵀ Σ_b F with F Fᵀ = Σ_a, so no matrix square root is needed.
-With n ≤ d samples a covariance has rank n − 1: the side of smaller rank is factored, and
-no more eigenvalues are summed than the ranks allow, because √ turns the rounding noise
-1e-16 of each null eigenvalue into 1e-8.
+(Fréchet, 1957; Heusel et al., 2017, arXiv 1706.08500, eq. 6). On Inception features it is called FID, on
+EfficientNet-Lite0's FD-EffLite0: the two cannot be compared. FID∞ (Chong and Forsyth, 2020, arXiv 1911.07023) removes
+the bias of finite n: the distance of fresh random subsets of 15 sizes lies on a line against 1/n, read at 1/n = 0.
+
+The eigenvalues of Σ_a Σ_b are those of the symmetric Fᵀ Σ_b F with F Fᵀ = Σ_a, so no matrix square root is needed.
+With n ≤ d samples a covariance has rank n − 1: the side of smaller rank is factored, and no more eigenvalues are summed
+than the ranks allow, because √ turns the rounding noise 1e-16 of each null eigenvalue into 1e-8.
 
     n   num      samples            μ  mean          d  features per sample
     Σx  total    (d,) float64       Σ  covariance, divisor n − 1
@@ -26,21 +22,25 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dsygst
-from torch import Tensor
 
 from rgbench.core.progress import Track, untracked
-from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 NULL_SEED = 0
 CHUNK = 4096
+MIN_IMAGES = 4  # two in each half of the null
+NUM_SIZES = 15  # of FID∞, and its smallest size, as in the authors' code
+SMALLEST = 5000
+INFINITY_SEED = 0
+DISTANCE = Direction.LOWER, Family.SET_DISTANCE
 
 
 @dataclass(frozen=True)
 class Moments:
-    """n, Σx and Σxxᵀ of a feature set in float64: what ranks and restarts merge."""
+    """n, Σx and Σxxᵀ of a feature set in float64; they add up over parts of it."""
 
     num: int
     total: np.ndarray
@@ -92,9 +92,9 @@ def moments_of_rows(
     """Moments of the features at positions, read a few thousand at a time.
 
     Args:
-        rows: gives the (k, d) features at k positions.
+        rows: (k,) positions → (k, d) features.
         positions: at least one.
-        track: shows how far it is.
+        track: shows progress.
     """
     chunks = [positions[i : i + CHUNK] for i in range(0, len(positions), CHUNK)]
     parts = (Moments.of(rows(at)) for at in track(chunks, "mean and covariance"))
@@ -106,7 +106,7 @@ class Gaussian:
 
     Args:
         moments: of at least two samples.
-        factor: F, where it is known.
+        factor: F, where it is known already.
     """
 
     def __init__(self, moments: Moments, factor: np.ndarray | None = None) -> None:
@@ -117,7 +117,7 @@ class Gaussian:
 
     @classmethod
     def of_rows(cls, rows: np.ndarray, track: Track = untracked) -> Gaussian:
-        """From (n, d) features, n ≥ 2. With n ≤ d the centred features are a factor, and nothing is decomposed."""
+        """From (n, d) features, n ≥ 2; with n ≤ d the centred features are a factor already."""
         moments = moments_of_rows(rows.__getitem__, np.arange(len(rows)), track)
         if len(rows) > rows.shape[1]:
             return cls(moments)
@@ -133,10 +133,10 @@ class Gaussian:
         return self._combine(other.mean, trace, eigenvalues, other.rank)
 
     def _congruent(self, covariance: np.ndarray) -> np.ndarray:
-        """Fᵀ Σ F, of which ``eigvalsh`` reads the lower triangle; may overwrite ``covariance``.
+        """Fᵀ Σ F, at least its lower triangle, which ``eigvalsh`` reads; may overwrite ``covariance``.
 
-        LAPACK's dsygst fills no more, in a quarter of the work, where F is a Cholesky factor. Its matrices lie by
-        columns: these, read so, are their transposes, and F an upper triangle.
+        With a Cholesky factor, LAPACK's dsygst gives that triangle in a quarter of the work. Its matrices are
+        column-major: it sees ours transposed, and F as an upper triangle.
         """
         if not self.lower:
             return self.factor.T @ covariance @ self.factor
@@ -151,12 +151,12 @@ class Gaussian:
         """FD to a feature set with each of its groups left out.
 
         Args:
-            rows: gives the (k, d) float64 features at k positions.
+            rows: (k,) positions → (k, d) float64 features.
             groups: (n,) group of each position.
-            track: shows how far it is.
+            track: shows progress.
 
         Returns:
-            One figure per group, by group number; none unless each leaves two samples.
+            One distance per group, by group number; none unless each leaves two samples.
         """
         if len(groups) - np.bincount(groups).max() < 2:
             return []
@@ -222,7 +222,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def split_half_null(features: np.ndarray, track: Track = untracked) -> float:
-    """FD between two random halves of one set of (n, d) features, n ≥ 4: what equal distributions read at n/2."""
+    """FD between two random halves of (n, d) features, n ≥ 4: the distance of equal distributions at n/2."""
     order = np.random.default_rng(NULL_SEED).permutation(len(features))
     half = len(features) // 2
     other = moments_of_rows(features.__getitem__, np.sort(order[half:]), track)
@@ -230,8 +230,9 @@ def split_half_null(features: np.ndarray, track: Track = untracked) -> float:
 
 
 def _factor(covariance: np.ndarray, rank: int) -> tuple[np.ndarray, bool]:
-    """(d, rank) F with F Fᵀ = covariance, and whether it is lower triangular: Cholesky's where the covariance is
-    regular, else its leading eigenvectors.
+    """(d, rank) F with F Fᵀ = covariance, and whether it is lower triangular.
+
+    It is Cholesky's where the covariance is regular, else made of the leading eigenvectors.
     """
     if rank == len(covariance):
         upper, failed = dpotrf(covariance.T, lower=0, clean=1)
@@ -246,14 +247,7 @@ def _require_two(num: int) -> None:
         raise ValueError(f"a covariance needs at least two samples, not {num}")
 
 
-FAMILY = "set distance"
-MIN_IMAGES = 4  # two in each half of the null
-NUM_SIZES = 15  # of FID∞, and its smallest size, as in the authors' code
-SMALLEST = 5000
-INFINITY_SEED = 0
-
-
-class FrechetDistance:
+class FrechetDistance(SetMetric):
     """Fréchet distance with jackknife interval and split-half null.
 
     Args:
@@ -263,20 +257,21 @@ class FrechetDistance:
         UsageError: prompts without scenes where the reference is of scenes, or fewer than 4.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "fid"
+    infos = (
+        MetricInfo.of("fid", "FID", "Fréchet distance on Inception features", *DISTANCE),
+        MetricInfo.of("fd_efflite0", "FD-EffLite0", "Fréchet distance on EfficientNet-Lite0 features", *DISTANCE),
+    )
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
-        self.context, self.network = context, context.features.network
-        context.features.reference.require("fid", MIN_IMAGES)
-        context.require_images("fid", MIN_IMAGES)
-        metric = _metric("fid" if not self.network.suffix else f"fd{self.network.suffix}", self.network.label("FD"))
+        super().__init__(context)
+        self.network = context.features.network
+        name = f"fd{self.network.suffix}" if self.network.suffix else "fid"
         protocol = context.set_protocol(jackknife=f"{NUM_GROUPS} groups of images, reference fixed")
-        self.quantities = (Quantity(metric, protocol),)
+        self.planned = ((name, Protocol.of(name, protocol)),)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         features, num = self.context.features, len(self.context.prompts)
         track, rows = self.context.track, self.context.rows.take
         reference = reference_gaussian(self.context)
@@ -296,21 +291,21 @@ class FrechetDistance:
             extra["num_reference_uncropped"] = features.num_small()
         flags = singular(self.context)
         return [
-            Measurement(
-                quantity=self.quantities[0],
+            MetricValue(
+                *self.planned[0],
                 value=value,
                 interval=jackknife_interval(value, replicates),
-                num_samples=num,
+                num_images=num,
                 flags=(*flags, *self.context.departures),
                 extra=extra,
             )
         ]
 
 
-class FrechetInfinity:
-    """FID∞, the Fréchet distance extrapolated to infinitely many images.
+class FrechetInfinity(SetMetric):
+    """Fréchet distance extrapolated to infinitely many images: FID∞.
 
-    Below 2 d images the smallest subsets have no regular covariance, and the line means nothing: there is no value.
+    Below 2 d images it has no value: the smallest subsets have no regular covariance, and the line means nothing.
 
     Args:
         context: as for :class:`FrechetDistance`.
@@ -319,43 +314,46 @@ class FrechetInfinity:
         UsageError: as for :class:`FrechetDistance`.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "fid_inf"
+    infos = (
+        MetricInfo.of("fid_inf", "FID∞", "FID extrapolated to infinitely many images", *DISTANCE),
+        MetricInfo.of(
+            "fd_inf_efflite0", "FD-EffLite0∞", "FD-EffLite0 extrapolated to infinitely many images", *DISTANCE
+        ),
+    )
+    default = False
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
-        self.context, self.network = context, context.features.network
-        context.features.reference.require("fid_inf", MIN_IMAGES)
-        context.require_images("fid_inf", MIN_IMAGES)
-        suffix = self.network.suffix
-        metric = _metric("fid_inf" if not suffix else f"fd_inf{suffix}", f"{self.network.label('FD')}∞")
+        super().__init__(context)
+        self.network = context.features.network
+        name = f"fd_inf{self.network.suffix}" if self.network.suffix else "fid_inf"
         line = {"sizes": NUM_SIZES, "smallest": SMALLEST, "seed": INFINITY_SEED}
-        self.quantities = (Quantity(metric, context.set_protocol(extrapolation=line)),)
+        self.planned = ((name, Protocol.of(name, context.set_protocol(extrapolation=line))),)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         num, dim = len(self.context.prompts), self.network.num_features
         departures = self.context.departures
         if num < 2 * dim:
-            return [Measurement(self.quantities[0], None, None, num, (f"n<{2 * dim}", *departures))]
+            return [MetricValue(*self.planned[0], None, None, num, flags=(f"n<{2 * dim}", *departures))]
         flags = (*singular(self.context), *departures)
         reference, rows = reference_gaussian(self.context), self.context.rows.take
         sizes, values = infinity_points(reference, rows, num, dim, self.context.track)
         extra = {"sizes": sizes, "values": values, "seed": INFINITY_SEED}
-        return [Measurement(self.quantities[0], extrapolated(sizes, values), None, num, flags, extra=extra)]
+        return [MetricValue(*self.planned[0], extrapolated(sizes, values), None, num, flags=flags, extra=extra)]
 
 
 def infinity_points(
     reference: Gaussian, rows: Callable[[np.ndarray], np.ndarray], num: int, dim: int, track: Track = untracked
 ) -> tuple[list[int], list[float]]:
-    """Sample sizes and the distance of a random subset of each.
+    """Sample sizes, and the distance of a random subset of each size.
 
     Args:
         reference: the other side.
-        rows: gives the (k, d) float64 features at k positions.
+        rows: (k,) positions → (k, d) float64 features.
         num: images, at least 2 d.
         dim: d.
-        track: shows how far it is.
+        track: shows progress.
     """
     rng = np.random.default_rng(INFINITY_SEED)
     smallest = min(SMALLEST, max(dim + 1, num // 2))
@@ -376,12 +374,8 @@ def reference_gaussian(context: Context) -> Gaussian:
 
 
 def singular(context: Context) -> tuple[str, ...]:
-    """The flag of a distance that rests on a singular covariance, of the images or else of the reference."""
+    """The flag of a distance with a singular covariance, of the images or else of the reference."""
     dim = context.features.network.num_features
     if len(context.prompts) <= dim:
         return ("n<=d",)
     return ("reference n<=d",) if len(context.features.reference) <= dim else ()
-
-
-def _metric(name: str, label: str) -> Metric:
-    return Metric(name=name, label=label, direction="lower", unit="", family=FAMILY, decimals=2)

@@ -3,7 +3,8 @@
     k(x, y) = (x·y / d + 1)³
     MMD² = Σ_{i≠j} k(x_i, x_j) / m(m − 1) + Σ_{i≠j} k(y_i, y_j) / n(n − 1) − 2 Σ_{ij} k(x_i, y_j) / mn
 
-Unlike the Fréchet distance it has no bias at small n.
+It has no bias at small n, unlike the Fréchet distance. On Inception features it is called KID, on EfficientNet-Lite0's
+KD-EffLite0; both are shown × 1000.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import Tensor
 
 from rgbench.core.progress import Track, untracked
-from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import cluster_groups, jackknife_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 NUM_SUBSETS = 50
 SUBSET_SIZE = 500
-FAMILY = "set distance"
 SCALE = 1000
 MIN_IMAGES = 2
 CHUNK = 4096
+DISTANCE = Direction.LOWER, Family.SET_DISTANCE
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -36,7 +36,7 @@ def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def mmd2(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased MMD² between (m, d) and (n, d) float64 features, m and n ≥ 2; may be below zero."""
-    return _unbiased(_off_diagonal(x), len(x), _off_diagonal(y), len(y), float(polynomial_kernel(x, y).sum()))
+    return _unbiased(off_diagonal_sum(x), len(x), off_diagonal_sum(y), len(y), kernel_sum(x, y))
 
 
 def kid_draws(
@@ -55,19 +55,19 @@ def kid_draws(
         subsets: how many.
         size: samples of each, at most; smaller sets are used whole.
         seed: of the drawing.
-        track: shows how far it is.
+        track: shows progress.
 
     Returns:
-        (subsets,) figures, of which :func:`kid` is the mean; a single one where every subset would be the whole.
+        (subsets,) values, whose mean is :func:`kid`; a single one where every subset would be the whole set.
     """
     size = min(size, len(x), len(y))
     if size == len(x) == len(y):
-        return np.array([mmd2(_wide(x), _wide(y))])
+        return np.array([mmd2(_float64(x), _float64(y))])
     rng = np.random.RandomState(seed)
     draws = []
     for _ in track(range(subsets), "kernel distance", "subsets"):
-        first = _wide(x[rng.choice(len(x), size, replace=False)])
-        draws.append(mmd2(first, _wide(y[rng.choice(len(y), size, replace=False)])))
+        first = _float64(x[rng.choice(len(x), size, replace=False)])
+        draws.append(mmd2(first, _float64(y[rng.choice(len(y), size, replace=False)])))
     return np.array(draws)
 
 
@@ -85,18 +85,18 @@ def mmd2_replicates(
         x: (m, d) features; may be a memory map.
         y: (n, d), held fixed, likewise.
         groups: (m,) group of each row of ``x``.
-        off_y: :func:`off_diagonal_sum` of ``y``, where it is known.
-        track: shows how far it is.
+        off_y: :func:`off_diagonal_sum` of ``y``, where it is known already.
+        track: shows progress.
 
     Returns:
-        One figure per group; none unless each leaves two rows.
+        One value per group; none unless each leaves two rows.
     """
     num = groups.max() + 1
     if len(groups) - np.bincount(groups).max() < 2:
         return []
     parts = [np.flatnonzero(groups == g) for g in range(num)]
     within = pair_sums(x, parts, polynomial_kernel, track)
-    diagonal = np.array([_diagonal(_wide(x[part])) for part in parts])
+    diagonal = np.array([_diagonal(_float64(x[part])) for part in parts])
     cross = np.array([kernel_sum(x[part], y) for part in track(parts, "kernel: generated and real")])
     off_y = off_diagonal_sum(y, track) if off_y is None else off_y
     out = []
@@ -110,9 +110,9 @@ def mmd2_replicates(
 def with_subsets(replicates: Sequence[float], draws: np.ndarray) -> list[float]:
     """Jackknife replicates that vary with the choice of the subsets too.
 
-    The mean over 50 subsets of 500 is the whole sets' MMD² but for their luck, which at 30,000 images is larger than
-    that of the images. A second jackknife, over groups of subsets, is laid over the first: the variances of the two
-    add up, and figures of two models, which draw the same subsets, can still be subtracted.
+    The mean over 50 subsets of 500 estimates the whole sets' MMD²; at 30,000 images its sampling error is larger than
+    that of the images. So a second jackknife, over groups of subsets, is added to the first: their variances add up,
+    and replicates of two models, which draw the same subsets, can still be subtracted.
 
     Args:
         replicates: from :func:`mmd2_replicates`.
@@ -128,24 +128,24 @@ def with_subsets(replicates: Sequence[float], draws: np.ndarray) -> list[float]:
 def kernel_sum(x: np.ndarray, y: np.ndarray, kernel: Kernel = polynomial_kernel) -> float:
     """Sum of a kernel over all pairs, in blocks."""
     blocks = ((i, j) for i in range(0, len(x), CHUNK) for j in range(0, len(y), CHUNK))
-    sums = (kernel(_wide(x[i : i + CHUNK]), _wide(y[j : j + CHUNK])).sum() for i, j in blocks)
+    sums = (kernel(_float64(x[i : i + CHUNK]), _float64(y[j : j + CHUNK])).sum() for i, j in blocks)
     return float(sum(sums))
 
 
 def self_sum(x: np.ndarray, kernel: Kernel = polynomial_kernel, track: Track = untracked) -> float:
-    """Sum of a symmetric kernel over all pairs of one set, in blocks; those below the diagonal are not computed."""
+    """Sum of a symmetric kernel over all pairs of one set, from the blocks on and above the diagonal."""
     starts = range(0, len(x), CHUNK)
     blocks = [(i, j) for i in starts for j in starts if i <= j]
     total = 0.0
     for i, j in track(blocks, "kernel: reference", "blocks"):
-        found = float(kernel(_wide(x[i : i + CHUNK]), _wide(x[j : j + CHUNK])).sum())
+        found = float(kernel(_float64(x[i : i + CHUNK]), _float64(x[j : j + CHUNK])).sum())
         total += found if i == j else 2 * found
     return total
 
 
 def off_diagonal_sum(x: np.ndarray, track: Track = untracked) -> float:
     """Σ_{i≠j} k(x_i, x_j) of (n, d) features; may be a memory map."""
-    diagonal = sum(_diagonal(_wide(x[i : i + CHUNK])) for i in range(0, len(x), CHUNK))
+    diagonal = sum(_diagonal(_float64(x[i : i + CHUNK])) for i in range(0, len(x), CHUNK))
     return self_sum(x, track=track) - diagonal
 
 
@@ -158,7 +158,7 @@ def pair_sums(x: np.ndarray, parts: Sequence[np.ndarray], kernel: Kernel, track:
     return within
 
 
-def _wide(x: np.ndarray) -> np.ndarray:
+def _float64(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, dtype=np.float64)
 
 
@@ -166,16 +166,12 @@ def _unbiased(off_x: float, m: int, off_y: float, n: int, cross: float) -> float
     return off_x / (m * (m - 1)) + off_y / (n * (n - 1)) - 2 * cross / (m * n)
 
 
-def _off_diagonal(x: np.ndarray) -> float:
-    return float(polynomial_kernel(x, x).sum()) - _diagonal(x)
-
-
 def _diagonal(x: np.ndarray) -> float:
     return float((((x * x).sum(1) / x.shape[1] + 1) ** 3).sum())
 
 
-class KernelDistance:
-    """Kernel distance to real images, × 1000, with jackknife interval over images and subsets; KID on Inception.
+class KernelDistance(SetMetric):
+    """Kernel distance to real images, × 1000, with jackknife interval over images and subsets.
 
     Args:
         context: with a reference that suits the prompts.
@@ -184,24 +180,27 @@ class KernelDistance:
         UsageError: prompts without scenes where the reference is of scenes, or fewer than 2.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "kid"
+    infos = (
+        MetricInfo.of("kid", "KID ×1000", "kernel distance on Inception features; no bias at few images", *DISTANCE),
+        MetricInfo.of(
+            "kd_efflite0",
+            "KD-EffLite0 ×1000",
+            "kernel distance on EfficientNet-Lite0 features; no bias at few images",
+            *DISTANCE,
+        ),
+    )
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
-        self.context, network = context, context.features.network
-        context.features.reference.require("kid", MIN_IMAGES)
-        context.require_images("kid", MIN_IMAGES)
-        name = f"kd{network.suffix}" if network.suffix else "kid"
-        metric = Metric(
-            name=name, label=f"{network.label('KD')} ×{SCALE}", direction="lower", unit="", family=FAMILY, decimals=2
-        )
+        super().__init__(context)
+        suffix = context.features.network.suffix
+        name = f"kd{suffix}" if suffix else "kid"
         size = min(SUBSET_SIZE, len(context.prompts), len(context.features.reference))
         subsets = {"num": NUM_SUBSETS, "size": size, "seed": 0}
-        self.quantities = (Quantity(metric, context.set_protocol(subsets=subsets)),)
+        self.planned = ((name, Protocol.of(name, context.set_protocol(subsets=subsets))),)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         num, y, track = len(self.context.prompts), self.context.features.reference_rows(), self.context.track
         x, groups = self.context.rows.everything(), cluster_groups(self.context.clusters(num))
         draws = SCALE * kid_draws(x, y, track=track)
@@ -210,4 +209,4 @@ class KernelDistance:
         value = float(draws.mean())
         interval = jackknife_interval(value, replicates)
         extra = {"jackknife": replicates}
-        return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]
+        return [MetricValue(*self.planned[0], value, interval, num, flags=self.context.departures, extra=extra)]

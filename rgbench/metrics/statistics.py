@@ -1,9 +1,8 @@
-"""Intervals of single figures: delete-a-group jackknife, Wilson, bootstrap of a mean.
+"""Intervals of single values, and comparisons in pairs.
 
-Comparisons: between two models the image is the unit, between methods the training seed.
-
-Differences are paired, by prompt and noise seed or by training seed: the spread that both
-sides share then cancels, and an unpaired comparison would have to fight it.
+Images, or prompts with all their seeds, are resampled for the interval of one model's value: by delete-a-group
+jackknife or bootstrap. Between two models the prompt is the unit, between methods the training seed. Differences are
+paired, by prompt and noise seed or by training seed, so that the spread that both sides share cancels.
 """
 
 from __future__ import annotations
@@ -16,32 +15,39 @@ from statistics import NormalDist
 
 import numpy as np
 
-from rgbench.metrics.base import Interval
+from rgbench.metrics.values import Interval
 
-LEVEL = 0.95
+LEVEL = 0.95  # confidence
 NUM_GROUPS = 20
 NUM_RESAMPLES = 2000
 CHUNK_ELEMENTS = 2**20
+POWER = 0.8
+ALPHA = 0.05
 
 
 def jackknife_groups(num: int, groups: int = NUM_GROUPS) -> np.ndarray:
-    """(num,) int64: the jackknife group of each position, random and fixed, sizes within one."""
+    """(num,) int64 jackknife group of each position: random but fixed, of sizes that differ by one at most."""
     order = np.random.default_rng(0).permutation(num)
     return order * min(groups, num) // num
 
 
 def cluster_groups(clusters: np.ndarray) -> np.ndarray:
-    """(n,) jackknife group of each of n images, those of one cluster (a prompt) in one group."""
+    """(n,) jackknife group of each of n images; those of one cluster (a prompt) share a group."""
     return jackknife_groups(int(clusters.max()) + 1)[clusters]
 
 
+def jackknife_means(rows: np.ndarray, groups: np.ndarray) -> list[float]:
+    """Mean of (n,) rows with each group left out; none where nothing would be left."""
+    return [float(rows[groups != g].mean()) for g in np.unique(groups) if (groups != g).any()]
+
+
 def jackknife_interval(value: float, replicates: Sequence[float], level: float = LEVEL) -> Interval | None:
-    """Delete-a-group jackknife interval around a figure (Kott, 2001).
+    """Delete-a-group jackknife interval around a value (Kott, 2001).
 
     Args:
-        value: the figure from all samples.
-        replicates: the figure with each of G groups left out.
-        level: coverage.
+        value: from all samples.
+        replicates: the value with each of G groups left out.
+        level: confidence.
 
     Returns:
         value ± t(G − 1) · √((G − 1)/G · Σ(θ_g − θ̄)²); None for fewer than two groups.
@@ -52,12 +58,12 @@ def jackknife_interval(value: float, replicates: Sequence[float], level: float =
 def jackknife_interval_of_sides(
     value: float, sides: Sequence[Sequence[float]], level: float = LEVEL
 ) -> Interval | None:
-    """The same around a figure of several independent samples, each left out by itself: variances add.
+    """The same around a value of several independent samples, each left out by itself: variances add.
 
     Args:
-        value: the figure from all samples.
-        sides: of each sample, the figure with each of its groups left out and the other samples whole.
-        level: coverage.
+        value: from all samples.
+        sides: for each sample, the value with each of its groups left out and the other samples whole.
+        level: confidence.
 
     Returns:
         value ± t(ν) · √Σv, v the variance of each side, ν = (Σv)² / Σ(v²/(G − 1)) rounded down (Welch, 1947;
@@ -84,7 +90,7 @@ def wilson_interval(successes: float, num: int, level: float = LEVEL) -> Interva
     Args:
         successes: in [0, num].
         num: trials, at least 1.
-        level: coverage.
+        level: confidence.
 
     Returns:
         Bounds as shares in [0, 1].
@@ -102,8 +108,8 @@ def bootstrap_interval(rows: np.ndarray, level: float = LEVEL, seed: int = 0) ->
     """Percentile bootstrap interval of the mean.
 
     Args:
-        rows: (n,) one figure per image.
-        level: coverage.
+        rows: (n,) one value per image.
+        level: confidence.
         seed: of the resampling.
 
     Returns:
@@ -119,12 +125,12 @@ def unpaired_bootstrap_interval(rows: np.ndarray, others: np.ndarray, level: flo
     """Percentile bootstrap interval of the difference of two means, each sample resampled by itself.
 
     Args:
-        rows: (n,) figures of one sample.
+        rows: (n,) values of one sample.
         others: (m,) of the one that is subtracted, independent of the first.
-        level: coverage.
+        level: confidence.
 
     Returns:
-        None for fewer than two figures on a side.
+        None for fewer than two values on a side.
     """
     if min(len(rows), len(others)) < 2:
         return None
@@ -176,10 +182,6 @@ def _t_central(angle: float, degrees: int) -> float:
     return (angle + total) * 2 / math.pi if odd else total
 
 
-POWER = 0.8
-ALPHA = 0.05
-
-
 @dataclass(frozen=True)
 class Wins:
     """How often one model is better than another on common prompts.
@@ -209,13 +211,13 @@ def count_wins(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray)
 
 
 def resampled_means(rows: np.ndarray, strata: Sequence[str] | None = None, seed: int = 0) -> np.ndarray:
-    """(2000,) means of resamples of (n,) rows, the same positions for the same strata and seed.
+    """(2000,) means of resamples of (n,) rows, with the same positions for the same strata and seed.
 
-    Two models' means of the same prompts are thus resampled together: subtracted, they are a paired bootstrap.
+    Two models' resampled means over the same prompts, subtracted, are thus a paired bootstrap.
 
     Args:
-        rows: one figure per prompt.
-        strata: group of each (a style); each group is resampled by itself, so that its share stays.
+        rows: one value per prompt.
+        strata: group of each (a style); each group is resampled by itself and keeps its share.
         seed: of the drawing.
 
     Raises:
@@ -233,9 +235,9 @@ def resampled_means(rows: np.ndarray, strata: Sequence[str] | None = None, seed:
 
 @lru_cache(maxsize=2)
 def _counts(groups: tuple[str, ...], seed: int) -> np.ndarray:
-    """(2000, n) uint8: how often each resample has each position. Every figure of a protocol asks for the same ones.
+    """(2000, n) uint8: how often each resample has each position; the same for all values of a protocol.
 
-    A count above 255 would take a position drawn 256 times where once is expected.
+    A count above 255 would need a position drawn 256 times where once is expected.
     """
     names = np.asarray(groups)
     members = [np.flatnonzero(names == name) for name in np.unique(names)]
@@ -251,7 +253,7 @@ def stratified_deviation(rows: np.ndarray, strata: Sequence[str] | None = None) 
     """Deviation whose √n-th part is the standard error of the mean of rows drawn within strata (Cochran, 1977, 5.3).
 
     Args:
-        rows: (n,) one figure per prompt.
+        rows: (n,) one value per prompt.
         strata: group of each; a group of one row adds no spread, as in the bootstrap.
     """
     names = np.asarray(("",) * len(rows) if strata is None else tuple(strata))
@@ -275,10 +277,10 @@ def minimum_detectable_effect(deviation: float, num: int, alpha: float = ALPHA, 
 
 
 def detectable_over_seeds(values: Sequence[float], alpha: float = ALPHA, power: float = POWER) -> float:
-    """The smallest true mean that a t test on so few figures finds with the given probability.
+    """The smallest true mean that a t test on so few values finds with the given probability.
 
     (t_{1−α/2, n−1} + t_{power, n−1}) · s / √n: as :func:`minimum_detectable_effect`, with the quantiles of a
-    deviation that is itself estimated (Bloom, 1995); by the exact power of the test a little short for 3 figures.
+    deviation that is itself estimated (Bloom, 1995); a little less than the exact power gives for 3 values.
 
     Args:
         values: one paired difference per training seed.
@@ -294,14 +296,14 @@ def detectable_over_seeds(values: Sequence[float], alpha: float = ALPHA, power: 
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
-    """Mean of at least two figures and its t interval: ``(mean, low, high)``.
+    """Mean of at least two values and its t interval: ``(mean, low, high)``.
 
     Raises:
         ValueError: fewer than two.
     """
     num = len(values)
     if num < 2:
-        raise ValueError(f"an interval needs at least two figures, not {num}")
+        raise ValueError(f"an interval needs at least two values, not {num}")
     mean = math.fsum(values) / num
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (num - 1))
     half = student_t_quantile(0.5 + level / 2, num - 1) * deviation / math.sqrt(num)
@@ -312,7 +314,7 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p of the paired t test (Student, 1908).
 
     Args:
-        a: figure of one method per training seed.
+        a: value of one method per training seed.
         b: of the other, for the same seeds.
 
     Raises:
@@ -327,7 +329,7 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values adjusted for having looked at all of them (Holm, 1979), in the order given."""
+    """P values adjusted for multiple comparisons (Holm, 1979), in the order given."""
     num = len(p_values)
     adjusted = [0.0] * num
     highest = 0.0
@@ -355,5 +357,5 @@ def detection_auc(faulty: Sequence[float] | np.ndarray, sound: Sequence[float] |
 
 def _differences(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> np.ndarray:
     if len(a) != len(b) or len(a) < 2:
-        raise ValueError(f"paired comparison of {len(a)} and {len(b)} figures; give at least two pairs")
+        raise ValueError(f"paired comparison of {len(a)} and {len(b)} values; give at least two pairs")
     return np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)

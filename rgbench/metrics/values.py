@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+from rgbench.core.errors import RgbenchError
+from rgbench.core.registry import TABLES, names, resolve
+
+log = logging.getLogger(__name__)
 
 
 class Family(StrEnum):
@@ -59,6 +66,22 @@ class MetricInfo(BaseModel):
     direction: Direction
     family: Family
     decimals: int
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        label: str,
+        about: str,
+        direction: Direction,
+        family: Family,
+        unit: str = "",
+        decimals: int = 2,
+    ) -> MetricInfo:
+        """An info by position, for the classes of metrics."""
+        return cls(
+            name=name, label=label, about=about, unit=unit, direction=direction, family=family, decimals=decimals
+        )
 
 
 class Interval(BaseModel):
@@ -151,46 +174,6 @@ def identify(name: str, fields: Mapping[str, Any]) -> str:
     return f"{name}-{canonical_sha256(dict(fields))[:8]}"
 
 
-# Stands in for the infos on the metrics' classes until they are there.
-_INFOS: dict[str, tuple[str, str, str, str, int]] = {
-    "aliased_noise": ("Aliased noise σ", "levels", "reference", "spectrum", 2),
-    "aliasing_gain": ("Aliasing gain", "", "reference", "fragility", 2),
-    "band_db": ("Energy > .25", "dB", "reference", "spectrum", 2),
-    "chroma_band_db": ("Chroma energy > .25", "dB", "reference", "spectrum", 2),
-    "chroma_hfer_db": ("Chroma HFER", "dB", "reference", "spectrum", 2),
-    "clipped": ("Clipped pixels", "%", "reference", "pixel and colour", 1),
-    "colourfulness": ("Colourfulness", "", "reference", "pixel and colour", 1),
-    "coverage_efflite0": ("Coverage", "", "higher", "diversity", 3),
-    "density_efflite0": ("Density", "", "higher", "set distance", 3),
-    "fd_efflite0": ("FD-EffLite0", "", "lower", "set distance", 2),
-    "fragility": ("Fragility", "", "lower", "fragility", 2),
-    "grid_patch_db": ("Grid peaks, reward patch", "dB", "reference", "spectrum", 2),
-    "grid_vae_db": ("Grid peaks, VAE stride", "dB", "reference", "spectrum", 2),
-    "hfer_db": ("HFER", "dB", "reference", "spectrum", 2),
-    "hps_no_antialias": ("HPS, no antialias", "", "higher", "reward", 2),
-    "hps": ("HPS", "", "higher", "reward", 2),
-    "kd_efflite0": ("KD-EffLite0 ×1000", "", "lower", "set distance", 2),
-    "laplacian_variance": ("Laplacian variance", "levels²", "reference", "pixel and colour", 0),
-    "log_spectral_distance_db": ("Log-spectral distance", "dB", "lower", "spectrum", 2),
-    "oracle_all": ("Oracle, all right", "%", "higher", "oracle", 1),
-    "oracle_colour": ("Oracle, colour", "%", "higher", "oracle", 1),
-    "oracle_layout": ("Oracle, layout", "%", "higher", "oracle", 1),
-    "oracle_mean": ("Oracle, mean", "%", "higher", "oracle", 1),
-    "oracle_shape": ("Oracle, shape", "%", "higher", "oracle", 1),
-    "oracle_size": ("Oracle, size", "%", "higher", "oracle", 1),
-    "precision_efflite0": ("Precision", "", "higher", "set distance", 3),
-    "recall_efflite0": ("Recall", "", "higher", "diversity", 3),
-    "rms_contrast": ("RMS contrast", "%", "reference", "pixel and colour", 1),
-    "saturation": ("Saturation", "%", "reference", "pixel and colour", 1),
-    "saturation_p95": ("Saturation, 95th percentile", "%", "reference", "pixel and colour", 1),
-    "slope": ("Spectral slope", "", "reference", "spectrum", 2),
-    "total_variation": ("Total variation", "levels", "reference", "pixel and colour", 2),
-    "unseen_db": ("Energy above the reward's Nyquist", "dB", "reference", "spectrum", 2),
-    "vendi_efflite0": ("Vendi", "", "reference", "diversity", 2),
-    "wavelet_noise": ("Wavelet noise σ", "levels", "reference", "pixel and colour", 2),
-}
-
-
 def metric_info(name: str, own: Mapping[str, MetricInfo] | None = None) -> MetricInfo:
     """The info of a metric value's name.
 
@@ -199,17 +182,31 @@ def metric_info(name: str, own: Mapping[str, MetricInfo] | None = None) -> Metri
         own: infos that a result brings along, of metrics that are not rgbench's.
 
     Returns:
-        A neutral one for a name that nothing here knows: a plug-in that is not installed.
+        That of rgbench's own metric, else the result's, else that of an installed plug-in, else a neutral one.
     """
-    if own and name in own:
-        return own[name]
-    label, unit, direction, family, decimals = _INFOS.get(name, (name, "", "higher", "held-out reward", 3))
-    return MetricInfo(
-        name=name,
-        label=label,
-        about=label,
-        unit=unit,
-        direction=Direction(direction),
-        family=Family(family),
-        decimals=decimals,
+    for infos in (shipped_infos(), own or {}):
+        if name in infos:
+            return infos[name]
+    neutral = MetricInfo.of(
+        name, name, "of a metric that is not installed", Direction.HIGHER, Family.HELD_OUT, decimals=3
     )
+    return _plugin_infos().get(name, neutral)
+
+
+@cache
+def shipped_infos() -> dict[str, MetricInfo]:
+    """Infos of rgbench's own metrics and probes by metric value name."""
+    kinds = [resolve(table, name) for table in ("metric", "probe") for name in TABLES[table]]
+    return {info.name: info for kind in kinds for info in kind.infos}
+
+
+@cache
+def _plugin_infos() -> dict[str, MetricInfo]:
+    found: dict[str, MetricInfo] = {}
+    for table in ("metric", "probe"):
+        for name in set(names(table)) - set(TABLES[table]):
+            try:
+                found |= {info.name: info for info in resolve(table, name).infos}
+            except (RgbenchError, AttributeError) as error:
+                log.warning("%s %s: its infos cannot be read: %s", table, name, error)
+    return found

@@ -2,31 +2,31 @@
 
     VS = exp(−Σ λ_i ln λ_i),  λ the eigenvalues of K / n,  K the cosine similarities of n images
 
-The nonzero eigenvalues of K / n are those of the d × d matrix Σ x̂ x̂ᵀ / n of normalised features x̂; the smaller of the
-two is taken. It needs no reference; the reference's own score stands beside it.
+The nonzero eigenvalues of K / n are those of the d × d matrix Σ x̂ x̂ᵀ / n of normalised features x̂; the smaller matrix
+is taken. The good end is the reference's own score, not a higher one: the value is the difference to it. The score
+grows with n, so a larger reference is thinned to as many images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from torch import Tensor
 
 from rgbench.core.progress import Track, untracked
-from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Metric, Quantity
+from rgbench.metrics.base import SetMetric
 from rgbench.metrics.context import Context
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 CHUNK = 4096
 MIN_IMAGES = 2
+SEED = 0  # of the reference's images that serve
 
 
-def vendi_score(rows: np.ndarray, track: Track = untracked) -> float:
-    """The score of (n, d) features; in [1, min(n, d)]."""
-    num, dim = rows.shape
-    return _score(_gram(rows) if num <= dim else _moments(rows, np.arange(num), track), num)
+def vendi_score(rows: np.ndarray, track: Track = untracked, positions: np.ndarray | None = None) -> float:
+    """The score of (n, d) features, or of those at some positions; in [1, min(n, d)]."""
+    positions = np.arange(len(rows)) if positions is None else positions
+    num = len(positions)
+    return _score(_gram(rows[positions]) if num <= rows.shape[1] else _moments(rows, positions, track), num)
 
 
 def vendi_replicates(rows: np.ndarray, groups: np.ndarray, track: Track = untracked) -> list[float]:
@@ -35,7 +35,7 @@ def vendi_replicates(rows: np.ndarray, groups: np.ndarray, track: Track = untrac
     Args:
         rows: (n, d) features.
         groups: (n,) group of each row.
-        track: shows how far it is.
+        track: shows progress.
     """
     counts = np.bincount(groups)
     num, dim = rows.shape
@@ -75,36 +75,53 @@ def _score(matrix: np.ndarray, num: int) -> float:
     return float(np.exp(-(positive * np.log(positive)).sum()))
 
 
-class VendiScore:
-    """Vendi score on the features of the protocol, with jackknife interval.
+class VendiScore(SetMetric):
+    """Vendi score minus that of the reference, with jackknife interval; the reference is taken as fixed.
 
     Args:
-        context: with at least 2 prompts.
+        context: with a reference that suits the prompts.
 
     Raises:
         UsageError: prompts without scenes where the reference is of scenes, or fewer than 2.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "vendi"
+    infos = tuple(
+        MetricInfo.of(name, "Vendi", "effective number of different images", Direction.REFERENCE, Family.DIVERSITY)
+        for name in ("vendi", "vendi_efflite0")
+    )
+    min_images = MIN_IMAGES
 
     def __init__(self, context: Context) -> None:
-        self.context, network = context, context.features.network
-        context.features.reference.require("vendi", MIN_IMAGES)
-        context.require_images("vendi", MIN_IMAGES)
-        metric = Metric(
-            name=f"vendi{network.suffix}", label="Vendi", direction="higher", unit="", family="diversity", decimals=2
-        )
-        self.quantities = (Quantity(metric, context.set_protocol(kernel="cosine", jackknife=f"{NUM_GROUPS} groups")),)
+        super().__init__(context)
+        name = f"vendi{context.features.network.suffix}"
+        self.num_real = min(len(context.prompts), len(context.features.reference))
+        fields = context.set_protocol(kernel="cosine", jackknife=f"{NUM_GROUPS} groups", num_real=self.num_real)
+        self.planned = ((name, Protocol.of(name, fields)),)
 
-    def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
-        self.context.see(images, positions)
-
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         features, num = self.context.features, len(self.context.prompts)
         rows, track = self.context.rows.everything(), self.context.track
-        value = vendi_score(rows, track)
+        score = vendi_score(rows, track)
         replicates = vendi_replicates(rows, cluster_groups(self.context.clusters(num)), track)
-        interval = jackknife_interval(value, replicates)
-        reference = features.remember("vendi", lambda: vendi_score(features.reference_rows(), track))
-        extra = {"reference": reference, "num_reference": len(features.reference), "jackknife": replicates}
-        return [Measurement(self.quantities[0], value, interval, num, self.context.departures, extra=extra)]
+        real = features.remember(f"vendi {self.num_real}", self._real_score)
+        differences = [replicate - real for replicate in replicates]
+        return [
+            MetricValue(
+                *self.planned[0],
+                value=score - real,
+                interval=jackknife_interval(score - real, differences),
+                num_images=num,
+                reference="real",
+                flags=(
+                    *(("fewer real images than generated",) if self.num_real < num else ()),
+                    *self.context.departures,
+                ),
+                extra={"level": score, "real": real, "num_reference": self.num_real, "jackknife": differences},
+            )
+        ]
+
+    def _real_score(self) -> float:
+        rows = self.context.features.reference_rows()
+        chosen = np.random.default_rng(SEED).permutation(len(rows))[: self.num_real]
+        return vendi_score(rows, self.context.track, np.sort(chosen))

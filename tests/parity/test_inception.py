@@ -15,7 +15,7 @@ from torchvision.transforms.functional import center_crop
 from rgbench.core.errors import UsageError
 from rgbench.metrics import networks as module
 from rgbench.metrics.features import FeatureSet
-from rgbench.metrics.networks import FILE, InceptionNetwork, find_inception
+from rgbench.metrics.networks import INCEPTION_FILE, InceptionNetwork, find_inception
 from rgbench.metrics.reference import ReferenceFolder, from_uint8
 from tools.bench.networks import save_inception
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    return save_inception(tmp_path_factory.mktemp("inception") / FILE)
+    return save_inception(tmp_path_factory.mktemp("inception") / INCEPTION_FILE)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,10 @@ def test_a_missing_or_other_file_is_explained(tmp_path, monkeypatch):
         find_inception(None)
     with pytest.raises(UsageError, match="is not at .*elsewhere"):
         find_inception(tmp_path / "elsewhere")
-    (tmp_path / FILE).write_bytes(b"another file")
+    (tmp_path / INCEPTION_FILE).write_bytes(b"another file")
     with pytest.raises(UsageError, match="not the Inception of 2015-12-05 .sha256 "):
         find_inception(tmp_path)
-    monkeypatch.setattr(module, "FILE_SHA256", module.sha256_file(tmp_path / FILE))
-    assert find_inception(tmp_path) == find_inception(tmp_path / FILE)
+    monkeypatch.setattr(module, "INCEPTION_SHA256", module.sha256_file(tmp_path / INCEPTION_FILE))
+    assert find_inception(tmp_path) == find_inception(tmp_path / INCEPTION_FILE)
     with pytest.raises(UsageError, match="not a TorchScript file"):
-        InceptionNetwork(tmp_path / FILE, "square256", CPU)(torch.zeros(1, 3, 299, 299))
+        InceptionNetwork(tmp_path / INCEPTION_FILE, "square256", CPU)(torch.zeros(1, 3, 299, 299))

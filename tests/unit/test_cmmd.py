@@ -88,13 +88,13 @@ def test_the_metric_beside_the_others(folder, tmp_path):
     metric = CMMD(context)
     for at in (np.arange(10, 24), np.arange(10)):
         metric.update(images[at], [context.prompts.prompts[i] for i in at], at)
-    (found,) = metric.finish()
+    (found,) = metric.compute()
     network = CLIPNetwork(folder, CPU)
     ours, real = (network(network.prepare(x)).numpy() for x in (images, from_uint8(context.reference.images)))
     assert found.value == pytest.approx(by_loops(ours.astype(float), real.astype(float)), rel=1e-3, abs=1e-6)
     assert found.interval == jackknife_interval(found.value, found.extra["jackknife"])
-    assert found.quantity.protocol["network_sha256"] == network.sha256
-    assert found.quantity.protocol["reference"]["num"] == 24
+    assert found.protocol.fields["network_sha256"] == network.sha256
+    assert found.protocol.fields["reference"]["num"] == 24
 
 
 def test_without_weights_it_says_which_and_how(tmp_path):

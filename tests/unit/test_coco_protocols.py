@@ -20,12 +20,13 @@ from rgbench.metrics import networks as inception
 from rgbench.metrics.features import FeatureSet
 from rgbench.metrics.fid import Moments, frechet_distance, singular
 from rgbench.metrics.kid import kid
-from rgbench.metrics.networks import FILE, EffLite0Network, InceptionNetwork
-from rgbench.metrics.reference import PROTOCOLS, ReferenceFolder, find_protocol, from_uint8
+from rgbench.metrics.networks import INCEPTION_FILE, EffLite0Network, InceptionNetwork
+from rgbench.metrics.protocols import PROTOCOLS, find_protocol
+from rgbench.metrics.reference import ReferenceFolder, from_uint8
 from tests.tiny_models import make_context
 
 NUM = 6
-OF_2017 = {"protocol": "coco17-5k", "reference": Path("real"), "inception": Path(FILE)}
+OF_2017 = {"protocol": "coco17-5k", "reference": Path("real"), "inception": Path(INCEPTION_FILE)}
 CPU = torch.device("cpu")
 
 
@@ -61,8 +62,8 @@ def place(tmp_path, monkeypatch) -> Path:
             (image.convert("L") if folder == "real" and i == 3 else image).save(Path(folder, f"{i:05d}.png"))
     rows = [{"image_id": i, "id": i, "caption": f"caption {i}"} for i in range(NUM)]
     Path("captions_val2017.json").write_text(json.dumps({"annotations": rows}))
-    save_network(Path(FILE))
-    monkeypatch.setattr(inception, "FILE_SHA256", sha256_file(Path(FILE)))
+    save_network(Path(INCEPTION_FILE))
+    monkeypatch.setattr(inception, "INCEPTION_SHA256", sha256_file(Path(INCEPTION_FILE)))
     return tmp_path
 
 
@@ -79,7 +80,7 @@ def run(metrics: list[str], **options) -> dict:
 
 def by_hand(folder: str, crop: str) -> np.ndarray:
     """Features of a folder, image by image."""
-    network = InceptionNetwork(Path(FILE), crop, CPU)
+    network = InceptionNetwork(Path(INCEPTION_FILE), crop, CPU)
     paths = sorted(Path(folder).glob("*.png"))
     images = [
         from_uint8(torch.from_numpy(np.array(Image.open(p).convert("RGB"))).permute(2, 0, 1)[None]) for p in paths
@@ -88,7 +89,7 @@ def by_hand(folder: str, crop: str) -> np.ndarray:
 
 
 def test_a_named_protocol_gives_fid_and_says_where_it_departs(place, capsys):
-    found = run(["fid", "kid"], protocol="coco17-5k", reference=Path("real"), inception=Path(FILE))
+    found = run(["fid", "kid"], protocol="coco17-5k", reference=Path("real"), inception=Path(INCEPTION_FILE))
     fid = found["fid"]
     assert fid.metric.label == "FID" and found["kid"].metric.label == "KID ×1000"
     assert fid.protocol.id.startswith("coco17-5k-") and fid.path.name.startswith("fid@coco17-5k-")
@@ -96,7 +97,7 @@ def test_a_named_protocol_gives_fid_and_says_where_it_departs(place, capsys):
     assert fid.flags == ("n<=d", *departures)
     expected = frechet_distance(*(Moments.of(by_hand(folder, "square256")) for folder in ("made", "real")))
     assert fid.value == pytest.approx(expected, rel=1e-5)
-    assert fid.protocol.fields["network_sha256"] == sha256_file(Path(FILE))
+    assert fid.protocol.fields["network_sha256"] == sha256_file(Path(INCEPTION_FILE))
     assert "num_reference_uncropped" not in fid.extra
     assert fid.protocol.fields["reference"]["num"] == 4 and fid.extra["num_reference"] == 4
     printed = capsys.readouterr().err
@@ -105,7 +106,7 @@ def test_a_named_protocol_gives_fid_and_says_where_it_departs(place, capsys):
 
 
 def test_the_native_crop_is_another_column_for_another_resolution(place):
-    of_2014 = {"protocol": "coco14-30k-patch299", "reference": Path("real"), "inception": Path(FILE)}
+    of_2014 = {"protocol": "coco14-30k-patch299", "reference": Path("real"), "inception": Path(INCEPTION_FILE)}
     shutil.copy("captions_val2017.json", "coco14-30k.json")  # the published list's name, not its bytes
     found = run(["kid"], prompts="coco14-30k.json", **of_2014)["kid"]
     assert found.protocol.fields["generated_resolution"] == 32
@@ -133,7 +134,7 @@ def test_a_singular_covariance_of_either_side_is_marked(place):
 def test_images_under_the_crop_are_counted_and_told(place, caplog):
     caplog.set_level("INFO")
     Image.new("RGB", (301, 299)).save("real/00004.png")
-    options = {"protocol": "coco14-30k-patch299", "reference": Path("real"), "inception": Path(FILE)}
+    options = {"protocol": "coco14-30k-patch299", "reference": Path("real"), "inception": Path(INCEPTION_FILE)}
     assert run(["fid"], **options)["fid"].extra["num_reference_uncropped"] == 4
     assert "inception: 4 of 5 reference images have a side under 299 px and stay uncropped" in caplog.text
     assert "generated images of 32 px are smaller than the crop of 299 px" in caplog.text
@@ -211,9 +212,9 @@ def test_reference_statistics_follow_the_contents(place):
 
 
 def test_features_that_are_not_finite_are_refused(place):
-    save_network(Path(FILE), float("nan"))
+    save_network(Path(INCEPTION_FILE), float("nan"))
     features = FeatureSet(
-        ReferenceFolder(Path("real"), place / "cache"), InceptionNetwork(Path(FILE), "square256", CPU)
+        ReferenceFolder(Path("real"), place / "cache"), InceptionNetwork(Path(INCEPTION_FILE), "square256", CPU)
     )
     with pytest.raises(RgbenchError, match="features of image 0 of the reference are not finite"):
         features.reference_rows()
@@ -222,11 +223,14 @@ def test_features_that_are_not_finite_are_refused(place):
 
 def test_the_cache_knows_network_crop_and_images(place):
     folder = ReferenceFolder(Path("real"), place / "cache")
-    networks = [InceptionNetwork(Path(FILE), crop, CPU) for crop in ("square256", "patch299")] + [EffLite0Network(CPU)]
+    networks = [
+        *(InceptionNetwork(Path(INCEPTION_FILE), crop, CPU) for crop in ("square256", "patch299")),
+        EffLite0Network(CPU),
+    ]
     rows = [FeatureSet(folder, network).reference_rows() for network in networks]
     assert len(list((place / "cache").glob("*.f32"))) == 3
     assert [r.shape for r in rows] == [(4, 2048), (4, 2048), (4, 1280)] and not np.array_equal(rows[0], rows[1])
-    again = FeatureSet(folder, InceptionNetwork(Path(FILE), "square256", CPU)).reference_rows()
+    again = FeatureSet(folder, InceptionNetwork(Path(INCEPTION_FILE), "square256", CPU)).reference_rows()
     assert np.array_equal(again, rows[0])
 
 

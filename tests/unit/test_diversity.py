@@ -10,6 +10,7 @@ from rgbench.core.errors import UsageError
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
 from rgbench.metrics.probes import diversity
 from rgbench.metrics.statistics import jackknife_groups
+from rgbench.metrics.values import metric_info
 from tests.probing import measure
 from tests.tiny_models import make_context
 
@@ -38,7 +39,7 @@ def test_diversity_sees_mode_collapse(repeated):
     (hacked,) = measure(diversity.Diversity, repeated, collapsed).values()
     assert hacked.extra["level"] == pytest.approx(0, abs=1e-3) and hacked.value == pytest.approx(-hacked.extra["real"])
     assert clean.extra["level"] > 0.5 and abs(clean.value) < -hacked.value
-    assert clean.quantity.metric.direction == "higher" and len(hacked.extra["jackknife"]) == 2
+    assert metric_info(clean.metric).direction == "higher" and len(hacked.extra["jackknife"]) == 2
 
 
 def test_the_jackknife_leaves_out_one_prompts_images(repeated):

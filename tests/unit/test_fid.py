@@ -15,6 +15,7 @@ from rgbench.metrics.fid import FrechetDistance, Moments, frechet_distance
 from rgbench.metrics.kid import KernelDistance, kid
 from rgbench.metrics.networks import EffLite0Features, fold_batch_norms, load_efflite0
 from rgbench.metrics.reference import ReferenceScenes, from_uint8, renderer_digest, to_uint8
+from rgbench.metrics.values import metric_info
 from tests.tiny_models import make_context
 
 NUM = 24
@@ -34,7 +35,7 @@ def run_through(metric, context: Context, images: torch.Tensor, order: list[int]
     for start in range(0, len(order), size):
         at = order[start : start + size]
         metric.update(images[at], [context.prompts.prompts[i] for i in at], np.array(at))
-    return metric.finish()
+    return metric.compute()
 
 
 def test_value_is_the_distance_of_the_features(context, images):
@@ -44,8 +45,8 @@ def test_value_is_the_distance_of_the_features(context, images):
     ours, real = (torch.cat([network(x) for x in whole.split(size)]).double().numpy() for whole, size in parts)
     assert found.value == pytest.approx(frechet_distance(Moments.of(ours), Moments.of(real)), rel=1e-6)
     assert found.interval.low < found.value < found.interval.high
-    assert found.num_samples == NUM and found.flags == ("n<=d",)
-    assert found.quantity.metric.label == "FD-EffLite0"
+    assert found.num_images == NUM and found.flags == ("n<=d",)
+    assert metric_info(found.metric).label == "FD-EffLite0"
     assert found.extra["split_half_null"] > 0
 
 

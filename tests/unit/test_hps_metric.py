@@ -13,10 +13,10 @@ from rgbench.benchtop.scenes import scene_batch
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.registry import resolve
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.evaluate.evaluate import default_metrics
 from rgbench.metrics.probes.base import Probes
 from rgbench.metrics.reference import from_uint8, to_uint8
 from rgbench.metrics.rewards import HPSScore
+from rgbench.metrics.values import Family, metric_info
 from rgbench.rewards.clip import HPSReward
 from rgbench.rewards.config import HPS_V21_FILE
 from tests.tiny_models import make_context
@@ -33,7 +33,7 @@ def measure(context, images):
     metric = HPSScore(context)
     for at in (np.array([5, 1, 0]), np.array([2, 3, 4, 6, 7])):
         metric.update(images[at], [context.prompts.prompts[i] for i in at], at)
-    return metric.finish()
+    return metric.compute()
 
 
 def test_scores_are_those_of_the_reward_in_prompt_order(context):
@@ -53,7 +53,7 @@ def test_scores_are_those_of_the_reward_in_prompt_order(context):
 
 def test_both_settings_share_one_network(context):
     """Of 4 GB at full size."""
-    filtered, plain = HPSScore(context).rewards
+    filtered, plain = (shared.reward for shared in HPSScore(context).shared)
     assert filtered.model is plain.model and (filtered.antialias, plain.antialias) == (True, False)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     alone = HPSReward.load(context.reward_folder, antialias=False, device="cpu")
@@ -62,14 +62,15 @@ def test_both_settings_share_one_network(context):
 
 
 def test_antialias_on_and_off_are_two_protocols(context):
-    aa1, aa0 = measure(context, scene_batch("test", range(NUM))[0])
-    assert [m.quantity.metric.name for m in (aa1, aa0)] == ["hps_aa1", "hps_aa0"]
-    assert [m.quantity.protocol["reward"]["antialias"] for m in (aa1, aa0)] == [True, False]
-    assert aa1.value != aa0.value
+    found = measure(context, scene_batch("test", range(NUM))[0])
+    assert [value.metric for value in found] == ["hps", "hps_no_antialias"]
+    assert [value.protocol.fields["reward"]["antialias"] for value in found] == [True, False]
+    assert {metric_info(value.metric).family for value in found} == {Family.REWARD}
+    assert found[0].value != found[1].value
 
 
 def test_through_jpeg_is_another_protocol_of_the_same_reward(context, tmp_path):
-    """As published HPSv2 figures were made: saved by Pillow as JPEG, opened again, scored."""
+    """As published HPSv2 values were made: saved by Pillow as JPEG, opened again, scored."""
     images = to_uint8(scene_batch("test", range(NUM))[0])
     opened = []
     for i, image in enumerate(images):
@@ -79,19 +80,18 @@ def test_through_jpeg_is_another_protocol_of_the_same_reward(context, tmp_path):
     for metric in (plain, lossy):
         metric.update(from_uint8(images), context.prompts.prompts, np.arange(NUM))
     texts = [prompt.text for prompt in context.prompts.prompts]
-    for found, lossless, antialias in zip(lossy.finish(), plain.finish(), (True, False), strict=True):
+    for found, lossless, antialias in zip(lossy.compute(), plain.compute(), (True, False), strict=True):
         reward = HPSReward.load(context.reward_folder, antialias=antialias, device="cpu")
         with torch.no_grad():
             expected = 100 * reward(from_uint8(torch.stack(opened)), texts).double().numpy()
         np.testing.assert_allclose(found.rows, expected, atol=1e-4)
         assert abs(found.rows - lossless.rows).max() > 0.01
-        assert found.quantity.metric.name == f"hps_jpeg75_aa{int(antialias)}"
-        assert found.quantity.metric.label == f"HPS aa{int(antialias)} JPEG 75"
-        assert found.quantity.protocol == {**lossless.quantity.protocol, "jpeg": "quality 75, 4:2:0"}
+        assert found.metric == ("hps_jpeg75" if antialias else "hps_jpeg75_no_antialias")
+        assert found.protocol.fields == {**lossless.protocol.fields, "jpeg": "quality 75, 4:2:0"}
     given = make_context(benchtop_prompts(2), tmp_path, jpeg="as given (.jpg)")
-    fields = resolve("metric", "hps_jpeg75")(given).quantities[0].protocol
+    fields = resolve("metric", "hps_jpeg75")(given).planned[0][1].fields
     assert fields["jpeg"] == "as given (.jpg), then quality 75, 4:2:0"
-    assert "hps" in default_metrics(own_images=True) and "hps_jpeg75" not in default_metrics(own_images=False)
+    assert HPSScore.default and not resolve("metric", "hps_jpeg75").default
 
 
 def test_in_sample_is_decided_by_the_weights(tmp_path, context):
@@ -108,7 +108,7 @@ def test_prompts_need_no_scene_and_images_no_size(tmp_path):
     prompts = PromptSet("mine", (Prompt("mine/0", "a cat"), Prompt("mine/1", "a dog")))
     metric = HPSScore(make_context(prompts, tmp_path, resolution=48))
     metric.update(torch.rand(2, 3, 48, 48), prompts.prompts, np.arange(2))
-    assert [m.num_samples for m in metric.finish()] == [2, 2]
+    assert [m.num_images for m in metric.compute()] == [2, 2]
 
 
 def test_score_that_is_not_finite_stops_the_metric(context):

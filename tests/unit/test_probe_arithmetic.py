@@ -12,11 +12,16 @@ from PIL import Image
 from rgbench.benchtop.scenes import Scenes, render
 from rgbench.data.prompts import benchtop_prompts
 from rgbench.judge.trajectory import equivalent_n, expected_maxima, pareto_front
-from rgbench.metrics.probes import fragility
-from rgbench.metrics.probes import fragility as aliasing
-from rgbench.metrics.probes import pixels as colour
+from rgbench.metrics.probes import fragility, pixels
 from rgbench.metrics.probes import spectrum as grid
-from rgbench.metrics.probes.spectrum import GroupedPower, half_plane, levels, luma_chroma, power_spectrum, slope
+from rgbench.metrics.probes.spectrum import (
+    GroupedPower,
+    half_plane,
+    luma_chroma,
+    power_spectrum,
+    slope,
+    spectral_statistics,
+)
 from rgbench.metrics.reference import from_uint8
 from rgbench.metrics.rewards import shared_reward
 from rgbench.metrics.statistics import cluster_groups
@@ -68,22 +73,22 @@ def test_a_point_that_is_beaten_on_one_side_alone_is_off_the_front():
 
 
 def test_the_longest_side_is_brought_to_the_rewards_size():
-    assert aliasing.resize(torch.zeros(2, 64, 32), 28, antialias=True).shape == (2, 28, 14)
-    assert aliasing.resize(torch.zeros(2, 32, 64), 28, antialias=True).shape == (2, 14, 28)
+    assert fragility.resize(torch.zeros(2, 64, 32), 28, antialias=True).shape == (2, 28, 14)
+    assert fragility.resize(torch.zeros(2, 32, 64), 28, antialias=True).shape == (2, 14, 28)
 
 
 def test_what_folds_down_is_the_deviation_over_the_pixels():
     luma = torch.from_numpy(draw(3, 16, 16)).float()
-    parts = [aliasing.resize(luma, 4, aa).numpy() for aa in (False, True)]
+    parts = [fragility.resize(luma, 4, aa).numpy() for aa in (False, True)]
     expected = (parts[0] - parts[1]).reshape(3, -1).std(1)
-    np.testing.assert_allclose(aliasing.aliased_noise(luma, 4).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(fragility.aliased_noise(luma, 4).numpy(), expected, rtol=1e-5)
 
 
 def test_the_percentile_is_of_nearest_rank_and_black_is_clipped_too():
-    assert colour.upper_percentile(torch.arange(1.0, 11)[None]).item() == 10, "19 of 20 lie at or below it"
+    assert pixels.upper_percentile(torch.arange(1.0, 11)[None]).item() == 10, "19 of 20 lie at or below it"
     dark = torch.full((1, 3, 4, 4), 0.5)
     dark[:, 2, 0] = 0
-    assert colour.clipped_share(dark).item() == 0.25
+    assert pixels.clipped_share(dark).item() == 0.25
 
 
 def test_changes_are_of_the_strength_they_say():
@@ -120,7 +125,7 @@ def test_fragility_leaves_out_each_group_of_prompts(scenes):
 
 def test_a_ring_is_read_by_its_median_without_the_lattice():
     power = np.ones((64, 33))
-    power[half_plane(64, 64).bins == 7] = 2.0  # the ring of k = 8
+    power[half_plane(64).bins == 7] = 2.0  # the ring of k = 8
     power[0, 8], power[5, 6] = 10.0, 1e6  # a lattice cell of it, and an outlier that is none
     rows, columns, ratios = grid.peak_ratios(power, 8)
     found = dict(zip(zip(rows.tolist(), columns.tolist(), strict=True), ratios, strict=True))
@@ -131,7 +136,7 @@ def test_a_ring_is_read_by_its_median_without_the_lattice():
 def test_lattice_cells_count_as_often_as_the_plane_has_them():
     power = np.ones((16, 9))
     power[4, 0] = power[12, 0] = 3.0  # period 4: column 0 is stored whole, the cells of inner columns stand for two
-    weights = half_plane(16, 16).weight
+    weights = half_plane(16).weight
     rows, columns = np.nonzero(grid.lattice(16, 4))
     inner = np.array([3.0 if c == 0 and r in (4, 12) else 1.0 for r, c in zip(rows, columns, strict=True)])
     expected = 10 * np.log10(np.average(inner, weights=weights[rows, columns]))
@@ -150,13 +155,13 @@ def test_the_slope_reads_its_band_alone():
 def test_chroma_is_the_mean_of_both_planes_and_unseen_begins_at_the_rewards_limit():
     power = np.ones((3, 64, 33))
     power[2] *= 3
-    high = half_plane(64, 64).radius > 0.25
-    energy = (half_plane(64, 64).weight * high).sum()
-    assert levels(power, 0.22)["chroma_band_db"] == pytest.approx(10 * np.log10(2 * energy))
-    between = (half_plane(64, 64).radius > 0.22) & ~high
+    high = half_plane(64).radius > 0.25
+    energy = (half_plane(64).weight * high).sum()
+    assert spectral_statistics(power, 0.22)["chroma_band_db"] == pytest.approx(10 * np.log10(2 * energy))
+    between = (half_plane(64).axis > 0.22) & ~high
     more = power.copy()
     more[0][between] = 50.0
-    before, after = levels(power, 0.22), levels(more, 0.22)
+    before, after = spectral_statistics(power, 0.22), spectral_statistics(more, 0.22)
     assert after["band_db"] == before["band_db"] and after["unseen_db"] > before["unseen_db"] + 1
 
 

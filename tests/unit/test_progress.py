@@ -125,7 +125,7 @@ def test_every_stage_of_a_set_metric_is_shown(tmp_path):
         measure.update(images, context.prompts.prompts, np.arange(NUM))
         recorder.begun.clear()
         recorder.ended.clear()
-        measure.finish()
+        measure.compute()
         assert recorder.begun and sorted(recorder.begun) == sorted(recorder.ended)
         shown[metric] = set(recorder.begun)
     assert shown[FrechetDistance] == {"mean and covariance", "jackknife"}

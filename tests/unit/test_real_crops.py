@@ -13,13 +13,14 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import inspect_image
 from rgbench.core.registry import names, resolve
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.evaluate.evaluate import evaluate, protocol_of
-from rgbench.evaluate.results import load_results
+from rgbench.evaluate.store import load_results
+from rgbench.metrics.context import SetComparison
 from rgbench.metrics.features import FeatureSet
+from rgbench.metrics.kid import KernelDistance
 from rgbench.metrics.networks import EffLite0Network
 from rgbench.metrics.probes.base import Probes
 from rgbench.metrics.probes.pixels import ColourDrift, PixelStatistics
-from rgbench.metrics.probes.spectrum import GridPeaks, SpectrumProbe, gaps, luma_chroma, power_spectrum
+from rgbench.metrics.probes.spectrum import GridPeaks, SpectrumProbe, luma_chroma, power_spectrum
 from rgbench.metrics.reference import (
     LOSSY,
     MIN_IMAGES,
@@ -108,7 +109,7 @@ def test_histories_of_a_mixture(tmp_path):
 def test_crops_are_central_native_pixels_and_the_rest_is_counted(photos, tmp_path):
     crops = RealCrops(ReferenceFolder(photos, tmp_path), SIDE)
     fields = crops.fields()
-    assert crops.num == fields["num"] == 2 * NUM and not crops.lacking
+    assert len(crops) == fields["num"] == 2 * NUM and not crops.lacking
     assert (fields["num_in_folder"], fields["num_too_small"], fields["num_not_8_bit_rgb"]) == (2 * NUM + 4, 3, 1)
     (first, at), *rest = crops.batches()
     assert list(at) == list(range(len(first))) and sum(len(x) for x, _ in rest) == 2 * NUM - len(first)
@@ -120,7 +121,7 @@ def test_large_folders_are_thinned_evenly(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("rgbench.metrics.reference.MAX_IMAGES", 50)
     crops = RealCrops(ReferenceFolder(photos, tmp_path), SIDE)
     steps = np.diff(crops.chosen)
-    assert crops.num == crops.fields()["num"] == 50 and steps.min() >= 1
+    assert len(crops) == crops.fields()["num"] == 50 and steps.min() >= 1
     assert steps.max() <= 2 + 4, "four in a row cannot serve"
     assert (crops.chosen[0], crops.chosen[-1]) == (0, 99)
 
@@ -137,15 +138,15 @@ def test_a_damaged_photo_is_named(photos, tmp_path):
         measure(PixelStatistics, context_of(folder, tmp_path / "other"), images)
 
 
-def test_with_too_few_photos_a_probe_gives_levels_and_says_why(photos, tmp_path, caplog):
+def test_with_too_few_photos_a_probe_gives_absolute_values_and_says_why(photos, tmp_path, caplog):
     images = from_uint8(natural(NUM, 50, 50, 9))
     found = measure(Probes, context_of(photos, tmp_path, side=50), images)
-    assert "hfer_db" in found and not [name for name in found if "gap" in name]
+    assert "hfer_db" in found and {value.reference for value in found.values()} == {None}
     why = f"no gap to real: 0 of 100 images serve, {MIN_IMAGES} needed (99 shorter than 50 px, 1 not plain 8-bit RGB"
     for name in ("hfer_db", "grid_vae_db", "saturation", "wavelet_noise", "aliasing_gain", "fragility"):
         assert found[name].flags[0].startswith(why), name
-        assert found[name].quantity.protocol["reference"] is None
-    assert caplog.text.count("probes give levels, no gap to real: 0 of 100") == 1
+        assert found[name].protocol.fields["reference"] is None
+    assert caplog.text.count("probes give absolute values, no gap to real: 0 of 100") == 1
 
 
 # Figures
@@ -157,15 +158,15 @@ def test_gaps_are_those_of_the_two_mean_spectra(photos, tmp_path):
     found = measure(SpectrumProbe, context, images)
     crops = torch.cat([x for x, _ in RealCrops(context.features.reference, SIDE).batches()])
     means = [power_spectrum(luma_chroma(x)).mean(0).numpy() for x in (images, crops)]
-    expected = gaps(*means, found["hfer_gap_db"].quantity.protocol["reward_nyquist"])
+    expected = SpectrumProbe(context).values(*means)
     for name, measured in found.items():
         assert measured.value == pytest.approx(expected[name], abs=1e-9), name
         assert measured.interval.low < measured.value < measured.interval.high
         assert "20 + 20 groups, each side by itself" in measured.interval.method
         assert [len(measured.extra[key]) for key in ("jackknife", "jackknife_real")] == [20, 20]
         assert measured.flags == ()
-    assert found["hfer_gap_db"].quantity.protocol["reference"]["history"].startswith("PNG: 96 files, lossless")
-    pixels = measure(PixelStatistics, context, images)["wavelet_noise_gap"]
+    assert found["hfer_db"].protocol.fields["reference"]["history"].startswith("PNG: 96 files, lossless")
+    pixels = measure(PixelStatistics, context, images)["wavelet_noise"]
     probe = PixelStatistics(context)
     ours, theirs = (probe.measure(x, [])[2].double().numpy() for x in (images, crops))
     assert pixels.value == pytest.approx(ours.mean() - theirs.mean(), abs=1e-9)
@@ -174,7 +175,7 @@ def test_gaps_are_those_of_the_two_mean_spectra(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(SpectrumProbe, "hfer_gap_db"), (GridPeaks, "grid_vae_gap_db"), (ColourDrift, "saturation_gap")]
+    ("kind", "name"), [(SpectrumProbe, "hfer_db"), (GridPeaks, "grid_vae_db"), (ColourDrift, "saturation")]
 )
 def test_the_sides_are_not_taken_for_pairs(tmp_path, kind, name):
     """The same images on both sides, in the same order: as pairs they would differ by nothing at all, surely."""
@@ -183,7 +184,7 @@ def test_the_sides_are_not_taken_for_pairs(tmp_path, kind, name):
     found = measure(kind, context, from_uint8(images))[name]
     assert found.value == pytest.approx(0, abs=1e-9)
     width = found.interval.high - found.interval.low
-    if name == "saturation_gap":
+    if name == "saturation":
         alone = bootstrap_interval(kind(context).measure(from_uint8(images), [])[0].double().numpy())
         assert width == pytest.approx(np.sqrt(2) * (alone.high - alone.low), rel=0.1)
     else:
@@ -196,30 +197,30 @@ def test_a_planted_fault_is_found_and_clean_images_are_not_accused(photos, tmp_p
     clean = from_uint8(natural(NUM, 48, 48, 9)[..., 8:40, 8:40])
     noise = 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     context = context_of(photos, tmp_path)
-    for kind, name in ((SpectrumProbe, "hfer_gap_db"), (PixelStatistics, "wavelet_noise_gap")):
+    for kind, name in ((SpectrumProbe, "hfer_db"), (PixelStatistics, "wavelet_noise")):
         before, after = (measure(kind, context, x)[name] for x in (clean, (clean + noise).clamp(0, 1)))
         assert after.interval.low > 0.2 and after.interval.low > before.interval.high
         assert before.interval.low < 0.5 and before.interval.high > -0.5, "photographs of other shapes"
 
 
-def test_jpeg_is_told_with_every_gap(tmp_path, caplog):
+def test_jpeg_is_a_flag_of_every_difference(tmp_path, caplog):
     folder = save(natural(NUM, 40, 56, 1), tmp_path / "real", ".jpg", quality=60)
     found = measure(SpectrumProbe, context_of(folder, tmp_path), from_uint8(natural(NUM, SIDE, SIDE, 9)))
     for measured in found.values():
         assert measured.flags == (LOSSY,)
-        reference = measured.quantity.protocol["reference"]
+        reference = measured.protocol.fields["reference"]
         assert reference["history"] == "JPEG: 48 files, libjpeg quality 60, chroma 4:2:0" and reference["lossy"]
-    assert found["hfer_gap_db"].interval.low > 0, "clean images look hacked beside them"
+    assert found["hfer_db"].interval.low > 0, "clean images look hacked beside them"
     assert "clean model reads as too sharp" in caplog.text
 
 
-def test_what_needs_a_caption_is_a_level_and_says_so(photos, tmp_path):
+def test_what_needs_a_caption_is_absolute_and_says_so(photos, tmp_path):
     found = measure(Probes, context_of(photos, tmp_path), from_uint8(natural(NUM, SIDE, SIDE, 9)))
     for name in ("aliasing_gain", "fragility"):
         assert found[name].flags == ("no gap to real: nothing says what the real images show",)
-        assert found[name].quantity.protocol["reference"] is None
-    assert {"aliased_noise_gap", "hfer_gap_db", "grid_vae_gap_db", "saturation_gap"} <= set(found)
-    assert not {"aliased_noise", "hfer_db", "fragility_gap"} & set(found)
+        assert found[name].protocol.fields["reference"] is None
+        assert found[name].reference is None
+    assert {found[name].reference for name in ("aliased_noise", "hfer_db", "grid_vae_db", "saturation")} == {"real"}
 
 
 class Counting(PixelStatistics):
@@ -244,37 +245,34 @@ def test_photos_are_read_once_for_all_models(photos, tmp_path):
     assert len(list(tmp_path.glob("realcrops-*.safetensors"))) == 1, "both from one file of sums"
 
 
-# From a command
+def test_whole_photos_of_another_size_serve_probes_alone(photos, tmp_path):
+    context = context_of(photos, tmp_path)
+    comparison = SetComparison(context.features, "folder")
 
+    def check(*kinds: type) -> None:
+        comparison.check(SIDE, [protocol for kind in kinds for _, protocol in kind(context).planned])
 
-def test_one_folder_serves_a_command(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    save(natural(NUM, SIDE, SIDE, 9), Path("made"))
-    Path("mine.txt").write_text("\n".join(f"caption {i}" for i in range(NUM)))
-    given = {"prompts": "mine.txt", "device": "cpu", "keep_images": 0, "reference": photos}
-    evaluate(["made"], ["spectrum", "pixels"], **given)
-    found = {result.metric.name: result for result in load_results(Path("results"))}
-    result = found["hfer_gap_db"]
-    assert result.protocol.fields["reference"]["images_sha256"] == ReferenceFolder(photos, tmp_path).content
-    assert found["wavelet_noise_gap"].samples and result.command.count("--reference") == 1
+    check(SpectrumProbe, PixelStatistics)
     with pytest.raises(UsageError, match="100 reference images are not plain .*layer.png"):
-        evaluate(["made"], ["spectrum", "kid"], **given)
+        check(SpectrumProbe, KernelDistance)
 
 
-def test_levels_of_two_sizes_are_two_columns(photos, tmp_path):
+def test_absolute_values_of_two_sizes_are_two_columns(photos, tmp_path):
     """A total variation per pixel at 50 px is none at 64."""
     for kind in (PixelStatistics, GridPeaks, resolve("probe", "fragility")):
-        ids = {protocol_of(kind(context_of(photos, tmp_path, side=side)).quantities[0]).id for side in (50, 64)}
+        ids = {kind(context_of(photos, tmp_path, side=side)).planned[0][1].id for side in (50, 64)}
         assert len(ids) == 2, kind
 
 
 def test_committed_results_keep_their_protocols(tmp_path):
-    """A new evaluation of the embedded world finds the committed figures under the same ids."""
+    """A new evaluation of the embedded world finds the committed values under the same ids, but for mended ones."""
     context = make_context(benchtop_prompts(2048), tmp_path)
-    committed = {path.name.removesuffix(".json") for path in (ROOT / "results" / "benchtop").rglob("*@*.json")}
-    told = 0
-    for name in set(names("probe")) - {"diversity"}:
-        for quantity in resolve("probe", name)(context).quantities:
-            assert f"{quantity.metric.name}@{protocol_of(quantity).id}" in committed
-            told += 1
-    assert told == 20
+    committed = {key for result in load_results(ROOT / "results" / "benchtop") for key in result.by_key}
+    mended = {"fid", "kid", "prdc", "vendi"}
+    found = {
+        (metric, protocol.id): metric in ("unseen_db",) or name in mended
+        for name in (*mended, "hps", "oracle", *(set(names("probe")) - {"diversity"}))
+        for metric, protocol in resolve("metric", name)(context).planned
+    }
+    assert {metric for metric, _ in found} == {metric for metric, _ in committed}
+    assert {key for key in found if key in committed} == {key for key, is_mended in found.items() if not is_mended}

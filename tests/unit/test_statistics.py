@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -15,6 +17,8 @@ from rgbench.metrics.statistics import (
     holm,
     jackknife_groups,
     jackknife_interval,
+    jackknife_interval_of_sides,
+    jackknife_means,
     minimum_detectable_effect,
     paired_t,
     resampled_means,
@@ -52,7 +56,27 @@ def test_jackknife_of_a_mean_is_the_textbook_error():
     found = jackknife_interval(x.mean(), replicates)
     half = scipy.stats.t.ppf(0.975, 19) * x.std(ddof=1) / np.sqrt(20)
     assert (found.low, found.high) == pytest.approx((x.mean() - half, x.mean() + half), rel=1e-9)
+    assert jackknife_means(x, jackknife_groups(20)) == pytest.approx(
+        [x[jackknife_groups(20) != g].mean() for g in range(20)]
+    )
+    assert jackknife_means(x[:1], jackknife_groups(1)) == [], "nothing would be left"
     assert jackknife_interval(1.0, [1.0]) is None
+
+
+def test_variances_add_and_degrees_of_freedom_are_welchs():
+    rng = np.random.default_rng(9)
+    one, other = rng.normal(size=20), rng.normal(0, 3, size=10)
+    found = jackknife_interval_of_sides(5.0, [one.tolist(), other.tolist()])
+    v = [19 * one.var(), 9 * other.var()]
+    degrees = int(sum(v) ** 2 / (v[0] ** 2 / 19 + v[1] ** 2 / 9))
+    assert 9 <= degrees < 28
+    assert found.high - 5 == pytest.approx(student_t_quantile(0.975, degrees) * math.sqrt(sum(v)))
+    alone = jackknife_interval(5.0, one.tolist())
+    assert alone == jackknife_interval_of_sides(5.0, [one.tolist()]) and alone.method.endswith("20 groups")
+    still = jackknife_interval_of_sides(5.0, [one.tolist(), [5.0] * 20])
+    assert (still.low, still.high) == pytest.approx((alone.low, alone.high)), "a side without spread adds none"
+    assert jackknife_interval_of_sides(5.0, [[5.0] * 20, [5.0] * 20]).low == 5.0
+    assert jackknife_interval_of_sides(5.0, [one.tolist(), [1.0]]) is None
 
 
 def test_jackknife_groups_are_balanced_fixed_and_random():
@@ -86,7 +110,7 @@ def test_models_resampled_together_lose_the_spread_that_both_share():
 
 
 def test_strata_are_resampled_by_themselves():
-    """A figure that is constant within each stratum has no sampling spread at all."""
+    """A value that is constant within each stratum has no sampling spread at all."""
     a, styles = np.array([1.0] * 10 + [5.0] * 30), ["anime"] * 10 + ["photo"] * 30
     np.testing.assert_allclose(resampled_means(a, styles), 4.0, rtol=1e-12)
     assert resampled_means(a).std() == pytest.approx(a.std() / np.sqrt(40), rel=0.1)

@@ -2,26 +2,24 @@
 
     d(prompt) = mean over pairs of its images of 1 − cos(φ(x), φ(y)),   φ: ImageNet features
 
-The figure is the mean of d over prompts. Vendi score, recall and coverage see the variety
-of the whole set; this sees collapse that a varied prompt list hides: a model with one
-image per prompt has a varied set and no diversity.
+The value is the mean of d over prompts. Vendi score, recall and coverage see the variety of the whole set; this sees a
+collapse that a varied prompt list hides: a model with one image per prompt has a varied set and no diversity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from rgbench.core.errors import UsageError
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Quantity
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import Level, has_scenes
-from rgbench.metrics.statistics import NUM_GROUPS, jackknife_groups, jackknife_interval
+from rgbench.metrics.probes.base import Probe
+from rgbench.metrics.statistics import NUM_GROUPS, jackknife_groups, jackknife_interval, jackknife_means
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
-LEVEL = Level("diversity", "Diversity", "%", "diversity", 2, direction="higher")
 MIN_IMAGES = 8  # of one prompt
 PERCENT = 100
 
@@ -36,63 +34,78 @@ def mean_pairwise_distance(features: np.ndarray) -> float:
     return 1 - cosines / (num * (num - 1))
 
 
-def images_of_prompts(context: Context) -> list[np.ndarray]:
-    """Positions of each text that has at least two images, in the order of its first."""
-    found: dict[str, list[int]] = {}
-    for position, prompt in enumerate(context.prompts.prompts):
-        found.setdefault(prompt.text, []).append(position)
-    return [np.array(positions) for positions in found.values() if len(positions) > 1]
-
-
-class Diversity:
+class Diversity(Probe):
     """Mean pairwise feature distance between images of one prompt, in per cent.
 
     Args:
-        context: prompts whose texts come up at least 8 times each, under ids of their own.
+        context: prompts whose texts occur at least 8 times each, under ids of their own.
 
     Raises:
         UsageError: fewer images of a prompt.
     """
 
-    gathers_per_image = ()  # but the features, which all set metrics share
+    name = "diversity"
+    infos = (
+        MetricInfo.of(
+            "diversity",
+            "Diversity",
+            "mean feature distance between images of one prompt",
+            Direction.HIGHER,
+            Family.DIVERSITY,
+            "%",
+        ),
+    )
 
     def __init__(self, context: Context) -> None:
-        self.context = context
-        # features of a folder of other real images belong to no prompt
-        self.against_real = has_scenes(context) and context.features.reference is context.reference
-        self.members = images_of_prompts(context)
-        fewest = min((len(members) for members in self.members), default=1)
+        super().__init__(context)
+        self.scenes, self.flags = self.compared(reads_prompt=True)
+        found: dict[str, list[int]] = {}
+        for position, prompt in enumerate(context.prompts.prompts):
+            found.setdefault(prompt.text, []).append(position)
+        self.members = [np.array(positions) for positions in found.values() if len(positions) > 1]
+        fewest = min(map(len, self.members), default=1)
         if fewest < MIN_IMAGES:
             raise UsageError(
                 f"metric diversity needs at least {MIN_IMAGES} images of each prompt, not {fewest}; "
                 f"give --seeds 0-{MIN_IMAGES - 1}, or --prompts a list in which each text stands {MIN_IMAGES} times"
             )
-        fields = context.features.fields()
-        if not self.against_real:
-            fields["reference"] = None
-        protocol = context.protocol(
-            **fields,
+        fields = self.fields(
+            self.scenes,
+            **context.features.network.fields(),
             distance="1 − cosine, mean over the pairs of a prompt's images",
             images_per_prompt=fewest,
             jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
         )
-        self.quantities = (Quantity(LEVEL.metric(self.against_real), protocol),)
+        self.planned = ((self.name, Protocol.of(self.name, fields)),)
+
+    @property
+    def mergeable(self) -> bool:
+        """Always: its features lie in the context, which the evaluation stores once for all."""
+        return True
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         self.context.see(images, positions)
 
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         distances = self._distances(self.context.rows.take)
         extra = {"level": float(distances.mean()), "num_prompts": len(distances)}
-        if self.against_real:
+        if self.scenes:
             real = self._distances(lambda at: self.context.features.reference_rows()[at].astype(np.float64))
             extra["real"], distances = float(real.mean()), distances - real
         groups = jackknife_groups(len(distances))
-        left = [float(distances[groups != g].mean()) for g in np.unique(groups) if (groups != g).any()]
+        left = jackknife_means(distances, groups)
         value = float(distances.mean())
-        interval = jackknife_interval(value, left)
-        num = sum(map(len, self.members))
-        return [Measurement(self.quantities[0], value, interval, num, extra={**extra, "jackknife": left})]
+        return [
+            MetricValue(
+                *self.planned[0],
+                value=value,
+                interval=jackknife_interval(value, left),
+                num_images=sum(map(len, self.members)),
+                reference="real" if self.scenes else None,
+                flags=self.flags,
+                extra={**extra, "jackknife": left},
+            )
+        ]
 
-    def _distances(self, take) -> np.ndarray:
+    def _distances(self, take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         return np.array([PERCENT * mean_pairwise_distance(take(members)) for members in self.members])

@@ -1,19 +1,18 @@
-"""Fragility: how much reward an image loses under changes that people hardly see.
+"""Fragility and aliasing gain: does the reward rest on fine structure rather than on what the image shows?
+
+Fragility is the mean drop of the reward under five changes that people hardly see, minus the same drop of real images:
 
     JPEG at quality 75, Gaussian blur σ = 1 pixel, half size and back, a shift by one pixel, noise of σ = 2/255
 
-The figure is the mean drop of the reward over the five, minus the same drop of real
-images: a reward that rests on fine structure, rather than on what the image shows, breaks.
 It is measured on the first 512 images, for each costs six evaluations of the reward model.
 
-Aliasing gain: how much of the reward comes from frequencies that the reward model cannot see.
+Aliasing gain is the reward that comes from frequencies that the reward model cannot see:
 
     gain           reward without antialiasing in its resize − reward with it, per image
-    aliased noise  standard deviation of resize_aa0(Y) − resize_aa1(Y), in 8-bit levels: what folds down
+    aliased noise  standard deviation of resize without − resize with antialiasing of Y, in 8-bit grey levels
 
-A resize without a low-pass filter folds what lies above the reward model's Nyquist limit
-down into its input. A student that was trained so learns to put structure there, and its
-gain rises above that of real images.
+A resize without a low-pass filter folds what lies above the reward model's Nyquist limit down into its input. A student
+that was trained so learns to put structure there, and its gain rises above that of real images.
 """
 
 from __future__ import annotations
@@ -30,15 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Measurement, Quantity
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import NO_CAPTIONS, Level, PerImageProbe, Real, find_real, of_real, without_real
+from rgbench.metrics.probes.base import PerImageProbe, Probe, Real
 from rgbench.metrics.probes.pixels import GREY_LEVELS
 from rgbench.metrics.probes.spectrum import luma_chroma
 from rgbench.metrics.rewards import SCALE, shared_reward, through_jpeg
-from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval
+from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_interval, jackknife_means
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
-LEVEL = Level("fragility", "Fragility", "", "fragility", 2, direction="lower")
 NUM_IMAGES = 512
 BLUR_SIGMA = 1.0  # pixels
 BLUR_RADIUS = 4  # pixels
@@ -86,7 +84,7 @@ def _generator(prompt: Prompt) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-class Fragility:
+class Fragility(Probe):
     """Mean drop of the reward under five small changes, against real images where there are any.
 
     Args:
@@ -96,24 +94,28 @@ class Fragility:
         UsageError: the reward model's folder is incomplete.
     """
 
-    gathers_per_image = ("drops",)
+    name = "fragility"
+    infos = (
+        MetricInfo.of(
+            "fragility", "Fragility", "reward lost under changes that hardly show", Direction.LOWER, Family.FRAGILITY
+        ),
+    )
+    per_image_state = ("drops",)
 
     def __init__(self, context: Context) -> None:
-        self.context = context
-        real, lacking = find_real(context)
-        self.real = real if real is not None and real.paired else None  # the reward needs a prompt
-        self.flags = (lacking or NO_CAPTIONS,) if lacking or (real is not None and self.real is None) else ()
+        super().__init__(context)
+        self.scenes, self.flags = self.compared(reads_prompt=True)
         self.reward = shared_reward(context, antialias=True)
         self.num = min(NUM_IMAGES, len(context.prompts))
-        protocol = context.protocol(
-            **({"reference": self.real.fields()} if self.real else without_real(context)),
+        protocol = self.fields(
+            self.scenes,
             reward=self.reward.reward.fingerprint(),
             scale=SCALE,
             changes=list(CHANGES),
             images=self.num,
             jackknife=f"{NUM_GROUPS} groups of prompts, left out on both sides",
         )
-        self.quantities = (Quantity(LEVEL.metric(self.real is not None), protocol),)
+        self.planned = ((self.name, Protocol.of(self.name, protocol)),)
         self.drops = np.full((len(CHANGES), len(context.prompts)), np.nan)
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
@@ -122,19 +124,26 @@ class Fragility:
             chosen = images if len(inside) == len(positions) else images[inside]
             self.drops[:, positions[inside]] = self._measure(chosen, [prompts[int(i)] for i in inside])
 
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         drops = self.drops[:, : self.num]
-        extra: dict[str, Any] = {"level": float(drops.mean()), "num_images": self.num}
-        if self.real is not None:
-            make = partial(self._of_real, self.real)
-            real = of_real(self.real, self, self.quantities[0].protocol, self.context, make)
+        extra: dict[str, Any] = {"level": float(drops.mean())}
+        if self.scenes:
+            real = self.of_real(self.scenes, self.planned[0][1].fields, partial(self._measure_real, self.scenes))
             extra["real"], drops = float(real.mean()), drops - real
         rows, groups = drops.mean(0), cluster_groups(self.context.clusters(self.num))
-        left = [float(rows[groups != g].mean()) for g in np.unique(groups) if (groups != g).any()]
-        extra |= {"drops": dict(zip(CHANGES, drops.mean(1).tolist(), strict=True)), "jackknife": left}
-        value = float(rows.mean())
-        interval = jackknife_interval(value, left)
-        return [Measurement(self.quantities[0], value, interval, self.num, self.flags, extra=extra)]
+        left = jackknife_means(rows, groups)
+        value, by_change = float(rows.mean()), dict(zip(CHANGES, drops.mean(1).tolist(), strict=True))
+        return [
+            MetricValue(
+                *self.planned[0],
+                value=value,
+                interval=jackknife_interval(value, left),
+                num_images=self.num,
+                reference="real" if self.scenes else None,
+                flags=self.flags,
+                extra={**extra, "drops": by_change, "jackknife": left},
+            )
+        ]
 
     def _measure(self, images: Tensor, prompts: Sequence[Prompt]) -> np.ndarray:
         """(5, B) drops of the reward."""
@@ -142,21 +151,15 @@ class Fragility:
         after = [self.reward(change(images, prompts), prompts) for change in CHANGES.values()]
         return torch.stack([before - x for x in after]).cpu().numpy()
 
-    def _of_real(self, real: Real) -> np.ndarray:
+    def _measure_real(self, real: Real) -> np.ndarray:
         prompts, drops = self.context.prompts.prompts, np.empty((len(CHANGES), self.num))
         for images, at in real.batches(self.num):
             drops[:, at] = self._measure(images.to(self.context.device), [prompts[i] for i in at])
         return drops
 
 
-LEVELS = (
-    Level("aliasing_gain", "Aliasing gain", "", "fragility", 2, reads_prompt=True),
-    Level("aliased_noise", "Aliased noise σ", "levels", "spectrum", 2),
-)
-
-
 def resize(planes: Tensor, size: int, antialias: bool) -> Tensor:
-    """(B, H, W) planes with their longest side brought to ``size`` by the reward models' bicubic kernel."""
+    """(B, H, W) planes, resized to a longest side of ``size`` by the reward models' bicubic kernel."""
     scale = size / max(planes.shape[1:])
     new = [round(side * scale) for side in planes.shape[1:]]
     return F.interpolate(planes[:, None], new, mode="bicubic", align_corners=False, antialias=antialias)[:, 0]
@@ -184,10 +187,30 @@ class AliasingGain(PerImageProbe):
         UsageError: the reward model's folder is incomplete.
     """
 
+    name = "aliasing"
+    infos = (
+        MetricInfo.of(
+            "aliasing_gain",
+            "Aliasing gain",
+            "reward from what an aliasing resize sees",
+            Direction.REFERENCE,
+            Family.FRAGILITY,
+        ),
+        MetricInfo.of(
+            "aliased_noise",
+            "Aliased noise σ",
+            "what folds down in that resize",
+            Direction.REFERENCE,
+            Family.SPECTRUM,
+            "levels",
+        ),
+    )
+    reads_prompt = ("aliasing_gain",)
+
     def __init__(self, context: Context) -> None:
         self.plain, self.filtered = (shared_reward(context, antialias) for antialias in (False, True))
         self.size = self.plain.reward.size
-        super().__init__(context, LEVELS, reward=self.plain.reward.fingerprint() | {"antialias": "both"}, scale=SCALE)
+        super().__init__(context, reward=self.plain.reward.fingerprint() | {"antialias": "both"}, scale=SCALE)
 
     def measure(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         noise = GREY_LEVELS * aliased_noise(luma_chroma(images)[:, 0], self.size)
@@ -195,6 +218,7 @@ class AliasingGain(PerImageProbe):
             return torch.stack([torch.full_like(noise, torch.nan), noise])
         return torch.stack([self.plain(images, prompts) - self.filtered(images, prompts), noise])
 
-    def finish(self) -> list[Measurement]:
-        kept: dict[str, Any] = {"white_noise_std": white_noise_through(self.context.resolution, self.size)}
-        return [replace(found, extra={**found.extra, **kept}) for found in super().finish()]
+    def compute(self) -> list[MetricValue]:
+        gain, noise = super().compute()
+        through = white_noise_through(self.context.resolution, self.size)
+        return [gain, replace(noise, extra={**noise.extra, "white_noise_std": through})]

@@ -1,21 +1,16 @@
-"""Pixel statistics: roughness, sharpness and noise of the luma, in 8-bit grey levels.
+"""Pixel statistics, in 8-bit grey levels, and colour drift: what is read from each image by itself.
 
     total variation      mean |Y(x+1) − Y(x)| + mean |Y(y+1) − Y(y)|          (Rudin et al., 1992)
     Laplacian variance   var of Y(x±1) + Y(y±1) − 4 Y                         (Pech-Pacheco et al., 2000)
     wavelet noise        median |HH| / .6745, HH the finest diagonal Haar band (Donoho and Johnstone, 1994)
+    saturation           HSV, (max − min) / max per pixel, 0 where black: mean, and 95th percentile over pixels
+    clipped              share of pixels with a channel at 0 or 255
+    RMS contrast         standard deviation of the luma over its range        (Peli, 1990)
+    colourfulness        √(σ²_rg + σ²_yb) + .3 √(μ²_rg + μ²_yb),  rg = R − G,  yb = (R + G)/2 − B, on 0 to 255
+                         (Hasler and Süsstrunk, 2003)
 
-Added noise raises all three, sharpening the first two, blur lowers them. Smooth content
-is invisible to HH, so the last one reads noise almost alone.
-
-Colour drift: saturation, clipping, contrast and colourfulness.
-
-    saturation       HSV, (max − min) / max per pixel, 0 where black: mean, and 95th percentile over pixels
-    clipped          share of pixels with a channel at 0 or 255
-    RMS contrast     standard deviation of the luma over its range               (Peli, 1990)
-    colourfulness    √(σ²_rg + σ²_yb) + .3 √(μ²_rg + μ²_yb),  rg = R − G,  yb = (R + G)/2 − B, on 0 to 255
-                     (Hasler and Süsstrunk, 2003)
-
-Reward models like glowing colours; a student that pleases them drifts there.
+Added noise raises the first three, sharpening the first two, blur lowers them. Smooth content is invisible to HH, so
+wavelet noise reads noise almost alone. Reward models like glowing colours; a student that pleases them drifts there.
 """
 
 from __future__ import annotations
@@ -28,17 +23,14 @@ from torch import Tensor
 
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import Level, PerImageProbe
+from rgbench.metrics.probes.base import PerImageProbe
 from rgbench.metrics.probes.spectrum import luma_chroma
+from rgbench.metrics.values import Direction, Family, MetricInfo
 
 GREY_LEVELS = 255
+PERCENT = 100
+REFERENCE, PIXELS = Direction.REFERENCE, Family.PIXELS
 NORMAL_MEDIAN = 0.6745  # median |x| of a standard normal
-FAMILY = "pixel and colour"
-LEVELS = (
-    Level("total_variation", "Total variation", "levels", FAMILY, 2),
-    Level("laplacian_variance", "Laplacian variance", "levels²", FAMILY, 0),
-    Level("wavelet_noise", "Wavelet noise σ", "levels", FAMILY, 2),
-)
 
 
 def total_variation(luma: Tensor) -> Tensor:
@@ -69,22 +61,23 @@ class PixelStatistics(PerImageProbe):
         context: any prompts.
     """
 
+    name = "pixels"
+    infos = (
+        MetricInfo.of(
+            "total_variation", "Total variation", "mean step between neighbours", REFERENCE, PIXELS, "levels"
+        ),
+        MetricInfo.of("laplacian_variance", "Laplacian variance", "sharpness", REFERENCE, PIXELS, "levels²", 0),
+        MetricInfo.of(
+            "wavelet_noise", "Wavelet noise σ", "noise; blind to smooth content", REFERENCE, PIXELS, "levels"
+        ),
+    )
+
     def __init__(self, context: Context) -> None:
-        super().__init__(context, LEVELS, plane="Rec. 601 luma, 0 to 255", wavelet="Haar, finest diagonal band")
+        super().__init__(context, plane="Rec. 601 luma, 0 to 255", wavelet="Haar, finest diagonal band")
 
     def measure(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         luma = GREY_LEVELS * luma_chroma(images)[:, 0]
         return torch.stack([total_variation(luma), laplacian_variance(luma), wavelet_noise(luma)])
-
-
-PERCENT = 100
-COLOUR_LEVELS = (
-    Level("saturation", "Saturation", "%", FAMILY, 1),
-    Level("saturation_p95", "Saturation, 95th percentile", "%", FAMILY, 1),
-    Level("clipped", "Clipped pixels", "%", FAMILY, 1),
-    Level("rms_contrast", "RMS contrast", "%", FAMILY, 1),
-    Level("colourfulness", "Colourfulness", "", FAMILY, 1),
-)
 
 
 def saturation(images: Tensor) -> Tensor:
@@ -123,8 +116,19 @@ class ColourDrift(PerImageProbe):
         context: any prompts.
     """
 
+    name = "colour"
+    infos = (
+        MetricInfo.of("saturation", "Saturation", "mean HSV saturation", REFERENCE, PIXELS, "%", 1),
+        MetricInfo.of(
+            "saturation_p95", "Saturation, 95th percentile", "of each image's pixels", REFERENCE, PIXELS, "%", 1
+        ),
+        MetricInfo.of("clipped", "Clipped pixels", "pixels with a channel at 0 or 255", REFERENCE, PIXELS, "%", 1),
+        MetricInfo.of("rms_contrast", "RMS contrast", "standard deviation of the luma", REFERENCE, PIXELS, "%", 1),
+        MetricInfo.of("colourfulness", "Colourfulness", "spread of opponent colours", REFERENCE, PIXELS, "", 1),
+    )
+
     def __init__(self, context: Context) -> None:
-        super().__init__(context, COLOUR_LEVELS, colour="HSV saturation, Rec. 601 luma, sRGB values as they are")
+        super().__init__(context, colour="HSV saturation, Rec. 601 luma, sRGB values as they are")
 
     def measure(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         colours = saturation(images.double()).flatten(1)

@@ -1,55 +1,40 @@
-"""Radial power spectrum: does an image carry the high frequencies that real ones carry?
-
-    HFER(c) = Σ_{r>c} P / Σ_{r>0} P        slope   of ln P against ln f on [.02, .35]
-    band    = Σ_{r>.25} P, and above the reward model's Nyquist limit: what it cannot see
-    octave  = Σ P from f to 2f             LSD     √mean_k (10 log₁₀ S_k − 10 log₁₀ S_ref,k)²
-
-HFER is a share and hides a gain in all bands; the band energy is absolute. Of the octaves
-an even rise is contrast, a rise of the last ones noise, a fall blur. Gaps of ratios and
-energies are in dB, so the gap to another model is the difference of the gaps to real images.
-
-Power spectra of images: transform, rings, bands, slope. What all spectral probes share.
+"""Power spectra of images: does an image carry the high frequencies that real ones carry, and patterns that they lack?
 
     Y = 0.299 R + 0.587 G + 0.114 B, Cb = (B − Y) / 1.772, Cr = (R − Y) / 1.402    (Rec. 601)
     P = |DFT(h · (Y − mean Y))|² / (H W Σh²),  h a periodic 2-D Hann window
 
-P is averaged over images before anything is binned, and binned before any logarithm.
-ΣP over all frequencies is the (windowed) variance of the image, so P of two image sizes
-can be compared. Only half of the plane is computed; its interior columns count twice,
-column 0 and (even widths) the Nyquist column once.
+P is averaged over images before anything is binned, and binned before any logarithm. ΣP over all frequencies is the
+(windowed) variance of the image, so P of two image sizes can be compared. Only half of the plane is computed; its
+interior columns count twice, column 0 and (even widths) the Nyquist column once.
 
-Ring k holds the frequencies whose radius rounds to k/N, N the shorter side, and its radius
-is k/N itself. The mean radius of the ring's cells would be exact for a periodic image
-without window, but under the Hann window, whose main lobe lifts the lowest rings of a
-falling spectrum, k/N reads known slopes with a third of the error
+Ring k holds the frequencies whose radius rounds to k/N, N the shorter side, and its radius is k/N itself. The mean
+radius of its cells would be exact for a periodic image without window, but under the Hann window, whose main lobe lifts
+the lowest rings of a falling spectrum, k/N reads known slopes with a third of the error
 (measured by tools/spectral_slope.py).
 
-    power     P, (H, W//2 + 1) float64      radius  |f| in cycles per pixel, same shape
-    weight    how often each cell counts    HFER(c) Σ_{r>c} P / Σ_{r>0} P
+    power     P, (H, W//2 + 1) float64                 radius  |f| in cycles per pixel, same shape
+    weight    how often each cell counts               axis    max(|fx|, |fy|), same shape
+    HFER(c)   Σ_{r>c} P / Σ_{r>0} P                    slope   of ln P against ln f on [.02, .35]
+    band      Σ_{r>.25} P                              octave  Σ P from f to 2f
+    unseen    Σ_{axis>l} P, l the reward's Nyquist     LSD     √mean_k (10 log₁₀ S_k − 10 log₁₀ S_ref,k)²
 
-Probes that read mean power spectra: sums by jackknife group, figures, intervals.
+HFER is a share and hides a gain in all bands; the band energy is absolute. Of the octaves an even rise is contrast, a
+rise of the last ones noise, a fall blur. A reward model's resize filters each axis by itself, so what it cannot see
+lies outside of a square. Ratios and energies are compared in dB, so the difference between two models is the difference
+of their differences to real images.
 
-The scenes show what the prompts ask for, so the jackknife leaves out prompts on both
-sides at once: what a prompt's objects do to the spectrum then cancels. A user's own real
-images belong to no prompt: there each side is left out by itself, and the variances add. The
-replicates are kept in the result (``extra["jackknife"]``, and ``extra["jackknife_real"]`` for
-real images that were left out by themselves), so that two models of one protocol, whose groups
-hold the same prompts and the same real images, are compared pairwise.
-
-Grid peaks: periodic patterns that a decoder or a patch-wise reward model leaves in images.
-
-A pattern that repeats every p pixels has its power on the lattice (i N/p, j N/p). Each
-lattice cell of the mean luma spectrum is divided by the median of its ring (the ring's
-other cells), which takes out the radial fall that the image content has; the figure is
-the mean of these ratios in dB, 0 where nothing repeats.
-
-Periods: 8, the stride of Stable Diffusion's VAE, and the patch of the reward model in
-image pixels (14 · 512 / 224 = 32 at 512 pixels).
+Grid peaks: a pattern that repeats every p pixels has its power on the lattice (i N/p, j N/p). Each lattice cell of the
+mean luma spectrum is divided by the median of its ring's other cells, which removes the radial fall of the content; the
+value is the mean of these ratios in dB, 0 where nothing repeats. Periods: 8, the stride of Stable Diffusion's VAE, and
+the patch of the reward model in image pixels (14 · 512 / 224 = 32 at 512 pixels).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -62,15 +47,24 @@ from torch import Tensor
 
 from rgbench.core.io import read_json
 from rgbench.data.prompts import Prompt
-from rgbench.metrics.base import Direction, Interval, Measurement, Metric, Quantity
 from rgbench.metrics.context import Context
-from rgbench.metrics.probes.base import Real, RealScenes, find_real, without_real
+from rgbench.metrics.probes.base import Probe, Real
 from rgbench.metrics.statistics import NUM_GROUPS, cluster_groups, jackknife_groups, jackknife_interval_of_sides
+from rgbench.metrics.values import Direction, Family, Interval, MetricInfo, MetricValue, Protocol
 from rgbench.rewards.clip import nyquist
 
+NYQUIST = 0.5  # cycles/pixel, of the image itself
 CUTOFF = 0.25  # cycles/pixel: the upper octave
 SLOPE_BAND = (0.02, 0.35)
 OCTAVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+PLANES = ("luma", "Cb", "Cr")
+CHROMA = ("", "chroma_")  # before the names of luma's and of chroma's vectors
+VAE_STRIDE = 8  # pixels, of Stable Diffusion's
+VIT_H_14 = (224, 14)  # input side and patch of HPS checkpoint files
+PAIRED = f"{NUM_GROUPS} groups of prompts, left out on both sides"
+UNPAIRED = f"{NUM_GROUPS} groups of prompts and as many of real images, each side left out by itself"
+
+Values = dict[str, float]
 
 
 def luma_chroma(images: Tensor) -> Tensor:
@@ -105,25 +99,31 @@ class Plane:
 
     Attributes:
         radius: |f| in cycles per pixel.
+        axis: max(|fx|, |fy|) likewise: what a resize filters, axis by axis.
         weight: how often each cell counts in the whole plane, 1 or 2.
         bins: ring of each cell, from 0; −1 for none.
         num_bins: min(H, W) // 2.
+        side: min(H, W).
     """
 
     radius: np.ndarray
+    axis: np.ndarray
     weight: np.ndarray
     bins: np.ndarray
     num_bins: int
+    side: int
 
 
 @lru_cache(maxsize=8)
-def half_plane(height: int, width: int) -> Plane:
-    """Radius, multiplicity and radial bin of each cell.
+def half_plane(height: int, width: int | None = None) -> Plane:
+    """Radius, multiplicity and radial bin of each cell; of a square by default.
 
     Bin k holds the radii that round to k / min(H, W), k up to the Nyquist limit 0.5;
     corners beyond it, and the mean, belong to no bin (−1).
     """
-    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    width = width or height
+    rows, columns = np.abs(np.fft.fftfreq(height))[:, None], np.fft.rfftfreq(width)[None]
+    radius, axis = np.hypot(rows, columns), np.maximum(rows, columns)
     weight = np.full(radius.shape, 2.0)
     weight[:, 0] = 1
     if width % 2 == 0:
@@ -132,45 +132,55 @@ def half_plane(height: int, width: int) -> Plane:
     bins = np.rint(radius * side).astype(np.int64)
     num_bins = side // 2
     bins[(bins < 1) | (bins > num_bins)] = 0
-    return Plane(radius, weight, bins - 1, num_bins)
+    return Plane(radius, axis, weight, bins - 1, num_bins, side)
 
 
-def radial_profile(power: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Radius k / min(H, W) and mean power of each ring, (K,) each, K = min(H, W) // 2."""
-    plane = half_plane(height, width)
+def radial_profile(power: np.ndarray, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Radius k / min(H, W) and mean power of each ring, (K,) each, K = min(H, W) // 2.
+
+    Args:
+        power: P, (H, W//2 + 1).
+        width: W; H by default. The half plane alone does not tell an even from an odd one.
+    """
+    plane = half_plane(len(power), width)
     inside = plane.bins >= 0
     bins, weight = plane.bins[inside], plane.weight[inside]
     count = np.bincount(bins, weight, plane.num_bins)
-    radius = np.arange(1, plane.num_bins + 1) / min(height, width)
+    radius = np.arange(1, plane.num_bins + 1) / plane.side
     return radius, np.bincount(bins, weight * power[inside], plane.num_bins) / count
 
 
-def band_energy(power: np.ndarray, height: int, width: int, low: float, high: float = math.inf) -> float:
+def band_energy(power: np.ndarray, low: float, high: float = math.inf, width: int | None = None) -> float:
     """Σ P over low < r ≤ high, corners included.
 
     Args:
         power: P, (H, W//2 + 1).
-        height: H.
-        width: W.
         low: in cycles per pixel.
         high: likewise.
+        width: W; H by default.
     """
-    plane = half_plane(height, width)
+    plane = half_plane(len(power), width)
     inside = (plane.radius > low) & (plane.radius <= high)
     return float((plane.weight * power)[inside].sum())
 
 
-def high_frequency_ratio(power: np.ndarray, height: int, width: int, cutoff: float = CUTOFF) -> float:
+def unseen_energy(power: np.ndarray, limit: float, width: int | None = None) -> float:
+    """Σ P above a reward model's Nyquist limit on either axis, in cycles per pixel: what it cannot see."""
+    plane = half_plane(len(power), width)
+    return float((plane.weight * power)[plane.axis > limit].sum())
+
+
+def high_frequency_ratio(power: np.ndarray, cutoff: float = CUTOFF, width: int | None = None) -> float:
     """HFER(c), in [0, 1]; NaN for images without any contrast."""
-    whole = band_energy(power, height, width, 0)
-    return band_energy(power, height, width, cutoff) / whole if whole > 0 else math.nan
+    whole = band_energy(power, 0, width=width)
+    return band_energy(power, cutoff, width=width) / whole if whole > 0 else math.nan
 
 
 def slope(radius: np.ndarray, profile: np.ndarray) -> float:
     """Least squares of ln P against ln f on [.02, .35]; natural images about −2.
 
     Args:
-        radius: f of each ring, (K,) in cycles per pixel, as :func:`radial_profile` gives them.
+        radius: f of each ring, (K,) in cycles per pixel, from :func:`radial_profile`.
         profile: P of each ring, (K,).
 
     Returns:
@@ -193,27 +203,21 @@ def ratio_db(value: float, reference: float) -> float:
 
 
 def log_spectral_distance(profile: np.ndarray, reference: np.ndarray) -> float:
-    """√mean_k (10 log₁₀ S − 10 log₁₀ S_ref)² in dB of two profiles (K,); NaN where a ring is empty of power."""
+    """√mean_k (10 log₁₀ S − 10 log₁₀ S_ref)² in dB of two profiles (K,); NaN where a ring has no power."""
     if not ((profile > 0).all() and (reference > 0).all()):
         return math.nan
     return float(np.sqrt(np.mean((10 * np.log10(profile / reference)) ** 2)))
 
 
-def octave_energies(power: np.ndarray, height: int, width: int) -> dict[str, float]:
+def octave_energies(power: np.ndarray, width: int | None = None) -> dict[str, float]:
     """Σ P of each octave below Nyquist, by name, such as ``0.25-0.5``."""
-    return {f"{low:g}-{high:g}": band_energy(power, height, width, low, high) for low, high in pairwise(OCTAVES)}
+    return {f"{low:g}-{high:g}": band_energy(power, low, high, width) for low, high in pairwise(OCTAVES)}
 
 
-def octave_gaps(power: np.ndarray, reference: np.ndarray, height: int, width: int) -> dict[str, float]:
+def octave_gaps(power: np.ndarray, reference: np.ndarray, width: int | None = None) -> dict[str, float]:
     """dB gap per octave below Nyquist: an even rise is contrast, a rise of the last ones noise, a fall blur."""
-    theirs = octave_energies(reference, height, width)
-    return {band: ratio_db(energy, theirs[band]) for band, energy in octave_energies(power, height, width).items()}
-
-
-Figures = dict[str, float]
-PLANES = ("luma", "Cb", "Cr")
-PAIRED = f"{NUM_GROUPS} groups of prompts, left out on both sides"
-UNPAIRED = f"{NUM_GROUPS} groups of prompts and as many of real images, each side left out by itself"
+    theirs = octave_energies(reference, width)
+    return {band: ratio_db(energy, theirs[band]) for band, energy in octave_energies(power, width).items()}
 
 
 class GroupedPower:
@@ -245,81 +249,98 @@ class GroupedPower:
     def without_each(self) -> Iterator[np.ndarray]:
         """Mean power with each group left out; none where nothing would be left."""
         sums, num = self.total.cpu().numpy(), len(self.groups)
+        whole = sums.sum(0)
         for part, count in zip(sums, self.counts, strict=True):
             if count < num:
-                yield (sums.sum(0) - part) / (num - count)
+                yield (whole - part) / (num - count)
 
 
-class SpectralProbe:
-    """What a probe of mean power spectra does, but for its figures.
+class SpectralProbe(Probe):
+    """A probe of mean power spectra.
+
+    The first value carries in ``extra`` what :meth:`describe` gives, statistics that have no metric of their own, and
+    their ``intervals``. Every value carries ``jackknife``, and ``jackknife_real`` where the real images were left out
+    by themselves.
 
     Args:
-        context: any prompts; where they have real images of this size, figures are gaps to those.
-        metrics: (against real images, without any): what is measured in either case.
+        context: any prompts.
         planes: leading planes of (Y, Cb, Cr) that are read.
-        protocol: fields of its own.
+        own: further protocol fields of single values, by name.
+        protocol: protocol fields of all values.
     """
 
-    gathers_sums = ("sums.total",)
+    summed_state = ("total",)
 
     def __init__(
-        self, context: Context, metrics: tuple[Sequence[Metric], Sequence[Metric]], planes: int, **protocol: Any
+        self, context: Context, planes: int, own: Mapping[str, Mapping[str, Any]] | None = None, **protocol: Any
     ) -> None:
-        self.context, self.planes = context, planes
-        self.real, self.lacking = find_real(context)
-        shared = context.protocol(
-            **({"reference": self.real.fields()} if self.real else without_real(context)),
+        super().__init__(context)
+        self.planes, self.flags = planes, self.compared()[1]
+        shared = self.fields(
+            self.real,
             planes="Rec. 601 " + ", ".join(PLANES[:planes]),
             window="periodic 2-D Hann after the mean is removed",
             ring="k/N, N the shorter side",
             jackknife=PAIRED if self.real is None or self.real.paired else UNPAIRED,
             **protocol,
         )
-        self.quantities = tuple(Quantity(metric, shared) for metric in metrics[0 if self.real else 1])
+        self.planned = tuple(
+            (info.name, Protocol.of(info.name, {**shared, **(own or {}).get(info.name, {})}))
+            for info in self.infos
+            if self.reports(info.name)
+        )
         self.groups = cluster_groups(context.clusters(len(context.prompts)))
         self.sums = GroupedPower.empty(self.groups, planes, context.resolution, context.device)
+        self.total = self.sums.total
+        self._differences = {info.name for info in self.infos if info.direction is Direction.REFERENCE}
 
-    def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
-        """The figures of mean power (planes, H, W//2 + 1), and of real images' where there are any."""
-        raise NotImplementedError
+    def reports(self, name: str) -> bool:
+        """Whether a value of ``infos`` exists in this evaluation."""
+        return True
 
-    def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
-        """Vectors and further figures for the result's ``extra``."""
-        raise NotImplementedError
+    @abstractmethod
+    def statistics(self, power: np.ndarray) -> Values:
+        """Statistics of mean power (planes, H, W//2 + 1), by name; NaN where undefined."""
 
-    def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
-        """What the first figure keeps of mean power with each group of prompts left out, for later comparisons."""
-        return {}
+    @abstractmethod
+    def describe(self, ours: GroupedPower, real: GroupedPower | None) -> dict[str, Any]:
+        """Vectors and further numbers of both sides' power, for ``extra``."""
+
+    def values(self, power: np.ndarray, real: np.ndarray | None) -> Values:
+        """Statistics of mean power, as differences to those of real images where there are any."""
+        ours = self.statistics(power)
+        if real is None:
+            return ours
+        theirs = self.statistics(real)
+        return {name: ours[name] - theirs[name] for name in ours}
 
     def update(self, images: Tensor, prompts: Sequence[Prompt], positions: np.ndarray) -> None:
         self.sums.add(images, positions)
 
-    def finish(self) -> list[Measurement]:
+    def compute(self) -> list[MetricValue]:
         real = self._real_power(self.real) if self.real else None
         means = self.sums.mean(), real.mean() if real else None
-        values = self.figures(*means)
-        sides = self._replicates(real)
-        extra = self.describe(*means) | self._further(values, sides)
-        found = [self._measure(quantity, values, sides, extra) for quantity in self.quantities]
-        found[0] = replace(found[0], extra={**found[0].extra, **self.left_out(list(self.sums.without_each()))})
-        return found
+        values, sides = self.values(*means), self._replicates(real)
+        found = [self._value(planned, values, sides) for planned in self.planned]
+        extra = self.describe(self.sums, real) | self._further(values, sides)
+        return [replace(found[0], extra={**extra, **found[0].extra}), *found[1:]]
 
-    def _replicates(self, real: GroupedPower | None) -> list[list[Figures]]:
-        """Figures with each group left out, of each side that is left out by itself."""
+    def _replicates(self, real: GroupedPower | None) -> list[list[Values]]:
+        """Values with each group left out, of each side that is left out by itself."""
         if self.real is None or real is None:
-            return [[self.figures(ours, None) for ours in self.sums.without_each()]]
+            return [[self.values(ours, None) for ours in self.sums.without_each()]]
         if self.real.paired:
             pairs = zip(self.sums.without_each(), real.without_each(), strict=True)
-            return [[self.figures(ours, theirs) for ours, theirs in pairs]]
+            return [[self.values(ours, theirs) for ours, theirs in pairs]]
         own, theirs = self.sums.mean(), real.mean()
         return [
-            [self.figures(left, theirs) for left in self.sums.without_each()],
-            [self.figures(own, left) for left in real.without_each()],
+            [self.values(left, theirs) for left in self.sums.without_each()],
+            [self.values(own, left) for left in real.without_each()],
         ]
 
-    def _further(self, values: Figures, sides: list[list[Figures]]) -> dict[str, Any]:
-        """Figures that are no quantity of their own, with their intervals."""
-        own = {quantity.metric.name for quantity in self.quantities}
+    def _further(self, values: Values, sides: list[list[Values]]) -> dict[str, Any]:
+        """Statistics that have no metric of their own, with their intervals."""
+        own = {name for name, _ in self.planned}
         names = [name for name in values if name not in own]
         bounds = {name: _interval(name, values, sides) for name in names}
         return {
@@ -327,189 +348,153 @@ class SpectralProbe:
             "intervals": {name: [found.low, found.high] for name, found in bounds.items() if found},
         }
 
-    def _measure(
-        self, quantity: Quantity, values: Figures, sides: list[list[Figures]], extra: dict[str, Any]
-    ) -> Measurement:
-        name = quantity.metric.name
-        defined = math.isfinite(values[name])
-        interval = _interval(name, values, sides)
-        keys = ("jackknife", "jackknife_real")
-        kept = {key: [row[name] for row in rows] for key, rows in zip(keys, sides, strict=False)} if interval else {}
-        about = self.real.flags if self.real else (self.lacking,) if self.lacking else ()
-        return Measurement(
-            quantity=quantity,
+    def _value(self, planned: tuple[str, Protocol], values: Values, sides: list[list[Values]]) -> MetricValue:
+        name = planned[0]
+        defined, interval = math.isfinite(values[name]), _interval(name, values, sides)
+        drawn = zip(("jackknife", "jackknife_real"), sides, strict=False) if interval else ()
+        return MetricValue(
+            *planned,
             value=values[name] if defined else None,
             interval=interval,
-            num_samples=len(self.groups),
-            flags=about if defined else ("images without contrast", *about),
-            extra=extra | kept,
+            num_images=len(self.groups),
+            reference="real" if self.real and name in self._differences else None,
+            flags=self.flags if defined else ("images without contrast", *self.flags),
+            extra={key: [row[name] for row in rows] for key, rows in drawn},
         )
 
     def _real_power(self, real: Real) -> GroupedPower:
-        """Sums of the real images; a user's are kept on disk, all planes for every probe."""
-        if isinstance(real, RealScenes):
-            key = f"power {self.planes}"
-            return self.context.reference.remember(key, lambda: self._add_up(real, self.groups, self.planes))
-        groups = jackknife_groups(real.num)
+        """Sums of the real images: all planes, once for all probes and models."""
+        groups = self.groups if real.paired else jackknife_groups(len(real))
 
-        def make() -> np.ndarray:
-            return self._add_up(real, groups, len(PLANES)).total.cpu().numpy()
+        def add_up() -> np.ndarray:
+            sums = GroupedPower.empty(groups, len(PLANES), self.context.resolution, self.context.device)
+            for images, at in real.batches():
+                sums.add(images.to(self.context.device), at)
+            return sums.total.cpu().numpy()
 
-        fields = {"sums": "power of Y, Cb, Cr by jackknife group", "device": str(self.context.device)}
-        kept = self.context.features.remember(f"power {real.side}", lambda: real.keep(real, fields, make))
-        return GroupedPower(groups, torch.from_numpy(kept[:, : self.planes]))
+        fields = {
+            "sums": "power of Y, Cb, Cr by jackknife group",
+            "groups": hashlib.sha256(groups.tobytes()).hexdigest(),
+            "device": str(self.context.device),
+        }
+        key = json.dumps(["power", self.context.resolution, fields])
+        sums = self.context.features.remember(key, lambda: real.keep(real, fields, add_up))
+        return GroupedPower(groups, torch.from_numpy(sums[:, : self.planes]))
 
-    def _add_up(self, real: Real, groups: np.ndarray, planes: int) -> GroupedPower:
-        sums = GroupedPower.empty(groups, planes, self.context.resolution, self.context.device)
-        for images, at in real.batches():
-            sums.add(images.to(self.context.device), at)
-        return sums
 
-
-def _interval(name: str, values: Figures, sides: list[list[Figures]]) -> Interval | None:
+def _interval(name: str, values: Values, sides: list[list[Values]]) -> Interval | None:
     drawn = [[row[name] for row in rows] for rows in sides]
     finite_all = np.isfinite([values[name], *(x for side in drawn for x in side)]).all()
     return jackknife_interval_of_sides(values[name], drawn) if finite_all else None
 
 
-def finite(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN, a figure that does not exist, as None."""
-    return {key: value if math.isfinite(value) else None for key, value in figures.items()}
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN, of a value that does not exist, as None."""
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-VIT_H_14 = (224, 14)
+def _info(
+    name: str, label: str, about: str, unit: str = "dB", direction: Direction = Direction.REFERENCE
+) -> MetricInfo:
+    return MetricInfo.of(name, label, about, direction, Family.SPECTRUM, unit)
 
 
-def _metric(name: str, label: str, unit: str = "dB", direction: Direction = "target") -> Metric:
-    return Metric(name=name, label=label, direction=direction, unit=unit, family="spectrum", decimals=2)
-
-
-AGAINST_REAL = (
-    _metric("hfer_gap_db", "HFER gap"),
-    _metric("band_gap_db", "Energy gap > .25"),
-    _metric("unseen_gap_db", "Energy gap above the reward's Nyquist"),
-    _metric("slope_gap", "Spectral slope gap", ""),
-    _metric("log_spectral_distance_db", "Log-spectral distance", direction="lower"),
-    _metric("chroma_hfer_gap_db", "Chroma HFER gap"),
-    _metric("chroma_band_gap_db", "Chroma energy gap > .25"),
-)
-LEVELS = (
-    _metric("hfer_db", "HFER"),
-    _metric("band_db", "Energy > .25"),
-    _metric("unseen_db", "Energy above the reward's Nyquist"),
-    _metric("slope", "Spectral slope", ""),
-    _metric("chroma_hfer_db", "Chroma HFER"),
-    _metric("chroma_band_db", "Chroma energy > .25"),
-)
-
-
-def levels(power: np.ndarray, cutoff: float) -> Figures:
-    """Absolute figures of mean power.
+def spectral_statistics(power: np.ndarray, limit: float) -> Values:
+    """Statistics of mean power.
 
     Args:
-        power: (3, H, W//2 + 1): luma, Cb, Cr.
-        cutoff: the reward model's Nyquist limit, cycles/pixel.
+        power: (3, N, N//2 + 1): luma, Cb, Cr.
+        limit: the reward model's Nyquist limit, cycles/pixel; at 0.5 it sees all, and ``unseen_db`` is left out.
 
     Returns:
-        The names of ``LEVELS``, and ``octave_{low}-{high}`` for luma and, with ``chroma_`` before it, for chroma;
-        all in dB but the slope; NaN where undefined.
+        The names of :attr:`SpectrumProbe.infos` but the distance, and ``octave_{low}-{high}`` for luma and, with
+        ``chroma_`` before it, for chroma; all in dB but the slope; NaN where undefined.
     """
-    height, width = power.shape[1], _width(power)
     luma, chroma = power[0], power[1:].mean(0)
     found = {
-        "hfer_db": decibel(high_frequency_ratio(luma, height, width)),
-        "band_db": decibel(band_energy(luma, height, width, CUTOFF)),
-        "unseen_db": decibel(band_energy(luma, height, width, cutoff)),
-        "slope": slope(*radial_profile(luma, height, width)),
-        "chroma_hfer_db": decibel(high_frequency_ratio(chroma, height, width)),
-        "chroma_band_db": decibel(band_energy(chroma, height, width, CUTOFF)),
+        "hfer_db": decibel(high_frequency_ratio(luma)),
+        "band_db": decibel(band_energy(luma, CUTOFF)),
+        "slope": slope(*radial_profile(luma)),
+        "chroma_hfer_db": decibel(high_frequency_ratio(chroma)),
+        "chroma_band_db": decibel(band_energy(chroma, CUTOFF)),
     }
+    if limit < NYQUIST:
+        found["unseen_db"] = decibel(unseen_energy(luma, limit))
     for prefix, plane in (("octave_", luma), ("chroma_octave_", chroma)):
-        energies = octave_energies(plane, height, width)
-        found |= {f"{prefix}{band}": decibel(energy) for band, energy in energies.items()}
+        found |= {f"{prefix}{band}": decibel(energy) for band, energy in octave_energies(plane).items()}
     return found
-
-
-def gaps(power: np.ndarray, real: np.ndarray, cutoff: float) -> Figures:
-    """Figures of mean power against those of real images of the same size.
-
-    Args:
-        power: (3, H, W//2 + 1): luma, Cb, Cr.
-        real: the same of real images.
-        cutoff: the reward model's Nyquist limit, cycles/pixel.
-
-    Returns:
-        The names of ``AGAINST_REAL`` and the octaves'; NaN where undefined.
-    """
-    ours, theirs = levels(power, cutoff), levels(real, cutoff)
-    found = {_gap_name(name): ours[name] - theirs[name] for name in ours}
-    profiles = [radial_profile(p[0], p.shape[1], _width(p))[1] for p in (power, real)]
-    return found | {"log_spectral_distance_db": log_spectral_distance(profiles[0], profiles[1])}
-
-
-def _gap_name(name: str) -> str:
-    """``hfer_db`` → ``hfer_gap_db``; octaves keep theirs."""
-    if "octave" in name:
-        return name
-    return f"{name.removesuffix('_db')}_gap{'_db' if name.endswith('_db') else ''}"
-
-
-def _width(power: np.ndarray) -> int:
-    """Width of square images; their half plane alone does not tell an even from an odd one."""
-    return power.shape[1]
 
 
 class SpectrumProbe(SpectralProbe):
     """Spectrum of generated images: HFER, energies, octaves, slope, log-spectral distance; luma and chroma.
 
     Args:
-        context: any prompts; with real images of the same size, gaps to those.
+        context: any prompts.
     """
+
+    name = "spectrum"
+    infos = (
+        _info("hfer_db", "HFER", "share of energy above .25 cycles/pixel"),
+        _info("band_db", "Energy > .25", "energy above .25 cycles/pixel"),
+        _info("unseen_db", "Energy above the reward's Nyquist", "what the reward model cannot see"),
+        _info("slope", "Spectral slope", "fall of power over frequency; natural images about −2", ""),
+        _info(
+            *("log_spectral_distance_db", "Log-spectral distance", "distance of the mean spectra"),
+            direction=Direction.LOWER,
+        ),
+        _info("chroma_hfer_db", "Chroma HFER", "share of chroma energy above .25 cycles/pixel"),
+        _info("chroma_band_db", "Chroma energy > .25", "chroma energy above .25 cycles/pixel"),
+    )
 
     def __init__(self, context: Context) -> None:
         self.nyquist = nyquist(reward_geometry(context)[0], context.resolution)
         super().__init__(
             context,
-            (AGAINST_REAL, LEVELS),
             planes=3,
+            own={"unseen_db": {"unseen": "above the limit on either axis"}},
             cutoff=CUTOFF,
             reward_nyquist=self.nyquist,
             slope_band=list(SLOPE_BAND),
         )
 
-    def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
-        return levels(power, self.nyquist) if real is None else gaps(power, real, self.nyquist)
+    def reports(self, name: str) -> bool:
+        """The distance needs real images, the unseen energy a reward model that does not see all."""
+        return {"log_spectral_distance_db": self.real is not None, "unseen_db": self.nyquist < NYQUIST}.get(name, True)
 
-    def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
-        """Vectors of luma and mean chroma power over radius, octave gaps and slopes."""
-        found: dict[str, Any] = _profiles(power, "")
-        found["radius"] = radial_profile(power[0], power.shape[1], _width(power))[0].tolist()
-        if real is None:
-            return found
-        found |= _profiles(real, "reference_")
-        size = power.shape[1], _width(power)
-        pairs = {"": (power[0], real[0]), "chroma_": (power[1:].mean(0), real[1:].mean(0))}
-        for prefix, (ours, theirs) in pairs.items():
-            found[f"{prefix}octave_gaps_db"] = finite(octave_gaps(ours, theirs, *size))
+    def statistics(self, power: np.ndarray) -> Values:
+        return spectral_statistics(power, self.nyquist)
+
+    def values(self, power: np.ndarray, real: np.ndarray | None) -> Values:
+        found = super().values(power, real)
+        if real is not None:
+            ours, theirs = (radial_profile(side[0])[1] for side in (power, real))
+            found["log_spectral_distance_db"] = log_spectral_distance(ours, theirs)
         return found
 
-    def left_out(self, powers: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Spectra without each group of prompts, so that a distance to another model has an interval."""
-        rings = [_rings(power) for power in powers]
-        return {f"{name}power_left_out": [each[i].tolist() for each in rings] for i, name in enumerate(("", "chroma_"))}
+    def describe(self, ours: GroupedPower, real: GroupedPower | None) -> dict[str, Any]:
+        """Luma and mean chroma power over radius and slope of both sides, and octave gaps.
+
+        Spectra without each group of prompts give distances to other models their interval.
+        """
+        rings = [_rings(power) for power in ours.without_each()]
+        found: dict[str, Any] = {
+            f"{name}power_left_out": [each[i].tolist() for each in rings] for i, name in enumerate(CHROMA)
+        }
+        found["radius"] = radial_profile(ours.mean()[0])[0].tolist()
+        sides = {"": ours.mean()} | ({"reference_": real.mean()} if real else {})
+        for side, power in sides.items():
+            found |= {f"{name}{side}power": each.tolist() for name, each in zip(CHROMA, _rings(power), strict=True)}
+            found |= finite({f"{side}slope": slope(*radial_profile(power[0]))})
+        if real:
+            planes = [(power[0], power[1:].mean(0)) for power in sides.values()]
+            for name, mine, theirs in zip(CHROMA, *planes, strict=True):
+                found[f"{name}octave_gaps_db"] = finite(octave_gaps(mine, theirs))
+        return found
 
 
 def _rings(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Luma and mean chroma power by ring."""
-    side = power.shape[1]
-    return radial_profile(power[0], side, side)[1], radial_profile(power[1:].mean(0), side, side)[1]
-
-
-def _profiles(power: np.ndarray, prefix: str) -> dict[str, Any]:
-    luma, chroma = _rings(power)
-    radius = radial_profile(power[0], power.shape[1], _width(power))[0]
-    vectors = {f"{prefix}power": luma.tolist(), f"chroma_{prefix}power": chroma.tolist()}
-    return vectors | finite({f"{prefix}slope": slope(radius, luma)})
+    return radial_profile(power[0])[1], radial_profile(power[1:].mean(0))[1]
 
 
 def reward_geometry(context: Context) -> tuple[int, int]:
@@ -525,9 +510,6 @@ def reward_geometry(context: Context) -> tuple[int, int]:
     return int(size[0] if isinstance(size, list) else size), int(vision.get("patch_size") or 1)
 
 
-VAE_STRIDE = 8  # pixels
-
-
 @lru_cache(maxsize=16)
 def lattice(size: int, period: float) -> np.ndarray:
     """(size, size//2 + 1) bool: cells at multiples of N/p, without the mean and the corners beyond Nyquist."""
@@ -536,7 +518,7 @@ def lattice(size: int, period: float) -> np.ndarray:
     on = {round(k * size / period) for k in steps if abs(round(k * size / period)) <= size // 2}
     rows = sorted({k % size for k in on})
     cells[np.ix_(rows, sorted(k for k in on if k >= 0))] = True
-    return cells & (half_plane(size, size).bins >= 0)
+    return cells & (half_plane(size).bins >= 0)
 
 
 def peak_ratios(power: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -551,7 +533,7 @@ def peak_ratios(power: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarra
         are left out.
     """
     size = len(power)
-    plane, cells = half_plane(size, size), lattice(size, period)
+    plane, cells = half_plane(size), lattice(size, period)
     rows, columns = np.nonzero(cells)
     ratios = np.full(len(rows), np.nan)
     for ring in np.unique(plane.bins[cells]):
@@ -568,7 +550,7 @@ def grid_peak_db(power: np.ndarray, period: float) -> float:
     rows, columns, ratios = peak_ratios(power, period)
     if not len(ratios):
         return math.nan
-    return decibel(float(np.average(ratios, weights=half_plane(len(power), len(power)).weight[rows, columns])))
+    return decibel(float(np.average(ratios, weights=half_plane(len(power)).weight[rows, columns])))
 
 
 def axis_peaks_db(power: np.ndarray, period: float) -> dict[str, float]:
@@ -582,48 +564,33 @@ def axis_peaks_db(power: np.ndarray, period: float) -> dict[str, float]:
     return found
 
 
-def _grid_metric(name: str, label: str) -> Metric:
-    return Metric(name=name, label=label, direction="target", unit="dB", family="spectrum", decimals=2)
-
-
-GRID_AGAINST_REAL = (
-    _grid_metric("grid_vae_gap_db", "Grid peaks gap, VAE stride"),
-    _grid_metric("grid_patch_gap_db", "Grid peaks gap, reward patch"),
-)
-GRID_LEVELS = (
-    _grid_metric("grid_vae_db", "Grid peaks, VAE stride"),
-    _grid_metric("grid_patch_db", "Grid peaks, reward patch"),
-)
-
-
 class GridPeaks(SpectralProbe):
     """Peaks at the VAE stride and at the reward model's patch period.
 
     Args:
-        context: any prompts; with real images of the same size, gaps to those.
+        context: any prompts.
     """
+
+    name = "grid"
+    infos = (
+        _info("grid_vae_db", "Grid peaks, VAE stride", "pattern that repeats every 8 pixels"),
+        _info("grid_patch_db", "Grid peaks, reward patch", "pattern that repeats with the reward model's patches"),
+    )
 
     def __init__(self, context: Context) -> None:
         input_size, patch = reward_geometry(context)
         self.periods = {"vae": float(VAE_STRIDE), "patch": patch * context.resolution / input_size}
-        super().__init__(context, (GRID_AGAINST_REAL, GRID_LEVELS), planes=1, periods_px=self.periods)
+        super().__init__(context, planes=1, periods_px=self.periods)
 
-    def figures(self, power: np.ndarray, real: np.ndarray | None) -> Figures:
-        ours = {f"grid_{name}_db": grid_peak_db(power[0], period) for name, period in self.periods.items()}
-        if real is None:
-            return ours
-        return {
-            f"grid_{name}_gap_db": ours[f"grid_{name}_db"] - grid_peak_db(real[0], period)
-            for name, period in self.periods.items()
-        }
+    def statistics(self, power: np.ndarray) -> Values:
+        return {f"grid_{name}_db": grid_peak_db(power[0], period) for name, period in self.periods.items()}
 
-    def describe(self, power: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
-        """Level and peaks by k, of the images and of real ones."""
+    def describe(self, ours: GroupedPower, real: GroupedPower | None) -> dict[str, Any]:
+        """Absolute value and peaks by k, of the images and of real ones."""
         found: dict[str, Any] = {}
-        for side, mean in (("", power), ("reference_", real)):
-            if mean is None:
-                continue
+        sides = {"": ours.mean()[0]} | ({"reference_": real.mean()[0]} if real else {})
+        for side, power in sides.items():
             for name, period in self.periods.items():
-                found[f"{side}{name}_axis_db"] = finite(axis_peaks_db(mean[0], period))
-                found |= finite({f"{side}{name}_level_db": grid_peak_db(mean[0], period)})
+                found[f"{side}{name}_axis_db"] = finite(axis_peaks_db(power, period))
+                found |= finite({f"{side}{name}_level_db": grid_peak_db(power, period)})
         return found
