@@ -92,8 +92,8 @@ def set_values(ours: np.ndarray, real: np.ndarray) -> dict[str, float]:
     in_real = between < theirs[None]
     return {
         "fd_efflite0": float(distance),
-        "precision_efflite0": in_real.any(1).mean(),
-        "recall_efflite0": (between < own[:, None]).any(0).mean(),
+        "precision_efflite0": (between <= theirs[None]).any(1).mean(),
+        "recall_efflite0": (between <= own[:, None]).any(0).mean(),
         "density_efflite0": in_real.sum(1).mean() / NEAREST,
         "coverage_efflite0": in_real.any(0).mean(),
         "vendi_efflite0": vendi(ours) - vendi(real),

@@ -30,7 +30,7 @@ def coloured_noise(num: int, size: int, exponent: float, cropped: bool) -> torch
 
 def mean_radii(size: int) -> np.ndarray:
     """Mean radius of the cells of each ring."""
-    plane = half_plane(size, size)
+    plane = half_plane(size)
     inside = plane.bins >= 0
     bins, weight = plane.bins[inside], plane.weight[inside]
     return np.bincount(bins, weight * plane.radius[inside]) / np.bincount(bins, weight)
@@ -44,7 +44,7 @@ def main() -> None:
         for cropped in (False, True):
             for true in SLOPES:
                 power = power_spectrum(coloured_noise(num, size, true, cropped)).mean(0).numpy()
-                centre, profile = radial_profile(power, size, size)
+                centre, profile = radial_profile(power)
                 errors = [slope(radius, profile) - true for radius in (centre, mean_radii(size))]
                 print(f"{size:4d}  {cropped!s:7}  {true:4.1f}  {errors[0]:+.3f}  {errors[1]:+.3f}")
                 largest = {n: max(e, abs(own)) for (n, e), own in zip(largest.items(), errors, strict=True)}

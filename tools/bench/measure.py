@@ -28,7 +28,7 @@ from rgbench.evaluate.evaluate import evaluate
 from rgbench.evaluate.images import noise_seed
 from rgbench.evaluate.store import load_results
 from rgbench.metrics import networks as metric_networks
-from rgbench.metrics.networks import FILE
+from rgbench.metrics.networks import INCEPTION_FILE
 from rgbench.models.pipeline import DiffusionModels, load_models
 from rgbench.models.student import make_student
 from rgbench.train.base import autocast
@@ -315,8 +315,8 @@ def _full_size_options(shape: Shape, folder: Path, num: int) -> dict[str, Any]:
     """Options of ``evaluate`` for a full-size student: random reward, Inception and reference images."""
     os.environ["XDG_CACHE_HOME"] = str(folder)  # where the Inception is looked for
     (folder / "rgbench").mkdir()
-    inception = save_inception(folder / "rgbench" / FILE)
-    metric_networks.FILE_SHA256 = sha256_file(inception)  # in place of the published weights'
+    inception = save_inception(folder / "rgbench" / INCEPTION_FILE)
+    metric_networks.INCEPTION_SHA256 = sha256_file(inception)  # in place of the published weights'
     (folder / "reference").mkdir()
     rng = np.random.default_rng(0)
     for i in range(min(num, NUM_REFERENCE)):

@@ -196,11 +196,10 @@ def vae_rows(models: DiffusionModels, oracle: Oracle, reward: Reward, num: int) 
 
 def spectrum_rows(rebuilt: Tensor, images: Tensor) -> list[Row]:
     """Luma energy of reconstructions against the scenes', above 0.25 cycles/pixel and per octave."""
-    height, width = images.shape[-2:]
     ours, real = (power_spectrum(luma_chroma(x)[:, 0]).mean(0).numpy() for x in (rebuilt, images))
-    gap = ratio_db(band_energy(ours, height, width, CUTOFF), band_energy(real, height, width, CUTOFF))
+    gap = ratio_db(band_energy(ours, CUTOFF), band_energy(real, CUTOFF))
     rows = [Row(f"VAE: energy above {CUTOFF} against real", gap, -4.0, 2.0, "dB", 4.0)]
-    for octave, gap in octave_gaps(ours, real, height, width).items():
+    for octave, gap in octave_gaps(ours, real).items():
         rows.append(Row(f"VAE: energy in octave {octave} against real", gap, -4.0, 2.0, "dB", 4.0))
     return rows
 
