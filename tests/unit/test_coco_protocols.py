@@ -14,7 +14,6 @@ from PIL import Image
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import sha256_file
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.evaluate.evaluate import evaluate
 from rgbench.evaluate.results import load_results
 from rgbench.metrics import networks as inception
 from rgbench.metrics.features import FeatureSet
@@ -23,7 +22,8 @@ from rgbench.metrics.kid import kid
 from rgbench.metrics.networks import INCEPTION_FILE, EffLite0Network, InceptionNetwork
 from rgbench.metrics.protocols import PROTOCOLS, find_protocol
 from rgbench.metrics.reference import ReferenceFolder, from_uint8
-from tests.tiny_models import make_context
+from rgbench.metrics.values import MetricValue, metric_info
+from tests.tiny_models import make_context, run_eval, stored_values
 
 NUM = 6
 OF_2017 = {"protocol": "coco17-5k", "reference": Path("real"), "inception": Path(INCEPTION_FILE)}
@@ -72,10 +72,9 @@ def resize_all(folder: str) -> None:
         Image.open(path).resize((32, 32)).save(path)
 
 
-def run(metrics: list[str], **options) -> dict:
-    given = {"prompts": "captions_val2017.json", "device": "cpu", "keep_images": 0}
-    evaluate(["made"], metrics, **{**given, **options})
-    return {result.metric.name: result for result in load_results(Path("results"))}
+def run(metrics: list[str], **options) -> dict[str, MetricValue]:
+    run_eval(["made"], metrics, **{"prompts": "captions_val2017.json", "keep_images": 0, **options})
+    return stored_values()
 
 
 def by_hand(folder: str, crop: str) -> np.ndarray:
@@ -91,8 +90,8 @@ def by_hand(folder: str, crop: str) -> np.ndarray:
 def test_a_named_protocol_gives_fid_and_says_where_it_departs(place, capsys):
     found = run(["fid", "kid"], protocol="coco17-5k", reference=Path("real"), inception=Path(INCEPTION_FILE))
     fid = found["fid"]
-    assert fid.metric.label == "FID" and found["kid"].metric.label == "KID ×1000"
-    assert fid.protocol.id.startswith("coco17-5k-") and fid.path.name.startswith("fid@coco17-5k-")
+    assert metric_info("fid").label == "FID" and metric_info("kid").label == "KID ×1000"
+    assert fid.protocol.id.startswith("coco17-5k-") and "generated_resolution" not in fid.protocol.fields
     departures = ("captions not of the reference's images", "6 prompts, not 5,000", "reference of 4, not 5,000")
     assert fid.flags == ("n<=d", *departures)
     expected = frechet_distance(*(Moments.of(by_hand(folder, "square256")) for folder in ("made", "real")))
@@ -163,10 +162,11 @@ def test_a_reference_that_is_not_plain_is_refused_or_counted(place, caplog, kind
 def test_a_folder_of_ones_own_without_inception(place):
     with pytest.raises(UsageError, match=r"real: 4 of 4 reference images are not 32×32 .*00000\.png 40×30"):
         run(["kid"], reference=Path("real"))
-    assert not list(Path("results").glob("*/*/*/*.json")), "nothing was measured"
+    assert not load_results(Path("results")), "nothing was measured"
     resize_all("real")
     found = run(["kid"], reference=Path("real"))["kd_efflite0"]
-    assert found.metric.label == "KD-EffLite0 ×1000" and found.protocol.id.startswith("folder-") and not found.flags
+    assert metric_info(found.metric).label == "KD-EffLite0 ×1000" and not found.flags
+    assert found.protocol.id.startswith("folder-") and found.protocol.fields["generated_resolution"] == 32
     assert found.protocol.fields["reference"]["kind"] == "folder of images"
 
 
@@ -176,10 +176,10 @@ def test_a_folder_of_ones_own_without_inception(place):
         ({"protocol": "coco14"}, "unknown protocol 'coco14'; did you mean 'coco14-30k'"),
         ({"protocol": "coco17-5k"}, "compares with 5,000 real images; name their folder with --reference"),
         ({"protocol": "coco17-5k", "prompts": None}, "give its captions with --prompts FILE"),
-        ({"protocol": "coco17-5k", "reference": "absent"}, "absent: no such folder of reference images"),
+        ({"protocol": "coco17-5k", "reference": "absent"}, "absent: no such"),
         ({"protocol": "coco17-5k", "reference": "."}, "not at .*nowhere.*curl -o"),
         ({"inception": "x.pt"}, "--inception serves a named protocol; add --protocol, one of coco14-30k"),
-        ({"reference": "results"}, "results: no such folder of reference images"),
+        ({"reference": "results"}, "results: no such"),
     ],
 )
 def test_what_is_missing_is_named_before_any_image(place, options, message):

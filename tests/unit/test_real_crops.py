@@ -13,7 +13,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import inspect_image
 from rgbench.core.registry import names, resolve
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.evaluate.store import load_results
+from rgbench.evaluate.results import load_results
 from rgbench.metrics.context import SetComparison
 from rgbench.metrics.features import FeatureSet
 from rgbench.metrics.kid import KernelDistance
