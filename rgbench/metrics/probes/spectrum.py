@@ -9,8 +9,8 @@ interior columns count twice, column 0 and (even widths) the Nyquist column once
 
 Ring k holds the frequencies whose radius rounds to k/N, N the shorter side, and its radius is k/N itself. The mean
 radius of its cells would be exact for a periodic image without window, but under the Hann window, whose main lobe lifts
-the lowest rings of a falling spectrum, k/N reads known slopes with a third of the error
-(measured by tools/spectral_slope.py).
+the lowest rings of a falling spectrum, k/N reads known slopes with a third of the error (tools/spectral_slope.py
+measures both).
 
     power     P, (H, W//2 + 1) float64                 radius  |f| in cycles per pixel, same shape
     weight    how often each cell counts               axis    max(|fx|, |fy|), same shape
