@@ -249,52 +249,6 @@ def _counts(groups: tuple[str, ...], seed: int) -> np.ndarray:
     return counts
 
 
-def stratified_deviation(rows: np.ndarray, strata: Sequence[str] | None = None) -> float:
-    """Deviation whose √n-th part is the standard error of the mean of rows drawn within strata (Cochran, 1977, 5.3).
-
-    Args:
-        rows: (n,) one value per prompt.
-        strata: group of each; a group of one row adds no spread, as in the bootstrap.
-    """
-    names = np.asarray(("",) * len(rows) if strata is None else tuple(strata))
-    parts = [rows[names == name] for name in np.unique(names)]
-    return math.sqrt(sum(len(part) * float(part.var(ddof=1)) for part in parts if len(part) > 1) / len(rows))
-
-
-def minimum_detectable_effect(deviation: float, num: int, alpha: float = ALPHA, power: float = POWER) -> float:
-    """The smallest true mean difference that a two-sided test finds with the given probability.
-
-    (z_{1−α/2} + z_power) · deviation / √num; Cohen (1988), normal approximation.
-
-    Args:
-        deviation: standard deviation of the paired differences.
-        num: pairs.
-        alpha: size of the test.
-        power: probability of finding it.
-    """
-    z = NormalDist()
-    return (z.inv_cdf(1 - alpha / 2) + z.inv_cdf(power)) * deviation / math.sqrt(num)
-
-
-def detectable_over_seeds(values: Sequence[float], alpha: float = ALPHA, power: float = POWER) -> float:
-    """The smallest true mean that a t test on so few values finds with the given probability.
-
-    (t_{1−α/2, n−1} + t_{power, n−1}) · s / √n: as :func:`minimum_detectable_effect`, with the quantiles of a
-    deviation that is itself estimated (Bloom, 1995); a little less than the exact power gives for 3 values.
-
-    Args:
-        values: one paired difference per training seed.
-        alpha: size of the test.
-        power: probability of finding it.
-
-    Raises:
-        ValueError: fewer than two.
-    """
-    _, low, high = t_interval(values, 1 - alpha)
-    ratio = 1 + student_t_quantile(power, len(values) - 1) / student_t_quantile(1 - alpha / 2, len(values) - 1)
-    return ratio * (high - low) / 2
-
-
 def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
     """Mean of at least two values and its t interval: ``(mean, low, high)``.
 

@@ -16,7 +16,6 @@ from rgbench.metrics.statistics import (
     jackknife_groups,
     jackknife_interval,
     jackknife_interval_of_sides,
-    minimum_detectable_effect,
     paired_t,
     resampled_means,
     t_interval,
@@ -147,11 +146,6 @@ def test_holm_keeps_the_familywise_error_and_the_primary_contrast_its_size():
     assert any_found / (4 * NUM) == about(0.05, 4 * NUM) and primary / (4 * NUM) == about(0.05, 4 * NUM)
 
 
-def test_the_interval_over_training_seeds_covers_and_the_detectable_effect_is_found_four_times_in_five():
-    rng = np.random.default_rng(5)
-    means = [t_interval(row.tolist()) for row in rng.normal(0.4, 1, size=(4 * NUM, 6))]
+def test_the_interval_over_training_seeds_covers():
+    means = [t_interval(row.tolist()) for row in np.random.default_rng(5).normal(0.4, 1, size=(4 * NUM, 6))]
     assert np.mean([low <= 0.4 <= high for _, low, high in means]) == about(0.95, 4 * NUM)
-    effect = minimum_detectable_effect(1.0, 300)
-    draws = rng.normal(effect, 1, size=(4 * NUM, 300))
-    found = np.abs(draws.mean(1)) > 1.96 * draws.std(1, ddof=1) / math.sqrt(300)
-    assert found.mean() == about(0.8, 4 * NUM)
