@@ -181,7 +181,7 @@ class RunDirectory:
         own = {".lock", "environment.json", "config.yaml", "tensorboard", "samples", "checkpoints"}
         return (
             self.path.is_dir()
-            and all(entry.name in own or entry.name.endswith(".tmp") for entry in os.scandir(self.path))
+            and all(name in own or name.endswith(".tmp") for name in os.listdir(self.path))
             and not any(self.checkpoints.glob("step-*"))
         )
 

@@ -106,7 +106,7 @@ def test_the_shipped_reward_loads_as_open_clip_does():
     features = model.encode_image(hps_preprocess(images, 28, True), normalize=True)
     texts = model.encode_text(reward.tokenizer(tiny.PROMPTS[:2]), normalize=True)
     assert torch.allclose(reward(images, tiny.PROMPTS[:2]), (features * texts).sum(-1), atol=1e-6)
-    assert reward.logit_scale == pytest.approx(float(model.logit_scale.exp()))
+    assert reward.logit_scale == pytest.approx(model.logit_scale.exp().item())
 
 
 @pytest.fixture
