@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-RESUMABLE = 75  # exit code: stopped by a signal, saved; the same command goes on
+RESUMABLE = 75  # exit code: stopped by a signal, saved; the same command continues
 
 
 class RgbenchError(Exception):
@@ -43,7 +43,7 @@ class Interrupted(RgbenchError):
 
     Args:
         message: what was saved and where.
-        resume_command: the exact command that goes on.
+        resume_command: the exact command that continues the run.
         exit_code: 75 (resumable) or 130 (Ctrl-C).
     """
 
@@ -53,10 +53,10 @@ class Interrupted(RgbenchError):
 
 
 def suggest(name: str, options: Iterable[str]) -> str:
-    """The tail of an "unknown name" message: the nearest option, or all of them.
+    """End an "unknown name" message: the nearest option and all of them.
 
     Args:
-        name: what was asked for.
+        name: what the user wrote.
         options: what exists.
 
     Returns:

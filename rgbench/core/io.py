@@ -1,19 +1,9 @@
-"""The one module that opens untrusted bytes; with the atomic writes of :mod:`rgbench.core.io`.
+"""Atomic writes and safe readers: the one module that opens untrusted bytes.
 
-Nothing read here is ever executed: weights come from safetensors or from torch's
-weights-only unpickler, JSON is strict, images are size-checked before they are decoded,
-tar members are listed and never extracted. A test bans ``torch.load(``, pickles,
-``eval(`` and ``yaml.load(`` from every other module.
-
-Writes that leave the old file or the new one, never half: temporary name, fsync, rename.
-
-Everything here is offered by :mod:`rgbench.core.io` too, where the readers are.
-
-Strict JSON: no NaN, no infinity, no key twice.
-
-Pixels of an opened image as 8-bit RGB, what that could not hold, and what its file's header says.
-
-Names of image files.
+Writes leave the old file or the new one, never half: temporary name, fsync, rename. Nothing that is read is executed:
+weights come from safetensors or from torch's weights-only unpickler, JSON is strict, images are size-checked before
+they are decoded, tar members are listed and never extracted. A test bans ``torch.load(``, pickles, ``eval(`` and
+``yaml.load(`` from every other module.
 """
 
 from __future__ import annotations
@@ -28,8 +18,10 @@ import re
 import secrets
 import struct
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -40,9 +32,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-
+INDEX = "index.json"  # of a folder of images that rgbench wrote
+MAX_STEM = 80  # characters
+MAX_PIXELS = 64_000_000  # below the 89 million at which Pillow begins to warn
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 CHUNK_BYTES = 1 << 20
+CODE_KEYS = {"auto_map", "trust_remote_code"}  # by which transformers loads Python files
 
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(/[A-Za-z0-9.-]+)*")
 _SAFETENSORS_DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -55,6 +52,50 @@ _SAFETENSORS_DTYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
+# What the decoders of torch and Pillow raise on damaged input.
+_TORCH_ERRORS: tuple[type[Exception], ...] = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError),
+    *(EOFError, AttributeError, AssertionError, struct.error),
+)
+_PIL_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, OverflowError, TypeError),
+    *(struct.error, zlib.error, MemoryError),
+)
+_SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
+_EXIF_ORIENTATION = 274
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation → PIL.Image.Transpose that undoes it
+
+# ---- names -------------------------------------------------------------------------------
+
+
+def file_stem(text: str) -> str:
+    """Text as part of a file name, distinct for distinct texts.
+
+    Plain text is kept, its slashes as underscores; other text is shortened, with its hash.
+    """
+    if len(text) <= MAX_STEM and _PLAIN.fullmatch(text):
+        return text.replace("/", "_")
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-")
+    return f"{slug or 'prompt'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def is_folder_name(name: object) -> bool:
+    """Whether a field of a file can be used as the name of one folder: no path, nothing hidden, nothing unprintable."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name.encode("utf-8", "surrogatepass")) <= 200
+        and not name.startswith(".")
+        and not set(name) & set("/\\")
+        and name.isprintable()
+    )
+
+
+def normal_form(name: str) -> str:
+    """A file name under which "é" as one character and "é" as two, as macOS writes it, are the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+# ---- writes ------------------------------------------------------------------------------
 
 
 def write_synced(path: Path, chunks: Iterable[bytes | memoryview]) -> str:
@@ -126,7 +167,7 @@ def write_chunks_atomic(path: Path, chunks: Iterable[bytes | memoryview]) -> str
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` (temporary name, fsync, rename, fsync of the folder)."""
+    """Replace ``path`` by ``data``, atomically."""
     write_chunks_atomic(path, [data])
 
 
@@ -144,7 +185,7 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise ValueError(f"{path}: not written: {error}; store null for a figure that does not exist") from error
+        raise ValueError(f"{path}: not written: {error}; store null for a value that does not exist") from error
     write_text_atomic(path, text + "\n")
 
 
@@ -158,11 +199,11 @@ def save_safetensors_atomic(tensors: dict[str, Tensor], path: Path, metadata: di
 
 
 def safetensors_chunks(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Iterator[bytes]:
-    """A safetensors file as a stream of byte strings, one tensor in memory at a time.
+    """Stream a safetensors file as byte strings, one tensor in memory at a time.
 
-    Streaming gives the sha256 in the same pass, and a full disk shows as ``OSError``
-    (the library's own writer reports it as a parse error). Tensors may share memory;
-    each is written out. Widest types come first, so that all stay aligned.
+    Streaming gives the sha256 in the same pass, and a full disk shows as ``OSError`` (the library's own writer reports
+    it as a parse error). Tensors may share memory; each is written out. Widest types come first, so that all stay
+    aligned.
 
     Args:
         tensors: name → tensor of any device and layout.
@@ -190,114 +231,7 @@ def safetensors_chunks(tensors: dict[str, Tensor], metadata: dict[str, str] | No
         yield flat.view(torch.uint8).numpy().tobytes()
 
 
-def parse_json(data: bytes | str) -> Any:
-    """Parse strict JSON.
-
-    Raises:
-        ValueError: not UTF-8, not JSON, NaN or infinity, or a key twice.
-        RecursionError: nested too deep.
-    """
-    text = data.decode("utf-8") if isinstance(data, bytes) else data
-    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} occurs twice")
-    return out
-
-
-def _finite(token: str) -> float:
-    value = float(token)
-    if not math.isfinite(value):
-        raise ValueError(f"{token} is not a JSON number")
-    return value
-
-
-EXIF_ORIENTATION = 274
-SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
-
-
-class ImageHeader(NamedTuple):
-    """What is known of an image before it is decoded.
-
-    Attributes:
-        size: width and height.
-        inexact: what 8-bit RGB could not hold of it, or None.
-        format: "PNG", "JPEG", "WEBP" or "BMP".
-        table: a JPEG's first quantisation table (luma), 64 numbers in natural order; empty for other formats.
-        sampling: a JPEG's chroma subsampling, such as "4:2:0"; "" where there is none or it is another one.
-    """
-
-    size: tuple[int, int]
-    inexact: str | None
-    format: str
-    table: tuple[int, ...] = ()
-    sampling: str = ""
-
-
-def header_of(image: Image) -> ImageHeader:
-    """The header of an image that is opened and not yet decoded."""
-    tables = getattr(image, "quantization", None) or {}
-    sampling = ""
-    if image.format == "JPEG":
-        from PIL.JpegImagePlugin import get_sampling
-
-        sampling = SAMPLINGS.get(get_sampling(image), "")
-    return ImageHeader(image.size, inexact(image), str(image.format), tuple(tables.get(0, ())), sampling)
-
-
-def inexact(image: Image) -> str | None:
-    """What 8-bit RGB could not hold of an image that is opened and not yet decoded."""
-    if image.has_transparency_data:
-        return f"has transparency ({image.mode})"
-    if image.mode not in ("RGB", "L", "P", "1"):
-        return f"has pixels of mode {image.mode}"
-    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):  # Pillow cuts 16-bit RGB to 8 bits in silence
-        return "has 16 bits per channel"
-    if getattr(image, "n_frames", 1) > 1:
-        return "is an animation"
-    return "is turned by its EXIF orientation" if image.getexif().get(EXIF_ORIENTATION, 1) != 1 else None
-
-
-def to_rgb(image: Image, name: str) -> Image:
-    """A copy with 8-bit RGB pixels: 16-bit levels scaled, transparency on white.
-
-    Raises:
-        UsageError: 32-bit pixels, which have no fixed range; ``name`` is named.
-    """
-    from PIL import Image
-
-    if image.mode == "RGB":
-        return image.copy()
-    if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255 instead of scaling
-        return image.point(lambda level: level / 257, "L").convert("RGB")
-    if image.mode in ("I", "F"):
-        raise UsageError(f"{name}: pixels of mode {image.mode} have no fixed range; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-# for the exception type that torch's weights-only unpickler raises
-
-
-MAX_PIXELS = 64_000_000  # below the 89 million at which Pillow begins to warn
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-
-# What the decoders of torch and Pillow raise on damaged input.
-_TORCH_ERRORS: tuple[type[Exception], ...] = (
-    *(pickle.UnpicklingError, RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError),
-    *(EOFError, AttributeError, AssertionError, struct.error),
-)
-_PIL_ERRORS: tuple[type[Exception], ...] = (
-    *(OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, OverflowError, TypeError),
-    *(struct.error, zlib.error, MemoryError),
-)
+# ---- hashes, JSON and code ---------------------------------------------------------------
 
 
 def sha256_file(path: Path) -> str:
@@ -314,6 +248,17 @@ def sha256_tree(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def parse_json(data: bytes | str) -> Any:
+    """Parse strict JSON.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, NaN or infinity, or a key twice.
+        RecursionError: nested too deep.
+    """
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
+
+
 def read_json(path: Path) -> Any:
     """Read strict JSON.
 
@@ -328,19 +273,72 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path}: not valid JSON: {error}") from error
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise ValueError(f"key {key!r} occurs twice")
+        out[key] = value
+    return out
+
+
+def _finite(token: str) -> float:
+    value = float(token)
+    if not math.isfinite(value):
+        raise ValueError(f"{token} is not a JSON number")
+    return value
+
+
+def refuse_code(folder: Path) -> None:
+    """Check that no configuration of a model folder asks a library to run Python files.
+
+    transformers would run them, or ask on standard input whether to.
+
+    Raises:
+        UsageError: one does; names the file and the key.
+    """
+    for file in sorted(folder.rglob("*config.json")):
+        values = [read_json(file)]
+        for value in values:  # grows by what each value holds
+            if isinstance(value, dict):
+                if keys := [key for key in CODE_KEYS if value.get(key)]:
+                    raise UsageError(f"{file}: {keys[0]} asks for Python code of the model to be run; remove the key")
+                value = list(value.values())
+            values += value if isinstance(value, list) else []
+
+
+# ---- tensors -----------------------------------------------------------------------------
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a weight file, on the CPU; its contents decide the format, not its name.
+
+    Args:
+        path: safetensors, or a ``.pt``, ``.pth`` or ``.bin`` file of tensors.
+
+    Raises:
+        UsageError: as :func:`load_safetensors` and :func:`load_pickled_state_dict`.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read: {error.strerror or error}") from error
+    return (
+        load_safetensors(path) if start[8:] == b"{" or path.suffix == ".safetensors" else load_pickled_state_dict(path)
+    )
+
+
 def load_safetensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU.
 
     Raises:
         UsageError: no such file, or not a whole safetensors file.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _safetensors_errors(path):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
 
 
 def open_safetensors(path: Path) -> dict[str, Any]:
@@ -349,12 +347,28 @@ def open_safetensors(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: no such file, or not a whole safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
+    with _safetensors_errors(path):
         file = safe_open(path, framework="pt")
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+
+
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """The strings in a safetensors file's header; its tensors are not read. Raises as :func:`load_safetensors`."""
+    from safetensors import safe_open
+
+    with _safetensors_errors(path), safe_open(path, framework="np") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UsageError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
 
 
@@ -385,17 +399,6 @@ def load_pickled_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def read_safetensors_metadata(path: Path) -> dict[str, str]:
-    """The strings in a safetensors file's header; its tensors are not read. Raises as :func:`load_safetensors`."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path}: not a readable safetensors file ({error}); fetch or write it again") from error
-
-
 def load_torchscript(path: Path) -> Any:
     """A TorchScript module, on the CPU. It is a program: check the file's hash before.
 
@@ -411,19 +414,47 @@ def load_torchscript(path: Path) -> Any:
         raise UsageError(f"{path}: not a TorchScript file ({first}); fetch it again") from error
 
 
+# ---- images ------------------------------------------------------------------------------
+
+
+class ImageHeader(NamedTuple):
+    """What is known of an image before it is decoded.
+
+    Attributes:
+        size: width and height.
+        inexact: what 8-bit RGB could not hold of it, or None.
+        format: "PNG", "JPEG", "WEBP" or "BMP", by its contents.
+        table: a JPEG's first quantisation table (luma), 64 numbers in natural order; empty for other formats.
+        sampling: a JPEG's chroma subsampling, such as "4:2:0"; "" where there is none or it is another one.
+    """
+
+    size: tuple[int, int]
+    inexact: str | None
+    format: str
+    table: tuple[int, ...] = ()
+    sampling: str = ""
+
+
 def inspect_image(path: Path) -> ImageHeader:
-    """What an image file's header says: size, format, compression (a UsageError without a header)."""
-    from PIL import Image
+    """Read an image file's header: size, format, compression.
 
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return header_of(image)
-    except (*_PIL_ERRORS, Image.DecompressionBombError) as error:  # type: ignore[misc]
-        raise UsageError(f"{path}: not a readable PNG, JPEG, WebP or BMP image ({error})") from error
+    Raises:
+        UsageError: no such file, or not a PNG, JPEG, WebP or BMP image.
+    """
+    with _opened_image(path, str(path)) as image:
+        tables = getattr(image, "quantization", None) or {}
+        sampling = ""
+        if image.format == "JPEG":
+            from PIL.JpegImagePlugin import get_sampling
+
+            sampling = _SAMPLINGS.get(get_sampling(image), "")
+        return ImageHeader(image.size, _inexact(image), str(image.format), tuple(tables.get(0, ())), sampling)
 
 
-def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS, exact: bool = False) -> Image:
-    """Decode one image to 8-bit RGB. The EXIF orientation is not applied; of an animation, the first frame.
+def open_image(
+    source: Path | str | bytes, max_pixels: int = MAX_PIXELS, exact: bool = False, upright: bool = False
+) -> Image:
+    """Decode one image to 8-bit RGB; of an animation, the first frame.
 
     Grey, palette, CMYK and 16-bit images are converted; transparency is laid on white.
 
@@ -431,29 +462,71 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS, exact: 
         source: a PNG, JPEG, WebP or BMP file, or its bytes.
         max_pixels: refuse larger images before decoding them.
         exact: refuse what the conversion would change: transparency, CMYK, 16 bits, a turn by EXIF, animation.
+        upright: turn it as its EXIF orientation says, as viewers do.
 
     Raises:
         UsageError: no such file, another format, truncated or damaged, too large, of float or 32-bit pixels,
             or not exact where that is asked for.
     """
+    name = "image bytes" if isinstance(source, bytes) else str(source)
+    with _opened_image(source, name) as image:
+        if image.width * image.height > max_pixels:
+            raise UsageError(f"{name}: {image.width}×{image.height} exceeds {max_pixels} pixels; make it smaller")
+        reason = _inexact(image) if exact else None
+        if reason:
+            raise UsageError(f"{name}: {reason}; save it as an 8-bit RGB image")
+        image.load()
+        turn = image.getexif().get(_EXIF_ORIENTATION, 1) if upright else 1
+        rgb = _to_rgb(image, name)
+    return rgb.transpose(_TURNS[turn]) if turn in _TURNS else rgb
+
+
+@contextmanager
+def _opened_image(source: Path | str | bytes, name: str) -> Iterator[Image]:
+    """An image by its contents, undecoded; what Pillow raises on it becomes a UsageError that has its name."""
     from PIL import Image
 
-    name = "image bytes" if isinstance(source, bytes) else str(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise UsageError(f"{name}: {image.width}×{image.height} exceeds {max_pixels} pixels; make it smaller")
-            reason = inexact(image) if exact else None
-            if reason:
-                raise UsageError(f"{name}: {reason}; save it as an 8-bit RGB image")
-            image.load()
-            return to_rgb(image, name)
+            yield image
     except FileNotFoundError as error:
         raise UsageError(f"{name}: no such file") from error
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name}: refused: {error}") from error
     except _PIL_ERRORS as error:
         raise UsageError(f"{name}: not a readable PNG, JPEG, WebP or BMP image ({error})") from error
+
+
+def _inexact(image: Image) -> str | None:
+    """What 8-bit RGB could not hold of an image that is not decoded yet."""
+    if image.has_transparency_data:
+        return f"has transparency ({image.mode})"
+    if image.mode not in ("RGB", "L", "P", "1"):
+        return f"has pixels of mode {image.mode}"
+    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):  # Pillow cuts 16-bit RGB to 8 bits in silence
+        return "has 16 bits per channel"
+    if getattr(image, "n_frames", 1) > 1:
+        return "is an animation"
+    return "is turned by its EXIF orientation" if image.getexif().get(_EXIF_ORIENTATION, 1) != 1 else None
+
+
+def _to_rgb(image: Image, name: str) -> Image:
+    """A copy with 8-bit RGB pixels: 16-bit levels scaled, transparency on white."""
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image.copy()
+    if image.mode.startswith("I;16"):  # convert("RGB") would clip at 255 instead of scaling
+        return image.point(lambda level: level / 257, "L").convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UsageError(f"{name}: pixels of mode {image.mode} have no fixed range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+# ---- tars --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -531,19 +604,3 @@ def read_member(file: BinaryIO, member: TarMember) -> bytes:
     if len(data) != member.size:
         raise UsageError(f"{file.name}: truncated inside member {member.name!r}; fetch or write it again")
     return data
-
-
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(/[A-Za-z0-9.-]+)*")
-MAX_STEM = 80
-INDEX = "index.json"
-
-
-def file_stem(text: str) -> str:
-    """Text as part of a file name, distinct for distinct texts.
-
-    Plain text is kept, its slashes as underscores; other text is shortened, with its hash.
-    """
-    if len(text) <= MAX_STEM and _PLAIN.fullmatch(text):
-        return text.replace("/", "_")
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-")
-    return f"{slug or 'prompt'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

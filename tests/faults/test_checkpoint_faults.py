@@ -126,7 +126,7 @@ def test_a_failed_save_leaves_nothing_that_fills_the_disk_further(tmp_path: Path
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from rgbench.checkpoint import commit, latest
+from rgbench.core.checkpoint import commit, latest
 from tests.faults.test_checkpoint_faults import holds, state
 folder = Path(sys.argv[1])
 commit(folder, 1, state(1), {"step": 1})
@@ -154,7 +154,7 @@ def test_a_limit_set_by_the_kernel(tmp_path: Path) -> None:
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from rgbench.checkpoint import commit, latest
+from rgbench.core.checkpoint import commit, latest
 from tests.faults.test_checkpoint_faults import holds, state
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 random.seed(0)

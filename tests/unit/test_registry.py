@@ -34,8 +34,8 @@ def test_unknown_names_are_refused_with_what_is_known(name: str) -> None:
 
 
 PLUGIN = """
-from rgbench.errors import RgbenchError
-from rgbench.registry import TABLES, names, resolve
+from rgbench.core.errors import RgbenchError
+from rgbench.core.registry import TABLES, names, resolve
 assert names("reward") == sorted([*TABLES["reward"], "broken", "mine"])
 assert resolve("reward", "mine")() == "mine"
 assert resolve("reward", "hps").__module__ == "rgbench.rewards.clip"

@@ -107,7 +107,7 @@ def test_open_wants_a_run_of_this_version(tmp_path: Path) -> None:
 
 HOLDER = """
 import sys
-from rgbench.run import RunDirectory
+from rgbench.core.run import RunDirectory
 RunDirectory(sys.argv[1]).create({"kind": "lrm"}, {"step": 0})
 print("held", flush=True)
 sys.stdin.read()
