@@ -1,13 +1,4 @@
-"""The ranks of a run: one process, or several that torchrun started and accelerate joined.
-
-A single process never touches a process group: every method below returns what it was given. With several, each
-holds a contiguous slice of the global batch; gradients are averaged in a layout that no restart changes, so that a
-resumed run sums in the order of the uninterrupted one (DDP re-orders its buckets after the first step).
-
-Start the processes of a run: torchrun's agent in this process, one on each machine; exit codes come through.
-
-A Slurm job script that trains on several machines, saves before its time is up, and queues itself again.
-"""
+"""The launch of a run: its ranks, the processes that torchrun starts, and the Slurm job script."""
 
 from __future__ import annotations
 
@@ -26,242 +17,12 @@ from torch import Tensor
 from rgbench.core.errors import RESUMABLE, RgbenchError, UsageError
 from rgbench.core.process import available_cores, launched
 
-T = TypeVar("T")
-
 BUCKET_BYTES = 64 << 20  # gradients summed in one message
 TIMEOUT = timedelta(hours=1)  # longer than any save, sample grid or index of tars that the others wait for
-_FAILURES = (RgbenchError, OSError)  # what may happen on one rank alone and is told to all
-
-
-class Ranks:
-    """The processes that train together.
-
-    Args:
-        rank: of this process, from 0.
-        size: of the run.
-        device: of this rank.
-    """
-
-    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
-        self.rank, self.size, self.device = rank, size, device
-
-    @classmethod
-    def join(cls, device: str = "cpu") -> Ranks:
-        """This process's place among those that were launched with it; alone where none were.
-
-        Args:
-            device: ``cpu`` (gloo) or ``cuda`` (nccl, a GPU for each local rank).
-
-        Raises:
-            UsageError: fewer GPUs than local ranks.
-        """
-        if not launched():
-            return cls(device=device)
-        local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if device == "cuda" and local >= here:
-            raise UsageError(f"local rank {local} has no GPU: {here} on this node; launch with --nproc {here}")
-        from accelerate import PartialState  # heavy, and a single process does without
-
-        state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
-        return cls(state.process_index, state.num_processes, str(state.device) if device == "cuda" else "cpu")
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this rank writes files and speaks."""
-        return self.rank == 0
-
-    def leave(self) -> None:
-        """Give the process group up; the others may do so later."""
-        if self.size > 1:
-            from accelerate import PartialState
-
-            PartialState().destroy_process_group()
-
-    def part_of(self, total: int) -> range:
-        """This rank's positions of ``total``, which the number of ranks divides."""
-        each = total // self.size
-        return range(self.rank * each, (self.rank + 1) * each)
-
-    def largest(self, *values: int) -> list[int]:
-        """The largest over all ranks, value by value."""
-        if self.size == 1:
-            return list(values)
-        found = torch.tensor(values, dtype=torch.int64, device=self.device)
-        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-        return found.tolist()
-
-    def gather_rows(self, rows: Tensor) -> Tensor:
-        """Rows of all ranks (B/R, …) in rank order, (B, …)."""
-        if self.size == 1:
-            return rows
-        from accelerate.utils import gather
-
-        return gather(rows)
-
-    def gather_lists(self, values: Sequence[T]) -> list[T]:
-        """Lists of all ranks, one after the other."""
-        if self.size == 1:
-            return list(values)
-        from accelerate.utils import gather_object
-
-        return gather_object(list(values))
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over the ranks, in place; all ranks then hold the same bits."""
-        if self.size == 1:
-            return
-        for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            torch.distributed.all_reduce(flat)
-            flat /= self.size
-            for tensor, mean in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
-                tensor.copy_(mean.view_as(tensor))
-
-    def together(self, work: Callable[[], T]) -> T:
-        """Do something that may fail on one rank alone; where it does, all ranks stop, and the first one says why.
-
-        Raises:
-            RgbenchError: on the main rank, of this or another rank; the others leave with its exit code.
-            OSError: the main rank's own.
-        """
-        if self.size == 1:
-            return work()
-        error: Exception | None = None
-        try:
-            result = work()
-        except _FAILURES as caught:
-            error = caught
-        if not self.largest(error is not None)[0]:
-            return result
-        told = self.gather_lists([(self.rank, str(error), getattr(error, "exit_code", 1))] if error else [])
-        if self.is_main and error is not None:
-            raise error
-        first, message, code = told[0]
-        self.stop_all(_failure(f"rank {first}: {message}", code))
-
-    def on_main(self, work: Callable[[], Any]) -> None:
-        """Do something on the main rank while the others wait; a failure there stops all."""
-        self.together(lambda: work() if self.is_main else None)
-
-    def stop_all(self, error: RgbenchError) -> NoReturn:
-        """Raise an error that every rank knows of: the main rank says it, the others leave with its exit code."""
-        if self.is_main:
-            raise error
-        raise SystemExit(error.exit_code)
-
-    def check_equal(self, tensors: Sequence[Tensor], what: str) -> None:
-        """Compare a checksum of tensors that must be the same bits on all ranks.
-
-        Raises:
-            RgbenchError: they have drifted apart, as with faulty memory or different hardware.
-        """
-        if self.size == 1:
-            return
-        bits = torch.stack([tensor.detach().double().sum() for tensor in tensors])
-        all_bits = self.gather_rows(bits[None])
-        if not torch.equal(all_bits, all_bits[:1].expand_as(all_bits)):
-            self.stop_all(RgbenchError(f"{what} differs between ranks: their hardware or libraries are not the same"))
-
-
-def _failure(message: str, exit_code: int) -> RgbenchError:
-    return UsageError(message) if exit_code == UsageError.exit_code else RgbenchError(message)
-
-
-def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Neighbours of one dtype, about :data:`BUCKET_BYTES` together."""
-    buckets: list[list[Tensor]] = []
-    size = 0
-    for tensor in tensors:
-        num_bytes = tensor.numel() * tensor.element_size()
-        if not buckets or buckets[-1][0].dtype != tensor.dtype or size + num_bytes > BUCKET_BYTES:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(tensor)
-        size += num_bytes
-    return buckets
-
-
 DEFAULT_PORT = 29400  # torchrun's own
 SHUTDOWN_SEC = 300  # workers have this long to save before they are killed
-EXPLAINED = (1, 2, RESUMABLE, 130)  # exit codes whose reason the main rank has printed
-
-
-def start_ddp(arguments: Sequence[str], nproc: int | None, nodes: int = 1, head: str | None = None) -> int:
-    """Run ``rgbench ARGUMENTS`` in several processes that train together, and wait for them.
-
-    Args:
-        arguments: of the command line; every process gets them.
-        nproc: processes on this machine; None for one per GPU.
-        nodes: machines; the same command is given on each.
-        head: ``HOST`` or ``HOST:PORT`` of one of the machines, where they meet.
-
-    Returns:
-        The exit code: 0; 1 or 2 for a failure that the main rank has printed; 75 or 130 after a signal, saved.
-
-    Raises:
-        UsageError: no number of processes and no GPU, or several machines without a meeting place.
-        RgbenchError: a process was killed, or crashed.
-    """
-    if nodes > 1 and head is None:
-        raise UsageError(f"--nodes {nodes}: say where they meet with --head HOST:PORT, the same on every machine")
-    nproc = nproc or _num_gpus()
-    # Read by torch when it starts, here and in the workers. A busy neighbour is what each worker is to the others.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // nproc, 1)))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SEC))
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # of torchrun's agent, which would print a table of exit codes
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # and of a line for each signal sent on
-    alone = nodes == 1 and head is None
-    host, _, port = (head or "localhost").partition(":")
-    config = LaunchConfig(
-        min_nodes=nodes,
-        max_nodes=nodes,
-        nproc_per_node=nproc,
-        run_id="rgbench",
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"{host}:{port or (0 if alone else DEFAULT_PORT)}",
-        local_addr="localhost" if alone else None,
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "rgbench", *arguments)
-    except SignalException as caught:
-        return 130 if caught.sigval == signal.SIGINT else RESUMABLE
-    except ChildFailedError as caught:
-        return _exit_code({rank: failure.exitcode for rank, failure in caught.failures.items()})
-    return 0
-
-
-def _num_gpus() -> int:
-    import torch
-
-    num = torch.cuda.device_count()
-    if not num:
-        raise UsageError("--launch ddp: no CUDA GPU here; say how many processes with --nproc N")
-    return num
-
-
-def _exit_code(codes: Mapping[int, int]) -> int:
-    """Of the whole run, from those of the ranks that failed.
-
-    Raises:
-        RgbenchError: one was killed, or none has explained itself.
-    """
-    killed = {rank: code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
-    explained = [code for code in codes.values() if code in EXPLAINED]
-    if explained and not killed:
-        return min(explained, key=EXPLAINED.index)
-    rank, code = min((killed or codes).items())
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    raise RgbenchError(
-        f"rank {rank} {how}; if memory ran out, use a larger train.gradient_accumulation_steps; the same command goes "
-        "on from the last checkpoint"
-    )
-
-
+EXPLAINED = (1, 2, RESUMABLE, 130)  # exit codes whose reason the main rank prints
+_FAILURES = (RgbenchError, OSError)  # may happen on one rank alone; shared with all
 SCRIPT = """\
 #!/bin/bash
 # Made by: {made_by}
@@ -288,13 +49,237 @@ if [ "$code" -eq {resumable} ]; then
 fi
 exit "$code"
 """
+T = TypeVar("T")
+
+
+class Ranks:
+    """The processes that train together, each on a contiguous slice of the global batch.
+
+    A single process never touches a process group: every method returns what it was given. Gradients are averaged in a
+    layout that no restart changes, so that a resumed run sums in the order of the uninterrupted one (DDP re-orders its
+    buckets after the first step).
+
+    Args:
+        rank: of this process, from 0.
+        size: number of ranks.
+        device: of this rank.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, device: str = "cpu") -> None:
+        self.rank, self.size, self.device = rank, size, device
+
+    @classmethod
+    def join(cls, device: str = "cpu") -> Ranks:
+        """Join the processes that were launched with this one; alone where none were.
+
+        Args:
+            device: ``cpu`` (gloo) or ``cuda`` (nccl, a GPU for each local rank).
+
+        Raises:
+            UsageError: fewer GPUs than local ranks.
+        """
+        if not launched():
+            return cls(device=device)
+        local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if device == "cuda" and local >= here:
+            raise UsageError(f"local rank {local} has no GPU: {here} on this node; launch with --nproc {here}")
+        from accelerate import PartialState  # heavy, and a single process does without
+
+        state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
+        return cls(state.process_index, state.num_processes, str(state.device) if device == "cuda" else "cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+    def leave(self) -> None:
+        """Leave the process group; the others may do so later."""
+        if self.size > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
+    def part_of(self, total: int) -> range:
+        """This rank's positions of ``total``, which the number of ranks divides."""
+        each = total // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def largest(self, *values: int) -> list[int]:
+        """The largest over all ranks, value by value."""
+        if self.size == 1:
+            return list(values)
+        largest = torch.tensor(values, dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        return largest.tolist()
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Rows of all ranks (B/R, …) in rank order, (B, …)."""
+        if self.size == 1:
+            return rows
+        from accelerate.utils import gather
+
+        return gather(rows)
+
+    def gather_lists(self, values: Sequence[T]) -> list[T]:
+        """Lists of all ranks, joined in rank order."""
+        if self.size == 1:
+            return list(values)
+        from accelerate.utils import gather_object
+
+        return gather_object(list(values))
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the ranks, in place; all ranks then hold the same bits."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            torch.distributed.all_reduce(flat)
+            flat /= self.size
+            for tensor, mean in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(mean.view_as(tensor))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run work that may fail on one rank alone; if it does, all ranks stop, and the main rank reports why.
+
+        Raises:
+            RgbenchError: on the main rank, of this or another rank; the others leave with its exit code.
+            OSError: the main rank's own.
+        """
+        if self.size == 1:
+            return work()
+        error: Exception | None = None
+        try:
+            result = work()
+        except _FAILURES as caught:
+            error = caught
+        if not self.largest(error is not None)[0]:
+            return result
+        failures = self.gather_lists([(self.rank, str(error), getattr(error, "exit_code", 1))] if error else [])
+        if self.is_main and error is not None:
+            raise error
+        rank, message, code = failures[0]
+        kind = UsageError if code == UsageError.exit_code else RgbenchError
+        self.stop_all(kind(f"rank {rank}: {message}"))
+
+    def on_main(self, work: Callable[[], Any]) -> None:
+        """Run work on the main rank while the others wait; a failure there stops all."""
+        self.together(lambda: work() if self.is_main else None)
+
+    def stop_all(self, error: RgbenchError) -> NoReturn:
+        """Raise an error that every rank has: on the main rank itself, on the others as its exit code."""
+        if self.is_main:
+            raise error
+        raise SystemExit(error.exit_code)
+
+    def check_equal(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Compare a checksum of tensors that must be the same bits on all ranks.
+
+        Raises:
+            RgbenchError: they have drifted apart, as with faulty memory or different hardware.
+        """
+        if self.size == 1:
+            return
+        bits = torch.stack([tensor.detach().double().sum() for tensor in tensors])
+        all_bits = self.gather_rows(bits[None])
+        if not torch.equal(all_bits, all_bits[:1].expand_as(all_bits)):
+            self.stop_all(RgbenchError(f"{what} differs between ranks: their hardware or libraries are not the same"))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Group neighbours of one dtype into buckets of about :data:`BUCKET_BYTES`."""
+    buckets: list[list[Tensor]] = []
+    size = 0
+    for tensor in tensors:
+        num_bytes = tensor.numel() * tensor.element_size()
+        if not buckets or buckets[-1][0].dtype != tensor.dtype or size + num_bytes > BUCKET_BYTES:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += num_bytes
+    return buckets
+
+
+def start_ddp(arguments: Sequence[str], nproc: int | None, nodes: int = 1, head: str | None = None) -> int:
+    """Run ``rgbench ARGUMENTS`` in several processes that train together, and wait for them.
+
+    Args:
+        arguments: of the command line, for every process.
+        nproc: processes on this machine; None for one per GPU.
+        nodes: machines; run the same command on each.
+        head: ``HOST`` or ``HOST:PORT`` of one of the machines, where they meet.
+
+    Returns:
+        The exit code: 0; 1 or 2 for a failure that the main rank printed; 75 or 130 after a signal, saved.
+
+    Raises:
+        UsageError: no number of processes and no GPU, or several machines without a meeting place.
+        RgbenchError: a process was killed, or crashed.
+    """
+    if nodes > 1 and head is None:
+        raise UsageError(f"--nodes {nodes}: say where they meet with --head HOST:PORT, the same on every machine")
+    nproc = nproc or _num_gpus()
+    # torch reads these when it starts, here and in the workers; each worker gets its share of the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(available_cores() // nproc, 1)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SEC))
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's agent would print a table of exit codes
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # and a line for each signal
+    alone = nodes == 1 and head is None
+    host, _, port = (head or "localhost").partition(":")
+    config = LaunchConfig(
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=nproc,
+        run_id="rgbench",
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"{host}:{port or (0 if alone else DEFAULT_PORT)}",
+        local_addr="localhost" if alone else None,
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "rgbench", *arguments)
+    except SignalException as caught:
+        return 130 if caught.sigval == signal.SIGINT else RESUMABLE
+    except ChildFailedError as caught:
+        return _exit_code({rank: failure.exitcode for rank, failure in caught.failures.items()})
+    return 0
+
+
+def _num_gpus() -> int:
+    num = torch.cuda.device_count()
+    if not num:
+        raise UsageError("--launch ddp: no CUDA GPU here; say how many processes with --nproc N")
+    return num
+
+
+def _exit_code(codes: Mapping[int, int]) -> int:
+    """The run's exit code from those of the ranks that failed.
+
+    Raises:
+        RgbenchError: a rank was killed, or none printed a reason.
+    """
+    killed = {rank: code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+    explained = [code for code in codes.values() if code in EXPLAINED]
+    if explained and not killed:
+        return min(explained, key=EXPLAINED.index)
+    rank, code = min((killed or codes).items())
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    raise RgbenchError(
+        f"rank {rank} {how}; if memory ran out, use a larger train.gradient_accumulation_steps. The same command "
+        "continues from the last checkpoint"
+    )
 
 
 def slurm_script(arguments: Sequence[str], name: str, nproc: int, nodes: int) -> str:
-    """The text of a job script.
+    """Write a Slurm job script that trains on several machines, saves before its time is up, and requeues itself.
 
     Args:
-        arguments: of ``rgbench``, without those of the launch.
+        arguments: of ``rgbench``, without the launch options.
         name: of the job.
         nproc: processes, and GPUs, per machine.
         nodes: machines.

@@ -1,7 +1,4 @@
-"""The process that rgbench runs in: threads, allocator, device. Tuned before torch is imported.
-
-SIGTERM and Ctrl-C as a request to save and stop.
-"""
+"""This process: threads, allocator, device, and the signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -12,36 +9,36 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from rgbench.core.errors import UsageError
+from rgbench.core.errors import RESUMABLE, UsageError
 
-# How often a thread of GNU's OpenMP looks at a barrier before it sleeps; the measurements: docs/performance.md.
+# Looks of GNU OpenMP's threads at a barrier before they sleep; the measurements: docs/performance.md.
 BUSY_SPINS = 1_000  # as long as a short operation: beside a busy process, a step takes 1.9 times as long, not 3.3
 IDLE_SPINS = 30_000_000  # about a second: on an idle machine, 63 LCD steps take 60 to 70 s instead of 80
 NUM_LOOKS, LOOK_SEC = 5, 0.004  # at the number of running threads
+# How cuDNN and cuBLAS report that they got no memory; torch's own allocator has an exception class.
+MEMORY_WORDS = ("out of memory", "ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED", "unable to find an engine")
 # From glibc's malloc.h. mallopt takes C ints.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-# As cuDNN and cuBLAS say that the memory that they take themselves is not there; torch's own has a class of its own.
-MEMORY_WORDS = ("out of memory", "ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED", "unable to find an engine")
 _PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 
 
 def tune_process(threads: int | None = None) -> int:
-    """Make CPU training fast, and bearable beside other processes.
+    """Set threads, OpenMP's waiting and glibc's allocator for fast CPU training beside other processes.
 
     OpenMP's threads wait at barriers by looking again and again. On a machine with a core for each thread they keep
     looking: sleeping would cost a wake-up at every operation. On a busy machine, or where a GPU computes and threads
     read its data, they look briefly, then sleep: otherwise they take the core from whatever they wait for. The choice
-    is made once, at the start. As many threads run as this process may use cores, and glibc keeps large freed blocks
-    instead of returning them to the kernel every step. Settings of the environment are kept. OpenMP reads its
-    variables once, so this must run before torch is imported.
+    is made once, at the start. glibc keeps large freed blocks instead of returning them to the kernel every step.
+    Variables that the environment sets stay. OpenMP reads its variables once, so this must run before torch is
+    imported.
 
     Args:
-        threads: how many; by default the environment's ``OMP_NUM_THREADS``, else the CPU affinity.
+        threads: their number; by default the environment's ``OMP_NUM_THREADS``, else the cores of this process.
 
     Returns:
         The number of threads.
@@ -105,21 +102,6 @@ def _quota() -> float:
         return math.inf
 
 
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_bytes() -> int:
-    """Memory that can be taken without swapping, in bytes, as Linux estimates it; elsewhere the free pages."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
 def keep_freed_memory() -> bool:
     """Tell glibc never to map large blocks one by one and never to trim the heap.
 
@@ -132,18 +114,33 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, -1))
 
 
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping, in bytes: Linux's estimate, elsewhere half of all memory."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
 def launched() -> bool:
     """Whether torchrun (or ``accelerate launch``) started this process as one of a run's ranks."""
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def is_main_rank() -> bool:
-    """Whether this process speaks for the run: it is alone, or the first of its ranks."""
+    """Whether this process prints and writes for the run: it is alone, or the first of its ranks."""
     return not launched() or os.environ.get("RANK", "0") == "0"
 
 
 def end_with_parent() -> bool:
-    """Have the kernel send SIGTERM when the process that started this one ends, by whatever means.
+    """Have the kernel send SIGTERM to this process when its parent ends.
 
     Returns:
         Whether it took effect; False off Linux, where nothing is done.
@@ -169,17 +166,10 @@ def pick_device(name: str = "auto") -> str:
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def lacks_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory did not suffice: cuDNN and cuBLAS, which take some themselves, say so in other words."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in MEMORY_WORDS)
-
-
 def take_own_gpu() -> None:
-    """Compute on the GPU of this process's ``LOCAL_RANK`` where torchrun started several; one alone keeps the first.
+    """Select the GPU of this process's ``LOCAL_RANK`` where torchrun started several.
 
-    Processes that share nothing, as the shards of an evaluation, may outnumber the GPUs: they then share them in turn.
+    Shards of an evaluation may outnumber the GPUs and then share them in turn.
     """
     import torch
 
@@ -187,34 +177,48 @@ def take_own_gpu() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether an error says that a GPU ran out of memory, by torch's class or by cuDNN's and cuBLAS' messages."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in MEMORY_WORDS)
+
+
 @contextmanager
 def whole_float32() -> Iterator[None]:
     """Have a GPU compute float32 in float32.
 
-    By default torch lets its convolutions round their operands to TF32 (10 bits of mantissa), so that features, and the
-    distances and rewards made of them, would differ between a GPU and a CPU by more than rounding.
+    By default torch rounds the operands of convolutions to TF32 (10 bits of mantissa), so that metric values would
+    differ between a GPU and a CPU by more than rounding. torch has an old and a new interface to this; both are set,
+    for it raises an error where they disagree.
     """
     import torch
 
-    flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [flag.allow_tf32 for flag in flags]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings: list[tuple[Any, Any]] = [(cudnn, cudnn.conv), (cudnn, cudnn.rnn), (matmul, matmul)]
+    before = [new.fp32_precision for _, new in settings]
     try:
-        for flag in flags:
-            flag.allow_tf32 = False
+        _set_precision(settings, ["ieee"] * len(settings))
         yield
     finally:
-        for flag, allowed in zip(flags, before, strict=True):
-            flag.allow_tf32 = allowed
+        _set_precision(settings, before)
+
+
+def _set_precision(settings: Sequence[tuple[Any, Any]], precisions: Sequence[str]) -> None:
+    for (old, _), precision in zip(settings, precisions, strict=True):
+        old.allow_tf32 = precision == "tf32"
+    for (_, new), precision in zip(settings, precisions, strict=True):
+        new.fp32_precision = precision
 
 
 class StopRequest:
-    """Notes the first SIGTERM or SIGINT; the loop asks between two steps.
+    """Records the first SIGTERM, SIGHUP or SIGINT; the loop asks for it between two steps.
 
-    A second Ctrl-C interrupts at once; a repeated SIGTERM, as schedulers send it, does not. Outside of the main thread
-    nothing is installed, since only that thread receives signals.
+    A second Ctrl-C interrupts at once; a repeated SIGTERM, as schedulers send it, does not. SIGHUP stays ignored under
+    nohup. Outside of the main thread, which alone receives signals, nothing is installed.
 
     Args:
-        deaf_after: ignore both signals on leaving, for a process that others started and stop: it is ending already.
+        deaf_after: ignore the signals on leaving, for a rank that torchrun stops while it ends already.
 
     Attributes:
         signal: number of the signal received, or None.
@@ -227,8 +231,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -245,5 +250,5 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """75 (resumable) for SIGTERM, 130 for Ctrl-C."""
-        return 130 if self.signal == signal.SIGINT else 75
+        """75 (resumable) for SIGTERM and SIGHUP, 130 for Ctrl-C."""
+        return 130 if self.signal == signal.SIGINT else RESUMABLE

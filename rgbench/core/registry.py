@@ -1,7 +1,7 @@
-"""Names in recipes and on the command line → the code behind them.
+"""Tables from names in recipes and on the command line to the code behind them.
 
-A closed table, plus entry points of installed plug-ins in the group ``rgbench.<table>``
-(a name of ours cannot be taken over). Nothing is imported before it is asked for.
+A closed table, plus entry points of installed plug-ins in the group ``rgbench.<table>``, which cannot take over a name
+of ours. Nothing is imported before its name is resolved.
 """
 
 from __future__ import annotations
@@ -62,43 +62,44 @@ TABLES: dict[str, dict[str, str]] = {
     },
 }
 
-# A probe is a metric too: both are found where a metric is asked for.
-ALSO = {"metric": "probe"}
+ALSO = {"metric": "probe"}  # a probe is a metric too
 
 
 def names(table: str) -> list[str]:
-    """Names in a table, plug-ins' included, sorted."""
+    """List the names of a table with those of plug-ins, sorted."""
     return sorted({*TABLES[table], *_plugins(table)})
 
 
 def resolve(table: str, name: str) -> Any:
-    """The object behind a name.
+    """Import the object behind a name.
 
     Args:
         table: ``trainer``, ``reward``, ``metric`` (probes included), ``probe`` or ``data``.
         name: as recipes and the command line write it.
 
     Raises:
-        UsageError: no such name; says the nearest.
+        UsageError: no such name; names the nearest.
         RgbenchError: a plug-in that cannot be imported.
     """
-    if name in TABLES[table]:
-        module, _, attribute = TABLES[table][name].partition(":")
-        return getattr(import_module(module), attribute)
-    plugins = _plugins(table)
-    also = ALSO.get(table)
-    others = names(also) if also else []
-    if also and name not in plugins and name in others:
-        return resolve(also, name)
-    if name not in plugins:
-        known = [*names(table), *others]
-        raise UsageError(f"unknown {table} '{name[:80]}'; {suggest(name, known)}")
-    try:
-        return plugins[name].load()
-    except (ImportError, AttributeError) as error:
-        target = plugins[name].value
-        raise RgbenchError(f"{table} '{name}': the plug-in {target} cannot be imported: {error}") from error
+    tables = [table, ALSO[table]] if table in ALSO else [table]
+    for own, plugins in ((TABLES[each], _plugins(each)) for each in tables):
+        if name in own:
+            module, _, attribute = own[name].partition(":")
+            return getattr(import_module(module), attribute)
+        if name in plugins:
+            return _load(table, plugins[name])
+    known = [known for each in tables for known in names(each)]
+    raise UsageError(f"unknown {table} '{name[:80]}'; {suggest(name, known)}")
 
 
 def _plugins(table: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=f"rgbench.{table}")}
+
+
+def _load(table: str, plugin: EntryPoint) -> Any:
+    try:
+        return plugin.load()
+    except (ImportError, AttributeError) as error:
+        raise RgbenchError(
+            f"{table} '{plugin.name}': the plug-in {plugin.value} cannot be imported: {error}"
+        ) from error

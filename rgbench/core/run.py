@@ -1,8 +1,8 @@
-"""A run's directory, its provenance, and the seeds of everything random.
+"""Run directories, provenance, and the seeds of everything random.
 
-Randomness is a pure function of (seed, named stream, optimiser step, position in the
-global batch), never of rank, micro-batch or of what was drawn before. So resuming needs
-no saved generator state, and LCD, RG-LCD and LRM with one seed see the same noise.
+Randomness is a pure function of (seed, named stream, optimiser step, position in the global batch), never of rank,
+micro-batch or earlier draws. So resuming needs no saved generator state, and LCD, RG-LCD and LRM with one seed see the
+same noise.
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ from typing import TYPE_CHECKING, Any
 from rgbench import __version__
 from rgbench.core.config import dump_yaml, load_yaml
 from rgbench.core.errors import UsageError
-from rgbench.core.io import parse_json, read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
+from rgbench.core.io import (
+    is_folder_name,
+    parse_json,
+    read_json,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 if TYPE_CHECKING:
     import torch
 
-
 SCHEMA_VERSION = 1
+FOLDER_FIELDS = ("world", "method")  # of run.json; they become folders of results
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
 
 
@@ -38,7 +45,7 @@ def stream_seed(seed: int, stream: str, step: int, position: int = 0) -> int:
 
     Args:
         seed: the run's, ≥ 0.
-        stream: what is drawn, like ``"noise"``; streams never shift one another.
+        stream: name of the draw, like ``"noise"``; draws of one stream never shift another's.
         step: optimiser step, ≥ 0.
         position: in the global batch, ≥ 0.
 
@@ -58,11 +65,167 @@ def stream_generator(seed: int, stream: str, step: int, position: int = 0) -> to
     return torch.Generator("cpu").manual_seed(stream_seed(seed, stream, step, position))
 
 
-def provenance(device_type: str = "cpu") -> dict[str, Any]:
-    """Where and with what this process runs.
+class RunDirectory:
+    """One training run on disk.
+
+    ``config.yaml`` (resolved), ``run.json`` (what :meth:`read` returns), ``environment.json``,
+    ``log.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``, ``pipeline/``.
 
     Args:
-        device_type: ``cuda`` names the GPU, all else the CPU; asking a GPU its name takes memory there.
+        path: the directory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.run_file = self.path / "run.json"
+        self.log_file = self.path / "log.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.samples = self.path / "samples"
+        self.checkpoints = self.path / "checkpoints"
+        self.pipeline = self.path / "pipeline"
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """An existing run.
+
+        Raises:
+            UsageError: there is no run at ``path``.
+        """
+        run = cls(path)
+        if not run.run_file.is_file():
+            raise UsageError(f"{path}: not a run (no run.json); see: rgbench ls runs")
+        return run
+
+    def create(
+        self, config: Mapping[str, Any], meta: Mapping[str, Any], free: Collection[str] = (), device_type: str = "cpu"
+    ) -> RunDirectory:
+        """Start a run here, or continue the same one, and lock the directory for this process.
+
+        Args:
+            config: the resolved recipe, plain data.
+            meta: the first contents of ``run.json``.
+            free: dotted keys that may differ from the stored config, ``*`` for any item of a list; the stored config
+                stays as it is.
+            device_type: ``cpu`` or ``cuda``, for ``environment.json``.
+
+        Raises:
+            UsageError: the directory holds a run of another config (names the keys), something that is no run, or a
+                run that another process is training. Nothing is overwritten.
+        """
+        if self.run_file.is_file():
+            self._refuse_other_config(config, free)
+            self._lock_for_writing()
+            return self
+        if self.path.exists() and not self._is_unstarted():
+            raise UsageError(f"{self.path}: exists and is not a run; choose another place with --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock_for_writing()
+        for folder in (self.tensorboard, self.samples, self.checkpoints):
+            folder.mkdir(exist_ok=True)
+        write_json_atomic(self.path / "environment.json", provenance(device_type))
+        write_text_atomic(self.config_file, dump_yaml(dict(config)))
+        write_json_atomic(self.run_file, {"schema_version": SCHEMA_VERSION, **meta})  # last: now it is a run
+        return self
+
+    def _is_unstarted(self) -> bool:
+        """Whether the folder is empty, or its run was killed before it wrote run.json."""
+        own = {".lock", "environment.json", "config.yaml", "tensorboard", "samples", "checkpoints"}
+        return (
+            self.path.is_dir()
+            and all(name in own or name.endswith(".tmp") for name in os.listdir(self.path))
+            and not any(self.checkpoints.glob("step-*"))
+        )
+
+    def _refuse_other_config(self, config: Mapping[str, Any], free: Collection[str]) -> None:
+        stored, _ = load_yaml(self.config_file)
+        old, new = _flat(stored), _flat(json.loads(json.dumps(config)))
+        both = old.keys() & new.keys()
+        changed = sorted((old.keys() ^ new.keys()) | {key for key in both if old[key] != new[key]})
+        changed = [key for key in changed if not any(fnmatchcase(key, pattern) for pattern in free)]
+        if changed:
+            shown = ", ".join(f"{key}: {old.get(key, '-')} → {new.get(key, '-')}" for key in changed[:5])
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise UsageError(
+                f"{self.path}: holds a run of another config ({shown}{more}); "
+                "choose another place with --out, or move the old run away"
+            )
+
+    def _lock_for_writing(self) -> None:
+        if self._lock is not None:
+            return
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise UsageError(f"{self.path}: another process is training this run; wait for it or use --out") from error
+        self._lock = descriptor  # held until the process ends, by whatever means
+
+    def read(self) -> dict[str, Any]:
+        """Read ``run.json``.
+
+        Raises:
+            UsageError: damaged, written by another version of rgbench, or with a field that is no name of a folder
+                where one is used as such.
+        """
+        meta = read_json(self.run_file)
+        version = meta.get("schema_version") if isinstance(meta, dict) else None
+        if version != SCHEMA_VERSION:
+            raise UsageError(f"{self.run_file}: schema version {version}; this rgbench reads {SCHEMA_VERSION}")
+        for key in FOLDER_FIELDS:
+            if key in meta and not is_folder_name(meta[key]):
+                raise UsageError(f"{self.run_file}: {key} {meta[key]!r:.80} is not the name of a folder; correct it")
+        return meta
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of ``run.json``, atomically."""
+        write_json_atomic(self.run_file, {**self.read(), **fields})
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one row to ``log.jsonl``; ``record["step"]`` is its optimiser step."""
+        line = json.dumps(record, allow_nan=False) + "\n"
+        with open(self.log_file, "ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Read the rows of ``log.jsonl``, without one torn by a kill."""
+        return [row for row, _ in self._rows()]
+
+    def rewind_log(self, step: int) -> None:
+        """Drop the rows after ``step``, which a resumed run writes again."""
+        if self.log_file.exists():
+            write_bytes_atomic(self.log_file, b"".join(raw for row, raw in self._rows() if row["step"] <= step))
+
+    def _rows(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        data = self.log_file.read_bytes() if self.log_file.exists() else b""
+        for raw in data.splitlines(keepends=True):
+            try:
+                row = parse_json(raw)
+            except (ValueError, RecursionError):
+                continue
+            if raw.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield row, raw
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Index values by dotted key, and items of a list of sections by their number."""
+    if isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
+        data = dict(enumerate(data))
+    if not isinstance(data, dict) or not data:
+        return {prefix: data}
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def provenance(device_type: str = "cpu") -> dict[str, Any]:
+    """Describe the code, packages and machine of this process.
+
+    Args:
+        device_type: ``cuda`` names the GPU (which takes some of its memory), all else the CPU.
 
     Returns:
         ``git`` (revision and whether the tree has changes; null outside a checkout), ``packages``,
@@ -110,155 +273,3 @@ def _cpu_name() -> str:
         lines = []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return model or platform.processor() or platform.machine()
-
-
-class RunDirectory:
-    """One training run on disk.
-
-    ``config.yaml`` (resolved), ``run.json`` (what :meth:`read` returns), ``environment.json``,
-    ``log.jsonl``, ``tensorboard/``, ``samples/``, ``checkpoints/``, ``pipeline/``.
-
-    Args:
-        path: the directory.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
-        self.run_file = self.path / "run.json"
-        self.log_file = self.path / "log.jsonl"
-        self.tensorboard = self.path / "tensorboard"
-        self.samples = self.path / "samples"
-        self.checkpoints = self.path / "checkpoints"
-        self.pipeline = self.path / "pipeline"
-        self._lock: int | None = None
-
-    @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
-        """An existing run.
-
-        Raises:
-            UsageError: there is no run at ``path``.
-        """
-        run = cls(path)
-        if not run.run_file.is_file():
-            raise UsageError(f"{path}: not a run (no run.json); see: rgbench ls runs")
-        return run
-
-    def create(
-        self, config: Mapping[str, Any], meta: Mapping[str, Any], free: Collection[str] = (), device_type: str = "cpu"
-    ) -> RunDirectory:
-        """Begin a run here, or go on with the same one; the directory is then this process's alone.
-
-        Args:
-            config: the resolved recipe, plain data.
-            meta: the first contents of ``run.json``.
-            free: dotted keys of the config that may differ from those the run began with, ``*`` for any item of a list;
-                what stays written is the config of its beginning.
-            device_type: ``cpu`` or ``cuda``, for ``environment.json``.
-
-        Raises:
-            UsageError: the directory holds a run of another config (the keys are named), something
-                that is no run, or a run that another process is training now. Nothing is overwritten.
-        """
-        if self.run_file.is_file():
-            self._refuse_other_config(config, free)
-            self._lock_for_writing()
-            return self
-        if self.path.exists() and not self._only_begun():
-            raise UsageError(f"{self.path}: exists and is not a run; choose another place with --out")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock_for_writing()
-        for folder in (self.tensorboard, self.samples, self.checkpoints):
-            folder.mkdir(exist_ok=True)
-        write_json_atomic(self.path / "environment.json", provenance(device_type))
-        write_text_atomic(self.config_file, dump_yaml(dict(config)))
-        write_json_atomic(self.run_file, {"schema_version": SCHEMA_VERSION, **meta})  # last: now it is a run
-        return self
-
-    def _only_begun(self) -> bool:
-        """Whether this is an empty folder, or one in which a run was killed before its run.json."""
-        own = {".lock", "environment.json", "config.yaml", "tensorboard", "samples", "checkpoints"}
-        return (
-            self.path.is_dir()
-            and all(name in own or name.endswith(".tmp") for name in os.listdir(self.path))
-            and not any(self.checkpoints.glob("step-*"))
-        )
-
-    def _refuse_other_config(self, config: Mapping[str, Any], free: Collection[str]) -> None:
-        kept, _ = load_yaml(self.config_file)
-        old, new = _flat(kept), _flat(json.loads(json.dumps(config)))
-        both = old.keys() & new.keys()
-        changed = sorted((old.keys() ^ new.keys()) | {key for key in both if old[key] != new[key]})
-        changed = [key for key in changed if not any(fnmatchcase(key, pattern) for pattern in free)]
-        if changed:
-            shown = ", ".join(f"{key}: {old.get(key, '-')} → {new.get(key, '-')}" for key in changed[:5])
-            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            raise UsageError(
-                f"{self.path}: holds a run of another config ({shown}{more}); "
-                "choose another place with --out, or move the old run away"
-            )
-
-    def _lock_for_writing(self) -> None:
-        if self._lock is not None:
-            return
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise UsageError(f"{self.path}: another process is training this run; wait for it or use --out") from error
-        self._lock = descriptor  # held until the process ends, by whatever means
-
-    def read(self) -> dict[str, Any]:
-        """Contents of ``run.json``.
-
-        Raises:
-            UsageError: damaged, or written by another version of rgbench.
-        """
-        meta = read_json(self.run_file)
-        found = meta.get("schema_version") if isinstance(meta, dict) else None
-        if found != SCHEMA_VERSION:
-            raise UsageError(f"{self.run_file}: schema version {found}; this rgbench reads {SCHEMA_VERSION}")
-        return meta
-
-    def update(self, **fields: Any) -> None:
-        """Change fields of ``run.json``, atomically."""
-        write_json_atomic(self.run_file, {**self.read(), **fields})
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Append one row to ``log.jsonl``; ``record["step"]`` is the optimiser step it belongs to."""
-        line = json.dumps(record, allow_nan=False) + "\n"
-        with open(self.log_file, "ab", buffering=0) as file:
-            file.write(line.encode())
-
-    def read_log(self) -> list[dict[str, Any]]:
-        """Rows of ``log.jsonl``; a last row torn by a kill is left out."""
-        return [row for row, _ in self._rows()]
-
-    def rewind_log(self, step: int) -> None:
-        """Drop rows after ``step``: they are about to be written again."""
-        if self.log_file.exists():
-            write_bytes_atomic(self.log_file, b"".join(raw for row, raw in self._rows() if row["step"] <= step))
-
-    def _rows(self) -> Iterator[tuple[dict[str, Any], bytes]]:
-        data = self.log_file.read_bytes() if self.log_file.exists() else b""
-        for raw in data.splitlines(keepends=True):
-            try:
-                row = parse_json(raw)
-            except ValueError:
-                continue
-            if raw.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
-                yield row, raw
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key; items of a list of sections by their number."""
-    if isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
-        data = dict(enumerate(data))
-    if not isinstance(data, dict) or not data:
-        return {prefix: data}
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from rgbench.core.checkpoint import (
     verify,
 )
 from rgbench.core.errors import RgbenchError
+from rgbench.core.io import sha256_file
 
 
 def state(step: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -99,6 +101,32 @@ def test_left_overs_of_a_kill_are_ignored_and_swept(tmp_path: Path) -> None:
     assert latest(tmp_path) == tmp_path / "step-00000001"
     commit(tmp_path, 2, state(2), {})
     assert not half.exists()
+
+
+def rewrite_manifest(path: Path, **changes: Any) -> None:
+    """Change a manifest as another rgbench, or somebody who knows its hash, would write it."""
+    manifest = path / "manifest.json"
+    body = {k: v for k, v in json.loads(manifest.read_text()).items() if k != "sha256"} | changes
+    digest = hashlib.sha256((json.dumps(body, indent=1) + "\n").encode()).hexdigest()
+    manifest.write_text(json.dumps(body | {"sha256": digest}, indent=1) + "\n")
+
+
+def test_a_checkpoint_of_another_version_is_not_called_damaged(tmp_path: Path) -> None:
+    commit(tmp_path, 1, state(1), {})
+    rewrite_manifest(commit(tmp_path, 2, state(2), {}), schema_version=2)
+    with pytest.raises(RgbenchError, match=r"manifest\.json: schema version 2; this rgbench reads 1") as caught:
+        latest(tmp_path)
+    assert not isinstance(caught.value, CorruptCheckpoint)
+
+
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    path = commit(tmp_path / "c", 1, state(1), {})
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes((path / "student.safetensors").read_bytes())
+    entry = {"bytes": outside.stat().st_size, "sha256": sha256_file(outside)}
+    rewrite_manifest(path, files={"../../outside.safetensors": entry})
+    with pytest.raises(CorruptCheckpoint, match=r"manifest\.json"):
+        load(path)
 
 
 def test_files_beside_the_manifest_are_not_loaded(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.process import (
     BUSY_SPINS,
     IDLE_SPINS,
+    StopRequest,
     available_cores,
     keep_freed_memory,
     load_and_cores,
@@ -130,18 +133,49 @@ def test_devices() -> None:
             pick_device("cuda")
 
 
-def test_float32_is_whole_inside_and_as_it_was_after() -> None:
-    import torch
+def use_old_interface() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
 
-    def allowed() -> tuple[bool, bool]:
-        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
-    before = allowed()
-    assert before[0], "torch's default, which this is about"
+def use_new_interface() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # from here on torch refuses to read allow_tf32
+
+
+@pytest.mark.parametrize("before", [lambda: None, use_old_interface, use_new_interface])
+def test_float32_is_whole_inside_and_as_it_was_after(before: Callable[[], None]) -> None:
+    backends = torch.backends
+
+    def precisions() -> list[str]:
+        return [setting.fp32_precision for setting in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)]
+
+    assert precisions() == ["tf32", "tf32", "none"], "torch's default, which this is about"
+    before()
+    kept = precisions()
     with pytest.raises(ZeroDivisionError), whole_float32():
-        assert allowed() == (False, False)
+        assert precisions() == ["ieee"] * 3
         raise ZeroDivisionError
-    assert allowed() == before
+    assert precisions() == kept
+    backends.cuda.matmul.allow_tf32 = False
+    backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_a_request_to_stop(number: signal.Signals) -> None:
+    with StopRequest() as stop:
+        assert stop.signal is None
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert (stop.signal, stop.exit_code) == (number, 75)
+
+
+def test_nohup_stays_in_force() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.signal is None and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("rank", "chosen"), [("0", 0), ("3", 3), ("5", 1)])

@@ -105,6 +105,19 @@ def test_open_wants_a_run_of_this_version(tmp_path: Path) -> None:
         RunDirectory.open(tmp_path).read()
 
 
+@pytest.mark.parametrize("key", ["world", "method"])
+@pytest.mark.parametrize("name", ["../../escaped", "/abs", "..", ".partial", "a\\b", "", 3, None, "a\nb", "x" * 300])
+def test_fields_that_become_folders_cannot_lead_elsewhere(tmp_path: Path, key: str, name: object) -> None:
+    run = RunDirectory(tmp_path / "r").create(CONFIG, META | {key: name})
+    with pytest.raises(UsageError, match=rf"run\.json: {key} .* is not the name of a folder"):
+        run.read()
+
+
+@pytest.mark.parametrize("name", ["benchtop", "my teacher", "模型", "sd_v1.5", "a-b"])
+def test_names_of_any_script_are_folders(tmp_path: Path, name: str) -> None:
+    assert RunDirectory(tmp_path / "r").create(CONFIG, META | {"world": name}).read()["world"] == name
+
+
 HOLDER = """
 import sys
 from rgbench.core.run import RunDirectory
