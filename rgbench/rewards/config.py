@@ -18,9 +18,9 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rgbench.core.config import Section
 from rgbench.core.errors import UsageError, suggest
-from rgbench.core.hub import HPS_REPO, HPS_REVISION
 from rgbench.core.io import sha256_file
 from rgbench.core.registry import names
+from rgbench.models.presets import HPS_REPO, HPS_REVISION
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from rgbench.core.config import Section, apply_overrides, find_recipe, load_yaml, validate
 from rgbench.core.errors import UsageError, suggest
 from rgbench.data.config import DataConfig
-from rgbench.models.presets import PRESETS, HubTeacher, Preset, find_preset
+from rgbench.models.presets import PRESETS, HubFiles, Preset, find_preset
 from rgbench.rewards.config import HPS, Process, RewardConfig, Sum, find_published
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -78,7 +78,7 @@ class ModelSection(Section):
     def published(self) -> dict[str, str]:
         """Repository and revision of a preset on the hub; empty for others."""
         teacher = PRESETS[self.preset].teacher if self.preset else None
-        return {"repo": teacher.hub.repo, "revision": teacher.hub.revision} if isinstance(teacher, HubTeacher) else {}
+        return {"repo": teacher.repo, "revision": teacher.revision} if isinstance(teacher, HubFiles) else {}
 
     @property
     def world(self) -> str:

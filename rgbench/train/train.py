@@ -20,7 +20,6 @@ from torch import nn
 
 from rgbench.core import checkpoint
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.hub import readable_size
 from rgbench.core.launch import Ranks
 from rgbench.core.process import StopRequest, end_with_parent, launched, pick_device
 from rgbench.core.registry import resolve
@@ -28,6 +27,7 @@ from rgbench.core.run import RunDirectory
 from rgbench.data.sources import open_source, prepare_source
 from rgbench.models.folder import weights_sha256
 from rgbench.models.pipeline import load_models
+from rgbench.models.presets import readable_size
 from rgbench.models.student import is_lora
 from rgbench.rewards.base import fingerprint_id
 from rgbench.train.base import StepDraws, Trainer

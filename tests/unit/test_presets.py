@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from rgbench.core.errors import UsageError
-from rgbench.core.hub import HubFiles, readable_size
-from rgbench.models.presets import PRESETS, HubTeacher, Preset, find_preset
+from rgbench.models.presets import PRESETS, HubFiles, Preset, find_preset, readable_size
 from tests import sd_folders
 
 FULL_SIZE = ("sd15", "sd21-base", "sd21")
@@ -24,8 +23,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def hub(preset: Preset) -> HubFiles:
-    assert isinstance(preset.teacher, HubTeacher)
-    return preset.teacher.hub
+    assert isinstance(preset.teacher, HubFiles)
+    return preset.teacher
 
 
 def snapshot(cache: Path, files: HubFiles) -> Path:
@@ -74,7 +73,7 @@ def test_a_reward_is_a_file_of_the_cache(cache):
     preset = PRESETS["sd21"]
     with pytest.raises(UsageError, match=r"HPS_v2\.1_compressed\.pt \(1\.97 GB\).*hf download xswu/HPSv2"):
         preset.reward_folder()
-    file = snapshot(cache, preset.reward.hub) / "HPS_v2.1_compressed.pt"  # type: ignore[union-attr]
+    file = snapshot(cache, preset.reward) / "HPS_v2.1_compressed.pt"  # type: ignore[arg-type]
     file.parent.mkdir(parents=True)
     file.write_bytes(b"")
     assert preset.reward_folder() == file
