@@ -234,7 +234,7 @@ DEFAULT = PRESETS["benchtop"]
 FINISHED = "finished"
 # What trainers and diffusers call the parts of any model: no name tells two models apart by these.
 LAYOUT = (
-    *("pipeline", "unet", "pytorch_lora_weights.safetensors"),
+    *("pipeline", "unet", "lora", "pytorch_lora_weights.safetensors", "adapter_model.safetensors"),
     *(f"diffusion_pytorch_model{middle}.safetensors" for middle in ("", ".fp16")),
 )
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -1,4 +1,4 @@
-"""What lies in a diffusers folder of the Stable Diffusion family, read without torch.
+"""Folders of diffusers' Stable Diffusion family: their weight files, configurations and hashes, without torch.
 
 Weights may be plain (``model.safetensors``), of a variant (``model.fp16.safetensors``) or in shards with an index; a
 component is loaded from its plain file where it has one, else from its only variant.
@@ -7,6 +7,7 @@ component is loaded from its plain file where it has one, else from its only var
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, sha256_file
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 CONFIGS = (*(f"{component}/config.json" for component in STEMS), "scheduler/scheduler_config.json")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either of the two layouts
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
@@ -28,30 +30,68 @@ class Weights:
     """The weight files of one component.
 
     Attributes:
+        folder: of the component.
         component: ``unet``, ``vae`` or ``text_encoder``.
         variant: like ``fp16``; None for the plain files.
         files: the safetensors files, sorted; more than one where they are shards.
     """
 
+    folder: Path
     component: str
     variant: str | None
     files: tuple[Path, ...]
 
 
+def check_folder(folder: Path) -> dict[str, Weights]:
+    """Find the weights of a folder of the Stable Diffusion family.
+
+    Returns:
+        component → its weight files.
+
+    Raises:
+        UsageError: a file is missing, or it is another family's folder.
+    """
+    index = folder / "model_index.json"
+    name = read_config(index).get("_class_name") if index.is_file() else PIPELINES[0]
+    if name not in PIPELINES:
+        raise UsageError(f"{index}: a {name}; rgbench takes the Stable Diffusion family ({', '.join(PIPELINES)})")
+    for name in CONFIGS:
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder / name}: missing; a diffusers pipeline folder has it")
+    weights = {component: find_weights(folder / component, component) for component in STEMS}
+    if absent := missing_parts(folder):
+        raise UsageError(f"{folder}: {', '.join(absent)} missing; a diffusers pipeline folder has a tokenizer")
+    _check_networks(folder)
+    return weights
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """Relative names of what a pipeline folder lacks; empty where it can be loaded."""
+    absent = [name for name in CONFIGS if not (folder / name).is_file()]
+    if not any(all((folder / "tokenizer" / name).is_file() for name in names) for names in TOKENIZERS):
+        absent += [f"tokenizer/{name}" for name in TOKENIZERS[1]]
+    for component, stem in STEMS.items():
+        try:
+            find_weights(folder / component, component)
+        except UsageError:
+            absent.append(f"{component}/{stem}.safetensors")
+    return absent
+
+
 def find_weights(folder: Path, component: str) -> Weights:
-    """The weight files that a component is loaded from.
+    """Find the weight files that a component is loaded from.
 
     Args:
-        folder: the pipeline folder.
+        folder: of the component, such as ``pipeline/unet``.
         component: ``unet``, ``vae`` or ``text_encoder``.
 
     Raises:
         UsageError: none there, a shard missing, or several variants and no plain file.
     """
-    stem, found = STEMS[component], _variants(folder / component, STEMS[component])
-    expected = folder / component / f"{stem}.safetensors"
+    stem, found = STEMS[component], _variants(folder, STEMS[component])
+    expected = folder / f"{stem}.safetensors"
     if not found:
-        pickled = sorted(path.name for path in (folder / component).glob("*.bin"))
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
         why = f" ({pickled[0]} is a pickle, which is not opened; convert it to safetensors)" if pickled else ""
         raise UsageError(f"{expected}: missing; a diffusers folder with safetensors weights is needed{why}")
     variant = None if None in found else min(str(name) for name in found)
@@ -59,13 +99,73 @@ def find_weights(folder: Path, component: str) -> Weights:
         raise UsageError(
             f"{expected}: missing, and there are several variants ({', '.join(map(str, found))}); keep one"
         )
-    files = found[variant]
-    for file in files:
+    for file in found[variant]:
         if not file.is_file():
-            raise UsageError(
-                f"{file}: missing; a shard that the index beside it names. Fetch or write the folder again"
-            )
-    return Weights(component, variant, files)
+            raise UsageError(f"{file}: missing; the index beside it names this shard. Fetch or write the folder again")
+    return Weights(folder, component, variant, found[variant])
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a component's configuration.
+
+    Raises:
+        UsageError: missing, not JSON, or no mapping.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: not a configuration; fetch or write the folder again")
+    return content
+
+
+def check_class(folder: Path, component: str) -> None:
+    """Check that a component's configuration names the class that rgbench loads.
+
+    Raises:
+        UsageError: another class, such as a VAE of another kind; or no configuration.
+    """
+    file, wanted = folder / "config.json", CLASSES[component]
+    if not file.is_file():
+        raise UsageError(f"{file}: missing; give a folder in diffusers' layout")
+    config = read_config(file)
+    names = config.get("architectures") or [config.get("_class_name", wanted)]
+    if wanted not in names:
+        raise UsageError(f"{file}: of class {names[0]}; rgbench loads {wanted} as {component}")
+
+
+def weights_sha256(folder: Path) -> str:
+    """One hash over the names and contents of a pipeline's weight files; other files change nothing.
+
+    A file that has not changed since this process hashed it is not read again.
+    """
+    digest = hashlib.sha256()
+    for component in STEMS:
+        for file in find_weights(folder / component, component).files:
+            stat = file.stat()
+            content = _sha256_once(file.resolve(), stat.st_size, stat.st_mtime_ns)
+            digest.update(f"{component}/{file.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def config_sha256(folder: Path) -> str:
+    """One hash over what else decides a pipeline's images: configurations, noise schedule, tokenizer.
+
+    Notes of the writing library (keys that begin with an underscore) change nothing.
+    """
+    configs = {
+        name: {key: value for key, value in read_config(folder / name).items() if not key.startswith("_")}
+        for name in CONFIGS
+    }
+    configs["scheduler"] = {"class": read_config(folder / CONFIGS[-1]).get("_class_name")}
+    digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode())
+    for name in sorted({name for names in TOKENIZERS for name in names}):
+        file = folder / "tokenizer" / name
+        digest.update(f"{name} {sha256_file(file) if file.is_file() else None}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _sha256_once(file: Path, size: int, mtime_ns: int) -> str:
+    return sha256_file(file)
 
 
 def _variants(folder: Path, stem: str) -> dict[str | None, tuple[Path, ...]]:
@@ -85,97 +185,29 @@ def _variants(folder: Path, stem: str) -> dict[str | None, tuple[Path, ...]]:
 
 def _shards(index: Path) -> tuple[Path, ...]:
     content = read_json(index)
-    names = content.get("weight_map", {}).values() if isinstance(content, dict) else ()
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise UsageError(f"{index}: weight_map does not name files beside it; fetch or write the folder again")
     return tuple(index.parent / name for name in sorted(set(names)))
 
 
-def missing_parts(folder: Path) -> list[str]:
-    """What a pipeline folder lacks, as relative names; empty where it can be loaded."""
-    absent = [name for name in CONFIGS if not (folder / name).is_file()]
-    if not any(all((folder / "tokenizer" / name).is_file() for name in names) for names in TOKENIZERS):
-        absent += [f"tokenizer/{name}" for name in TOKENIZERS[1]]
-    for component, stem in STEMS.items():
-        try:
-            find_weights(folder, component)
-        except UsageError:
-            absent.append(f"{component}/{stem}.safetensors")
-    return absent
-
-
-def check_folder(folder: Path) -> dict[str, Weights]:
-    """The weights of a folder of the Stable Diffusion family.
-
-    Returns:
-        component → its weight files.
-
-    Raises:
-        UsageError: a file is missing, or it is another family's folder.
-    """
-    _check_family(folder)
-    for name in CONFIGS:
-        if not (folder / name).is_file():
-            raise UsageError(f"{folder / name}: missing; a diffusers pipeline folder has it")
-    weights = {component: find_weights(folder, component) for component in STEMS}
-    absent = missing_parts(folder)
-    if absent:
-        raise UsageError(f"{folder}: {', '.join(absent)} missing; a diffusers pipeline folder has a tokenizer")
-    _check_networks(folder)
-    return weights
-
-
-def _check_family(folder: Path) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return  # a folder of parts without an index is loaded by its parts
-    name = read_config(index).get("_class_name")
-    if name not in PIPELINES:
-        raise UsageError(f"{index}: a {name}; rgbench takes the Stable Diffusion family ({', '.join(PIPELINES)})")
-
-
 def _check_networks(folder: Path) -> None:
     """Refuse UNets that read more than latents, time and text: inpainting, upscaling, SDXL, unCLIP."""
+    for component in STEMS:
+        check_class(folder / component, component)
     file = folder / "unet" / "config.json"
     unet, vae = read_config(file), read_config(folder / "vae" / "config.json")
     channels = vae.get("latent_channels", 4)
     if unet.get("in_channels", 4) != channels:
-        raise UsageError(f"{file}: in_channels {unet.get('in_channels')}, the VAE's latents have {channels}: not a "
-                         "text-to-image model")  # fmt: skip
+        raise UsageError(
+            f"{file}: in_channels {unet.get('in_channels')}, the VAE's latents have {channels}: not a text-to-image "
+            "model"
+        )
     for key in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
         if unet.get(key) is not None:
-            raise UsageError(f"{file}: {key} {unet[key]!r}: a UNet that is conditioned on more than text; use SD1.x or "
-                             "SD2.x")  # fmt: skip
-    if not isinstance(unet.get("sample_size", 64), int):
-        raise UsageError(f"{file}: sample_size {unet['sample_size']!r}; use a model of square images")
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """A component's configuration.
-
-    Raises:
-        UsageError: missing, not JSON, or no mapping.
-    """
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise UsageError(f"{file}: not a configuration; fetch or write the folder again")
-    return content
-
-
-def weights_sha256(folder: Path) -> str:
-    """One hash over the names and contents of a folder's weight files; a changed README changes nothing.
-
-    A file that has not changed since this process hashed it is not read again.
-    """
-    digest = hashlib.sha256()
-    for component in STEMS:
-        for file in find_weights(folder, component).files:
-            stat = file.stat()
-            content = _sha256_once(file.resolve(), stat.st_size, stat.st_mtime_ns)
-            digest.update(f"{component}/{file.name} {content}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=256)
-def _sha256_once(file: Path, size: int, mtime_ns: int) -> str:
-    return sha256_file(file)
+            raise UsageError(
+                f"{file}: {key} {unet[key]!r}: a UNet that is conditioned on more than text; use SD1.x or SD2.x"
+            )
+    if not isinstance(unet.get("sample_size"), int):
+        raise UsageError(f"{file}: sample_size {unet.get('sample_size')!r}; use a model of square images")

@@ -1,21 +1,27 @@
-"""Diffusion models from plain diffusers folders: ``StableDiffusionPipeline`` teachers and exported students."""
+"""Text-to-image models from diffusers folders, teachers and exported students: load, encode, decode, sample."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers.utils.logging
 import torch
+import transformers.utils.logging
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils.logging import disable_progress_bar
 
 from rgbench.core.errors import UsageError
+from rgbench.core.io import open_safetensors, read_json
 from rgbench.diffusion.sampling import ddim_sample, lcm_sample
-from rgbench.models.folder import check_folder, read_config, weights_sha256
+from rgbench.models.folder import Weights, check_class, check_folder, config_sha256, read_config, weights_sha256
 from rgbench.models.presets import find_preset
 
 # Their DDIM grid is their own. Of the others only the noise schedule is taken: they are sampled with Stable
@@ -27,9 +33,14 @@ OTHER_SAMPLERS = (
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "UniPCMultistepScheduler"),
 )
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+DECODED_PIXELS = 8 * 512**2  # at once; the decoder's widest layer holds 1 KiB a pixel
 
-
-DECODED_PIXELS = 8 * 512**2
+_NETWORKS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+# What diffusers and transformers raise on configurations and weights that do not fit.
+_LOADING_ERRORS = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError),
+    *(AssertionError, SafetensorError, StrictDataclassError),
+)
 
 
 def decode_images(vae: AutoencoderKL, latents: Tensor) -> Tensor:
@@ -62,6 +73,7 @@ class DiffusionModels:
         original_inference_steps: N of an LCM student's training grid, else None.
         timestep_scaling: s of an LCM student.
         weights_sha256: over the names and contents of the weight files.
+        config_sha256: over configurations, noise schedule and tokenizer.
         path: the folder.
     """
 
@@ -79,6 +91,7 @@ class DiffusionModels:
     original_inference_steps: int | None
     timestep_scaling: float
     weights_sha256: str
+    config_sha256: str
     path: Path
 
     @property
@@ -94,7 +107,7 @@ class DiffusionModels:
     def with_student(
         self, student: UNet2DConditionModel, original_inference_steps: int, timestep_scaling: float
     ) -> DiffusionModels:
-        """The same parts around a distilled network, sampled as an LCM; the teacher's weights hash stays."""
+        """Put a distilled network, sampled as an LCM, in place of the UNet; the teacher's hashes stay."""
         return replace(
             self,
             unet=student,
@@ -105,7 +118,7 @@ class DiffusionModels:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text-encoder states, (B, L, D); longer prompts are cut to L tokens, as in diffusers' pipelines."""
+        """Encode prompts as text-encoder states, (B, L, D), cut to L tokens as in diffusers' pipelines."""
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -115,16 +128,13 @@ class DiffusionModels:
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the posterior of images (B, 3, H, W) in [0, 1]; unscaled, (B, C, h, w)."""
+        """Encode images (B, 3, H, W) in [0, 1] as mean and deviation of their posterior, unscaled, (B, C, h, w)."""
         posterior = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1).latent_dist
         return posterior.mean, posterior.std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] of scaled latents (B, C, h, w), as many at once as have ``DECODED_PIXELS``.
-
-        The decoder's widest layer holds 1 KiB a pixel: a batch that suits the UNet would take tens of gigabytes there.
-        """
+        """Decode scaled latents (B, C, h, w) to images (B, 3, H, W) in [0, 1], ``DECODED_PIXELS`` at once."""
         parts = latents.split(max(1, DECODED_PIXELS // self.resolution**2))
         return torch.cat([decode_images(self.vae, part / self.scaling_factor) for part in parts])
 
@@ -137,7 +147,7 @@ class DiffusionModels:
         num_steps: int,
         guidance_scale: float,
     ) -> Tensor:
-        """Images of prompts with the folder's sampler, equal to diffusers' pipeline with the same generators.
+        """Sample images of prompts as diffusers' pipeline of the folder does with the same generators.
 
         Args:
             prompts: B texts.
@@ -180,43 +190,97 @@ def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: t
         dtype: one floating type for all networks.
 
     Raises:
-        UsageError: no such folder or preset, a missing file, another family of models, or a scheduler this project
-            does not know the noise schedule of.
+        UsageError: no such folder or preset, a missing or truncated file, tensors that do not fit the configuration,
+            another family of models, or a scheduler with an unknown noise schedule.
     """
-    disable_progress_bar()  # transformers draws one per text encoder
     path = Path(path_or_preset)
     if not path.is_dir():
         path = find_preset(str(path_or_preset)).teacher_folder()
-    variants = {component: weights.variant for component, weights in check_folder(path).items()}
+    parts = {name: load_network(weights, dtype) for name, weights in check_folder(path).items()}
     scheduler = _read_scheduler(path / "scheduler" / "scheduler_config.json", device)
-    common = {"use_safetensors": True, "local_files_only": True}
-    unet = UNet2DConditionModel.from_pretrained(path / "unet", variant=variants["unet"], torch_dtype=dtype, **common)
-    vae = AutoencoderKL.from_pretrained(path / "vae", variant=variants["vae"], torch_dtype=dtype, **common)
-    text_encoder = CLIPTextModel.from_pretrained(
-        path / "text_encoder", variant=variants["text_encoder"], dtype=dtype, **common
-    )
-    for network in (unet, vae):
-        network.register_to_config(_name_or_path="")  # diffusers would write this machine's path into every export
-    for network in (unet, vae, text_encoder):
+    for network in parts.values():
         network.requires_grad_(False).eval().to(device)
+    unet, vae = parts["unet"], parts["vae"]
+    tokenizer = _load_tokenizer(path / "tokenizer")
     side = unet.config.sample_size
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return DiffusionModels(
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
+        **parts,
+        tokenizer=tokenizer,
         scaling_factor=vae.config.scaling_factor,
         resolution=side * factor,
         latent_shape=(unet.config.in_channels, side, side),
         weights_sha256=weights_sha256(path),
+        config_sha256=config_sha256(path),
         path=path,
         **scheduler,
     )
 
 
+def load_network(weights: Weights, dtype: torch.dtype) -> Any:
+    """Load a UNet, VAE or text encoder, after accounting for every tensor.
+
+    Args:
+        weights: the component's files.
+        dtype: floating type of the weights.
+
+    Raises:
+        UsageError: another class, a truncated file; or a tensor of the network that is in no file, of the files that
+            goes nowhere, or of another shape: names how many and the first.
+    """
+    folder, network_class = weights.folder, _NETWORKS[weights.component]
+    check_class(folder, weights.component)
+    names = [name for file in weights.files for name in open_safetensors(file)]
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    options["dtype" if network_class is CLIPTextModel else "torch_dtype"] = dtype
+    with _explained(folder):
+        network, info = network_class.from_pretrained(folder, variant=weights.variant, **options)
+    lacking, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    for fault, keys in (("missing from the files", lacking), ("of the files unknown to this network", unused)):
+        if keys:
+            raise UsageError(
+                f"{folder}: {len(keys)} tensors {fault}, first {keys[0]!r}; fetch or write the folder again"
+            )
+    # transformers passes over the constant position_ids of older files; renamed tensors still count as one each
+    num_used = sum(not name.endswith("position_ids") for name in names)
+    if num_used != len(network.state_dict()):
+        raise UsageError(
+            f"{folder}: the files hold {num_used} tensors, the network {len(network.state_dict())}; fetch or write the "
+            "folder again"
+        )
+    if isinstance(network, (UNet2DConditionModel, AutoencoderKL)):
+        network.register_to_config(_name_or_path="")  # diffusers would write this machine's path into every export
+    return network
+
+
+def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+    for file in sorted(folder.glob("*.json")):
+        read_json(file)  # the tokenizers library raises a bare Exception on damaged JSON
+    with _explained(folder):
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn what the libraries raise on a folder into a UsageError, and keep their own reports off the terminal."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except _LOADING_ERRORS as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise UsageError(f"{folder}: cannot be loaded ({first}); fetch or write the folder again") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
-    """The fields of :class:`DiffusionModels` that the scheduler's configuration settles."""
+    """Read the fields of :class:`DiffusionModels` that come from the scheduler's configuration."""
     config = read_config(file)
     name = config.get("_class_name")
     if name != "LCMScheduler" and name not in DDIM_FAMILY + OTHER_SAMPLERS:
@@ -229,8 +293,10 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
     if prediction_type not in PREDICTION_TYPES:
         raise UsageError(f"{file}: prediction_type {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
     own_grid = name in DDIM_FAMILY
+    with _explained(file):
+        alphas_cumprod = DDIMScheduler.from_config(config).alphas_cumprod
     return {
-        "alphas_cumprod": DDIMScheduler.from_config(config).alphas_cumprod.to(device),
+        "alphas_cumprod": alphas_cumprod.to(device),
         "prediction_type": prediction_type,
         "sampler": "lcm" if name == "LCMScheduler" else "ddim",
         "ddim": {

@@ -1,8 +1,7 @@
-"""Students: a teacher's UNet made trainable, whole or through low-rank adapters (LoRA, arXiv 2106.09685).
+"""Students: a teacher's UNet made trainable, or published as a UNet or LoRA on its base model.
 
-LoRA students share every frozen weight with their teacher, so that teacher, student and target take the memory of one.
-
-Students that are published as a UNet or as a LoRA alone, put on the base model that they were trained from.
+A student is trained whole or through low-rank adapters (LoRA, arXiv 2106.09685). LoRA students share every frozen
+weight with their teacher, so that teacher, student and target take the memory of one.
 """
 
 from __future__ import annotations
@@ -16,17 +15,19 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.io import load_pickled_state_dict, load_safetensors, sha256_file
+from rgbench.core.io import load_safetensors, load_tensors, sha256_file
 from rgbench.core.run import stream_seed
-from rgbench.models.pipeline import DiffusionModels, load_models
+from rgbench.models.folder import find_weights, read_config
+from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
+from rgbench.models.pipeline import DiffusionModels, load_models, load_network
 
 ADAPTER = "default"
+ORIGINAL_STEPS, TIMESTEP_SCALING = 50, 10.0  # N of LCM's grid and s of its boundary condition: LCMScheduler's defaults
+COND_PROJ = "time_embedding.cond_proj.weight"
 
 
 def make_student(teacher: UNet2DConditionModel, time_cond_proj_dim: int | None) -> UNet2DConditionModel:
@@ -110,23 +111,25 @@ def present(network: nn.Module, modules: Sequence[str]) -> list[str]:
 def _network(
     teacher: UNet2DConditionModel, weights: dict[str, Tensor], time_cond_proj_dim: int | None
 ) -> UNet2DConditionModel:
-    """A frozen network around tensors, with a guidance embedding of zeros.
-
-    Args:
-        teacher: its configuration is taken.
-        weights: by the teacher's names; used as they are.
-        time_cond_proj_dim: d of the guidance embedding, or None.
+    """A frozen network around the teacher's tensors, with a guidance embedding of zeros.
 
     Raises:
         UsageError: the teacher already has a guidance embedding.
     """
     if teacher.config.time_cond_proj_dim is not None:
         raise UsageError("the teacher has time_cond_proj_dim: it is a distilled student; name an undistilled model")
-    with torch.device("meta"):  # no memory for weights that are replaced below
-        network = UNet2DConditionModel.from_config(dict(teacher.config), time_cond_proj_dim=time_cond_proj_dim)
     if time_cond_proj_dim is not None:
-        shape = network.time_embedding.cond_proj.weight.shape
-        weights["time_embedding.cond_proj.weight"] = torch.zeros(shape, device=teacher.device, dtype=teacher.dtype)
+        shape = (teacher.time_embedding.linear_1.in_features, time_cond_proj_dim)
+        weights[COND_PROJ] = torch.zeros(shape, device=teacher.device, dtype=teacher.dtype)
+    return _around(weights, teacher, time_cond_proj_dim)
+
+
+def _around(
+    weights: dict[str, Tensor], base: UNet2DConditionModel, time_cond_proj_dim: int | None
+) -> UNet2DConditionModel:
+    """A frozen network of the base's configuration around tensors, which are used as they are."""
+    with torch.device("meta"):  # no memory for weights that are replaced below
+        network = UNet2DConditionModel.from_config(dict(base.config), time_cond_proj_dim=time_cond_proj_dim)
     network.load_state_dict(weights, assign=True)
     # Evaluation mode: dropout, where a teacher has any, would draw outside the step's named streams.
     return network.requires_grad_(False).eval()
@@ -190,11 +193,6 @@ def lora_state(network: UNet2DConditionModel) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
-ORIGINAL_STEPS = 50  # N of LCM's training grid, and s of its boundary condition: LCMScheduler's defaults
-TIMESTEP_SCALING = 10.0
-COND_PROJ = "time_embedding.cond_proj.weight"
-
-
 @dataclass(frozen=True)
 class Student:
     """A part that replaces or changes the base model's UNet.
@@ -232,16 +230,17 @@ def load_student(student: Student, device: torch.device, dtype: torch.dtype) -> 
         UsageError: a missing file, or weights that do not fit the base model; names the first that differ.
     """
     models = load_models(student.base, device, dtype)
-    if student.unet is not None:
-        unet = _whole_unet(student.unet, models.unet)
-        lcm = unet.config.time_cond_proj_dim is not None
+    if student.lora is None:
+        unet, files = _whole_unet(student.path, models.unet, dtype)
     else:
-        unet, lcm = _with_lora(student.path, models.unet), True
+        unet, files = _with_lora(student.lora, models)
     unet.requires_grad_(False).eval()
-    torch.nn.Module.to(unet, device, dtype)
-    told = f"{models.weights_sha256} {_sha256(student.path)}"
-    models = replace(models, unet=unet, weights_sha256=hashlib.sha256(told.encode()).hexdigest(), path=student.path)
-    return models.with_student(unet, ORIGINAL_STEPS, TIMESTEP_SCALING) if lcm else models
+    nn.Module.to(unet, device, dtype)
+    ours = hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+    both = hashlib.sha256(f"{models.weights_sha256} {ours}".encode()).hexdigest()
+    models = replace(models, unet=unet, weights_sha256=both, path=student.path)
+    is_lcm = student.lora is not None or unet.config.time_cond_proj_dim is not None
+    return models.with_student(unet, *_lcm_settings(student.path)) if is_lcm else models
 
 
 def sampled_as(models: DiffusionModels, sampler: str) -> DiffusionModels:
@@ -263,30 +262,25 @@ def sampled_as(models: DiffusionModels, sampler: str) -> DiffusionModels:
     return replace(models, sampler="ddim", original_inference_steps=None)
 
 
-def _whole_unet(path: Path, base: UNet2DConditionModel) -> UNet2DConditionModel:
-    if path.is_dir() and (path / "unet").is_dir():
-        path = path / "unet"
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UsageError(f"{path}: no config.json; give a UNet folder in diffusers' layout or a weight file")
-        try:
-            unet = UNet2DConditionModel.from_pretrained(path, use_safetensors=True, local_files_only=True)
-        except (OSError, ValueError, SafetensorError) as error:
-            first = str(error).strip().split("\n", 1)[0]
-            raise UsageError(f"{path}: not a UNet of diffusers with safetensors weights ({first})") from error
-        _check_fit(path, {key: tuple(t.shape) for key, t in unet.state_dict().items()}, base)
-        return unet
-    state = _read_tensors(path)
-    dim = state[COND_PROJ].shape[1] if COND_PROJ in state else None
-    unet = UNet2DConditionModel.from_config(dict(base.config), time_cond_proj_dim=dim)
-    _check_fit(path, {key: tuple(tensor.shape) for key, tensor in state.items()}, base)
-    unet.load_state_dict(state)
-    return unet
+def _whole_unet(path: Path, base: UNet2DConditionModel, dtype: torch.dtype) -> tuple[UNet2DConditionModel, list[Path]]:
+    """A UNet from its folder or a file of its tensors, and its weight files."""
+    folder = path / "unet" if (path / "unet").is_dir() else path
+    if folder.is_dir():
+        weights = find_weights(folder, "unet")
+        unet = load_network(weights, dtype)
+        _check_fit(path, unet.state_dict(), base)
+        return unet, list(weights.files)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such UNet; give a folder in diffusers' layout or a weight file")
+    state = {key.removeprefix("unet."): tensor for key, tensor in load_tensors(path).items()}
+    _check_fit(path, state, base)
+    dim = _embedding_dim(path, state, base) if COND_PROJ in state else None
+    return _around({key: tensor.to(base.device, dtype) for key, tensor in state.items()}, base, dim), [path]
 
 
-def _check_fit(path: Path, found: dict[str, tuple[int, ...]], base: UNet2DConditionModel) -> None:
-    """A UNet that is not the base's but for the guidance embedding was trained from another model."""
-    own = {key: tuple(tensor.shape) for key, tensor in base.state_dict().items()}
+def _check_fit(path: Path, state: Mapping[str, Tensor], base: UNet2DConditionModel) -> None:
+    """Refuse a UNet that differs from the base's by more than the guidance embedding: it has another base."""
+    found, own = ({key: tuple(tensor.shape) for key, tensor in each.items()} for each in (state, base.state_dict()))
     other = sorted(key for key in found.keys() | own.keys() if found.get(key) != own.get(key) and key != COND_PROJ)
     if other:
         key = other[0]
@@ -296,33 +290,33 @@ def _check_fit(path: Path, found: dict[str, tuple[int, ...]], base: UNet2DCondit
         )
 
 
-def _with_lora(path: Path, unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    if not path.exists():
-        raise UsageError(f"{path}: no such LoRA; give a .safetensors file or its folder")
-    folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
-    try:
-        state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(
-            str(folder), weight_name=name, use_safetensors=True, local_files_only=True, unet_config=unet.config
-        )
-        StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, network_alphas=alphas, unet=unet)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().split("\n", 1)[0]
-        raise UsageError(f"{path}: not a LoRA that fits the base model ({first})") from error
-    if not getattr(unet, "peft_config", None):
-        raise UsageError(f"{path}: holds no LoRA of a UNet (no tensor named unet.…)")
-    unet.fuse_lora()
-    unet.unload_lora()
-    return unet
+def _with_lora(path: Path, models: DiffusionModels) -> tuple[UNet2DConditionModel, list[Path]]:
+    """The base's UNet with a LoRA merged into it and into the text encoder, and the LoRA's files."""
+    unet, embedding = models.unet, find_adapter(path).with_name(EMBEDDING_FILE)
+    if embedding.is_file():
+        state = load_safetensors(embedding)
+        if list(state) != [COND_PROJ]:
+            raise UsageError(f"{embedding}: expected {COND_PROJ!r} alone, found {', '.join(sorted(state)[:5])}")
+        whole = dict(unet.state_dict()) | {COND_PROJ: state[COND_PROJ].to(unet.device, unet.dtype)}
+        unet = _around(whole, unet, _embedding_dim(embedding, state, unet))
+    merge_lora(path, unet, models.text_encoder)
+    return unet, adapter_files(path)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UsageError(f"{path}: no such UNet; give a folder in diffusers' layout or a weight file")
-    state = load_safetensors(path) if path.suffix == ".safetensors" else load_pickled_state_dict(path)
-    return {key.removeprefix("unet."): tensor for key, tensor in state.items()}
+def _embedding_dim(path: Path, state: Mapping[str, Tensor], base: UNet2DConditionModel) -> int:
+    """d of a guidance embedding, which maps to as many numbers as the base's timesteps have."""
+    shape, outputs = tuple(state[COND_PROJ].shape), base.time_embedding.linear_1.in_features
+    if len(shape) != 2 or shape[0] != outputs:
+        raise UsageError(f"{path}: {COND_PROJ!r} is {shape}, the base needs ({outputs}, d)")
+    return shape[1]
 
 
-def _sha256(path: Path) -> str:
-    """Over the weight files of a part, without their names."""
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
+def _lcm_settings(path: Path) -> tuple[int, float]:
+    """N and s of the scheduler in or above the part's folder, where one of an LCM is there; else LCMScheduler's own."""
+    for folder in (path, *path.parents[:2]):
+        for file in (folder / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json"):
+            config = read_config(file) if file.is_file() else {}
+            if config.get("_class_name") == "LCMScheduler":
+                steps, scaling = config.get("original_inference_steps"), config.get("timestep_scaling")
+                return steps or ORIGINAL_STEPS, scaling or TIMESTEP_SCALING
+    return ORIGINAL_STEPS, TIMESTEP_SCALING

@@ -50,7 +50,7 @@ def cache_of(settings: BaseRecipe, source: DataSource, folder: Path) -> LatentsC
         raise UsageError("data without end cannot be cached; give data.num")
     identity: dict[str, Any] = {"data": source.fingerprint(), "dtype": settings.train.dtype}
     for part in ("vae", "text_encoder"):
-        files = [*find_weights(folder, part).files, folder / part / "config.json"]
+        files = [*find_weights(folder / part, part).files, folder / part / "config.json"]
         identity[part] = [sha256_file(file) for file in files]
     identity["tokenizer"] = sha256_tree(folder / "tokenizer")
     return LatentsCache.at(cache_root(settings.train.latents_cache_root), identity, source.length)

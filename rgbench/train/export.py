@@ -23,7 +23,8 @@ from diffusers import (
 from rgbench import __version__
 from rgbench.core.io import read_json, save_safetensors_atomic, write_text_atomic
 from rgbench.core.run import provenance
-from rgbench.models.student import ADAPTER, is_lora, lora_state, merged
+from rgbench.models.lora import EMBEDDING_FILE
+from rgbench.models.student import ADAPTER, COND_PROJ, is_lora, lora_state, merged
 from rgbench.train.base import Trainer
 from rgbench.train.recipe import LCDRecipe
 
@@ -175,8 +176,7 @@ def _guidance(recipe: LCDRecipe) -> str:
 
 
 Network = Literal["target", "student"]
-LORA_FOLDER, EMBEDDING_FILE = "lora", "guidance_embedding.safetensors"
-EMBEDDING_WEIGHT = "time_embedding.cond_proj.weight"
+LORA_FOLDER = "lora"
 
 # What of the teacher's scheduler belongs to the noise schedule, not to its sampler.
 SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -217,6 +217,7 @@ def export_pipeline(
     _pipeline(trainer, recipe, merged(unet)).save_pretrained(temporary, safe_serialization=True)
     if is_lora(unet):
         _save_lora(unet, temporary / LORA_FOLDER)
+        make_scheduler(trainer, recipe).save_pretrained(temporary / LORA_FOLDER)  # its grid, for rgbench eval --lora
         write_text_atomic(temporary / LORA_FOLDER / "README.md", lora_card(recipe, meta, network))
     write_text_atomic(temporary / "README.md", model_card(recipe, meta, network))
     shutil.rmtree(folder, ignore_errors=True)
@@ -249,4 +250,4 @@ def _save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     )
     if unet.config.time_cond_proj_dim is not None:
         weight = unet.time_embedding.cond_proj.weight.detach().cpu().contiguous()
-        save_safetensors_atomic({EMBEDDING_WEIGHT: weight}, folder / EMBEDDING_FILE)
+        save_safetensors_atomic({COND_PROJ: weight}, folder / EMBEDDING_FILE)

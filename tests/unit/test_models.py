@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -11,7 +9,6 @@ from diffusers import StableDiffusionPipeline
 from rgbench.core.errors import UsageError
 from rgbench.models.folder import weights_sha256
 from rgbench.models.pipeline import load_models
-from rgbench.models.presets import PRESETS, find_preset
 from rgbench.models.student import make_student
 from tests.parity import tiny
 
@@ -44,18 +41,6 @@ def test_images_survive_in_range(folder):
     assert mean.shape == std.shape == (2, 4, 8, 8) and (std > 0).all()
     images = models.decode(torch.randn(2, 4, 8, 8) * 50)
     assert images.shape == (2, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
-
-
-def test_the_student_begins_as_the_teacher(folder):
-    teacher = tiny.models(folder).unet
-    student = make_student(teacher, 16)
-    z, embeds = torch.randn(2, 4, 8, 8), torch.randn(2, 32, 16)
-    t, w = torch.tensor([19, 999]), torch.randn(2, 16)
-    theirs = teacher(z, t, encoder_hidden_states=embeds).sample
-    assert torch.equal(student(z, t, encoder_hidden_states=embeds, timestep_cond=w).sample, theirs)
-    assert all(p.requires_grad for p in student.parameters())
-    with pytest.raises(UsageError, match="distilled student"):
-        make_student(student, 16)
 
 
 def test_a_guidance_embedding_that_starts_at_zero_learns(folder):
@@ -93,19 +78,3 @@ def test_pickled_weights_are_not_opened(tmp_path):
     file.rename(file.with_suffix(".bin"))
     with pytest.raises(UsageError, match="safetensors"):
         load_models(folder, "cpu", torch.float32)
-
-
-def test_an_unknown_scheduler_is_refused(tmp_path):
-    folder = tiny.save_pipeline(tmp_path / "teacher")
-    file = folder / "scheduler" / "scheduler_config.json"
-    config = json.loads(file.read_text()) | {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-    file.write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="FlowMatchEulerDiscreteScheduler"):
-        load_models(folder, "cpu", torch.float32)
-
-
-def test_presets():
-    assert find_preset("benchtop") is PRESETS["benchtop"]
-    assert PRESETS["benchtop"].teacher_folder().is_dir()
-    with pytest.raises(UsageError, match="known: benchtop, sd15, sd21, sd21-base"):
-        find_preset("sd99")
