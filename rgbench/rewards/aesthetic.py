@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_pickled_state_dict, load_safetensors, sha256_file
+from rgbench.core.io import load_tensors, sha256_file
 from rgbench.rewards.clip import CLIP_GEOMETRY, CLIP_MEAN, CLIP_STD, WEIGHTS, clip_preprocess, image_features, load_clip
 
 HeadKind = Literal["mlp", "linear"]
@@ -97,7 +97,7 @@ class AestheticReward:
         module = make_head(head, model.config.projection_dim)
         if not file.is_file():
             raise UsageError(f"{file}: no such file; give the {head} head of the aesthetic predictor")
-        state = load_safetensors(file) if file.suffix == ".safetensors" else load_pickled_state_dict(file)
+        state = load_tensors(file)
         shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
         if shapes != {name: tuple(value.shape) for name, value in state.items()}:
             raise UsageError(f"{file}: not the {head} head, which holds {', '.join(shapes)} for {path}")

@@ -39,7 +39,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_pickled_state_dict, load_safetensors, read_json, sha256_file
+from rgbench.core.io import load_tensors, read_json, refuse_code, sha256_file
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -291,6 +291,7 @@ def _load_folder(path: Path) -> Loaded:
     for file in (path / CONFIG, weights):
         if not file.is_file():
             raise UsageError(f"{file}: missing; an open_clip folder with its weights is needed")
+    refuse_code(path)
     model = _without_weights(f"local-dir:{path}", load_weights=False)
     _take(model, weights, f"{path / CONFIG} describes")
     preprocess = open_clip.get_model_preprocess_cfg(model)
@@ -318,19 +319,15 @@ def read_clip(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = read_json(path / CONFIG).get("model_cfg")
         if not isinstance(config, dict):
             raise UsageError(f"{path / CONFIG}: lacks model_cfg; not an open_clip folder")
-        return config, _read_weights(weights)
+        return config, load_tensors(weights)
     if not path.is_file():
         raise UsageError(f"{path}: no such CLIP; give an open_clip folder or a file of {ARCHITECTURE} weights")
-    return open_clip.get_model_config(ARCHITECTURE), _read_weights(path)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    return load_safetensors(path) if path.suffix == ".safetensors" else load_pickled_state_dict(path)
+    return open_clip.get_model_config(ARCHITECTURE), load_tensors(path)
 
 
 def _take(model: open_clip.CLIP, path: Path, owner: str) -> None:
     """Load weights that must be the model's, name by name and shape by shape."""
-    state = _read_weights(path)
+    state = load_tensors(path)
     own = model.state_dict()
     wrong = sorted(n for n in own | state if n not in own or n not in state or own[n].shape != state[n].shape)
     if wrong:
@@ -368,6 +365,7 @@ def load_clip(folder: Path, device: str | torch.device, dtype: torch.dtype) -> C
     for file in (TRANSFORMERS_CLIP_CONFIG, WEIGHTS):
         if not (folder / file).is_file():
             raise UsageError(f"{folder / file}: missing; a transformers CLIP folder with safetensors weights is needed")
+    refuse_code(folder)
     disable_progress_bar()
     try:
         model, report = CLIPModel.from_pretrained(

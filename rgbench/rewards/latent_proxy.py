@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_safetensors, read_json, save_safetensors_atomic, write_json_atomic
+from rgbench.core.io import load_safetensors, read_json, refuse_code, save_safetensors_atomic, write_json_atomic
 from rgbench.rewards.clip import FeatureCache, read_clip
 
 CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
@@ -67,6 +67,7 @@ class LatentCLIP(nn.Module):
         if tokenizer_folder is None:
             self.tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
         else:
+            refuse_code(tokenizer_folder)
             self.tokenizer = open_clip.get_tokenizer(f"local-dir:{tokenizer_folder}")
 
     @classmethod

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import zlib
@@ -19,7 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_pickled_state_dict, load_safetensors, open_image, open_tar, read_json
+from rgbench.core.io import (
+    load_pickled_state_dict,
+    load_safetensors,
+    open_image,
+    open_tar,
+    read_json,
+    refuse_code,
+)
+from rgbench.models.presets import WEIGHTS
+from rgbench.rewards.clip import HPSReward
+from rgbench.rewards.latent_proxy import LatentCLIP
 
 
 class Bomb:
@@ -234,3 +246,47 @@ def test_damaged_json_raises_only_our_error(tmp_path_factory: pytest.TempPathFac
         read_json(file)
     except UsageError as error:
         assert str(file) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("open_clip_config.json", {"model_cfg": {"text_cfg": {"tokenizer_kwargs": {"trust_remote_code": True}}}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}),
+        ("sub/config.json", [{"deep": {"auto_map": {"AutoModel": "own.Model"}}}]),
+    ],
+)
+def test_configurations_that_ask_for_code_are_refused(tmp_path: Path, name: str, values: object) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=f"{name}: (trust_remote_code|auto_map)"):
+        refuse_code(tmp_path)
+    file.write_text(json.dumps(values).replace("true", "false").replace("auto_map", "automatic"))
+    refuse_code(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["reward", "latent_proxy"])
+def test_a_clip_folder_runs_no_code(tmp_path: Path, part: str) -> None:
+    """Whichever way it is loaded; transformers would import the file, or ask on standard input whether to."""
+    folder, mark = tmp_path / part, tmp_path / "executed"
+    shutil.copytree(WEIGHTS / part, folder)
+    (folder / "own.py").write_text(
+        f"open({str(mark)!r}, 'w')\nfrom transformers import CLIPTokenizer as OwnTokenizer\n"
+    )
+    config = folder / "open_clip_config.json"
+    values = json.loads(config.read_text())
+    values["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    config.write_text(json.dumps(values))
+    tokenizer = folder / "tokenizer_config.json"
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]}}
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | own))
+    for remove in (None, config):
+        if remove:
+            remove.write_text(remove.read_text().replace('"trust_remote_code": true', ""))
+        with pytest.raises(UsageError, match="asks for Python code"):
+            if part == "reward":
+                HPSReward.load(folder, antialias=True, device="cpu")
+            else:
+                LatentCLIP.load(folder, "cpu")
+    assert not mark.exists()

@@ -22,6 +22,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import (
     load_pickled_state_dict,
     load_safetensors,
+    load_tensors,
     open_image,
     open_tar,
     parse_json,
@@ -183,6 +184,41 @@ def test_plain_state_dicts_load_with_and_without_wrapper(tmp_path: Path) -> None
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "wrapped.pt")
     for name in ("plain.pt", "wrapped.pt"):
         assert torch.equal(load_pickled_state_dict(tmp_path / name)["weight"], state["weight"])
+
+
+def test_the_contents_of_a_weight_file_decide_its_format(tmp_path: Path) -> None:
+    state = {"weight": torch.randn(2, 3)}
+    torch.save(state, tmp_path / "named.safetensors.pt")
+    torch.save(state, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    save_safetensors_atomic(state, tmp_path / "really-safetensors.bin")
+    for file in tmp_path.iterdir():
+        assert torch.equal(load_tensors(file)["weight"], state["weight"]), file.name
+    with pytest.raises(UsageError, match=r"absent\.pt: cannot read"):
+        load_tensors(tmp_path / "absent.pt")
+    (tmp_path / "x.safetensors").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"x\.safetensors: "):
+        load_tensors(tmp_path / "x.safetensors")
+
+
+def turned(orientation: int) -> bytes:
+    """An image that is red above white once it is turned as its EXIF says."""
+    upright = Image.new("RGB", (16, 24), "white")
+    upright.paste("red", (0, 0, 16, 12))
+    exif = Image.Exif()
+    exif[274] = orientation
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # each orientation's own inverse, as PIL.Image.Transpose
+    image = upright.transpose(Image.Transpose(undo[orientation])) if orientation in undo else upright
+    return encoded(image, "PNG", exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_images_are_turned_upright_where_that_is_asked_for(orientation: int) -> None:
+    image = open_image(turned(orientation), upright=True)
+    assert image.size == (16, 24)
+    assert image.getpixel((8, 2)) == (255, 0, 0) and image.getpixel((8, 22)) == (255, 255, 255)
+    if orientation not in (1, 9):
+        with pytest.raises(UsageError, match="turned by its EXIF"):
+            open_image(turned(orientation), exact=True)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
