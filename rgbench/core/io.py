@@ -18,6 +18,7 @@ import re
 import secrets
 import struct
 import tarfile
+import tempfile
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
@@ -88,6 +89,19 @@ def is_folder_name(name: object) -> bool:
         and not set(name) & set("/\\")
         and name.isprintable()
     )
+
+
+def user_cache(name: str) -> Path:
+    """A folder for what can be made again: ``$XDG_CACHE_HOME/rgbench/name``, else ``~/.cache/rgbench/name``.
+
+    Where a user has no home, as in containers, it lies in the folder for temporary files.
+    """
+    root = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(root) if root else Path.home() / ".cache"
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return folder / "rgbench" / name
 
 
 def normal_form(name: str) -> str:
@@ -354,6 +368,32 @@ def open_safetensors(path: Path) -> dict[str, Any]:
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
 
 
+def save_checked(tensors: dict[str, Tensor], path: Path) -> None:
+    """Replace ``path`` by a safetensors file whose header has a checksum of its tensors, for a cache."""
+    save_safetensors_atomic(tensors, path, {"sha256": _tensors_sha256(tensors)})
+
+
+def load_checked(path: Path) -> dict[str, Tensor]:
+    """Load what :func:`save_checked` wrote.
+
+    Raises:
+        UsageError: as :func:`load_safetensors`, or the tensors do not match their checksum.
+    """
+    tensors = load_safetensors(path)
+    if read_safetensors_metadata(path).get("sha256") != _tensors_sha256(tensors):
+        raise UsageError(f"{path}: its tensors do not match their checksum; remove it")
+    return tensors
+
+
+def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        header, *chunks = safetensors_chunks({name: tensor})
+        digest.update(header)
+        digest.update(b"".join(chunks))
+    return digest.hexdigest()
+
+
 def read_safetensors_metadata(path: Path) -> dict[str, str]:
     """The strings in a safetensors file's header; its tensors are not read. Raises as :func:`load_safetensors`."""
     from safetensors import safe_open
@@ -478,7 +518,9 @@ def open_image(
         image.load()
         turn = image.getexif().get(_EXIF_ORIENTATION, 1) if upright else 1
         rgb = _to_rgb(image, name)
-    return rgb.transpose(_TURNS[turn]) if turn in _TURNS else rgb
+    from PIL.Image import Transpose
+
+    return rgb.transpose(Transpose(_TURNS[turn])) if turn in _TURNS else rgb
 
 
 @contextmanager

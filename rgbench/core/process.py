@@ -194,8 +194,9 @@ def whole_float32() -> Iterator[None]:
     """
     import torch
 
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    settings: list[tuple[Any, Any]] = [(cudnn, cudnn.conv), (cudnn, cudnn.rnn), (matmul, matmul)]
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    settings = [(cudnn, cudnn.conv), (cudnn, cudnn.rnn), (matmul, matmul)]
     before = [new.fp32_precision for _, new in settings]
     try:
         _set_precision(settings, ["ieee"] * len(settings))

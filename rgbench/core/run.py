@@ -33,6 +33,7 @@ from rgbench.core.io import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 SCHEMA_VERSION = 1
@@ -63,6 +64,15 @@ def stream_generator(seed: int, stream: str, step: int, position: int = 0) -> to
     import torch
 
     return torch.Generator("cpu").manual_seed(stream_seed(seed, stream, step, position))
+
+
+def splitmix64(x: np.ndarray) -> np.ndarray:
+    """Hash (…) uint64 to uint64: the finaliser of splitmix64 (Steele et al., 2014); it wraps by intent."""
+    import numpy as np
+
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class RunDirectory:

@@ -12,10 +12,10 @@ Resolution = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
 
 
 class ScenesData(Section):
-    """Benchtop scenes, rendered as they are asked for.
+    """Benchtop scenes, rendered when they are loaded.
 
     Attributes:
-        split: ``train`` holds no held-out combination; the others exist for evaluation and for the judges.
+        split: ``train`` holds no held-out combination; the others are for evaluation and the attribute classifiers.
         num: read the first ``num`` scenes in shuffled epochs; null for scenes without end, each seen once.
     """
 
@@ -28,7 +28,7 @@ class ImageFolderData(Section):
     """A folder of images with captions.
 
     Attributes:
-        path: the folder; searched with its subfolders.
+        path: the folder, with its subfolders; hidden files and folders are left out.
         resolution: side in pixels after the resize of the short side and the centre crop.
         captions: ``txt``: beside each image, a file of the same name ending in .txt;
             ``metadata.jsonl``: rows with ``file_name`` and ``text``;
@@ -42,7 +42,7 @@ class ImageFolderData(Section):
 
 
 class WebDatasetData(Section):
-    """Uncompressed tars whose samples are one image (.jpg, .jpeg, .png, .webp) and one .txt of the same key.
+    """Uncompressed tars whose samples are one image (.jpg, .png, .webp …) and one .txt of the same key.
 
     Attributes:
         path: a folder of tars, one tar, or a list of tars; read in sorted order.
@@ -58,8 +58,9 @@ class HFDatasetData(Section):
     """A data set of the Hugging Face ``datasets`` library (an extra: ``rgbench[datasets]``).
 
     Attributes:
-        path: a folder that ``save_to_disk`` wrote, a parquet file or a folder of them, or a name on the hub.
-        split: of those it has; parquet files are one split.
+        path: a folder that ``save_to_disk`` wrote, a parquet file or a folder of them, or the name of a data set of
+            parquet files on the hub, which is read from the local cache.
+        split: of those it has; local parquet files are one split.
         revision: of a data set on the hub: a commit, for runs that can be repeated.
         image_column: holds the images.
         caption_column: holds texts, or lists of which the first is taken.

@@ -1,15 +1,14 @@
 """The latents cache: VAE moments and text states of a data set, computed once, read a row at a time.
 
-A cache lies under the name of its contents' hash: the data's fingerprint, the weights that encoded it, the arithmetic.
-Another VAE or a changed data set is another cache; nothing has to be invalidated. Shards are written whole or not at
-all, and every row carries a checksum, since safetensors has none.
+A cache's name is the hash of its contents: the data's fingerprint, the weights that encoded it, the arithmetic. Another
+VAE or a changed data set is another cache; nothing has to be invalidated. Shards are written whole or not at all, and
+every row and table has a checksum, since safetensors has none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,23 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.io import open_safetensors, read_json, save_safetensors_atomic, write_json_atomic
+from rgbench.core.io import open_safetensors, read_json, save_safetensors_atomic, user_cache, write_json_atomic
 from rgbench.data.batches import Batch, DataSource, Encoded
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHARD_SAMPLES = 256  # about 90 MB of SD1.5's float32 moments and text states
 INDEX_NAME = "cache.json"  # written last: with it, the cache is complete
 OPEN_SHARDS = 256
+TABLES = ("row", "names", "checksums", "text_checksums")  # read whole when a shard is opened
+_DAMAGE = (KeyError, IndexError, ValueError, TypeError, RuntimeError, SafetensorError)  # what reading raises on it
 
 
 def cache_root(folder: str | None = None) -> Path:
-    """Where caches lie: the recipe's folder, else ``$XDG_CACHE_HOME/rgbench/latents``."""
+    """Where caches lie: the recipe's folder, else the user's cache folder."""
     if folder is not None:
         return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rgbench" / "latents"
+    return user_cache("latents")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class LatentsCache:
 
     @classmethod
     def at(cls, root: Path, identity: dict[str, Any], num: int) -> LatentsCache:
-        """The cache of these contents under ``root``, whether it is there or not."""
+        """The cache of these contents under ``root``, whether it exists or not."""
         described = json.dumps([SCHEMA_VERSION, SHARD_SAMPLES, identity, num], sort_keys=True, allow_nan=False)
         return cls(root / hashlib.sha256(described.encode()).hexdigest()[:32], identity, num)
 
@@ -72,7 +74,7 @@ class LatentsCache:
         return self.folder / f"{index // SHARD_SAMPLES * SHARD_SAMPLES:09d}.safetensors"
 
     def write_shard(self, path: Path, batches: list[Batch]) -> None:
-        """Write one shard from encoded batches in order; text states of a caption that recurs are kept once."""
+        """Write one shard from encoded batches in order, with the text states of each distinct caption once."""
         encoded = [batch.encoded for batch in batches if batch.encoded is not None]
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         mean, std = torch.cat([e.mean for e in encoded]).cpu(), torch.cat([e.std for e in encoded]).cpu()
@@ -81,18 +83,16 @@ class LatentsCache:
         for row, prompt in enumerate(prompts):
             first.setdefault(prompt, row)
         rows = {prompt: number for number, prompt in enumerate(first)}
+        texts = states[list(first.values())]
         names = json.dumps([prompts, [identity for batch in batches for identity in batch.ids]]).encode()
-        kept = states[list(first.values())]
-        tensors = {
-            "mean": mean,
-            "std": std,
-            "prompt_embeds": kept,
+        tables = {
             "row": torch.tensor([rows[prompt] for prompt in prompts]),
             "names": torch.frombuffer(bytearray(names), dtype=torch.uint8),
             "checksums": torch.tensor([_checksum(m, s) for m, s in zip(mean, std, strict=True)]),
-            "text_checksums": torch.tensor([_checksum(text) for text in kept]),
+            "text_checksums": torch.tensor([_checksum(text) for text in texts]),
         }
-        save_safetensors_atomic(tensors, path)
+        tables["tables_checksum"] = torch.tensor([_checksum(*(tables[name] for name in TABLES))])
+        save_safetensors_atomic({"mean": mean, "std": std, "prompt_embeds": texts, **tables}, path)
 
     def complete(self) -> None:
         """Mark it complete; raises ``RgbenchError`` where a shard is missing."""
@@ -118,7 +118,7 @@ class CachedSource:
         if not cache.is_complete:
             raise UsageError(f"{cache.folder}: no complete latents cache; make it with: rgbench cache RECIPE")
         index = read_json(cache.folder / INDEX_NAME)
-        if index.get("identity") != json.loads(json.dumps(cache.identity)):
+        if not isinstance(index, dict) or index.get("identity") != json.loads(json.dumps(cache.identity)):
             raise UsageError(f"{cache.folder / INDEX_NAME}: describes other contents; remove this folder")
         self.name, self.length = source.name, source.length
         self._source, self._cache = source, cache
@@ -141,21 +141,38 @@ class CachedSource:
 
 
 class _Shard:
-    """An open shard."""
+    """An open shard.
+
+    Raises:
+        UsageError: its tables do not match their checksum.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.tensors = path, open_safetensors(path)
-        self.prompts, self.ids = json.loads(self.tensors["names"][:].numpy().tobytes())
-        self.text_row, self.sums = self.tensors["row"][:].tolist(), self.tensors["checksums"][:].tolist()
-        self.text_sums = self.tensors["text_checksums"][:].tolist()
+        try:
+            tables = {name: self.tensors[name][:] for name in TABLES}
+            intact = _checksum(*tables.values()) == self.tensors["tables_checksum"][:].item()
+        except _DAMAGE as error:
+            raise self._damaged("") from error
+        if not intact:
+            raise self._damaged("")
+        self.text_row, self.sums = tables["row"].tolist(), tables["checksums"].tolist()
+        self.text_sums = tables["text_checksums"].tolist()
+        self.prompts, self.ids = json.loads(tables["names"].numpy().tobytes())
 
     def row(self, number: int) -> tuple[tuple[Tensor, Tensor, Tensor], str, str]:
         text = self.text_row[number]
-        mean, std = self.tensors["mean"][number], self.tensors["std"][number]
-        states = self.tensors["prompt_embeds"][text]
+        try:
+            mean, std = self.tensors["mean"][number], self.tensors["std"][number]
+            states = self.tensors["prompt_embeds"][text]
+        except _DAMAGE as error:
+            raise self._damaged(f" in row {number}") from error
         if _checksum(mean, std) != self.sums[number] or _checksum(states) != self.text_sums[text]:
-            raise UsageError(f"{self.path}: row {number} is damaged; remove this file and run: rgbench cache RECIPE")
+            raise self._damaged(f" in row {number}")
         return (mean, std, states), self.prompts[number], self.ids[number]
+
+    def _damaged(self, where: str) -> UsageError:
+        return UsageError(f"{self.path}: damaged{where}; remove this file and run: rgbench cache RECIPE")
 
 
 def _checksum(*tensors: Tensor) -> int:

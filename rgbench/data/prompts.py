@@ -1,34 +1,32 @@
-"""Prompt sets: the benchtop's own, and lists from files, each known by its hash.
-
-Prompt lists in which every prompt stands several times: several images of each, of noise of their own.
-
-The k-th copy of a prompt goes by its id and ``#k``. Noise is a function of the id, so each
-copy starts from its own; with a scene, each is compared with a real scene of its own.
-"""
+"""Prompt sets: the benchtop's own, and lists from files, each known by its hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import parse_json, write_text_atomic
+from rgbench.core.io import write_text_atomic
+from rgbench.data.files import INVISIBLE, clean_text, decode_text, json_lines, parse_json_text
 
-# Caption lists that papers share, by the md5 of the file.
-KNOWN_LISTS = {
+KNOWN_LISTS = {  # caption lists that papers share, by the md5 of the file
     "20ed79e6a73d7b8fdbfb6ebc8c5c7e99": "coco14-30k",  # DMD2, SiD-LSG, GigaGAN: 30,000 of val2014, in file order
 }
-
 UNKNOWN = "not a list that rgbench knows"
 NUM_PARTI = 1632  # PartiPrompts' rows
 BENCHTOP, HPS_BENCHMARK = "benchtop", "hpsv2-benchmark"
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 HPS_PROMPTS_PER_STYLE = 800
+Clean = Callable[[str, str], str]  # a text and its place → the text as it is used
+COPY = re.compile(r"#\d+$")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Prompt:
     Attributes:
         id: unique in its set; with the seed it names the image.
         text: what the model reads.
-        group: figures are reported per group too ("test", "heldout", a style); "" for none.
+        group: metric values are reported per group too ("test", "heldout", a style); "" for none.
         scene: the true attributes of a benchtop scene, by name.
         seed: of the image's noise.
     """
@@ -52,14 +50,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """An ordered list of prompts, one image each; no id comes twice with one seed.
+    """An ordered list of prompts, one image each; an id occurs once for each seed.
 
     Attributes:
-        name: for tables and protocol ids; a known list goes by its own name, and no other file does.
+        name: for tables and protocol ids; only a known list has a known list's name.
         prompts: the prompts, in order.
-        file_md5: of the file it was read from, the hash by which papers name lists; None for the benchtop's.
+        file_md5: of the file it was read from, by which papers name lists; None for the benchtop's.
         file_sha256: of the same file.
-        standing: what a list that is not known by its hash is to those that papers share.
+        standing: how a list with an unknown hash relates to those that papers share.
     """
 
     name: str
@@ -73,7 +71,7 @@ class PromptSet:
 
     @property
     def published(self) -> str | None:
-        """The name under which papers share this list, by its hash; None where it is none of those."""
+        """The name under which papers share this list, by its hash, or None."""
         return KNOWN_LISTS.get(self.file_md5) if self.file_md5 else None
 
     @property
@@ -83,32 +81,32 @@ class PromptSet:
 
     @property
     def num_distinct(self) -> int:
-        """Prompts, however many seeds each has."""
+        """Number of prompts, each counted once for all seeds."""
         return len({prompt.id for prompt in self.prompts})
 
     def with_seeds(self, seeds: Iterable[int]) -> PromptSet:
-        """An image of each prompt for each seed: all prompts under the first seed, then all under the next."""
+        """One image of each prompt for each seed: all prompts under the first seed, then all under the next."""
         return replace(self, prompts=tuple(replace(p, seed=seed) for seed in seeds for p in self.prompts))
 
     @property
     def sha256(self) -> str:
-        """Hash over ids and texts in order, whatever the seeds."""
+        """Hash over ids and texts in order, without seeds."""
         first = {prompt.id: prompt.text for prompt in self.prompts}
         rows = [list(row) for row in first.items()]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
 
     def first(self, num: int) -> PromptSet:
-        """The set of the first ``num`` prompts.
+        """Take the first ``num`` prompts.
 
         Raises:
             UsageError: there are fewer, or ``num`` is not positive.
         """
         if not 1 <= num <= len(self):
-            raise UsageError(f"{self.name}: cannot take {num} of {len(self)} prompts; ask for 1 to {len(self)}")
+            raise UsageError(f"{self.name}: cannot take {num} of {len(self)} prompts; take 1 to {len(self)}")
         return replace(self, prompts=self.prompts[:num])
 
     def describe(self) -> str:
-        """One line for the terminal: name, count and hashes, and whether papers know the list."""
+        """Describe the list in one line: name, count, hashes, and whether papers share it."""
         seeds = f" × {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         count = f"{self.num_distinct} prompts{seeds}"
         if self.file_md5 is None:
@@ -122,12 +120,9 @@ def benchtop_prompts(num: int = 2048) -> PromptSet:
     """Captions of benchtop scenes that no student saw; every fourth holds a held-out combination.
 
     Args:
-        num: how many; a smaller set is the beginning of a larger one.
+        num: number of prompts; a smaller set is the beginning of a larger one.
     """
-    from rgbench.benchtop.scenes import (
-        captions,  # torch: not wanted by those who only read files
-        sample_scenes,
-    )
+    from rgbench.benchtop.scenes import captions, sample_scenes  # torch: not wanted by those who only read files
 
     prompts: dict[int, Prompt] = {}
     for split, indices in (
@@ -143,11 +138,12 @@ def benchtop_prompts(num: int = 2048) -> PromptSet:
 def load_prompts(path: str | Path) -> PromptSet:
     """Read a prompt file, by its suffix, or the folder of HPSv2's benchmark.
 
-    ``.txt``: one prompt per line. ``.jsonl``: an object per line with ``text`` and,
-    if wished, ``id``, ``group`` and ``scene``. ``.json``: COCO captions
-    (``captions_val2014.json``), the caption of lowest id for each image, by image id.
-    ``.tsv``: PartiPrompts, columns Prompt and Category, the categories as groups; where it has not
-    its 1,632 rows, the list says so. A folder: HPSv2's four lists of 800, the styles as groups.
+    ``.txt``: one prompt per line. ``.jsonl``: an object per line with ``text`` and, optionally, ``id``, ``group`` and
+    ``scene``. ``.json``: COCO captions (``captions_val2014.json``), the caption of lowest id for each image, by image
+    id. ``.tsv``: PartiPrompts, columns Prompt and Category, the categories as groups; with another number of rows than
+    1,632, the list says so. A folder: HPSv2's four lists of 800, the styles as groups.
+
+    Characters that nobody sees are left out of the texts, with a warning; lists that papers share stay as they are.
 
     Args:
         path: the file or folder.
@@ -167,57 +163,67 @@ def load_prompts(path: str | Path) -> PromptSet:
         )
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{path}: cannot read the prompt file: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UsageError(f"{path}:{line}: not UTF-8 at byte {error.start}; save the file as UTF-8 text") from error
-    prompts = tuple(reader(path, text))
+    text = decode_text(data, path)
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if md5 in KNOWN_LISTS:
+        prompts = tuple(reader(path, text, _strip))
+    else:
+        _warn_of_invisible(path, text)
+        prompts = tuple(reader(path, text, clean_text))
     if not prompts:
         raise UsageError(f"{path}: holds no prompt; give at least one")
     _check_distinct(path, prompts)
-    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
     standing = _parti_standing(len(prompts)) if reader is _read_parti else UNKNOWN
     return PromptSet(_name(path, md5), prompts, md5, hashlib.sha256(data).hexdigest(), standing)
 
 
+def _strip(text: str, where: str) -> str:
+    return text.strip()
+
+
+def _warn_of_invisible(path: Path, text: str) -> None:
+    if found := INVISIBLE.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        log.warning("%s:%d: holds invisible characters, first U+%04X; left out", path, line, ord(found[0]))
+
+
 def _name(path: Path, md5: str) -> str:
-    """A known list's own; else the file's, whole where its stem is the name of such a list."""
+    """A known list's name; else the file's stem, or its whole name where the stem is a known list's."""
     taken = {*KNOWN_LISTS.values(), BENCHTOP, HPS_BENCHMARK}
     return KNOWN_LISTS.get(md5) or (path.name if path.stem in taken else path.stem)
 
 
-def _read_txt(path: Path, text: str) -> Iterable[Prompt]:
+def _read_txt(path: Path, text: str, clean: Clean) -> Iterable[Prompt]:
     for number, line in enumerate(text.split("\n")):
-        if "\r" in line.strip() or "\0" in line:  # else a whole file of such line ends is one prompt
-            raise UsageError(f"{path}:{number + 1}: a lone carriage return or a NUL; end lines with line feeds")
-        if line.strip():
-            yield Prompt(f"{path.stem}/{number}", line.strip())
-
-
-def _read_jsonl(path: Path, text: str) -> Iterable[Prompt]:
-    for number, line in enumerate(text.split("\n")):
-        if not line.strip():
-            continue
         where = f"{path}:{number + 1}"
-        row = _parse_json(line, where)
+        if "\r" in line.strip() or "\0" in line:  # else a whole file of such line ends is one prompt
+            raise UsageError(f"{where}: a lone carriage return or a NUL; end lines with line feeds")
+        if prompt := clean(line, where):
+            yield Prompt(f"{path.stem}/{number}", prompt)
+
+
+def _read_jsonl(path: Path, text: str, clean: Clean) -> Iterable[Prompt]:
+    for number, row in json_lines(text, path):
+        where = f"{path}:{number}"
         unknown = set(row) - {"text", "id", "group", "scene"} if isinstance(row, dict) else {"(not an object)"}
         if unknown:
             raise UsageError(
                 f"{where}: expected an object with text, id, group, scene; got {', '.join(sorted(unknown))}"
             )
-        if not isinstance(row.get("text"), str) or not row["text"].strip():
+        prompt = clean(row["text"], where) if isinstance(row.get("text"), str) else ""
+        if not prompt:
             raise UsageError(f"{where}: 'text' is missing or empty; every row needs a prompt")
         _check_scene(row.get("scene"), where)
-        identity, group = row.get("id", f"{path.stem}/{number}"), row.get("group", "")
+        identity, group = row.get("id", f"{path.stem}/{number - 1}"), row.get("group", "")
         if type(identity) not in (str, int) or not isinstance(group, str):
             raise UsageError(f"{where}: 'id' must be a text or a whole number, and 'group' a text")
-        yield Prompt(str(identity), row["text"].strip(), group, row.get("scene"))
+        yield Prompt(clean(str(identity), where), prompt, clean(group, where), row.get("scene"))
 
 
 def _check_scene(scene: Any, where: str) -> None:
-    """A scene that does not survive a round trip lacks an attribute or holds a wrong one."""
+    """Refuse a scene that does not survive a round trip: it lacks an attribute or holds a wrong one."""
     from rgbench.benchtop.scenes import Scenes
 
     if scene is None:
@@ -230,24 +236,25 @@ def _check_scene(scene: Any, where: str) -> None:
         raise UsageError(f"{where}: 'scene' is not a whole scene: layout, and shape, colour, size of each object")
 
 
-def _read_coco(path: Path, text: str) -> Iterable[Prompt]:
-    document = _parse_json(text, str(path))
+def _read_coco(path: Path, text: str, clean: Clean) -> Iterable[Prompt]:
+    document = parse_json_text(text, str(path))
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, list):
         raise UsageError(f"{path}: not COCO captions: expected an object with a list 'annotations'")
     first: dict[int, tuple[int, str]] = {}
     for number, row in enumerate(annotations):
+        where = f"{path}: annotation {number}"
         try:
-            image, key, caption = int(row["image_id"]), int(row["id"]), row["caption"].strip()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"{path}: annotation {number} lacks image_id, id or caption ({error!r})") from error
+            image, key, caption = int(row["image_id"]), int(row["id"]), clean(row["caption"], where)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise UsageError(f"{where} lacks image_id, id or caption ({error!r})") from error
         if caption and (image not in first or key < first[image][0]):
             first[image] = key, caption
     for image, (_, caption) in sorted(first.items()):
         yield Prompt(f"coco/{image}", caption)
 
 
-def _read_parti(path: Path, text: str) -> Iterable[Prompt]:
+def _read_parti(path: Path, text: str, clean: Clean) -> Iterable[Prompt]:
     header, *lines = text.split("\n")
     columns = header.rstrip("\r").split("\t")
     if not {"Prompt", "Category"} <= set(columns):
@@ -255,14 +262,16 @@ def _read_parti(path: Path, text: str) -> Iterable[Prompt]:
     for number, line in enumerate(lines):
         if not line.strip():
             continue
+        where = f"{path}:{number + 2}"
         row = dict(zip(columns, line.rstrip("\r").split("\t"), strict=False))
-        if not row.get("Prompt", "").strip():
-            raise UsageError(f"{path}:{number + 2}: no prompt in this row")
-        yield Prompt(f"{path.stem}/{number}", row["Prompt"].strip(), row.get("Category", "").strip())
+        prompt = clean(row.get("Prompt", ""), where)
+        if not prompt:
+            raise UsageError(f"{where}: no prompt in this row")
+        yield Prompt(f"{path.stem}/{number}", prompt, clean(row.get("Category", ""), where))
 
 
 def _parti_standing(num: int) -> str:
-    """How a list in PartiPrompts' form stands to the published one."""
+    """How a list in PartiPrompts' form relates to the published one."""
     if num == NUM_PARTI:
         return f"as many as PartiPrompts' {NUM_PARTI:,}"
     return f"not PartiPrompts as published: {num:,} prompts, not {NUM_PARTI:,}"
@@ -278,23 +287,13 @@ def _read_hps_benchmark(folder: Path) -> PromptSet:
             raise UsageError(f"{path}: missing; HPSv2's benchmark has {', '.join(f'{s}.json' for s in HPS_STYLES)}")
         data = path.read_bytes()
         digest.update(data)
-        try:
-            texts = _parse_json(data.decode("utf-8-sig"), str(path))
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: not UTF-8 at byte {error.start}; fetch it again") from error
+        texts = parse_json_text(decode_text(data, path), str(path))
         if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
             raise UsageError(f"{path}: expected a list of prompts; fetch it again")
         if len(texts) != HPS_PROMPTS_PER_STYLE:
             raise UsageError(f"{path}: {len(texts)} prompts; the benchmark has {HPS_PROMPTS_PER_STYLE} of each style")
         prompts += [Prompt(f"{style}/{i:05d}", text.strip(), style) for i, text in enumerate(texts)]
     return PromptSet(HPS_BENCHMARK, tuple(prompts), None, digest.hexdigest())
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not valid JSON: {error}") from error
 
 
 def _check_distinct(path: Path, prompts: tuple[Prompt, ...]) -> None:
@@ -305,11 +304,10 @@ def _check_distinct(path: Path, prompts: tuple[Prompt, ...]) -> None:
         seen.add(prompt.id)
 
 
-COPY = re.compile(r"#\d+$")
-
-
 def repeat_prompts(prompts: PromptSet, times: int) -> PromptSet:
-    """Each prompt ``times`` times in a row.
+    """Repeat each prompt ``times`` times in a row, for several images of each.
+
+    The k-th copy's id ends in ``#k``. Noise is a function of the id, so each copy starts from its own.
 
     Raises:
         UsageError: fewer than two times.
@@ -321,12 +319,12 @@ def repeat_prompts(prompts: PromptSet, times: int) -> PromptSet:
 
 
 def without_copy(prompt_id: str) -> str:
-    """The id of the prompt that a copy was made of; of any other, its own."""
+    """The id of the prompt that a copy was made of, or an id that is no copy's."""
     return COPY.sub("", prompt_id)
 
 
 def write_prompts(prompts: PromptSet, path: Path) -> Path:
-    """Write a list as .jsonl, with groups and scenes, to be given to ``rgbench eval --prompts``.
+    """Write a list as .jsonl, with groups and scenes, for ``rgbench eval --prompts``.
 
     Raises:
         UsageError: the file is no .jsonl, or is there already.

@@ -1,34 +1,31 @@
-"""Training data: scenes, image folders, webdataset tars; one sampler; prompt sets.
-
-Benchtop scenes as training data: rendered when asked for, without end or in epochs.
-
-A folder of images with captions beside them or in one table.
-
-A data set of the Hugging Face ``datasets`` library: a folder of its own, parquet files, or one on the hub.
-"""
+"""Sources of training data: benchtop scenes, folders of images, data sets of the Hugging Face library."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-import os
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch
 from rgbench.core.errors import UsageError
 from rgbench.core.registry import resolve
-from rgbench.data.batches import IMAGE_SUFFIXES, Batch, TolerantReader, UnreadableSample, decode_caption, decode_image
-from rgbench.data.config import HFDatasetData, ImageFolderData, ScenesData
-
-if TYPE_CHECKING:
-    from rgbench.data.batches import DataSource
-    from rgbench.data.config import DataConfig
+from rgbench.data.batches import Batch, DataSource
+from rgbench.data.config import DataConfig, HFDatasetData, ImageFolderData, ScenesData, WebDatasetData
+from rgbench.data.files import IMAGE_SUFFIXES, NamedFiles, image_files, read_captions
+from rgbench.data.samples import (
+    TolerantReader,
+    UnreadableSample,
+    check_caption,
+    decode_caption,
+    decode_image,
+    hash_contents,
+)
+from rgbench.data.tars import index_part
 
 
 def open_source(section: DataConfig) -> DataSource:
@@ -45,7 +42,7 @@ def open_source(section: DataConfig) -> DataSource:
 
 
 def prepare_source(section: DataConfig, part: int, num_parts: int) -> None:
-    """Do one rank's share of the work that every rank's :func:`open_source` will then find done.
+    """Do one rank's share of the work that every rank's :func:`open_source` then finds done.
 
     Args:
         section: ``data:`` of the recipe.
@@ -53,16 +50,14 @@ def prepare_source(section: DataConfig, part: int, num_parts: int) -> None:
         num_parts: ranks.
 
     Raises:
-        UsageError: as :func:`open_source`, for what this rank has looked at.
+        UsageError: as :func:`open_source`, for this rank's share.
     """
-    if section.kind == "webdataset":
-        from rgbench.data.tars import index_part
-
+    if isinstance(section, WebDatasetData):
         index_part(section, part, num_parts)
 
 
 class ScenesSource:
-    """Scenes of one split, by index.
+    """Benchtop scenes of one split, rendered when they are loaded.
 
     Args:
         section: ``data:`` of the recipe; its ``num`` gives the length.
@@ -89,7 +84,7 @@ class ScenesSource:
 
 
 class ImageFolderSource:
-    """Images of a folder and its subfolders, in the order of their names or of the table's rows.
+    """Images of a folder and its subfolders, in the order of their paths or of the table's rows.
 
     Args:
         section: ``data:`` of the recipe.
@@ -105,7 +100,7 @@ class ImageFolderSource:
         self._resolution = section.resolution
         _check_folder(self._folder)
         dropped: list[str] = []
-        found = _list_captioned(self._folder, section.captions, dropped)
+        found = list(_captioned_images(self._folder, section.captions, dropped))
         if not found and not dropped:
             raise UsageError(_nothing_found(self._folder))
         self._names, self._captions = [name for name, _ in found], [caption for _, caption in found]
@@ -113,11 +108,13 @@ class ImageFolderSource:
         self._reader = TolerantReader(str(self._folder), len(found), self._read, dropped)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Count, and a hash over names, sizes and captions; where the folder lies does not matter."""
+        """Count, and a hash over names, sizes, captions and contents; where the folder lies does not matter."""
         digest = hashlib.sha256()
         for name, caption in zip(self._names, self._captions, strict=True):
             size = (self._folder / name).stat().st_size
             digest.update(json.dumps([name, size, caption]).encode())
+        contents = hash_contents(len(self._names), lambda index: [(self._folder / self._names[index]).read_bytes()])
+        digest.update(contents.encode())
         return {"kind": self.name, "resolution": self._resolution, "num": self.length, "sha256": digest.hexdigest()}
 
     def load(self, indices: list[int]) -> Batch:
@@ -140,80 +137,28 @@ def _check_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: no such folder; data.path names the folder that holds the images")
 
 
-def _list_captioned(folder: Path, captions: str, dropped: list[str]) -> list[tuple[str, str]]:
-    """(name, caption) of every usable image; the reason of every other goes to ``dropped``."""
-    rows = _caption_files(folder) if captions == "txt" else _table(folder, captions)
-    found = []
-    for name, caption, where in rows:
+def _captioned_images(folder: Path, captions: str, dropped: list[str]) -> Iterator[tuple[str, str]]:
+    """Relative path and caption of every usable image; the reason of every other goes to ``dropped``."""
+    files = NamedFiles(folder)
+    if captions == "txt":
+        for image in image_files(folder):
+            name = image.relative_to(folder)
+            try:
+                text = files.find(name.with_suffix(".txt").as_posix())
+                if text is None:
+                    raise UnreadableSample(f"{name}: no caption file {name.stem}.txt beside it")
+                yield name.as_posix(), decode_caption(text.read_bytes(), str(text.relative_to(folder)))
+            except UnreadableSample as error:
+                dropped.append(str(error))
+        return
+    for caption in read_captions(folder / captions):
+        found = files.find(caption.file_name)
         try:
-            if not (folder / name).is_file():
-                raise UnreadableSample(f"{where}: the image {name} does not exist")
-            if caption is None:
-                raise UnreadableSample(f"{name}: no caption file {Path(name).stem}.txt beside it")
-            found.append((name, decode_caption(caption, where)))
+            if found is None:
+                raise UnreadableSample(f"{caption.where}: the image {caption.file_name} does not exist")
+            yield found.relative_to(folder).as_posix(), check_caption(caption.text, caption.where)
         except UnreadableSample as error:
             dropped.append(str(error))
-    return found
-
-
-def _caption_files(folder: Path) -> Iterator[tuple[str, bytes | None, str]]:
-    for name in _image_names(folder):
-        path = (folder / name).with_suffix(".txt")
-        yield name, path.read_bytes() if path.is_file() else None, str(path.relative_to(folder))
-
-
-def _image_names(folder: Path) -> list[str]:
-    """Paths of the images, relative to the folder, sorted; hidden files left out."""
-    names = []
-    for parent, _, files in os.walk(folder, followlinks=True):
-        relative = Path(parent).relative_to(folder)
-        names += [
-            (relative / name).as_posix()
-            for name in files
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-    return sorted(names)
-
-
-def _table(folder: Path, table: str) -> Iterator[tuple[str, bytes | None, str]]:
-    path = folder / table
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file, and data.captions says that it holds the captions")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8 text") from error
-    for number, row in _jsonl_rows(path, text) if table.endswith(".jsonl") else _csv_rows(path, text):
-        where = f"{table}:{number}"
-        name, caption = row.get("file_name"), row.get("text")
-        if not isinstance(name, str) or not isinstance(caption, str):
-            raise UsageError(
-                f"{path}:{number}: a row needs 'file_name' and 'text', both text; got {sorted(map(str, row))}"
-            )
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UsageError(f"{path}:{number}: file_name {name!r} leads out of the folder; name files inside it")
-        yield name, caption.encode(), where
-
-
-def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}:{number}: not valid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UsageError(f"{path}:{number}: expected an object with 'file_name' and 'text'")
-        yield number, row
-
-
-def _csv_rows(path: Path, text: str) -> Iterable[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        return [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise UsageError(f"{path}:{reader.line_num}: not valid CSV: {error}") from error
 
 
 def _nothing_found(folder: Path) -> str:
@@ -222,11 +167,8 @@ def _nothing_found(folder: Path) -> str:
     return f"{folder}: no image found (looked for {', '.join(IMAGE_SUFFIXES)} in it and in its subfolders)"
 
 
-NUM_FINGERPRINTED = 64  # rows whose contents are hashed; all of a data set would take hours
-
-
 class HFDatasetSource:
-    """Rows of one split, in order.
+    """Rows of one split of a data set, in order.
 
     Images are decoded by rgbench, never by the library, and no code that comes with a data set is run.
 
@@ -242,20 +184,14 @@ class HFDatasetSource:
 
     def __init__(self, section: HFDatasetData) -> None:
         self._section = section
-        self._rows = _open(section)
+        self._rows, self._root = _open_rows(section)
         self.length: int | None = len(self._rows)
         self._reader = TolerantReader(section.path, len(self._rows), self._read)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Count, and a hash over the captions and images of some rows; where they lie does not matter."""
-        digest = hashlib.sha256()
-        for index in np.linspace(0, len(self._rows) - 1, NUM_FINGERPRINTED).astype(int).tolist():
-            row = self._rows[index]
-            image = row[self._section.image_column] or {}
-            digest.update(f"{index} {row[self._section.caption_column]!r} ".encode())
-            digest.update(hashlib.sha256(image.get("bytes") or b"").digest())
+        """Count, and a hash over captions and images of some rows; where they lie does not matter."""
         about = {"kind": self.name, "resolution": self._section.resolution, "split": self._section.split}
-        return about | {"num": self.length, "sha256": digest.hexdigest()}
+        return about | {"num": self.length, "sha256": hash_contents(len(self._rows), self._contents)}
 
     def load(self, indices: list[int]) -> Batch:
         """Read, resize and crop the images at ``indices``.
@@ -265,25 +201,54 @@ class HFDatasetSource:
         """
         return self._reader.load(indices)
 
+    def _contents(self, index: int) -> list[bytes]:
+        image, caption = self._row(index)
+        try:
+            source = self._image(image, "")
+        except UnreadableSample:
+            source = b""
+        return [source if isinstance(source, bytes) else source.read_bytes(), repr(caption).encode()]
+
     def _read(self, index: int) -> tuple[np.ndarray, str, str]:
-        row, where = self._rows[index], f"row {index}"
-        image, caption = row[self._section.image_column], row[self._section.caption_column]
+        where = f"row {index}"
+        image, caption = self._row(index)
         if isinstance(caption, list) and caption:
             caption = caption[0]  # of several, the first: which one must not depend on chance
         if image is None or not isinstance(caption, str):
             raise UnreadableSample(f"{where}: no image or no caption")
-        source = image["bytes"] if image.get("bytes") else Path(image.get("path") or "")
-        return decode_image(source, self._section.resolution, where), decode_caption(caption.encode(), where), where
+        pixels = decode_image(self._image(image, where), self._section.resolution, where)
+        return pixels, decode_caption(caption.encode("utf-8", "surrogatepass"), where), where
+
+    def _row(self, index: int) -> tuple[dict[str, Any] | None, Any]:
+        row = self._rows[index]
+        return row[self._section.image_column], row[self._section.caption_column]
+
+    def _image(self, image: dict[str, Any] | None, where: str) -> bytes | Path:
+        """An image's bytes, or its file where that lies in the data set's folder."""
+        image = image or {}
+        if image.get("bytes"):
+            return image["bytes"]
+        path = (self._root / (image.get("path") or "")).resolve()
+        if not path.is_file() or not path.is_relative_to(self._root.resolve()):
+            raise UnreadableSample(f"{where}: image {image.get('path')!r} is no file of the data set {self._root}")
+        return path
 
 
-def _open(section: HFDatasetData) -> Any:
-    """The rows, images undecoded."""
+def _open_rows(section: HFDatasetData) -> tuple[Any, Path]:
+    """The rows, images undecoded, and the folder that images without bytes must lie in."""
     try:
         import datasets
     except ImportError as error:
         raise UsageError("data.kind hf_dataset needs the datasets library: pip install 'rgbench[datasets]'") from error
     datasets.disable_progress_bars()
-    rows = _split(section, datasets)
+    place = Path(section.path).expanduser()
+    on_hub = not place.exists()
+    if on_hub:
+        place = _hub_snapshot(section)
+    try:
+        rows = _load_split(place, section.split, on_hub, datasets)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(f"{section.path}: cannot be opened as a data set: {error}") from error
     for key in ("image_column", "caption_column"):
         column = getattr(section, key)
         if column not in rows.column_names:
@@ -291,20 +256,33 @@ def _open(section: HFDatasetData) -> Any:
             raise UsageError(f"{section.path}: no column {column!r} (data.{key}); it has {known}")
     if not len(rows):
         raise UsageError(f"{section.path}: split {section.split!r} holds no row")
-    return rows.cast_column(section.image_column, datasets.Image(decode=False))
+    root = place.parents[1] if on_hub else place if place.is_dir() else place.parent  # the cache links to its blobs
+    return rows.cast_column(section.image_column, datasets.Image(decode=False)), root
 
 
-def _split(section: HFDatasetData, datasets: Any) -> Any:
-    place = Path(section.path).expanduser()
+def _load_split(place: Path, split: str, on_hub: bool, datasets: Any) -> Any:
+    if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
+        found = datasets.load_from_disk(str(place))
+        return found[split] if isinstance(found, datasets.DatasetDict) else found
+    files = sorted(map(str, place.rglob("*.parquet"))) if place.is_dir() else [str(place)]
+    if not files:
+        raise UsageError(f"{place}: neither a folder that save_to_disk wrote nor one with parquet files")
+    if on_hub:  # the names of its files say the split
+        return datasets.load_dataset(str(place), split=split)
+    return datasets.load_dataset("parquet", data_files=files, split="train")
+
+
+def _hub_snapshot(section: HFDatasetData) -> Path:
+    """The folder of a data set of the hub in the local cache; rgbench downloads nothing."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    name, revision = section.path, section.revision
     try:
-        if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
-            found = datasets.load_from_disk(str(place))
-            return found[section.split] if isinstance(found, datasets.DatasetDict) else found
-        files = sorted(map(str, place.rglob("*.parquet"))) if place.is_dir() else [str(place)]
-        if place.exists() and files:
-            return datasets.load_dataset("parquet", data_files=files, split="train")
-        if place.exists():
-            raise UsageError(f"{place}: neither a folder that save_to_disk wrote nor one with parquet files")
-        return datasets.load_dataset(section.path, split=section.split, revision=section.revision)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"{section.path}: cannot be opened as a data set: {error}") from error
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        pinned = ["--revision", revision] if revision else []
+        command = shlex.join(["hf", "download", name, "--repo-type", "dataset", *pinned])
+        raise UsageError(
+            f"data.path {name}: no such file or folder; if it is a data set of the hub, get it with: {command}"
+        ) from error

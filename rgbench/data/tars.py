@@ -1,12 +1,7 @@
-"""Webdataset tars as training data: random access through an index, in the order of shards and members.
+"""Webdataset tars as training data: an index for random access, the source, and the export of benchtop scenes.
 
-Index of webdataset tars: where each sample's image and caption lie, for O(1) access.
-
-A tar is listed once; what was found is kept in the user's cache folder
-(``$XDG_CACHE_HOME/rgbench/tars``, else ``~/.cache/rgbench/tars``) under the tar's
-path, size and time of change, so that a second start reads the index alone.
-
-Benchtop scenes as webdataset tars: the same bytes each time, whole shards or none.
+A tar is listed once. Its index lies in the user's cache folder under the tar's path, size and time of change, so that a
+second start reads the index alone.
 """
 
 from __future__ import annotations
@@ -15,7 +10,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,31 +23,34 @@ from rgbench.benchtop.scenes import SPLITS, captions, scene_batch
 from rgbench.core.errors import UsageError
 from rgbench.core.io import (
     TarMember,
-    load_safetensors,
+    load_checked,
     open_tar,
     read_json,
     read_member,
-    save_safetensors_atomic,
+    save_checked,
     sha256_file,
+    user_cache,
     write_bytes_atomic,
     write_json_atomic,
 )
-from rgbench.data.batches import IMAGE_SUFFIXES, Batch, TolerantReader, UnreadableSample, decode_caption, decode_image
+from rgbench.data.batches import Batch
 from rgbench.data.config import WebDatasetData
+from rgbench.data.files import IMAGE_SUFFIXES, image_files, is_data_name
+from rgbench.data.samples import TolerantReader, UnreadableSample, decode_caption, decode_image, hash_contents
 
 BLOCK_BYTES = 512
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Samples of one tar.
+    """The samples of one tar.
 
     Attributes:
-        keys: (N,) byte strings in tar order: member names up to the first dot of the last part. An array,
-            because 12 M Python strings would take 0.8 GB.
+        keys: (N,) byte strings in tar order, member names up to the first dot of the last part. An array, since 12 M
+            Python strings would take 0.8 GB.
         spans: (N, 4) int64: image offset, image bytes, caption offset, caption bytes.
         dropped: reasons of the samples that lack an image or a caption.
     """
@@ -64,7 +61,7 @@ class ShardIndex:
 
 
 def index_shard(path: Path) -> ShardIndex:
-    """Index of one tar, from the cache where the tar has not changed since.
+    """Index one tar, or take its index from the cache where the tar has not changed since.
 
     Raises:
         UsageError: no such file, compressed, damaged or truncated, or with hostile members.
@@ -75,13 +72,13 @@ def index_shard(path: Path) -> ShardIndex:
     if cached.is_file():
         try:
             return _load(cached)
-        except (UsageError, KeyError, ValueError) as error:
-            logger.warning("tar index made again: %s", error)
+        except UsageError as error:
+            log.warning("%s; the index is made again", error)
     index = _build(path)
     try:
         _save(index, cached)
     except OSError as error:
-        logger.warning("%s: tar index not kept: %s", cached, error)
+        log.warning("%s: tar index not written: %s", cached, error)
     return index
 
 
@@ -91,7 +88,7 @@ def _build(path: Path) -> ShardIndex:
     samples: dict[str, dict[str, TarMember]] = {}
     for member in members:
         folder, _, name = member.name.rpartition("/")
-        if name.startswith("."):  # macOS resource forks and the like
+        if not all(map(is_data_name, member.name.split("/"))):
             continue
         stem, _, extension = name.partition(".")
         key = f"{folder}/{stem}" if folder else stem
@@ -110,7 +107,7 @@ def _build(path: Path) -> ShardIndex:
 
 
 def _check_end(path: Path, members: list[TarMember]) -> None:
-    """Python's tarfile takes a broken header after the first for the end, and so would lose samples in silence."""
+    """Check for the end mark: Python's tarfile takes a broken header for the end and would drop the rest in silence."""
     end = max((m.offset + m.size for m in members), default=0)
     end += -end % BLOCK_BYTES
     with open(path, "rb") as file:
@@ -122,9 +119,8 @@ def _check_end(path: Path, members: list[TarMember]) -> None:
 
 def _cache_path(path: Path) -> Path:
     stat = path.stat()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     identity = json.dumps([INDEX_VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-    return root / "rgbench" / "tars" / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
+    return user_cache("tars") / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
 
 
 def _save(index: ShardIndex, cached: Path) -> None:
@@ -134,16 +130,13 @@ def _save(index: ShardIndex, cached: Path) -> None:
         "spans": torch.from_numpy(index.spans),
         "names": torch.from_numpy(np.frombuffer(names, dtype=np.uint8).copy()),
     }
-    save_safetensors_atomic(tensors, cached)
+    save_checked(tensors, cached)
 
 
 def _load(cached: Path) -> ShardIndex:
-    tensors = load_safetensors(cached)
+    tensors = load_checked(cached)
     keys, dropped = json.loads(tensors["names"].numpy().tobytes())
-    spans = tensors["spans"].numpy()
-    if spans.shape != (len(keys), 4):
-        raise ValueError(f"{cached}: {len(keys)} keys and spans of shape {spans.shape}")
-    return ShardIndex(_key_array(keys), spans, dropped)
+    return ShardIndex(_key_array(keys), tensors["spans"].numpy(), dropped)
 
 
 def _key_array(keys: list[str]) -> np.ndarray:
@@ -151,7 +144,7 @@ def _key_array(keys: list[str]) -> np.ndarray:
 
 
 class WebDatasetSource:
-    """Samples of all tars, numbered through.
+    """Samples of all tars, numbered in the order of tars and members.
 
     Args:
         section: ``data:`` of the recipe.
@@ -179,11 +172,12 @@ class WebDatasetSource:
         self._reader = TolerantReader(where, num, self._read, dropped)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Count, and a hash over the tars' names, keys and member positions; where they lie does not matter."""
+        """Count, and a hash over the tars' names, keys, positions and contents; where they lie does not matter."""
         digest = hashlib.sha256()
         for path, keys, spans in zip(self._shards, self._keys, self._spans, strict=True):
             digest.update(b"\n".join([path.name.encode(), *keys.tolist(), b""]))
             digest.update(spans.tobytes())
+        digest.update(hash_contents(self.length or 0, self._contents).encode())
         return {"kind": self.name, "resolution": self._resolution, "num": self.length, "sha256": digest.hexdigest()}
 
     def load(self, indices: list[int]) -> Batch:
@@ -195,22 +189,30 @@ class WebDatasetSource:
         return self._reader.load(indices)
 
     def _read(self, index: int) -> tuple[np.ndarray, str, str]:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        within = index - (int(self._ends[shard - 1]) if shard else 0)
-        path, key = self._shards[shard], self._keys[shard][within].decode()
-        image_offset, image_size, text_offset, text_size = map(int, self._spans[shard][within])
+        path, key, _ = self._find(index)
         where = f"{path.name}: {key}"
         try:
-            with open(path, "rb") as file:
-                image = read_member(file, TarMember(key, image_offset, image_size))
-                text = read_member(file, TarMember(key, text_offset, text_size))
+            image, text = self._contents(index)
         except OSError as error:
             raise UnreadableSample(f"{where}: {error}") from error
         return decode_image(image, self._resolution, where), decode_caption(text, where), f"{path.stem}/{key}"
 
+    def _contents(self, index: int) -> list[bytes]:
+        """The bytes of an image and of its caption."""
+        path, key, (image_offset, image_size, text_offset, text_size) = self._find(index)
+        members = TarMember(key, image_offset, image_size), TarMember(key, text_offset, text_size)
+        with open(path, "rb") as file:
+            return [read_member(file, member) for member in members]
+
+    def _find(self, index: int) -> tuple[Path, str, list[int]]:
+        """A sample's tar, key and span."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        within = index - (int(self._ends[shard - 1]) if shard else 0)
+        return self._shards[shard], self._keys[shard][within].decode(), self._spans[shard][within].tolist()
+
 
 def index_part(section: WebDatasetData, part: int, num_parts: int) -> None:
-    """Index every ``num_parts``-th tar, from number ``part`` on; the indices are kept in the user's cache folder.
+    """Index every ``num_parts``-th tar, from number ``part`` on, into the user's cache folder.
 
     Raises:
         UsageError: no tar found, or a damaged or hostile one.
@@ -230,7 +232,7 @@ def _find_shards(path: str | list[str]) -> list[Path]:
     shards = sorted(place.glob("*.tar"))
     if shards:
         return shards
-    if any(file.suffix.lower() in IMAGE_SUFFIXES for file in place.rglob("*")):
+    if image_files(place):
         raise UsageError(f"{place}: holds images and no tars; use kind: image_folder")
     compressed = next((file.name for file in sorted(place.iterdir()) if ".tar." in file.name), None)
     hint = f"; {compressed} is compressed, and only plain .tar can be read at random" if compressed else ""
@@ -244,10 +246,9 @@ RENDER_BATCH = 64  # scenes rendered at a time; bounds memory, changes no byte
 def export_scenes(out: Path, num: int, split: str = "train", shard_size: int = 1000, quality: int = 95) -> list[Path]:
     """Write the first ``num`` scenes of a split as tars of .jpg, .txt and .json (attributes).
 
-    Training from them (``kind: webdataset``) sees the scenes that ``kind: scenes`` with
-    the same ``num`` shows, in the same order for the same seed; only the JPEG differs.
-    Chroma is not subsampled: at 64 px it would smear the objects' colours. Shards that
-    an earlier call finished are kept, so that an interrupted export goes on.
+    Training from them (``kind: webdataset``) sees the scenes of ``kind: scenes`` with the same ``num``, in the same
+    order for the same seed; only the JPEG differs. Chroma is not subsampled: at 64 px it would smear the objects'
+    colours. Finished shards of an interrupted export stay.
 
     Args:
         out: folder for the tars and index.json; made where missing.
@@ -286,7 +287,7 @@ def export_scenes(out: Path, num: int, split: str = "train", shard_size: int = 1
 
 
 def _finished_shards(out: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """File name → sha256 of the shards that an export with the same settings left whole."""
+    """File name → sha256 of the whole shards of an earlier export with the same settings."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; name a folder for the tars")
     index_path = out / INDEX_NAME
@@ -298,17 +299,21 @@ def _finished_shards(out: Path, settings: dict[str, Any]) -> dict[str, str]:
     index = read_json(index_path)
     found = {key: index.get(key) for key in settings} if isinstance(index, dict) else {}
     if found != settings:
-        differing = ", ".join(f"{k} {found.get(k)} (asked: {v})" for k, v in settings.items() if found.get(k) != v)
+        differing = ", ".join(f"{k} {found.get(k)}, not {v}" for k, v in settings.items() if found.get(k) != v)
         raise UsageError(f"{index_path}: another export lies there: {differing}; name another folder")
+    try:
+        listed = {str(shard["file"]): shard["sha256"] for shard in index["shards"]}
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{index_path}: damaged; name another folder") from error
     return {
-        shard["file"]: shard["sha256"]
-        for shard in index.get("shards", [])
-        if (out / shard["file"]).is_file() and sha256_file(out / shard["file"]) == shard["sha256"]
+        name: sha256
+        for name, sha256 in listed.items()
+        if Path(name).name == name and (out / name).is_file() and sha256_file(out / name) == sha256
     }
 
 
 def shard_bytes(split: str, first: int, count: int, quality: int) -> bytes:
-    """One tar of scenes ``first`` to ``first + count``; members carry no time, owner or other trace of the machine."""
+    """One tar of scenes ``first`` to ``first + count``, without time, owner or another trace of the machine."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for start in range(first, first + count, RENDER_BATCH):

@@ -31,7 +31,17 @@ from PIL import Image
 from torch import Tensor
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.io import INDEX, file_stem, open_image, read_json, sha256_file, write_bytes_atomic, write_json_atomic
+from rgbench.core.io import (
+    INDEX,
+    ImageHeader,
+    file_stem,
+    inspect_image,
+    open_image,
+    read_json,
+    sha256_file,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 from rgbench.core.process import available_bytes, available_cores, lacks_memory
 from rgbench.core.progress import Track, untracked
 from rgbench.data.prompts import Prompt, PromptSet
@@ -253,7 +263,7 @@ class ImageStream:
         return to_uint8(images)
 
 
-LOSSY = (".jpg", ".jpeg", ".webp")
+LOSSY = ("JPEG", "WEBP")  # formats; what a file is called does not matter
 CHUNK = 256
 
 
@@ -285,15 +295,15 @@ class GivenImages:
     ) -> None:
         self.prompts, self.batch_size = prompts.prompts, batch_size or BATCH_SIZE
         self.files = match_images(folder, prompts, known, seed)
-        lossy = sorted({path.suffix.lower() for path in self.files if path.suffix.lower() in LOSSY})
+        self.resolution, digest, formats = _check(folder, self.files, track)
+        lossy = [name for name in formats if name in LOSSY]
         self.jpeg = f"as given ({', '.join(lossy)})" if lossy else None
-        self.resolution, digest = _check(folder, self.files, track)
         fields = {
             "sampler": "images",
             "resolution": self.resolution,
             "images_sha256": digest,
             "num": len(self.files),
-            "files": sorted({path.suffix.lower() for path in self.files}),
+            "files": formats,
         }
         self.generation = Generation(id=identify("images", fields), fields=fields)
         self.images_per_sec, self.network_evaluations = None, None
@@ -312,19 +322,21 @@ def _decode(path: Path) -> Tensor:
     return torch.from_numpy(np.array(open_image(path, exact=True), dtype=np.uint8)).permute(2, 0, 1)
 
 
-def _check(folder: Path, files: Sequence[Path], track: Track) -> tuple[int, str]:
-    """Side and content hash of the images; every file is decoded once."""
+def _check(folder: Path, files: Sequence[Path], track: Track) -> tuple[int, str, list[str]]:
+    """Side, content hash and formats of the images; every file is decoded once."""
     digest = hashlib.sha256()
     faults: list[str] = []
     sizes: dict[tuple[int, int], Path] = {}
+    formats: set[str] = set()
     with ThreadPoolExecutor(available_cores()) as pool:
         for chunk in track(torch.arange(len(files)).split(CHUNK), f"{folder.name}: reading"):
-            for i, (size, found) in zip(chunk.tolist(), pool.map(_inspect, [files[i] for i in chunk]), strict=True):
-                if size is None:
+            for i, (header, found) in zip(chunk.tolist(), pool.map(_inspect, [files[i] for i in chunk]), strict=True):
+                if header is None:
                     faults.append(found)
                 else:
                     digest.update(f"{i} {found}\n".encode())
-                    sizes.setdefault(size, files[i])
+                    sizes.setdefault(header.size, files[i])
+                    formats.add(header.format)
     if faults:
         listed = "".join(f"\n  {fault}" for fault in faults[:NUM_NAMED])
         more = f"\n  … and {len(faults) - NUM_NAMED} more" if len(faults) > NUM_NAMED else ""
@@ -335,13 +347,14 @@ def _check(folder: Path, files: Sequence[Path], track: Track) -> tuple[int, str]
     ((width, height),) = sizes
     if width != height:
         raise UsageError(f"{folder}: images of {width}×{height} pixels; square ones are measured: crop them first")
-    return width, digest.hexdigest()
+    return width, digest.hexdigest(), sorted(formats)
 
 
-def _inspect(path: Path) -> tuple[tuple[int, int] | None, str]:
-    """Size and sha256 of a file, or None and what is wrong with it."""
+def _inspect(path: Path) -> tuple[ImageHeader | None, str]:
+    """Header and sha256 of a file that can be decoded, or None and what is wrong with it."""
     try:
-        return open_image(path, exact=True).size, sha256_file(path)
+        open_image(path, exact=True)
+        return inspect_image(path), sha256_file(path)
     except (UsageError, OSError) as error:
         return None, str(error)
 

@@ -24,10 +24,10 @@ from typing import Any
 from rgbench.core import checkpoint
 from rgbench.core.config import load_yaml
 from rgbench.core.errors import UsageError, suggest
-from rgbench.core.io import INDEX, file_stem, load_safetensors, parse_json, read_json, save_safetensors_atomic
+from rgbench.core.io import INDEX, file_stem, load_safetensors, normal_form, read_json, save_safetensors_atomic
 from rgbench.core.run import RunDirectory
+from rgbench.data.files import IMAGE_SUFFIXES, clean_text, image_files, is_image_name, read_captions
 from rgbench.data.prompts import Prompt, PromptSet
-from rgbench.metrics.reference import SUFFIXES, image_files
 from rgbench.models.presets import PRESETS, Preset, find_preset
 from rgbench.models.student import Student
 
@@ -37,7 +37,7 @@ NUM_NAMED = 10  # names in a message
 
 def holds_images(folder: Path) -> bool:
     """Whether a folder, or one just below it, holds an image."""
-    return any(path.suffix.lower() in SUFFIXES for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    return any(is_image_name(path.name) for pattern in ("*", "*/*") for path in folder.glob(pattern))
 
 
 def list_images(folder: Path) -> dict[str, Path]:
@@ -50,12 +50,14 @@ def list_images(folder: Path) -> dict[str, Path]:
         raise UsageError(f"{folder}: no such folder of images")
     found: dict[str, Path] = {}
     for path in image_files(folder):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
+        stem = _stem(path.relative_to(folder))
         if stem in found:
             raise UsageError(f"{folder}: {found[stem].name} and {path.name} would both be image {stem!r}; keep one")
         found[stem] = path
     if not found:
-        raise UsageError(f"{folder}: no image found (looked for {', '.join(SUFFIXES)} in it and in its subfolders)")
+        raise UsageError(
+            f"{folder}: no image found (looked for {', '.join(IMAGE_SUFFIXES)} in it and in its subfolders)"
+        )
     return found
 
 
@@ -73,11 +75,13 @@ def own_rows(folder: Path, seed: int) -> list[dict[str, Any]] | None:
         listed = read_json(index)
         if not isinstance(listed, list):
             raise UsageError(f"{index}: expected a list with file, prompt_id and prompt of each image")
-        rows = [_row(row, ("file", "prompt_id", "prompt"), f"{index}: entry {i}") for i, row in enumerate(listed)]
+        rows = [_row(entry, f"{index}: entry {i}") for i, entry in enumerate(listed)]
         rows = [row for row, entry in zip(rows, listed, strict=True) if entry.get("seed") == seed]
         table = index
     elif metadata.is_file():
-        rows, table = _metadata_rows(metadata), metadata
+        table = metadata
+        listed = [{"file": row.file_name, "prompt": row.text, "where": row.where} for row in read_captions(metadata)]
+        rows = [_row(entry | {"prompt_id": _stem(Path(entry["file"]))}, entry["where"]) for entry in listed]
     else:
         return None
     twice = [name for name, num in Counter(row["id"] for row in rows).items() if num > 1]
@@ -87,22 +91,17 @@ def own_rows(folder: Path, seed: int) -> list[dict[str, Any]] | None:
     return rows
 
 
-def _metadata_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        parsed = [(i, parse_json(line)) for i, line in enumerate(lines, 1) if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not UTF-8 lines of JSON: {error}") from error
-    return [_row(row, ("file_name", "", "text"), f"{path}:{i}") for i, row in parsed]
+def _row(entry: Any, where: str) -> dict[str, Any]:
+    wanted = ("file", "prompt_id", "prompt")
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) and entry[k].strip() for k in wanted):
+        raise UsageError(f"{where}: expected an object with {', '.join(wanted)}, or file_name and text")
+    text = clean_text(entry["prompt"], where)
+    return {"stem": _stem(Path(entry["file"])), "id": entry["prompt_id"], "text": text}
 
 
-def _row(row: Any, keys: tuple[str, str, str], where: str) -> dict[str, Any]:
-    file, identity, text = keys
-    wanted = [key for key in keys if key]
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) and row[key].strip() for key in wanted):
-        raise UsageError(f"{where}: expected an object with {', '.join(wanted)}")
-    stem = Path(row[file]).with_suffix("").as_posix()
-    return {"stem": stem, "id": row[identity] if identity else stem, "text": row[text].strip()}
+def _stem(path: Path) -> str:
+    """A relative path without suffix, in the form under which names are compared."""
+    return normal_form(path.with_suffix("").as_posix())
 
 
 def own_prompts(folder: Path, seed: int) -> PromptSet:
@@ -170,7 +169,7 @@ def named(names: Sequence[str]) -> str:
 def _by_table(folder: Path, rows: Iterable[Mapping[str, Any]], prompts: Sequence[Prompt]) -> dict[str, str]:
     by_id = {row["id"]: row for row in rows}
     if any(prompt.id in by_id for prompt in prompts):
-        other = [p for p in prompts if p.id in by_id and by_id[p.id]["text"] != p.text.strip()]
+        other = [p for p in prompts if p.id in by_id and by_id[p.id]["text"] != clean_text(p.text, p.id)]
         if other:
             row = by_id[other[0].id]
             raise UsageError(
@@ -184,7 +183,7 @@ def _by_table(folder: Path, rows: Iterable[Mapping[str, Any]], prompts: Sequence
         by_text.setdefault(row["text"], []).append(row["stem"])
     found = {}
     for prompt in prompts:  # a text that occurs twice takes its images in the order of the table
-        stems = by_text.get(prompt.text.strip())
+        stems = by_text.get(clean_text(prompt.text, prompt.id))
         if stems:
             found[prompt.id] = stems.pop(0)
     return found
@@ -193,7 +192,7 @@ def _by_table(folder: Path, rows: Iterable[Mapping[str, Any]], prompts: Sequence
 def _by_name(images: Mapping[str, Path], prompts: Sequence[Prompt], seed: int) -> dict[str, str]:
     found: dict[str, str] = {}
     for prompt in prompts:
-        names = (f"{file_stem(prompt.id)}-{seed}", file_stem(prompt.id), prompt.id)
+        names = (f"{file_stem(prompt.id)}-{seed}", file_stem(prompt.id), normal_form(prompt.id))
         fitting = [name for name in dict.fromkeys(names) if name in images]
         if len(fitting) > 1:
             raise UsageError(

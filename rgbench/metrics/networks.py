@@ -14,7 +14,6 @@ Inception of 2015-12-05 (NVIDIA's TorchScript translation), pool3, 2,048 feature
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib.util import find_spec
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_pickled_state_dict, load_torchscript, sha256_file
+from rgbench.core.io import load_pickled_state_dict, load_torchscript, sha256_file, user_cache
 from rgbench.core.process import available_cores
 from rgbench.metrics.protocols import Crop
 from rgbench.metrics.reference import to_uint8
@@ -185,7 +184,7 @@ def find_inception(path: Path | None) -> Path:
     Raises:
         UsageError: it is missing, or another file; gives its size and the command that gets it.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rgbench"
+    cache = user_cache("")
     usual = [cache / INCEPTION_FILE, Path("/tmp") / INCEPTION_FILE]
     places = usual if path is None else [path / INCEPTION_FILE if path.is_dir() else path]
     found = next((place for place in places if place.is_file()), None)

@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import ImageHeader, inspect_image, open_image, read_json, sha256_file, write_json_atomic
 from rgbench.core.process import available_cores
 from rgbench.core.progress import Track, untracked
+from rgbench.data.files import IMAGE_SUFFIXES, image_files
 from rgbench.data.prompts import PromptSet
 from rgbench.metrics.cache import cache_folder, keep_array
 from rgbench.metrics.features import FeatureNetwork, InputBatch
@@ -49,7 +49,6 @@ SPLIT = "test"  # its nuisance stream (jitter, rotation, texture) is never train
 SCENE_CHUNK = 256
 BATCH = 64
 NUM_NAMED = 5  # faulty files in a message
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MIN_IMAGES = 2 * NUM_GROUPS  # two in each jackknife group
 MAX_IMAGES = 5000  # more than a probe's generated images; all of COCO's val2017
 LOSSY = "real images were lossy"  # flag of every difference to them
@@ -231,9 +230,9 @@ class ReferenceFolder:
         self.folder, self.cache, self.track = folder, cache, track
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder of reference images")
-        self.files = sorted(image_files(folder))
+        self.files = image_files(folder)
         if not self.files:
-            raise UsageError(f"{folder}: no reference image found (looked for {', '.join(SUFFIXES)})")
+            raise UsageError(f"{folder}: no reference image found (looked for {', '.join(IMAGE_SUFFIXES)})")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -485,24 +484,6 @@ def _jpeg_history(headers: Sequence[ImageHeader]) -> str:
     if samplings := sorted({header.sampling for header in headers if header.sampling}):
         parts.append(f"chroma {' or '.join(samplings)}")
     return ", ".join(parts)
-
-
-def image_files(folder: Path) -> Iterator[Path]:
-    """Images of a folder and its subfolders, folder by folder, by name, without hidden ones.
-
-    Links are followed, last, and into each folder once: one that leads back up would give every image many times.
-    """
-    entered: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in entered:
-            folders.clear()
-            continue
-        entered.add(os.path.realpath(parent))
-        links = {name for name in folders if os.path.islink(os.path.join(parent, name))}
-        folders[:] = [*sorted(set(folders) - links), *sorted(links)]
-        for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(parent, name)
 
 
 def _first(names: list[str]) -> str:

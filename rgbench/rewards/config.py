@@ -8,7 +8,6 @@ nothing is ever fetched.
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rgbench.core.config import Section
 from rgbench.core.errors import UsageError, suggest
-from rgbench.core.io import sha256_file
+from rgbench.core.io import sha256_file, user_cache
 from rgbench.core.registry import names
 from rgbench.models.presets import HPS_REPO, HPS_REVISION
 
@@ -301,8 +300,7 @@ class FileWeights:
     @property
     def path(self) -> Path:
         """Where it is looked for: ``$XDG_CACHE_HOME/rgbench/weights``, else ``~/.cache/rgbench/weights``."""
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return root / "rgbench" / "weights" / self.name
+        return user_cache("weights") / self.name
 
     def find(self) -> Path | None:
         """The file, or None.

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rgbench.core.errors import RgbenchError, UsageError, suggest
-from rgbench.core.io import parse_json
+from rgbench.core.io import parse_json, user_cache
 from rgbench.core.process import BUSY_SPINS, IDLE_SPINS
 
 if TYPE_CHECKING:
@@ -236,8 +236,7 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
 
 def _new_log(name: str) -> Path:
     """A file of its own in the cache; the newest ones are kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "rgbench" / "workers"
+    folder = user_cache("workers")
     folder.mkdir(parents=True, exist_ok=True)
     old = sorted(folder.glob("*.log"), key=lambda file: file.name)
     for file in old[: max(len(old) - KEPT_LOGS + 1, 0)]:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from rgbench.data.batches import to_batch
+from rgbench.data.samples import to_batch
 
 
 def test_a_batch_holds_each_value_as_torch_divides_it():

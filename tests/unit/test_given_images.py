@@ -196,8 +196,11 @@ def test_the_generation_follows_the_contents_and_not_the_names(tmp_path):
     assert [len(batch.prompts) for batch in batches] == [2, 1]
     assert np.array_equal(batches[0].images[1].permute(1, 2, 0).numpy(), np.array(picture(0)))
     (tmp_path / "b" / "mine_1.png").unlink()
-    picture(1).save(tmp_path / "b" / "mine_1.jpg")
-    assert GivenImages(tmp_path / "b", PROMPTS, PROMPTS, 0, 2).jpeg == "as given (.jpg)"
+    for name in ("mine_1.jpg", "mine_1.png"):  # what a file is called does not matter
+        picture(1).save(tmp_path / "b" / name, format="JPEG")
+        found = GivenImages(tmp_path / "b", PROMPTS, PROMPTS, 0, 2)
+        assert found.jpeg == "as given (JPEG)" and found.generation.fields["files"] == ["JPEG", "PNG"]
+        (tmp_path / "b" / name).unlink()
 
 
 @pytest.mark.parametrize("option", [{"steps": 5}, {"dtype": "float16"}, {"guidance": 3.0}, {"sampler": "lcm"}])

@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -82,6 +84,46 @@ def test_wrong_names_are_said(tmp_path: Path, fields: dict[str, str], said: str)
     datasets.DatasetDict({"train": rows(1)}).save_to_disk(tmp_path / "d")
     with pytest.raises(UsageError, match=said):
         open_source(section(tmp_path / "d", **fields))
+
+
+def parquet_naming(folder: Path, path: str) -> Path:
+    """A parquet file of one image without bytes."""
+    folder.mkdir()
+    table = pyarrow.table({"image": [{"bytes": None, "path": path}], "text": ["x"]})
+    pyarrow.parquet.write_table(table, folder / "0.parquet")
+    return folder
+
+
+def test_images_lie_in_the_data_set(tmp_path: Path) -> None:
+    (tmp_path / "private.png").write_bytes(png(200))
+    for number, name in enumerate((str(tmp_path / "private.png"), "../private.png", "absent.png", "")):
+        folder = parquet_naming(tmp_path / str(number), name)
+        with pytest.raises(UsageError, match=rf"row 0: image '{name}' is no file of the data set"):
+            open_source(section(folder))
+    folder = parquet_naming(tmp_path / "good", "sub/a.png")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a.png").write_bytes(png(200))
+    image = open_source(section(folder)).load([0]).images_BCHW
+    assert image is not None and round(float(image[0, 0].max() * 255)) == 200
+
+
+def test_nothing_is_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    command = "hf download someone/set --repo-type dataset --revision abc"
+    with pytest.raises(UsageError, match=f"someone/set: no such file or folder; .*{command}"):
+        open_source(section("someone/set", revision="abc"))
+    with pytest.raises(UsageError, match="no such file or folder"):
+        open_source(section("./my data/mistyped"))
+
+
+def test_a_data_set_of_the_hub_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "datasets--someone--set" / "snapshots" / ("a" * 40)
+    (folder / "data").mkdir(parents=True)
+    rows(3).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    rows(2).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    assert open_source(section("someone/set", revision="a" * 40)).length == 3
+    assert open_source(section("someone/set", revision="a" * 40, split="test")).length == 2
 
 
 def test_a_folder_of_something_else_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -147,12 +148,31 @@ def test_a_damaged_row_is_found(recipe):
     data[-4 * 4 * 8 * 8] ^= 1  # among the float32 rows, which the file holds after its int64 ones
     file.write_bytes(data)
     source = opened(recipe)
-    with pytest.raises(UsageError, match=r"000000004\.safetensors: row \d is damaged; .*rgbench cache"):
+    with pytest.raises(UsageError, match=r"000000004\.safetensors: damaged in row \d; .*rgbench cache"):
         source.load([4, 5, 6, 7])
     assert source.load([0, 1, 8]).encoded is not None
     file.unlink()
     with pytest.raises(UsageError, match=r"000000004\.safetensors"):
         opened(recipe).load([4])
+
+
+def test_one_flipped_bit_is_never_used_in_silence(recipe):
+    folder = cache(recipe, [], device="cpu")
+    file = folder / "000000004.safetensors"
+    whole, order = file.read_bytes(), [4, 5, 6, 7]
+    good = opened(recipe).load(order)
+    for bit in random.Random(0).choices(range(8 * len(whole)), k=150):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        try:
+            found = opened(recipe).load(order)
+        except UsageError as error:
+            assert file.name in str(error)
+            continue
+        assert (found.prompts, found.ids) == (good.prompts, good.ids), bit
+        for part in ("mean", "std", "prompt_embeds"):
+            assert torch.equal(getattr(found.encoded, part), getattr(good.encoded, part)), bit
 
 
 def test_data_without_end_is_refused(recipe):

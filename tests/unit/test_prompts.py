@@ -119,7 +119,7 @@ def test_the_hps_benchmark_is_a_folder_of_four_lists(tmp_path: Path) -> None:
         load_prompts(tmp_path)
     for content, message in ((b"{}", "expected a list"), (b'["a", " "]', "expected a list"), (b"\xff", "not UTF-8")):
         written(tmp_path / "anime.json", content)
-        with pytest.raises(UsageError, match=f"anime.json: {message}"):
+        with pytest.raises(UsageError, match=f"anime.json.*: {message}"):
             load_prompts(tmp_path)
     (tmp_path / "anime.json").unlink()
     with pytest.raises(UsageError, match="anime.json: missing; HPSv2's benchmark has anime.json, concept-art.json"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import tarfile
 from pathlib import Path
 
@@ -115,6 +116,30 @@ def test_a_damaged_index_is_made_again(tmp_path: Path, own_cache: Path) -> None:
     assert index_shard(path).keys.tolist() == [b"a"]
 
 
+def test_one_flipped_bit_of_the_index_is_found(
+    tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tar(tmp_path / "0.tar", {**sample("a", 1), **sample("b", 2), "alone.txt": b"x"})
+    first = index_shard(path)
+    (cached,) = own_cache.iterdir()
+    whole = cached.read_bytes()
+    flips = random.Random(0).choices(range(8 * len(whole)), k=150)
+    for bit in flips:
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        cached.write_bytes(data)
+        again = index_shard(path)
+        assert again.keys.tolist() == first.keys.tolist() and again.dropped == first.dropped, bit
+        assert again.spans.tolist() == first.spans.tolist(), bit
+    assert "the index is made again" in caplog.text
+
+
+def test_hidden_members_are_left_out(tmp_path: Path) -> None:
+    hidden = {".hidden/a.png": b"", "__MACOSX/a.png": b"", "._a.png": b"", "x/.ipynb_checkpoints/a.txt": b""}
+    write_tar(tmp_path / "0.tar", hidden | sample("x/a", 1))
+    assert open_source(section(tmp_path)).load([0]).ids == ["0/x/a"]
+
+
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -126,6 +151,11 @@ def test_fingerprint_follows_the_data_and_not_the_place(tmp_path: Path) -> None:
         write_tar(tmp_path / name / "0.tar", sample("k", 1))
     prints = [open_source(section(tmp_path / name)).fingerprint() for name in ("a", "b")]
     assert prints[0] == prints[1]
+    members = sample("k", 1)
+    other = next(data for data in map(image_bytes, range(2, 99)) if len(data) == len(members["k.png"]))
+    for name, data in (("k.txt", b"caption 2"), ("k.png", other)):
+        write_tar(tmp_path / "b" / "0.tar", members | {name: data})
+        assert open_source(section(tmp_path / "b")).fingerprint() != prints[0], "other contents of the same size"
     write_tar(tmp_path / "b" / "0.tar", sample("k2", 1))
     assert open_source(section(tmp_path / "b")).fingerprint() != prints[0]
 
