@@ -335,8 +335,9 @@ def unlike(model: Model, base: Model) -> str:
 
 
 def sampling_of(result: ModelResult) -> dict[str, Any]:
-    """The generation's fields without the weights: what training seeds of one method share."""
-    return {key: value for key, value in result.head.generation.fields.items() if key != "weights_sha256"}
+    """The generation's fields without the weights, or the given images: what training seeds of one method share."""
+    own = ("weights_sha256", "images_sha256")
+    return {key: value for key, value in result.head.generation.fields.items() if key not in own}
 
 
 def seed_of(result: ModelResult) -> int | None:

@@ -4,11 +4,14 @@
     better   oriented(model) − oriented(base); above 0 the model is better
              oriented: v (higher is better), −v (lower), −|v| (difference to real images)
 
-Only common training seeds are compared. Two or more: paired t over seeds. One: that pair of runs, by the images they
-share. Where both kept per-image values, prompts are resampled with all their seeds, each group by itself; where both
-kept jackknife replicates of the same prompts, those are subtracted; else half widths are added in quadrature, which
-ignores that both sides share prompts and noise and is usually too wide. Real images of no prompt are a third sample,
-which both models share: it is drawn, or left out, once for both.
+    basis        compared are                                  interval
+    seeds        common training seeds, two or more            paired t over seeds
+    spread       one run with n ≥ 3 seeds of the other side    (x − mean) ± t(n − 1) · s · √(1 + 1/n)
+    images       two runs with per-image values                prompts resampled, each group by itself
+    jackknife    two runs with jackknife replicates            replicates subtracted
+    quadrature   two runs or means with intervals              half widths added in quadrature, usually too wide
+
+Real images of no prompt are a third sample, which both models share: it is drawn, or left out, once for both.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -24,12 +28,23 @@ import numpy as np
 
 from rgbench.evaluate.store import ModelResult
 from rgbench.judge.models import Column, Model
-from rgbench.metrics.statistics import LEVEL, jackknife_interval_of_sides, paired_t, resampled_means, t_interval
+from rgbench.metrics.statistics import (
+    LEVEL,
+    POWER,
+    jackknife_interval_of_sides,
+    paired_t,
+    resampled_means,
+    student_t_p,
+    student_t_quantile,
+    t_interval,
+)
 from rgbench.metrics.values import Interval, MetricValue
 
 CACHED = 4096  # comparisons and replicates: tables, words and files ask for the same ones
 REAL_SEED = 1  # of the draws of a real mean: the same for both models of a comparison
 CLOSE = 1e-4  # per-image values whose mean is further from the value belong to another number
+
+MIN_SPREAD = 3  # seeds whose spread one run is compared with
 
 Pair = tuple[int | None, int | None]  # training seed of the model, of the base
 
@@ -46,9 +61,9 @@ class Delta:
         better: the oriented difference, above 0 where the model is better; None where no good end is known.
         better_low: of its 95 % interval.
         better_high: likewise.
-        basis: what the interval rests on: "seeds", "images", "jackknife", "quadrature" or "none".
-        num_pairs: training seeds, prompts or groups of prompts that were paired; 0 where none were.
-        p: two-sided, of the paired t test over seeds of ``better``, or of ``value`` where no good end is known.
+        basis: what the interval rests on: "seeds", "spread", "images", "jackknife", "quadrature" or "none".
+        num_pairs: training seeds, prompts or groups of prompts that were compared; 0 where none were.
+        p: two-sided, over seeds, of ``better``, or of ``value`` where no good end is known.
     """
 
     column: Column
@@ -61,6 +76,17 @@ class Delta:
     basis: str
     num_pairs: int
     p: float | None = None
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest true difference found with probability .8 (Bloom, 1995); None without a spread."""
+        if self.low is None or self.high is None or self.high <= self.low:
+            return None
+        found, half = 0.5 + LEVEL / 2, (self.high - self.low) / 2
+        if self.basis in ("seeds", "spread"):
+            degrees = self.num_pairs - 1
+            return half * (1 + student_t_quantile(POWER, degrees) / student_t_quantile(found, degrees))
+        return half * (1 + NormalDist().inv_cdf(POWER) / NormalDist().inv_cdf(found))
 
     @property
     def is_better(self) -> bool:
@@ -85,10 +111,10 @@ class Delta:
 
 @lru_cache(maxsize=CACHED)
 def delta(model: Model, base: Model, column: Column) -> Delta | None:
-    """Compare two models over their common training seeds.
+    """Compare two models over their common training seeds; one run with all seeds of the other side.
 
-    A side without training seeds, such as the teacher, is paired with each seed of the other. Without a common seed
-    the two means are compared, unpaired.
+    A side without training seeds, such as the teacher, is paired with each seed of the other. Two sides of several
+    seeds that share none are compared by their means, unpaired.
 
     Args:
         model: of one world.
@@ -102,13 +128,21 @@ def delta(model: Model, base: Model, column: Column) -> Delta | None:
         DamagedResult: per-image values are not what was written.
     """
     pairs = common_seeds(model, base, column)
-    if len(pairs) == 1:
-        ((ours, theirs),) = pairs
-        return run_delta(model.results[ours], base.results[theirs], column)
-    if pairs:
-        return _over_seeds(model, base, column, pairs)
+    ours, theirs = _values(model, column), _values(base, column)
+    if not ours or not theirs:
+        return None
+    if len(pairs) > 1:
+        return seeds_delta(column, [ours[a] for a, _ in pairs], [theirs[b] for _, b in pairs])
+    if len(ours) == 1 and len(theirs) >= MIN_SPREAD:
+        return spread_delta(column, *ours.values(), list(theirs.values()))
+    if len(theirs) == 1 and len(ours) >= MIN_SPREAD:
+        return spread_delta(column, *theirs.values(), list(ours.values()), swapped=True)
+    if pairs or len(ours) == len(theirs) == 1:
+        a, b = pairs[0] if pairs else (next(iter(ours)), next(iter(theirs)))
+        return run_delta(model.results[a], base.results[b], column)
     mine, other = model.value(column), base.value(column)
-    return None if mine is None or other is None else _quadrature(column, mine, other, LEVEL)
+    assert mine is not None and other is not None, "both sides have a value"
+    return _quadrature(column, mine, other, LEVEL)
 
 
 def common_seeds(model: Model, base: Model, column: Column) -> list[Pair]:
@@ -119,6 +153,39 @@ def common_seeds(model: Model, base: Model, column: Column) -> list[Pair]:
     if ours == [None]:
         return [(None, seed) for seed in theirs]
     return [(seed, seed) for seed in ours if seed in theirs]
+
+
+def seeds_delta(column: Column, ours: Sequence[float], theirs: Sequence[float]) -> Delta:
+    """Paired t over seeds.
+
+    Args:
+        column: of the values.
+        ours: value of the model for each seed, two or more.
+        theirs: of the base, for the same seeds.
+    """
+    change, low, high = t_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+    if not column.has_good_end:
+        return Delta(column, change, low, high, None, None, None, "seeds", len(ours), paired_t(ours, theirs))
+    good, base = _all_oriented(column, ours), _all_oriented(column, theirs)
+    better, better_low, better_high = t_interval([a - b for a, b in zip(good, base, strict=True)])
+    return Delta(column, change, low, high, better, better_low, better_high, "seeds", len(ours), paired_t(good, base))
+
+
+def spread_delta(column: Column, one: float, seeds: Sequence[float], swapped: bool = False) -> Delta:
+    """One run against the seeds of another method: z = (x − mean)/(s · √(1 + 1/n)) against t(n − 1).
+
+    Args:
+        column: of the values.
+        one: value of the run, whose own luck is not in the interval.
+        seeds: values of the n seeds, two or more.
+        swapped: whether the difference is seeds − run.
+    """
+    change, low, high, p = _spread(one, seeds, swapped)
+    if not column.has_good_end:
+        return Delta(column, change, low, high, None, None, None, "spread", len(seeds), p)
+    good, *base = _all_oriented(column, [one, *seeds])
+    better, better_low, better_high, p = _spread(good, base, swapped)
+    return Delta(column, change, low, high, better, better_low, better_high, "spread", len(seeds), p)
 
 
 def run_delta(model: ModelResult, base: ModelResult, column: Column, level: float = LEVEL) -> Delta | None:
@@ -147,8 +214,10 @@ def run_delta(model: ModelResult, base: ModelResult, column: Column, level: floa
     better = _oriented_difference(column, ours.value, theirs.value)
     if better is None:
         return Delta(column, change, low, high, None, None, None, left.kind, left.num_pairs)
-    drawn = _oriented(column, left.values) - _oriented(column, right.values)
-    return Delta(column, change, low, high, better, *_ends(better, drawn, left, level), left.kind, left.num_pairs)
+    good, other = (np.array(_all_oriented(column, side.values.tolist())) for side in (left, right))
+    return Delta(
+        column, change, low, high, better, *_ends(better, good - other, left, level), left.kind, left.num_pairs
+    )
 
 
 @dataclass(frozen=True)
@@ -225,19 +294,23 @@ def replicates(result: ModelResult, column: Column) -> Replicates | None:
     return Replicates("jackknife", digest, np.asarray([*left, *real], dtype=np.float64), len(left), len(real))
 
 
-def _over_seeds(model: Model, base: Model, column: Column, pairs: list[Pair]) -> Delta:
-    sides: list[tuple[float, ...]] = []
-    for side, seeds in zip((model, base), zip(*pairs, strict=True), strict=True):
-        found = [side.result(column, seed) for seed in seeds]
-        sides.append(tuple(float(value.value or 0) for value in found if value is not None))
-    ours, theirs = sides
-    change, low, high = t_interval([a - b for a, b in zip(ours, theirs, strict=True)])
-    if not column.has_good_end:
-        return Delta(column, change, low, high, None, None, None, "seeds", len(pairs), paired_t(ours, theirs))
-    good = [[float(column.oriented(value) or 0) for value in side] for side in sides]
-    better, better_low, better_high = t_interval([a - b for a, b in zip(*good, strict=True)])
-    p = paired_t(*good)
-    return Delta(column, change, low, high, better, better_low, better_high, "seeds", len(pairs), p)
+def _spread(one: float, seeds: Sequence[float], swapped: bool) -> tuple[float, float, float, float]:
+    """Distance of one value from the mean of n, its 95 % interval and its two-sided p."""
+    num, mean = len(seeds), math.fsum(seeds) / len(seeds)
+    error = math.sqrt(math.fsum((x - mean) ** 2 for x in seeds) / (num - 1) * (1 + 1 / num))
+    change = mean - one if swapped else one - mean
+    half = student_t_quantile(0.5 + LEVEL / 2, num - 1) * error
+    p = student_t_p(change / error, num - 1) if error else float(change == 0)
+    return change, change - half, change + half, p
+
+
+def _values(model: Model, column: Column) -> dict[int | None, float]:
+    found = {seed: model.result(column, seed) for seed in model.results}
+    return {seed: value.value for seed, value in found.items() if value is not None and value.value is not None}
+
+
+def _all_oriented(column: Column, values: Sequence[float]) -> list[float]:
+    return [float(column.oriented(value) or 0) for value in values]
 
 
 def _quadrature(column: Column, ours: MetricValue, theirs: MetricValue, level: float) -> Delta:
@@ -258,10 +331,6 @@ def _ends(value: float, drawn: np.ndarray, of: Replicates, level: float) -> tupl
     sides = [side.tolist() for side in (drawn[: of.num_pairs], drawn[of.num_pairs :]) if len(side)]
     interval = jackknife_interval_of_sides(value, sides, level)
     return (interval.low, interval.high) if interval else (None, None)
-
-
-def _oriented(column: Column, values: np.ndarray) -> np.ndarray:
-    return np.array([column.oriented(value) for value in values.tolist()], dtype=np.float64)
 
 
 def _oriented_difference(column: Column, ours: float, theirs: float) -> float | None:

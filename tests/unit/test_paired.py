@@ -69,6 +69,29 @@ def test_one_common_seed_is_compared_by_its_images(tmp_path):
     assert found.high - found.low < 1e-9, "what both share cancels" and found.p is None
 
 
+def test_one_run_is_compared_with_the_spread_of_seeds():
+    """A table's own subtraction: the run's value minus the mean of the seeds."""
+    luck = np.random.default_rng(3).normal(size=8)
+    made = [make_result(None, f"lcd-s{i}", values={"fd_efflite0": 10.0 + luck[i]}) for i in range(8)]
+    found = result_set([*made, make_result(None, "lrm-s3", values={"fd_efflite0": 16.0})])
+    one, back = compare(found, "fd_efflite0"), compare(found, "fd_efflite0", "lcd", "lrm")
+    error = luck.std(ddof=1) * math.sqrt(1 + 1 / 8)
+    assert one.basis == "spread" and one.num_pairs == 8 and one.value == pytest.approx(6 - luck.mean())
+    assert one.high - one.value == pytest.approx(stats.t.ppf(0.975, 7) * error, rel=1e-6)
+    assert one.p == pytest.approx(2 * stats.t.sf(one.value / error, 7), rel=1e-6)
+    assert one.better == -one.value and one.is_worse
+    assert (back.value, back.low, back.better, back.p) == (-one.value, -one.high, -one.better, one.p)
+
+
+def test_what_could_be_found_is_the_power_of_so_many_seeds():
+    made = [make_result(None, f"lcd-s{i}", values={"hps": 0.0}) for i in range(6)]
+    made += [make_result(None, f"lrm-s{i}", values={"hps": GAIN[i]}) for i in range(6)]
+    power = (stats.t.ppf(0.975, 5) + stats.t.ppf(0.8, 5)) * GAIN.std(ddof=1) / math.sqrt(6)
+    assert compare(result_set(made), "hps").detectable == pytest.approx(power, rel=1e-6)
+    same = [make_result(None, f"{m}-s{i}", values={"hps": 1.0 * i}) for m in ("lcd", "lrm") for i in range(6)]
+    assert compare(result_set(same), "hps").detectable is None, "without a spread nothing is known"
+
+
 def test_images_of_one_prompt_are_resampled_together(tmp_path):
     rows = np.repeat(BASE, 4)
     make_result(tmp_path, "lcd-s0", rows={"oracle_all": np.zeros(256)}, per_prompt=4)
