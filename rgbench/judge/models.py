@@ -151,6 +151,13 @@ class Model:
         """Fingerprint ids of the rewards it was trained on."""
         return self.first.head.trained_rewards
 
+    def run(self, name: str) -> Model:
+        """The one run of a name; the model itself where that is its own name."""
+        if name == self.name or name not in self.names:
+            return self
+        chosen = {seed: result for seed, result in self.results.items() if result.head.model == name}
+        return Model(self.method, self.name, self.recipe_sha256, self.sampling, chosen)
+
     def result(self, column: Column, seed: int | None) -> MetricValue | None:
         """The value of one training seed; None where there is none or it is undefined."""
         found = self.results[seed].by_key.get(column.key) if seed in self.results else None
@@ -217,7 +224,7 @@ class ResultSet:
             able = [base for base in self.models if name in (base.name, *base.names)]
         fitting = [base for base in able if base is not model and not unlike(model, base)]
         best = min(fitting, key=lambda base: _base_rank(model, base), default=None)
-        return best and _only(best, name)
+        return best.run(name) if best is not None and name else best
 
     def why_no_baseline(self, model: Model, name: str | None = None) -> str:
         """Why :meth:`baseline` is None, and what would mend it."""
@@ -275,7 +282,7 @@ class ResultSet:
         Raises:
             UsageError: none.
         """
-        found = tuple(_only(model, name) for model in self.models if name in (model.name, *model.names))
+        found = tuple(model.run(name) for model in self.models if name in (model.name, *model.names))
         if not found:
             known = {known for model in self.models for known in (model.name, *model.names)}
             raise UsageError(f"no finished model {name!r} in world {self.world}; {suggest(name, known)}")
@@ -399,14 +406,6 @@ def _base_rank(model: Model, base: Model) -> tuple[Any, ...]:
     common = len(base.results.keys() & model.results.keys())
     other = base.sampling != model.sampling
     return other, -common, base.name != LCD, -(base.sampling.get("steps") or 0), base.name
-
-
-def _only(model: Model, name: str | None) -> Model:
-    """The model, or its one run of that name."""
-    if name is None or name == model.name or name not in model.names:
-        return model
-    chosen = {seed: result for seed, result in model.results.items() if result.head.model == name}
-    return Model(model.method, name, model.recipe_sha256, model.sampling, chosen)
 
 
 def _values(model: Model, column: Column) -> Iterable[MetricValue]:

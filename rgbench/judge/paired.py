@@ -134,9 +134,9 @@ def delta(model: Model, base: Model, column: Column) -> Delta | None:
     if len(pairs) > 1:
         return seeds_delta(column, [ours[a] for a, _ in pairs], [theirs[b] for _, b in pairs])
     if len(ours) == 1 and len(theirs) >= MIN_SPREAD:
-        return spread_delta(column, *ours.values(), list(theirs.values()))
+        return spread_delta(column, next(iter(ours.values())), list(theirs.values()))
     if len(theirs) == 1 and len(ours) >= MIN_SPREAD:
-        return spread_delta(column, *theirs.values(), list(ours.values()), swapped=True)
+        return spread_delta(column, next(iter(theirs.values())), list(ours.values()), swapped=True)
     if pairs or len(ours) == len(theirs) == 1:
         a, b = pairs[0] if pairs else (next(iter(ours)), next(iter(theirs)))
         return run_delta(model.results[a], base.results[b], column)
