@@ -172,7 +172,7 @@ def make_students(
 ) -> None:
     """Students of one method, ``name-s0`` …, in the declared metrics, shifted from what LCD has.
 
-    Each seed's luck is shared by all methods; the rest is a tenth of it.
+    Each seed's luck is shared by all methods; the rest is a tenth of it, up and down by turns.
     """
     for seed in seeds:
         luck = np.random.default_rng(seed)
@@ -180,8 +180,8 @@ def make_students(
         prompts = np.random.default_rng(7).normal(size=NUM)
         values, rows = {}, {}
         for metric in DECLARED:
-            common, alone = SPREAD[metric] * luck.normal(), 0.1 * SPREAD[metric] * own.normal()
-            level = CLEAN[metric] + shifts.get(metric, 0.0) + common + alone
+            alone = 0.1 * (-1) ** seed * (1 + 0.2 * own.normal())
+            level = CLEAN[metric] + shifts.get(metric, 0.0) + SPREAD[metric] * (luck.normal() + alone)
             if metric == "hps":
                 rows[metric] = level + prompts - prompts.mean()
             elif metric == "oracle_all":

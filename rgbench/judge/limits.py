@@ -12,6 +12,7 @@ from rgbench.core.progress import Track, untracked
 from rgbench.judge.models import Column, Model, ResultSet, load_result_sets
 from rgbench.judge.paired import delta
 from rgbench.judge.verdict import Outcome, current_verdicts
+from rgbench.metrics.values import Direction
 
 HIGH_FREQUENCY = "hfer_db"
 PASSED = (Outcome.ALIGNED, Outcome.PAID_FOR, Outcome.NO_GAIN)  # verdicts that do not fail a check
@@ -94,6 +95,10 @@ def check_results(
     for name in (*names, *([base] if base else [])):
         if name not in known:
             raise UsageError(f"{root}: no finished model {name!r}; {suggest(name, known)}")
+    metrics = {column.metric for results in sets for column in results.columns}
+    for limit in limits:
+        if limit.metric not in metrics:
+            raise UsageError(f"{root}: no model has the metric {limit.metric!r}; {suggest(limit.metric, metrics)}")
     found = []
     for results in sets:
         models = _chosen(results, names, base)
@@ -101,11 +106,7 @@ def check_results(
             columns = [column for column in results.columns if column.metric == limit.metric]
             found += [each for model in models for each in _held(results, model, columns, limit, base)]
         if verdicts:
-            found += _verdicts(root, results, models, names)
-    metrics = {column.metric for results in sets for column in results.columns}
-    for limit in limits:
-        if limit.metric not in metrics:
-            raise UsageError(f"{root}: no model has the metric {limit.metric!r}; {suggest(limit.metric, metrics)}")
+            found += _verdicts(root, results, models)
     if not found:
         nothing = f"nothing but {base} is here" if limits else "no model here is known to be trained on a reward"
         raise UsageError(f"{root}: {nothing}: nothing was checked")
@@ -117,7 +118,8 @@ def _chosen(results: ResultSet, names: Sequence[str], base: str | None) -> list[
     if names:
         models = [model.run(name) for model in results.models for name in names if name in (model.name, *model.names)]
     else:
-        models = [model for model in results.models if base not in (model.name, *model.names)]
+        models = list(results.models)
+    models = [model for model in models if base not in (model.name, *model.names)]
     return models if base else [model.run(name) for model in models for name in model.names]
 
 
@@ -127,6 +129,10 @@ def _held(results: ResultSet, model: Model, columns: Sequence[Column], limit: Li
     if base and against is None:
         return [Checked(False, f"{name}: {results.why_no_baseline(model, base)}")]
     name = name if against is None else f"{name} against {against.label}"
+    columns = [column for column in columns if any(column.key in result.by_key for result in model.results.values())]
+    if not base and any(c.reference is None and c.info.direction is Direction.REFERENCE for c in columns):
+        lacking = f"{limit.metric} had no real images of the model's size to compare with"
+        raise UsageError(f"{name}: {lacking}; compare with another model's: --base teacher")
     found = []
     for column in columns:
         change = delta(model, against, column) if against is not None else None
@@ -159,11 +165,11 @@ def _bound(limit: Limit, unit: str) -> str:
     return f"{'at most' if limit.most else 'at least'} {limit.bound:g}{f' {unit}' if unit else ''}"
 
 
-def _verdicts(root: Path, results: ResultSet, models: Sequence[Model], names: Sequence[str]) -> list[Checked]:
+def _verdicts(root: Path, results: ResultSet, models: Sequence[Model]) -> list[Checked]:
     """Verdicts on the results as they are; a stored one of other values is reported as stale in the log."""
-    shown = {name for model in models for name in (model.name, *model.names)}
+    shown = {name for model in models for name in model.names}
     return [
         Checked(verdict.outcome in PASSED, f"{results.world}: {verdict.words}")
         for verdict in current_verdicts(root, results)
-        if verdict.model in shown
+        if shown & set(verdict.runs)
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -102,6 +102,7 @@ class Model:
         recipe_sha256: of its recipe; None where it is unknown.
         sampling: sampler settings, which its images were made with.
         results: by training seed, ascending; of a model that has none, by None.
+        distinct: what tells it from another of the same label: sampler settings, or a generation id.
     """
 
     method: str
@@ -109,6 +110,7 @@ class Model:
     recipe_sha256: str | None
     sampling: Mapping[str, Any]
     results: Mapping[int | None, ModelResult]
+    distinct: str = ""
 
     @property
     def first(self) -> ModelResult:
@@ -127,9 +129,8 @@ class Model:
     @property
     def label(self) -> str:
         """Such as ``lcd-b0, 16 seeds``, or the one run's name."""
-        if len(self.results) > 1:
-            return f"{self.name}, {len(self.results)} seeds"
-        return self.name if self.name.startswith(self.names[0]) else self.names[0]
+        label = f"{self.name}, {len(self.results)} seeds" if len(self.results) > 1 else self.names[0]
+        return f"{label} ({self.distinct})" if self.distinct else label
 
     @property
     def sampler_label(self) -> str:
@@ -156,7 +157,7 @@ class Model:
         if name == self.name or name not in self.names:
             return self
         chosen = {seed: result for seed, result in self.results.items() if result.head.model == name}
-        return Model(self.method, self.name, self.recipe_sha256, self.sampling, chosen)
+        return replace(self, results=chosen)
 
     def result(self, column: Column, seed: int | None) -> MetricValue | None:
         """The value of one training seed; None where there is none or it is undefined."""
@@ -276,6 +277,10 @@ class ResultSet:
             c for c in self.columns if c.reward_fields is not None and weights(c.reward_fields) == weights(own)
         )
 
+    def has(self, name: str) -> bool:
+        """Whether a model or run of that name is here."""
+        return any(name in (model.name, *model.names) for model in self.models)
+
     def find(self, name: str) -> tuple[Model, ...]:
         """Models of a name, without or with training seed; with one, of that run alone.
 
@@ -312,7 +317,7 @@ def result_set(results: Sequence[ModelResult]) -> ResultSet:
     groups: dict[tuple[str, ...], list[ModelResult]] = {}
     for result in finished:
         groups.setdefault(_method_key(result), []).append(result)
-    models = [model for members in groups.values() for model in _models(members)]
+    models = _told_apart([model for members in groups.values() for model in _models(members)])
     columns: dict[Key, Column] = {}
     for result in results:
         for value in result.values:
@@ -362,23 +367,27 @@ def _method_key(result: ModelResult) -> tuple[str, ...]:
 def _models(results: Sequence[ModelResult]) -> list[Model]:
     """One model of several seeds. Where a seed was run twice, runs are kept apart by name, then one by one."""
     if _distinct(results):
-        return [_model(results, _stem(min(results, key=_order)))]
+        return [_model(results)]
     stems: dict[str, list[ModelResult]] = {}
     for result in results:
         stems.setdefault(_stem(result), []).append(result)
-    found = []
-    for stem, members in stems.items():
-        if _distinct(members):
-            found.append(_model(members, stem))
-        else:
-            found += [_model([each], f"{each.head.model} ({each.head.generation.id})") for each in members]
-    return found
+    groups = [[members] if _distinct(members) else [[each] for each in members] for members in stems.values()]
+    return [_model(members) for group in groups for members in group]
 
 
-def _model(results: Sequence[ModelResult], stem: str) -> Model:
+def _model(results: Sequence[ModelResult]) -> Model:
     ordered = sorted(results, key=_order)
     head, by_seed = ordered[0].head, {seed_of(result): result for result in ordered}
-    return Model(head.method, stem, head.recipe_sha256, sampling_of(ordered[0]), by_seed)
+    return Model(head.method, _stem(ordered[0]), head.recipe_sha256, sampling_of(ordered[0]), by_seed)
+
+
+def _told_apart(models: Sequence[Model]) -> list[Model]:
+    """Models whose labels differ: by sampler settings where they must, else by generation id."""
+    found = list(models)
+    for about in (lambda m: m.sampler_label, lambda m: m.first.head.generation.id):
+        labels = [model.label for model in found]
+        found = [replace(m, distinct=about(m)) if labels.count(m.label) > 1 else m for m in found]
+    return found
 
 
 def _distinct(results: Sequence[ModelResult]) -> bool:

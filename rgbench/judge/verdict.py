@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -168,8 +168,9 @@ class Verdict(_Frozen):
     Attributes:
         world: the model's world.
         method: name of the model, without training seed.
-        model: that name, or of one run.
-        base: name of what it is compared with; None where there is nothing.
+        model: its label; of one run that run's.
+        runs: names of the runs that are judged.
+        base: label of what it is compared with; None where there is nothing.
         rule: "method" over common seeds, "run" against the spread of seeds, "none" where neither applies.
         num_seeds: common seeds of a method; seeds of the base for a run.
         outcome: see the module.
@@ -185,6 +186,7 @@ class Verdict(_Frozen):
     world: str
     method: str
     model: str
+    runs: tuple[str, ...]
     base: str | None
     rule: Literal["method", "run", "none"]
     num_seeds: int = 0
@@ -232,7 +234,7 @@ def give_verdicts(
     _check_names(root, sets, names, declared)
     verdicts = []
     for results in sets:
-        said = {each.model: each.declared for each in load_verdicts(root, results.world)}
+        said = _declarations(load_verdicts(root, results.world))
         for model in results.models:
             asked = [name for name in names if name in (model.name, *model.names)]
             if asked or (not names and model.trained_rewards and declared != NOTHING):
@@ -242,7 +244,7 @@ def give_verdicts(
         if own:
             whole = VerdictFile(world=results.world, verdicts=tuple(own), provenance=provenance())
             write_json_atomic(root / results.world / FILE, whole.model_dump(mode="json"))
-        verdicts += [each for each in own if not names or each.model in names or each.method in names]
+        verdicts += [each for each in own if not names or {each.method, _subject(each)} & set(names)]
     if not verdicts:
         raise UsageError(
             f"{root}: no model here is known to be trained on a reward. Of a model trained elsewhere say so: "
@@ -254,7 +256,7 @@ def give_verdicts(
 def current_verdicts(root: Path, results: ResultSet) -> list[Verdict]:
     """Judge a world by its results as they are and what was declared; report in the log which verdicts were stale."""
     stored = {verdict.model: verdict for verdict in load_verdicts(root, results.world)}
-    verdicts = judge_set(results, {name: verdict.declared for name, verdict in stored.items()})
+    verdicts = judge_set(results, _declarations(stored.values()))
     stale = [each.model for each in verdicts if each.model in stored and stored[each.model].used != each.used]
     if stale:
         path = root / results.world / FILE
@@ -303,6 +305,15 @@ def judge_set(results: ResultSet, declared: Mapping[str, Declared] = {}) -> list
     return verdicts
 
 
+def _declarations(verdicts: Iterable[Verdict]) -> dict[str, Declared]:
+    """What was declared, by name of a method or a run."""
+    return {_subject(verdict): verdict.declared for verdict in verdicts if verdict.declared != NOTHING}
+
+
+def _subject(verdict: Verdict) -> str:
+    return verdict.runs[0] if len(verdict.runs) == 1 else verdict.method
+
+
 # One verdict
 
 
@@ -317,8 +328,8 @@ def judge(results: ResultSet, model: Model, declared: Declared = NOTHING) -> Ver
     Returns:
         An undecided verdict, whose words say what is missing, where the rule cannot be applied.
     """
-    about: dict[str, Any] = {"world": results.world, "method": model.name, "declared": declared}
-    about["model"] = model.name if len(model.results) > 1 else model.label
+    about: dict[str, Any] = {"world": results.world, "method": model.name, "model": model.label, "runs": model.names}
+    about["declared"] = declared
     try:
         check_declared(results, model, declared)
         base = results.baseline(model, declared.base)
@@ -326,14 +337,14 @@ def judge(results: ResultSet, model: Model, declared: Declared = NOTHING) -> Ver
             raise UsageError(results.why_no_baseline(model, declared.base))
         case = _Case.of(results, model, base, declared)
     except UsageError as error:
-        words = f"{about['model']}: undecided. {_sentence(error)}"
+        words = f"{model.label}: undecided. {_sentence(error)}"
         return Verdict(**about, base=None, rule="none", outcome=Outcome.UNDECIDED, words=words, decides=str(error))
     outcome = Outcome.NO_TEST if case.proxy_at_chance else decide(case.tests, *case.margins, declared.headroom)
     went_to = split_gain(case)
     decides = case.decides() if outcome is Outcome.UNDECIDED else ""
     return Verdict(
         **about,
-        base=base.name if len(base.results) > 1 else base.label,
+        base=base.label,
         rule=case.rule,
         num_seeds=case.num_seeds,
         outcome=outcome,
@@ -703,8 +714,8 @@ def split_gain(case: _Case) -> dict[str, Share]:
 def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], decides: str) -> str:
     """The verdict in a few sentences."""
     model, base = case.model, case.base
-    against = f"{case.num_seeds} common seeds" if case.rule == "method" else f"{case.num_seeds} seeds"
-    words = [f"{model.name if case.rule == 'method' else model.label} against {base.name} ({against}): {outcome}."]
+    seeds = f"{case.num_seeds} common seeds" if case.rule == "method" else f"{case.num_seeds} seeds"
+    words = [f"{model.name if case.rule == 'method' else model.label} against {base.name} ({seeds}): {outcome}."]
     if outcome is Outcome.NO_TEST and case.proxy is not None:
         ends = f"[{case.proxy.low:.3f}, {case.proxy.high:.3f}]"
         words.append(f"The proxy orders pairs as its expert does with probability {ends}, no better than chance.")
@@ -721,7 +732,7 @@ def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], decides
         words.append(f"A gain of {case.margins[0]:.{reward.decimals}f}, two deviations of LCD seeds, is excluded.")
     lost = went_to.get("right → wrong")
     if lost and lost.gain is not None and case.tests[REWARD.name].says == "up":
-        gain = f"{lost.gain:+.{reward.decimals}f}"
+        gain = f"{lost.gain:+.{reward.decimals}f}".replace("-", "−")
         words.append(f"Images that went from right to wrong ({lost.images:.0%}) gained {gain} of the reward.")
     if case.rule == "run":
         words.append("This is one run of the method: its own luck is not in this.")
@@ -736,8 +747,9 @@ def amount(found: Delta) -> str:
     """Such as ``HPS +2.33 ▲ [+2.15, +2.50]``."""
     column = found.column
     unit = {"": "", "%": " points"}.get(column.unit, f" {column.unit}")
+    arrow = f" {found.arrow}" if found.arrow else ""
     ends = "" if found.low is None else f" [{found.low:+.{column.decimals}f}, {found.high:+.{column.decimals}f}]"
-    return f"{column.label} {found.value:+.{column.decimals}f}{unit}{f' {found.arrow}' if found.arrow else ''}{ends}"
+    return f"{column.label} " + f"{found.value:+.{column.decimals}f}{unit}{arrow}{ends}".replace("-", "−")
 
 
 def _sentence(error: Exception) -> str:
@@ -753,8 +765,8 @@ def _name(result: ModelResult) -> str:
 
 
 def _digest(result: ModelResult, case: _Case) -> str:
-    """sha256 of the declared values of a result."""
-    used: list[Any] = [
+    """sha256 of the declared values of a result, and of what its proxy was worth."""
+    used: list[Any] = [case.proxy and case.proxy.low] + [
         [value.metric, value.protocol.id, value.value, value.rows_sha256]
         for column in case.columns.values()
         if (value := result.by_key.get(column.key)) is not None
