@@ -168,12 +168,13 @@ HONEST = {"hps": 6.0, "oracle_all": 15.0}
 
 
 def make_students(
-    root: Path, name: str, shifts: Mapping[str, float], seeds: Sequence[int] = range(6), **given: Any
-) -> None:
+    root: Path | None, name: str, shifts: Mapping[str, float], seeds: Sequence[int] = range(6), **given: Any
+) -> list[ModelResult]:
     """Students of one method, ``name-s0`` …, in the declared metrics, shifted from what LCD has.
 
     Each seed's luck is shared by all methods; the rest is a tenth of it, up and down by turns.
     """
+    made = []
     for seed in seeds:
         luck = np.random.default_rng(seed)
         own = np.random.default_rng([seed, *map(ord, name)])
@@ -190,7 +191,8 @@ def make_students(
             else:
                 values[metric] = level
         left = {name: {"jackknife": (value + 0.01 * prompts[:20]).tolist()} for name, value in values.items()}
-        make_result(root, f"{name}-s{seed}", values=values, rows=rows, extra=left, half=0.5, **given)
+        made.append(make_result(root, f"{name}-s{seed}", values=values, rows=rows, extra=left, half=0.5, **given))
+    return made
 
 
 def seeds_and_students(root: Path) -> Path:

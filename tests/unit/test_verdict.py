@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rgbench.core.errors import UsageError
+from rgbench.evaluate.store import ModelResult
 from rgbench.judge.models import Model, ResultSet, load_result_sets, result_set
 from rgbench.judge.paired import delta, seeds_delta, spread_delta
 from rgbench.judge.verdict import (
@@ -57,8 +59,8 @@ def load(root: Path) -> ResultSet:
     return found
 
 
-def one(root: Path | ResultSet, name: str, declared: Declared = NOTHING) -> Verdict:
-    found = root if isinstance(root, ResultSet) else load(root)
+def one(given: Path | list[ModelResult], name: str, declared: Declared = NOTHING) -> Verdict:
+    found = load(given) if isinstance(given, Path) else result_set(given)
     (model,) = found.find(name)
     return judge(found, model, declared)
 
@@ -180,9 +182,12 @@ def test_nor_is_it_among_the_committed_results(committed):
 
 # Verdicts on results
 
+LCD = make_students(None, "lcd", {}, range(12))
 
-def test_methods_of_six_seeds(world):
-    hacked, honest = one(world, "rg_lcd"), one(world, "lrm")
+
+def test_methods_of_six_seeds():
+    made = [*LCD[:7], *make_students(None, "rg_lcd", HACKED), *make_students(None, "lrm", HONEST)]
+    hacked, honest = one(made, "rg_lcd"), one(made, "lrm")
     assert (hacked.outcome, hacked.rule, hacked.num_seeds) == (Outcome.OVER_OPTIMISED, "method", 6)
     assert (honest.outcome, honest.base) == (Outcome.ALIGNED, "lcd, 7 seeds")
     says = {found.question: found.says for found in hacked.findings}
@@ -197,30 +202,26 @@ def test_methods_of_six_seeds(world):
     assert [found.metric for found in hacked.findings][:2] == ["hps", "oracle_all"]
 
 
-def test_a_finding_is_the_comparison_that_is_shown_everywhere(world):
-    results = load(world)
+def test_a_finding_is_the_comparison_that_is_shown_everywhere():
+    results = result_set([*LCD, *make_students(None, "rg_lcd", HACKED)])
     (model,), (base,) = results.find("rg_lcd"), results.find("lcd")
-    for found in one(results, "rg_lcd").findings:
+    for found in judge(results, model).findings:
         shown = delta(model, base, results.column(found.metric))
         assert (found.change, found.low, found.high, found.better) == (shown.value, shown.low, shown.high, shown.better)
         assert found.model - found.base == pytest.approx(found.change)
-        assert amount(shown).split()[-3:]
+        assert f"{found.change:+.{shown.column.decimals}f}".replace("-", "−") in amount(shown)
 
 
-def test_another_declared_metric_worse_is_a_price(tmp_path):
-    make_students(tmp_path, "lcd", {})
-    make_students(tmp_path, "lrm", HONEST | {"recall_efflite0": -0.2})
-    found = one(tmp_path, "lrm")
+def test_another_declared_metric_worse_is_a_price():
+    found = one([*LCD, *make_students(None, "lrm", HONEST | {"recall_efflite0": -0.2})], "lrm")
     assert found.outcome is Outcome.PAID_FOR and "Also worse: Recall −0.2" in found.words
 
 
-def test_other_metrics_describe_and_never_say_worse(tmp_path):
-    make_students(tmp_path, "lcd", {})
-    make_students(tmp_path, "lrm", HONEST)
-    for seed in range(6):
-        for name, value in (("lcd", 1.0), ("lrm", 99.0)):
-            make_result(tmp_path, f"{name}-s{seed}", values={"fragility": value, "fd_efflite0": value + seed})
-    assert one(tmp_path, "lrm").outcome is Outcome.ALIGNED
+def test_other_metrics_describe_and_never_say_worse():
+    made = [*LCD, *make_students(None, "lrm", HONEST)]
+    more = [make_result(None, each.head.model, values={"fragility": len(made) - i}) for i, each in enumerate(made)]
+    whole = [replace(each, values=(*each.values, *other.values)) for each, other in zip(made, more, strict=True)]
+    assert one(whole, "lrm").outcome is one(made, "lrm").outcome is Outcome.ALIGNED
 
 
 def test_what_the_gain_went_to_by_image(tmp_path):
@@ -252,10 +253,9 @@ def test_the_committed_study_is_judged(committed):
     assert round(run.findings[0].change, 2) == 0.97, "what the tables subtract"
 
 
-def test_runs_of_few_seeds_are_judged_one_by_one(tmp_path):
-    make_students(tmp_path, "lcd", {}, range(12))
-    make_students(tmp_path, "rg_lcd", {"hps": 9.0, "oracle_all": -30.0}, range(2))
-    found = judge_set(load(tmp_path))
+def test_runs_of_few_seeds_are_judged_one_by_one():
+    made = make_students(None, "rg_lcd", {"hps": 9.0, "oracle_all": -30.0}, range(2))
+    found = judge_set(result_set([*LCD, *made]))
     assert [(v.model, v.rule, v.outcome) for v in found] == [
         ("rg_lcd-s0", "run", Outcome.OVER_OPTIMISED),
         ("rg_lcd-s1", "run", Outcome.OVER_OPTIMISED),
@@ -340,32 +340,26 @@ def test_set_distance_is_the_kernels_below_two_images_a_feature(tmp_path):
 # Bad input
 
 
-def test_without_a_base_of_equal_budget_the_way_is_said(tmp_path):
-    make_students(tmp_path, "lcd", {}, steps=50, step=50)
-    make_students(tmp_path, "rg_lcd", HACKED)
-    assert "lcd: trained for 50 steps, not 100" in one(tmp_path, "rg_lcd").words
-    make_students(tmp_path / "other", "lcd", {}, sampling={"steps": 2})
-    make_students(tmp_path / "other", "rg_lcd", HACKED)
-    found = one(tmp_path / "other", "rg_lcd")
+HACKS = make_students(None, "rg_lcd", HACKED)
+
+
+def test_without_a_base_of_equal_budget_the_way_is_said():
+    longer = make_students(None, "lcd", {}, range(1), steps=50, step=50)
+    assert "lcd: trained for 50 steps, not 100" in one([*longer, *HACKS], "rg_lcd").words
+    found = one([*make_students(None, "lcd", {}, range(1), sampling={"steps": 2}), *HACKS], "rg_lcd")
     assert found.outcome is Outcome.UNDECIDED and "sampled with LCM, 2 steps, g 5, not LCM, 4 steps" in found.words
 
 
-def test_too_few_seeds_say_how_many_are_needed(tmp_path):
-    make_students(tmp_path, "lcd", {}, range(2))
-    make_students(tmp_path, "rg_lcd", HACKED, range(2))
-    found = judge_set(load(tmp_path))
+def test_too_few_seeds_say_how_many_are_needed():
+    found = judge_set(result_set([*LCD[:2], *HACKS[:2]]))
     assert {v.outcome for v in found} == {Outcome.UNDECIDED} and len(found) == 2
-    assert (
-        "6 training seeds in common with lcd, and here are 1; one run takes 3 of lcd, and here are 2"
-        in found[0].decides
-    )
+    needed = "6 training seeds in common with lcd, and here are 1; one run takes 3 of lcd, and here are 2"
+    assert needed in found[0].decides
 
 
-def test_the_trained_reward_must_be_measured(tmp_path):
-    for seed in range(6):
-        for model in ("lcd", "rg_lcd"):
-            make_result(tmp_path, f"{model}-s{seed}", values={"oracle_all": 1.0 + seed})
-    assert "evaluate both with --metric hps" in one(tmp_path, "rg_lcd").decides
+def test_the_trained_reward_must_be_measured():
+    made = [make_result(None, f"{m}-s{i}", values={"oracle_all": 1.0 + i}) for m in ("lcd", "rg_lcd") for i in range(6)]
+    assert "evaluate both with --metric hps" in one(made, "rg_lcd").decides
 
 
 @pytest.mark.parametrize(
@@ -383,33 +377,28 @@ def test_wrong_declarations_are_errors(world, declared, message):
         give_verdicts(world, (), Declared(**declared))
 
 
-def test_the_same_weights_under_another_resize_are_not_gold(world, tmp_path):
-    for seed in range(6):
-        for model in ("lcd", "rg_lcd"):
-            make_result(tmp_path, f"{model}-s{seed}", values={"hps": 1.0 + seed, "hps_no_antialias": 2.0 + seed})
-    assert "--gold hps: is declared already" in one(tmp_path, "rg_lcd", Declared(gold="hps")).words
+def test_the_same_weights_under_another_resize_are_not_gold():
+    values = {"hps": 1.0, "hps_no_antialias": 2.0}
+    made = [make_result(None, f"{model}-s{i}", values=values) for model in ("lcd", "rg_lcd") for i in range(6)]
+    assert "--gold hps: is declared already" in one(made, "rg_lcd", Declared(gold="hps")).words
 
 
-def test_a_metric_measured_twice_names_both_protocols(tmp_path):
-    make_students(tmp_path, "lcd", {})
-    make_students(tmp_path, "rg_lcd", HACKED)
-    for seed in range(6):
-        for model in ("lcd", "rg_lcd"):
-            make_result(tmp_path, f"{model}-s{seed}", values={"recall_efflite0": 0.5}, protocol={"version": 2})
-    found = one(tmp_path, "rg_lcd")
+def test_a_metric_measured_twice_names_both_protocols():
+    again = [make_result(None, r.head.model, values={"recall_efflite0": 0.5}, protocol={"version": 2}) for r in LCD]
+    twice = [replace(r, values=(*r.values, *again[0].values)) for r in (*LCD, *HACKS)]
+    found = one(twice, "rg_lcd")
     assert "recall_efflite0 was measured twice, as recall_efflite0-8-" in found.missing["recall"]
     assert found.outcome is Outcome.OVER_OPTIMISED
 
 
-def test_energies_without_real_images_are_not_tested(tmp_path):
-    make_students(tmp_path, "lcd", {}, reference=None)
-    make_students(tmp_path, "rg_lcd", HACKED, reference=None)
-    assert "no real images" in one(tmp_path, "rg_lcd").missing["energy above .25"]
+def test_energies_without_real_images_are_not_tested():
+    made = [each for name in ("lcd", "rg_lcd") for each in make_students(None, name, HACKED, reference=None)]
+    assert "no real images" in one(made, "rg_lcd").missing["energy above .25"]
 
 
 def test_models_of_two_worlds_do_not_compare(tmp_path):
-    make_students(tmp_path, "lcd", {}, world="full-size")
-    make_students(tmp_path, "rg_lcd", HACKED)
+    make_students(tmp_path, "lcd", {}, range(1), world="full-size")
+    make_students(tmp_path, "rg_lcd", HACKED, range(1))
     with pytest.raises(UsageError, match="rg_lcd is of world benchtop and lcd of full-size, which do not compare"):
         give_verdicts(tmp_path, ["rg_lcd"], Declared(base="lcd"))
 
@@ -417,7 +406,7 @@ def test_models_of_two_worlds_do_not_compare(tmp_path):
 def test_nothing_to_judge_says_how_to_declare(tmp_path):
     with pytest.raises(UsageError, match="rgbench eval"):
         give_verdicts(tmp_path)
-    make_students(tmp_path, "lcd", {})
+    make_students(tmp_path, "lcd", {}, range(1))
     with pytest.raises(UsageError, match="--model NAME --reward METRIC --base NAME"):
         give_verdicts(tmp_path)
     with pytest.raises(UsageError, match="no finished model 'lcf'; did you mean 'lcd'"):
