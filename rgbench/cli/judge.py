@@ -22,20 +22,24 @@ probes_app = typer.Typer(help="Prove what the probes for over-optimisation find;
 def validate(
     out: Annotated[Path, typer.Option(help="Folder for validation.json and validation.md.")] = Path("results/probes"),
     metric: Annotated[
-        list[str] | None, typer.Option(help="Like grid,pixels; all probes, hps, oracle by default.")
+        list[str] | None, typer.Option(help="Like grid,pixels; all, and the verdict, by default.")
     ] = None,
     hack: Annotated[list[str] | None, typer.Option(help='Like noise,"mode collapse"; all by default.')] = None,
     sets: Annotated[int, typer.Option(min=2, help="Sets of 32 scenes, clean and hacked.")] = 12,
+    results: Annotated[Path | None, typer.Option(help="LCD seeds that verdicts are simulated from.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
-    """Plant known hacks into scenes at several doses: dose-response, detection AUC, the smallest dose found."""
+    """Plant known hacks and gains into scenes: what each metric finds, and how often the verdict errs."""
     place = ready(device)
     from rgbench.core.progress import image_progress, track_images
+    from rgbench.judge.models import load_result_sets
     from rgbench.judge.validate import validate as run
 
+    seeds = load_result_sets(results)[0] if results else None
     with image_progress() as progress:
+        track = track_images(progress)
         files = run(
-            split_names(metric), out, hacks=split_names(hack), num_sets=sets, device=place, track=track_images(progress)
+            split_names(metric), out, hacks=split_names(hack), num_sets=sets, results=seeds, device=place, track=track
         )
     print_paths(files)
 

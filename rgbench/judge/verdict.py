@@ -456,16 +456,7 @@ class _Case:
                 "name it: --reward METRIC"
             )
         rule = _rule(model, base, reward)
-        columns, missing = {REWARD.name: reward}, {}
-        for question in QUESTIONS[1:]:
-            names = (declared.gold,) if declared.gold and question is GOLD else question.metrics
-            column = _choose(results, model, base, names, rule)
-            if isinstance(column, str):
-                missing[question.name] = column
-            else:
-                columns[question.name] = column
-        if GOLD.name in missing:
-            raise UsageError(f"no gold: {missing[GOLD.name]}; measure it, or name a held-out reward: --gold METRIC")
+        columns, missing = declared_columns(results, model, base, reward, declared.gold, rule)
         found = {name: delta(model, base, column) for name, column in columns.items()}
         tests = run_tests({name: each for name, each in found.items() if each is not None}, rule == "run")
         return cls(results, model, base, rule, columns, tests, missing, proxy_accuracy(model))
@@ -515,14 +506,12 @@ class _Case:
     def decides(self) -> str:
         """What would decide: seeds, and images where the images' luck is a large part."""
         if self.rule == "run":
-            return f"train and evaluate {MIN_SEEDS} training seeds that {self.model.name} and {self.base.name} share"
+            return f"{MIN_SEEDS} training seeds that {self.model.name} and {self.base.name} have in common"
         name = GOLD.name if self.tests[REWARD.name].says else REWARD.name
-        margin = self.margins[name == GOLD.name]
-        num = seeds_needed(self.tests[name].delta, margin, len(self.tests))
+        num = seeds_needed(self.tests[name].delta, self.margins[name == GOLD.name], len(self.tests))
         column = self.columns[name]
-        seeds = f"about {num} common seeds" if num else f"more than {MOST_SEEDS} common seeds"
         images = ", or more images of each run" if self._images_matter(column) else ""
-        return f"{seeds} would decide it by {column.label}{images}; here are {self.num_seeds}"
+        return f"{f'about {num}' if num else f'more than {MOST_SEEDS}'} common seeds, by {column.label}{images}"
 
     def _images_matter(self, column: Column) -> bool:
         """Whether the luck of images may be half of the variance between seeds."""
@@ -532,6 +521,40 @@ class _Case:
         halves = [(v.interval.high - v.interval.low) / 2 for v in values if v.interval is not None]
         variance = sum((half / NormalDist().inv_cdf(0.5 + LEVEL / 2)) ** 2 for half in halves) / max(1, len(halves))
         return variance > _deviation(self.base, column) ** 2 / 2
+
+
+def declared_columns(
+    results: ResultSet,
+    model: Model,
+    base: Model,
+    reward: Column,
+    gold: str | None = None,
+    rule: Literal["method", "run"] = "method",
+) -> tuple[dict[str, Column], dict[str, str]]:
+    """The column that answers each question, and why none answers the others.
+
+    Args:
+        results: of the world.
+        model: that is judged.
+        base: that it is compared with.
+        reward: that the model was trained on.
+        gold: metric that is gold; the oracle by default.
+        rule: of a method both sides need six common seeds of a column, of a run the base three.
+
+    Raises:
+        UsageError: no gold.
+    """
+    columns, missing = {REWARD.name: reward}, {}
+    for question in QUESTIONS[1:]:
+        names = (gold,) if gold and question is GOLD else question.metrics
+        column = _choose(results, model, base, names, rule)
+        if isinstance(column, str):
+            missing[question.name] = column
+        else:
+            columns[question.name] = column
+    if GOLD.name in missing:
+        raise UsageError(f"no gold: {missing[GOLD.name]}; measure it, or name a held-out reward: --gold METRIC")
+    return columns, missing
 
 
 def check_declared(results: ResultSet, model: Model, declared: Declared) -> None:
@@ -550,7 +573,9 @@ def check_declared(results: ResultSet, model: Model, declared: Declared) -> None
         return
     twice = [question.name for question in QUESTIONS if question is not GOLD and declared.gold in question.metrics]
     reward = results.column(declared.reward) if declared.reward else results.trained_column(model)
-    if reward is not None and declared.gold in {column.metric for column in results.same_reward(reward)}:
+    trained = {column.metric for column in (results.same_reward(reward) if reward is not None else ())}
+    trained |= {value.metric for result in model.results.values() for value in result.values if value.in_sample}
+    if declared.gold in trained:
         twice = [REWARD.name]
     if twice:
         raise UsageError(f"--gold {declared.gold}: is declared already, as {twice[0]}; name another metric")

@@ -309,7 +309,7 @@ def test_an_undecided_verdict_says_what_would_decide_it(tmp_path):
             values = {"hps": 20 + gain + 0.1 * rng.normal(), "oracle_all": 80 + rng.normal() + 0.3 * gain}
             make_result(tmp_path, f"{model}-s{seed}", values=values)
     found = one(tmp_path, "rg_lcd")
-    assert found.outcome is Outcome.UNDECIDED and "common seeds would decide it by Oracle, all right" in found.decides
+    assert found.outcome is Outcome.UNDECIDED and "common seeds, by Oracle, all right" in found.decides
 
 
 def test_as_many_seeds_as_are_said_would_decide():
