@@ -468,3 +468,21 @@ def test_the_command_shows_the_outcome_first(world, cli, tmp_path):
     make_students(tmp_path, "lcd", {}, range(2))
     make_students(tmp_path, "rg_lcd", HACKED, range(1))
     assert cli("verdict", tmp_path).returncode == 1, "undecided"
+
+
+def test_the_how_to_tells_the_rule_in_200_words_and_its_example_is_true(committed):
+    page = (ROOT / "docs" / "how-to" / "judge-over-optimisation.md").read_text()
+    rule = page.partition("## The rule\n")[2].partition("\n## ")[0]
+    assert len(rule.replace("|", " ").split()) < 200
+    (model,), (base,) = committed.find("rg_lcd-b10"), committed.find("lcd-b0")
+    gold, reward = committed.column("oracle_all"), committed.column("hps")
+    gains = [model.result(gold, seed).value - base.result(gold, seed).value for seed in range(6)]
+    mean, deviation = np.mean(gains), np.std(gains, ddof=1)
+    assert ", ".join(f"{gain:.1f}" for gain in gains).replace("-", "−") in rule
+    assert f"mean {mean:.1f}, s {deviation:.2f}, t = ".replace("-", "−") in rule
+    t = mean / (deviation / np.sqrt(6))
+    assert f"= {t:.1f}, p = {2 * stats.t.sf(-t, 5):.1e}".replace("-17", "−17").replace("e-05", "e-5") in rule
+    assert f"rose by {delta(model, base, reward).value:.2f}" in rule
+    found = {each.question: each for each in judge(committed, model).findings}
+    assert sorted(each.p for each in found.values())[2] == found["gold"].p
+    assert found["gold"].adjusted == pytest.approx(4 * found["gold"].p)
