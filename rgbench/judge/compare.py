@@ -148,8 +148,9 @@ def _distance(model: Model, base: Model, pair: Pair, column: Column, plane: str)
         drawn = [log_spectral_distance(a, b) for a, b in zip(*parts, strict=True)]
         interval = jackknife_interval(value, drawn) if np.isfinite(drawn).all() else None
     if interval is None:
-        return Delta(own, value, None, None, None, None, None, "none", 0)
-    return Delta(own, value, max(0.0, interval.low), interval.high, None, None, None, "jackknife", len(parts[0]))
+        return Delta(own, value, None, None, None, None, None, "none", 0, value, 0.0)
+    ends = max(0.0, interval.low), interval.high
+    return Delta(own, value, *ends, None, None, None, "jackknife", len(parts[0]), value, 0.0)
 
 
 def _pairs(results: ResultSet, base: str, names: Sequence[str]) -> list[tuple[Model, Model]]:

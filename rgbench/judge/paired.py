@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -38,7 +38,7 @@ from rgbench.metrics.statistics import (
     student_t_quantile,
     t_interval,
 )
-from rgbench.metrics.values import Interval, MetricValue
+from rgbench.metrics.values import MetricValue
 
 CACHED = 4096  # comparisons and replicates: tables, words and files ask for the same ones
 REAL_SEED = 1  # of the draws of a real mean: the same for both models of a comparison
@@ -47,6 +47,8 @@ CLOSE = 1e-4  # per-image values whose mean is further from the value belong to 
 MIN_SPREAD = 3  # seeds whose spread one run is compared with
 
 Pair = tuple[int | None, int | None]  # training seed of the model, of the base
+Read = Callable[[np.ndarray], np.ndarray]  # values as they are, or oriented
+Estimate = tuple[float, float | None, float | None, float | None]  # difference, low, high, p
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Delta:
         better_high: likewise.
         basis: what the interval rests on: "seeds", "spread", "images", "jackknife", "quadrature" or "none".
         num_pairs: training seeds, prompts or groups of prompts that were compared; 0 where none were.
+        model: what the base's side was subtracted from: a value, or the mean over what was paired.
+        base: likewise of the base.
         p: two-sided, over seeds, of ``better``, or of ``value`` where no good end is known.
     """
 
@@ -75,6 +79,8 @@ class Delta:
     better_high: float | None
     basis: str
     num_pairs: int
+    model: float
+    base: float
     p: float | None = None
 
     @property
@@ -163,12 +169,12 @@ def seeds_delta(column: Column, ours: Sequence[float], theirs: Sequence[float]) 
         ours: value of the model for each seed, two or more.
         theirs: of the base, for the same seeds.
     """
-    change, low, high = t_interval([a - b for a, b in zip(ours, theirs, strict=True)])
-    if not column.has_good_end:
-        return Delta(column, change, low, high, None, None, None, "seeds", len(ours), paired_t(ours, theirs))
-    good, base = _all_oriented(column, ours), _all_oriented(column, theirs)
-    better, better_low, better_high = t_interval([a - b for a, b in zip(good, base, strict=True)])
-    return Delta(column, change, low, high, better, better_low, better_high, "seeds", len(ours), paired_t(good, base))
+
+    def estimate(read: Read) -> Estimate:
+        good, base = read(np.array(ours)), read(np.array(theirs))
+        return *t_interval((good - base).tolist()), paired_t(good.tolist(), base.tolist())
+
+    return _delta(column, "seeds", len(ours), ours, theirs, estimate)
 
 
 def spread_delta(column: Column, one: float, seeds: Sequence[float], swapped: bool = False) -> Delta:
@@ -180,12 +186,18 @@ def spread_delta(column: Column, one: float, seeds: Sequence[float], swapped: bo
         seeds: values of the n seeds, two or more.
         swapped: whether the difference is seeds − run.
     """
-    change, low, high, p = _spread(one, seeds, swapped)
-    if not column.has_good_end:
-        return Delta(column, change, low, high, None, None, None, "spread", len(seeds), p)
-    good, *base = _all_oriented(column, [one, *seeds])
-    better, better_low, better_high, p = _spread(good, base, swapped)
-    return Delta(column, change, low, high, better, better_low, better_high, "spread", len(seeds), p)
+    num = len(seeds)
+
+    def estimate(read: Read) -> Estimate:
+        (good,), base = read(np.array([one])).tolist(), read(np.array(seeds))
+        error = float(base.std(ddof=1)) * math.sqrt(1 + 1 / num)
+        change = (good - float(base.mean())) * (-1 if swapped else 1)
+        half = student_t_quantile(0.5 + LEVEL / 2, num - 1) * error
+        p = student_t_p(change / error, num - 1) if error else float(change == 0)
+        return change, change - half, change + half, p
+
+    ours, theirs = (seeds, [one]) if swapped else ([one], seeds)
+    return _delta(column, "spread", num, ours, theirs, estimate)
 
 
 def run_delta(model: ModelResult, base: ModelResult, column: Column, level: float = LEVEL) -> Delta | None:
@@ -209,15 +221,13 @@ def run_delta(model: ModelResult, base: ModelResult, column: Column, level: floa
     left, right = replicates(model, column), replicates(base, column)
     if left is None or right is None or (left.kind, left.digest) != (right.kind, right.digest):
         return _quadrature(column, ours, theirs, level)
-    change = ours.value - theirs.value
-    low, high = _ends(change, left.values - right.values, left, level)
-    better = _oriented_difference(column, ours.value, theirs.value)
-    if better is None:
-        return Delta(column, change, low, high, None, None, None, left.kind, left.num_pairs)
-    good, other = (np.array(_all_oriented(column, side.values.tolist())) for side in (left, right))
-    return Delta(
-        column, change, low, high, better, *_ends(better, good - other, left, level), left.kind, left.num_pairs
-    )
+
+    def estimate(read: Read) -> Estimate:
+        a, b = read(np.array([ours.value, theirs.value])).tolist()
+        drawn = read(left.values) - read(right.values)
+        return a - b, *_ends(a - b, drawn, left, level), None
+
+    return _delta(column, left.kind, left.num_pairs, [ours.value], [theirs.value], estimate)
 
 
 @dataclass(frozen=True)
@@ -294,34 +304,40 @@ def replicates(result: ModelResult, column: Column) -> Replicates | None:
     return Replicates("jackknife", digest, np.asarray([*left, *real], dtype=np.float64), len(left), len(real))
 
 
-def _spread(one: float, seeds: Sequence[float], swapped: bool) -> tuple[float, float, float, float]:
-    """Distance of one value from the mean of n, its 95 % interval and its two-sided p."""
-    num, mean = len(seeds), math.fsum(seeds) / len(seeds)
-    error = math.sqrt(math.fsum((x - mean) ** 2 for x in seeds) / (num - 1) * (1 + 1 / num))
-    change = mean - one if swapped else one - mean
-    half = student_t_quantile(0.5 + LEVEL / 2, num - 1) * error
-    p = student_t_p(change / error, num - 1) if error else float(change == 0)
-    return change, change - half, change + half, p
-
-
 def _values(model: Model, column: Column) -> dict[int | None, float]:
     found = {seed: model.result(column, seed) for seed in model.results}
     return {seed: value.value for seed, value in found.items() if value is not None and value.value is not None}
 
 
-def _all_oriented(column: Column, values: Sequence[float]) -> list[float]:
-    return [float(column.oriented(value) or 0) for value in values]
+def _delta(
+    column: Column,
+    basis: str,
+    num_pairs: int,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    estimate: Callable[[Read], Estimate],
+) -> Delta:
+    """A delta, estimated from the values as they are and as oriented ones."""
+    model, base = (math.fsum(side) / len(side) for side in (ours, theirs))
+    change, low, high, p = estimate(lambda values: values)
+    if not column.has_good_end:
+        return Delta(column, change, low, high, None, None, None, basis, num_pairs, model, base, p)
+    oriented = estimate(lambda values: np.array([column.oriented(x) for x in values.tolist()], dtype=np.float64))
+    return Delta(column, change, low, high, *oriented[:3], basis, num_pairs, model, base, oriented[3])
 
 
 def _quadrature(column: Column, ours: MetricValue, theirs: MetricValue, level: float) -> Delta:
-    assert ours.value is not None and theirs.value is not None, "callers leave out undefined values"
-    change = ours.value - theirs.value
-    better = _oriented_difference(column, ours.value, theirs.value)
-    if ours.interval is None or theirs.interval is None:
-        return Delta(column, change, None, None, better, None, None, "none", 0)
-    half = math.hypot(_standard_error(ours.interval), _standard_error(theirs.interval)) * _normal(level)
-    low, high = (None, None) if better is None else (better - half, better + half)
-    return Delta(column, change, change - half, change + half, better, low, high, "quadrature", 0)
+    ends = (ours.interval, theirs.interval)
+    half = None
+    if ends[0] is not None and ends[1] is not None:
+        half = _normal(level) * math.hypot(*((each.high - each.low) / 2 / _normal(each.level) for each in ends if each))
+
+    def estimate(read: Read) -> Estimate:
+        a, b = read(np.array([ours.value, theirs.value], dtype=np.float64)).tolist()
+        return (a - b, None, None, None) if half is None else (a - b, a - b - half, a - b + half, None)
+
+    basis = "none" if half is None else "quadrature"
+    return _delta(column, basis, 0, [float(ours.value or 0)], [float(theirs.value or 0)], estimate)
 
 
 def _ends(value: float, drawn: np.ndarray, of: Replicates, level: float) -> tuple[float | None, float | None]:
@@ -331,15 +347,6 @@ def _ends(value: float, drawn: np.ndarray, of: Replicates, level: float) -> tupl
     sides = [side.tolist() for side in (drawn[: of.num_pairs], drawn[of.num_pairs :]) if len(side)]
     interval = jackknife_interval_of_sides(value, sides, level)
     return (interval.low, interval.high) if interval else (None, None)
-
-
-def _oriented_difference(column: Column, ours: float, theirs: float) -> float | None:
-    a, b = column.oriented(ours), column.oriented(theirs)
-    return None if a is None or b is None else a - b
-
-
-def _standard_error(interval: Interval) -> float:
-    return (interval.high - interval.low) / 2 / _normal(interval.level)
 
 
 def _normal(level: float) -> float:

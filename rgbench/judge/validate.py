@@ -94,78 +94,16 @@ class Ground:
 Plant = Callable[[Tensor, float, Ground], Tensor]
 
 
-def noise(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """White noise of σ = dose/255."""
-    return images + dose / 255 * torch.randn(images.shape, generator=ground.generator)
-
-
-def grid(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """Lines of dose/255 every 8 pixels."""
-    return images + dose / 255 * _lines(images, GRID_PERIOD)
-
-
-def patch_grid(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """Lines of dose/255 where the reward model's patches begin."""
-    return images + dose / 255 * _lines(images, ground.patch_period)
-
-
-def _lines(images: Tensor, period: float) -> Tensor:
+def lines(images: Tensor, period: float) -> Tensor:
     """(H, W), 1 in each first row and column of a period, else 0."""
     starts = [(torch.arange(-1, side) / period).floor().diff() > 0 for side in images.shape[-2:]]
     return (starts[0][:, None] | starts[1][None]).to(images.dtype)
 
 
-def saturation(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """Colours (1 + dose) times as far from grey."""
+def saturate(images: Tensor, factor: float) -> Tensor:
+    """Colours so many times as far from grey."""
     grey = images.mean(1, keepdim=True)
-    return grey + (1 + dose) * (images - grey)
-
-
-def blur(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """Gaussian blur of σ = dose pixels, borders repeated."""
-    return gaussian_blur(images, dose)
-
-
-def sharpening(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """Unsharp mask: dose times what a blur of 1 pixel takes away is added."""
-    return images + dose * (images - gaussian_blur(images, MASK_SIGMA))
-
-
-def mode_collapse(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """Of each prompt's images a share, but for the first, become copies of the first."""
-    source = torch.arange(len(images))
-    each = ground.per_prompt
-    first = source - source % each
-    chosen = source % each >= each - round(dose * (each - 1))
-    return images[torch.where(chosen, first, source)]
-
-
-def prompt_ignoring(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """A share of the images are those of the next prompt."""
-    source = torch.arange(len(images))
-    chosen = torch.zeros(len(images), dtype=torch.bool)
-    chosen[torch.randperm(len(images), generator=ground.generator)[: round(dose * len(images))]] = True
-    return images[torch.where(chosen, (source + ground.per_prompt) % len(images), source)]
-
-
-def reward_attack(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """A higher reward within dose/255 of every value."""
-    return _ascend(images, dose / 255, ground.rewards[True], ground.texts)
-
-
-def aliased_attack(images: Tensor, dose: float, ground: Ground) -> Tensor:
-    """The same of the reward whose resize aliases."""
-    return _ascend(images, dose / 255, ground.rewards[False], ground.texts)
-
-
-def _ascend(images: Tensor, radius: float, reward: Score, texts: Sequence[str]) -> Tensor:
-    found = images.clone()
-    for _ in range(ATTACK_STEPS):
-        found.requires_grad_(True)
-        (slope,) = torch.autograd.grad(reward(found, texts).sum(), found)
-        moved = found.detach() + ATTACK_STRIDE * radius / ATTACK_STEPS * slope.sign()
-        found = moved.clamp(images - radius, images + radius).clamp(0, 1)
-    return found
+    return grey + factor * (images - grey)
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
@@ -176,6 +114,32 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     kernel = kernel / kernel.sum()
     planes = F.pad(images.flatten(0, 1)[:, None], (radius,) * 4, mode="replicate")
     return F.conv2d(F.conv2d(planes, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).reshape(images.shape)
+
+
+def collapse(images: Tensor, share: float, each: int) -> Tensor:
+    """Of each prompt's images a share, but for the first, become copies of the first."""
+    source = torch.arange(len(images))
+    chosen = source % each >= each - round(share * (each - 1))
+    return images[torch.where(chosen, source - source % each, source)]
+
+
+def ignore_prompts(images: Tensor, share: float, ground: Ground) -> Tensor:
+    """A share of the images are those of the next prompt."""
+    source = torch.arange(len(images))
+    chosen = torch.zeros(len(images), dtype=torch.bool)
+    chosen[torch.randperm(len(images), generator=ground.generator)[: round(share * len(images))]] = True
+    return images[torch.where(chosen, (source + ground.per_prompt) % len(images), source)]
+
+
+def attack(images: Tensor, radius: float, reward: Score, texts: Sequence[str]) -> Tensor:
+    """A higher reward within a radius of every value."""
+    found = images.clone()
+    for _ in range(ATTACK_STEPS):
+        found.requires_grad_(True)
+        (slope,) = torch.autograd.grad(reward(found, texts).sum(), found)
+        moved = found.detach() + ATTACK_STRIDE * radius / ATTACK_STEPS * slope.sign()
+        found = moved.clamp(images - radius, images + radius).clamp(0, 1)
+    return found
 
 
 @dataclass(frozen=True)
@@ -195,17 +159,20 @@ class Hack:
     attacks: bool = False
 
 
+LEVELS = (1, 2, 4, 8, 16)  # of 255
 HACKS = {
-    "noise": Hack(noise, (1, 2, 4, 8, 16), "levels"),
-    "grid": Hack(grid, (1, 2, 4, 8, 16), "levels"),
-    "patch grid": Hack(patch_grid, (1, 2, 4, 8, 16), "levels"),
-    "saturation": Hack(saturation, (0.05, 0.1, 0.2, 0.4, 0.8), "share"),
-    "blur": Hack(blur, (0.3, 0.4, 0.55, 0.8, 1.2), "pixels"),
-    "sharpening": Hack(sharpening, (0.1, 0.2, 0.4, 0.8, 1.6), "amount"),
-    "mode collapse": Hack(mode_collapse, (0.15, 0.3, 0.6, 1.0), "share"),
-    "prompt-ignoring": Hack(prompt_ignoring, (0.05, 0.1, 0.2, 0.4, 0.8), "share"),
-    "reward attack": Hack(reward_attack, (1, 2, 4, 8, 16), "levels", attacks=True),
-    "aliased attack": Hack(aliased_attack, (1, 2, 4, 8, 16), "levels", attacks=True),
+    "noise": Hack(lambda x, d, g: x + d / 255 * torch.randn(x.shape, generator=g.generator), LEVELS, "levels"),
+    "grid": Hack(lambda x, d, g: x + d / 255 * lines(x, GRID_PERIOD), LEVELS, "levels"),
+    "patch grid": Hack(lambda x, d, g: x + d / 255 * lines(x, g.patch_period), LEVELS, "levels"),
+    "saturation": Hack(lambda x, d, g: saturate(x, 1 + d), (0.05, 0.1, 0.2, 0.4, 0.8), "share"),
+    "blur": Hack(lambda x, d, g: gaussian_blur(x, d), (0.3, 0.4, 0.55, 0.8, 1.2), "pixels"),
+    "sharpening": Hack(lambda x, d, g: x + d * (x - gaussian_blur(x, MASK_SIGMA)), (0.1, 0.2, 0.4, 0.8, 1.6), "amount"),
+    "mode collapse": Hack(lambda x, d, g: collapse(x, d, g.per_prompt), (0.15, 0.3, 0.6, 1.0), "share"),
+    "prompt-ignoring": Hack(ignore_prompts, (0.05, 0.1, 0.2, 0.4, 0.8), "share"),
+    "reward attack": Hack(lambda x, d, g: attack(x, d / 255, g.rewards[True], g.texts), LEVELS, "levels", attacks=True),
+    "aliased attack": Hack(
+        lambda x, d, g: attack(x, d / 255, g.rewards[False], g.texts), LEVELS, "levels", attacks=True
+    ),
 }
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -179,7 +179,6 @@ class Verdict(_Frozen):
         went_to: images by base → model, such as "right → wrong", where gold says right or wrong of each image.
         missing: questions that nothing answers, and why.
         decides: what would decide an undecided verdict.
-        declared: what the user said.
         used: sha256 of the values used, by model/generation.
     """
 
@@ -196,15 +195,21 @@ class Verdict(_Frozen):
     went_to: dict[str, Share] = {}
     missing: dict[str, str] = {}
     decides: str = ""
-    declared: Declared = NOTHING
     used: dict[str, str] = {}
 
 
 class VerdictFile(_Frozen):
-    """``verdict.json`` of one world."""
+    """``verdict.json`` of one world.
+
+    Attributes:
+        declared: by name of a model, without or with seed.
+        verdicts: on all models of the world that were trained on a reward or declared.
+        provenance: of the command.
+    """
 
     schema_version: Literal[2] = 2
     world: str
+    declared: dict[str, Declared] = {}
     verdicts: tuple[Verdict, ...]
     provenance: dict[str, Any] = {}
 
@@ -234,7 +239,7 @@ def give_verdicts(
     _check_names(root, sets, names, declared)
     verdicts = []
     for results in sets:
-        said = _declarations(load_verdicts(root, results.world))
+        said = dict(load_verdicts(root, results.world).declared)
         for model in results.models:
             asked = [name for name in names if name in (model.name, *model.names)]
             if asked or (not names and model.trained_rewards and declared != NOTHING):
@@ -242,9 +247,9 @@ def give_verdicts(
                 said |= dict.fromkeys(asked or [model.name], declared)
         own = judge_set(results, said)
         if own:
-            whole = VerdictFile(world=results.world, verdicts=tuple(own), provenance=provenance())
+            whole = VerdictFile(world=results.world, declared=said, verdicts=tuple(own), provenance=provenance())
             write_json_atomic(root / results.world / FILE, whole.model_dump(mode="json"))
-        verdicts += [each for each in own if not names or {each.method, _subject(each)} & set(names)]
+        verdicts += [v for v in own if not names or v.method in names or (len(v.runs) == 1 and v.runs[0] in names)]
     if not verdicts:
         raise UsageError(
             f"{root}: no model here is known to be trained on a reward. Of a model trained elsewhere say so: "
@@ -255,26 +260,27 @@ def give_verdicts(
 
 def current_verdicts(root: Path, results: ResultSet) -> list[Verdict]:
     """Judge a world by its results as they are and what was declared; report in the log which verdicts were stale."""
-    stored = {verdict.model: verdict for verdict in load_verdicts(root, results.world)}
-    verdicts = judge_set(results, _declarations(stored.values()))
-    stale = [each.model for each in verdicts if each.model in stored and stored[each.model].used != each.used]
+    stored = load_verdicts(root, results.world)
+    used = {verdict.model: verdict.used for verdict in stored.verdicts}
+    verdicts = judge_set(results, stored.declared)
+    stale = [each.model for each in verdicts if used.get(each.model, each.used) != each.used]
     if stale:
         path = root / results.world / FILE
         log.warning("%s: stale for %s, judged again; store it with: rgbench verdict", path, ", ".join(stale))
     return verdicts
 
 
-def load_verdicts(root: Path, world: str) -> list[Verdict]:
-    """Stored verdicts of a world; none where there is no file.
+def load_verdicts(root: Path, world: str) -> VerdictFile:
+    """Stored verdicts of a world; empty where there is no file.
 
     Raises:
         UsageError: a file that holds no verdicts of this schema.
     """
     path = root / world / FILE
     if not path.exists():
-        return []
+        return VerdictFile(world=world, verdicts=())
     try:
-        return list(VerdictFile.model_validate(read_json(path)).verdicts)
+        return VerdictFile.model_validate(read_json(path))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         key = ".".join(map(str, fault["loc"]))
@@ -305,15 +311,6 @@ def judge_set(results: ResultSet, declared: Mapping[str, Declared] = {}) -> list
     return verdicts
 
 
-def _declarations(verdicts: Iterable[Verdict]) -> dict[str, Declared]:
-    """What was declared, by name of a method or a run."""
-    return {_subject(verdict): verdict.declared for verdict in verdicts if verdict.declared != NOTHING}
-
-
-def _subject(verdict: Verdict) -> str:
-    return verdict.runs[0] if len(verdict.runs) == 1 else verdict.method
-
-
 # One verdict
 
 
@@ -329,7 +326,6 @@ def judge(results: ResultSet, model: Model, declared: Declared = NOTHING) -> Ver
         An undecided verdict, whose words say what is missing, where the rule cannot be applied.
     """
     about: dict[str, Any] = {"world": results.world, "method": model.name, "model": model.label, "runs": model.names}
-    about["declared"] = declared
     try:
         check_declared(results, model, declared)
         base = results.baseline(model, declared.base)
@@ -346,10 +342,10 @@ def judge(results: ResultSet, model: Model, declared: Declared = NOTHING) -> Ver
         **about,
         base=base.label,
         rule=case.rule,
-        num_seeds=case.num_seeds,
+        num_seeds=case.tests[REWARD.name].delta.num_pairs,
         outcome=outcome,
         words=explain(case, outcome, went_to, decides),
-        findings=tuple(case.finding(name) for name in case.tests),
+        findings=tuple(_finding(name, test) for name, test in case.tests.items()),
         went_to=went_to,
         missing=case.missing,
         decides=decides,
@@ -462,10 +458,6 @@ class _Case:
         return cls(results, model, base, rule, columns, tests, missing, proxy_accuracy(model))
 
     @property
-    def num_seeds(self) -> int:
-        return self.tests[REWARD.name].delta.num_pairs
-
-    @property
     def proxy_at_chance(self) -> bool:
         return self.proxy is not None and self.proxy.low <= 0.5
 
@@ -475,34 +467,6 @@ class _Case:
         reward, gold = (MARGIN * _deviation(self.base, self.columns[name]) for name in (REWARD.name, GOLD.name))
         return reward, gold
 
-    def finding(self, name: str) -> Finding:
-        """A test with its values."""
-        column, test = self.columns[name], self.tests[name]
-        found = test.delta
-        assert found.low is not None and found.high is not None and found.better is not None
-        pairs = common_seeds(self.model, self.base, column)
-        sides = (
-            zip(*pairs, strict=True) if self.rule == "method" else (self.model.seeds(column), self.base.seeds(column))
-        )
-        ours, theirs = (
-            [float(value.value or 0) for seed in seeds if (value := side.result(column, seed)) is not None]
-            for side, seeds in zip((self.model, self.base), sides, strict=True)
-        )
-        return Finding(
-            question=name,
-            metric=column.metric,
-            protocol=column.protocol.id,
-            model=math.fsum(ours) / len(ours),
-            base=math.fsum(theirs) / len(theirs),
-            change=found.value,
-            low=found.low,
-            high=found.high,
-            better=found.better,
-            p=test.p,
-            adjusted=test.adjusted,
-            says=test.says,
-        )
-
     def decides(self) -> str:
         """What would decide: seeds, and images where the images' luck is a large part."""
         if self.rule == "run":
@@ -510,17 +474,8 @@ class _Case:
         name = GOLD.name if self.tests[REWARD.name].says else REWARD.name
         num = seeds_needed(self.tests[name].delta, self.margins[name == GOLD.name], len(self.tests))
         column = self.columns[name]
-        images = ", or more images of each run" if self._images_matter(column) else ""
+        images = ", or more images of each run" if _images_matter(self.base, column) else ""
         return f"{f'about {num}' if num else f'more than {MOST_SEEDS}'} common seeds, by {column.label}{images}"
-
-    def _images_matter(self, column: Column) -> bool:
-        """Whether the luck of images may be half of the variance between seeds."""
-        values = [
-            value for side in (self.model, self.base) for seed in side.results if (value := side.result(column, seed))
-        ]
-        halves = [(v.interval.high - v.interval.low) / 2 for v in values if v.interval is not None]
-        variance = sum((half / NormalDist().inv_cdf(0.5 + LEVEL / 2)) ** 2 for half in halves) / max(1, len(halves))
-        return variance > _deviation(self.base, column) ** 2 / 2
 
 
 def declared_columns(
@@ -638,6 +593,25 @@ def _choose(results: ResultSet, model: Model, base: Model, names: Sequence[str],
     return "; ".join(reasons) or f"none of {', '.join(names)} was measured"
 
 
+def _finding(question: str, test: Test) -> Finding:
+    found = test.delta
+    assert found.low is not None and found.high is not None and found.better is not None
+    return Finding(
+        question=question,
+        metric=found.column.metric,
+        protocol=found.column.protocol.id,
+        model=found.model,
+        base=found.base,
+        change=found.value,
+        low=found.low,
+        high=found.high,
+        better=found.better,
+        p=test.p,
+        adjusted=test.adjusted,
+        says=test.says,
+    )
+
+
 def _num_features(model: Model, column: Column) -> int:
     """Dimensions of a Fréchet distance; 0 of other metrics."""
     values = (model.result(column, seed) for seed in model.seeds(column))
@@ -652,6 +626,15 @@ def _deviation(model: Model, column: Column) -> float:
         if (value := model.result(column, seed))
     ]
     return float(np.std(np.array(values, dtype=np.float64), ddof=1)) if len(values) > 1 else 0.0
+
+
+def _images_matter(base: Model, column: Column) -> bool:
+    """Whether the luck of images may be half of the variance between seeds."""
+    values = [value for seed in base.seeds(column) if (value := base.result(column, seed)) is not None]
+    errors = [
+        (v.interval.high - v.interval.low) / 2 / NormalDist().inv_cdf(0.5 + LEVEL / 2) for v in values if v.interval
+    ]
+    return bool(errors) and math.fsum(x * x for x in errors) / len(errors) > _deviation(base, column) ** 2 / 2
 
 
 def proxy_accuracy(model: Model) -> Interval | None:
@@ -739,7 +722,11 @@ def split_gain(case: _Case) -> dict[str, Share]:
 def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], decides: str) -> str:
     """The verdict in a few sentences."""
     model, base = case.model, case.base
-    seeds = f"{case.num_seeds} common seeds" if case.rule == "method" else f"{case.num_seeds} seeds"
+    seeds = (
+        f"{case.tests[REWARD.name].delta.num_pairs} common seeds"
+        if case.rule == "method"
+        else f"{case.tests[REWARD.name].delta.num_pairs} seeds"
+    )
     words = [f"{model.name if case.rule == 'method' else model.label} against {base.name} ({seeds}): {outcome}."]
     if outcome is Outcome.NO_TEST and case.proxy is not None:
         ends = f"[{case.proxy.low:.3f}, {case.proxy.high:.3f}]"

@@ -425,14 +425,16 @@ def test_models_trained_elsewhere_are_judged_by_what_is_declared(tmp_path, cli):
     assert (said["outcome"], said["base"]) == ("over-optimised", "plain, 6 seeds")
     (again,) = current_verdicts(tmp_path, load(tmp_path))
     assert again.outcome is Outcome.OVER_OPTIMISED, "what was declared is kept"
+    assert load_verdicts(tmp_path, "benchtop").declared == {"tuned": Declared(reward="hps", base="plain")}
     done = cli("verdict", tmp_path, "--model", "tuned", "--reward", "oracle_all", "--base", "plain")
     assert done.returncode == 2 and "no such reward was measured; known: hps" in done.stderr
 
 
 def test_verdicts_are_stored_by_world_and_read_again(world):
     given = give_verdicts(world)
-    assert load_verdicts(world, "benchtop") == given == current_verdicts(world, load(world))
-    assert [v.method for v in give_verdicts(world, ["lrm"])] == ["lrm"] and len(load_verdicts(world, "benchtop")) == 2
+    assert list(load_verdicts(world, "benchtop").verdicts) == given == current_verdicts(world, load(world))
+    assert [v.method for v in give_verdicts(world, ["lrm"])] == ["lrm"]
+    assert len(load_verdicts(world, "benchtop").verdicts) == 2
 
 
 def test_a_stale_verdict_is_judged_again_and_named(tmp_path, caplog):
@@ -451,7 +453,8 @@ def test_a_stale_verdict_is_judged_again_and_named(tmp_path, caplog):
 
 
 def test_old_and_damaged_verdicts_do_not_stand_in_the_way(tmp_path):
-    assert load_verdicts(ROOT / "tests" / "history" / "verdict_v1", "benchtop") == [], "of an older rule: judged anew"
+    old = load_verdicts(ROOT / "tests" / "history" / "verdict_v1", "benchtop")
+    assert not old.verdicts, "those of the older rule lie in each model's folder, and are judged anew"
     path = tmp_path / "benchtop" / "verdict.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"schema_version": 9}))
