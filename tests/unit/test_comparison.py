@@ -6,13 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from rgbench.core.errors import UsageError
+from rgbench.data.prompts import Prompt, PromptSet
 from rgbench.judge.compare import compare, spectral_distance, win_rate
 from rgbench.judge.models import ResultSet, load_result_sets, result_set
+from rgbench.metrics.probes.spectrum import (
+    SpectrumProbe,
+    log_spectral_distance,
+    luma_chroma,
+    power_spectrum,
+    radial_profile,
+)
 from rgbench.metrics.statistics import Wins, wilson_interval
+from tests.probing import measure
 from tests.results_maker import make_result
+from tests.tiny_models import make_context
 
 BASE = np.random.default_rng(0).normal(size=64)
 GAIN = np.random.default_rng(1).normal(0.3, 0.2, size=6)
@@ -146,6 +157,32 @@ def test_the_interval_leaves_out_the_same_prompts_on_both_sides():
     apart = distance(model, spectrum("teacher", 0.0, left[::-1]))
     assert apart.high - apart.low > 1
     assert distance(model, spectrum("teacher", 0.0, left[:10])).basis == "none"
+
+
+def images_of(seed: int, noise: float) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    smooth = torch.rand((24, 3, 8, 8), generator=rng)
+    images = torch.nn.functional.interpolate(smooth, (32, 32), mode="bilinear")
+    return (images + (0.02 + noise) * torch.randn(images.shape, generator=rng)).clamp(0, 1)
+
+
+def test_the_spectrum_probe_keeps_what_the_distance_needs(tmp_path):
+    """Levels too, without any real image: where the teacher is the reference."""
+    context = make_context(PromptSet("mine", tuple(Prompt(f"p/{i}", "x") for i in range(24))), tmp_path, resolution=32)
+    sets = {"teacher": images_of(0, 0.0), "lcd-s0": images_of(1, 0.0), "lrm-s0": images_of(2, 0.05)}
+    stored = {}
+    for name, images in sets.items():
+        found = measure(SpectrumProbe, context, images)["hfer_db"]
+        values, extra = {"hfer_db": found.value}, {"hfer_db": dict(found.extra)}
+        stored[name] = make_result(None, name, values=values, extra=extra, reference=None)
+    clean, hacked = (distance(stored[name], stored["teacher"]) for name in ("lcd-s0", "lrm-s0"))
+    profiles = [
+        radial_profile(power_spectrum(luma_chroma(sets[name])[:, 0]).mean(0).numpy())[1]
+        for name in ("lrm-s0", "teacher")
+    ]
+    assert hacked.value == pytest.approx(log_spectral_distance(*profiles), rel=1e-9)
+    assert 0 <= clean.low < clean.value < clean.high < hacked.low < hacked.value < hacked.high
+    assert len(found.extra["chroma_power_left_out"]) == 20
 
 
 def test_over_seeds_it_is_the_mean_and_a_comparison_shows_it():

@@ -11,7 +11,7 @@ from scipy import stats
 
 from rgbench.core.errors import UsageError
 from rgbench.judge.models import ResultSet, load_result_sets, result_set
-from rgbench.judge.paired import delta, run_delta
+from rgbench.judge.paired import delta, run_delta, seeds_delta
 from rgbench.metrics.statistics import jackknife_groups
 from tests.results_maker import make_result
 
@@ -83,13 +83,25 @@ def test_one_run_is_compared_with_the_spread_of_seeds():
     assert (back.value, back.low, back.better, back.p) == (-one.value, -one.high, -one.better, one.p)
 
 
-def test_what_could_be_found_is_the_power_of_so_many_seeds():
-    made = [make_result(None, f"lcd-s{i}", values={"hps": 0.0}) for i in range(6)]
-    made += [make_result(None, f"lrm-s{i}", values={"hps": GAIN[i]}) for i in range(6)]
-    power = (stats.t.ppf(0.975, 5) + stats.t.ppf(0.8, 5)) * GAIN.std(ddof=1) / math.sqrt(6)
-    assert compare(result_set(made), "hps").detectable == pytest.approx(power, rel=1e-6)
-    same = [make_result(None, f"{m}-s{i}", values={"hps": 1.0 * i}) for m in ("lcd", "lrm") for i in range(6)]
-    assert compare(result_set(same), "hps").detectable is None, "without a spread nothing is known"
+@pytest.mark.parametrize("num", [3, 6, 10])
+def test_what_so_many_seeds_could_have_shown_is_found_four_times_in_five(num):
+    """Against the exact power, from the noncentral t."""
+    (column,) = result_set([make_result(None, "lcd-s0", values={"hps": 0.0})]).columns
+    values = np.arange(num, dtype=float)
+    found = seeds_delta(column, values.tolist(), [0.0] * num)
+    effect = found.detectable / values.std(ddof=1) * np.sqrt(num)
+    critical = stats.t.ppf(0.975, num - 1)
+    power = stats.nct.sf(critical, num - 1, effect) + stats.nct.cdf(-critical, num - 1, effect)
+    assert 0.76 <= power <= 0.83
+    assert seeds_delta(column, [1.0] * num, [1.0] * num).detectable is None, "without a spread nothing is known"
+
+
+def test_so_it_is_of_so_many_images(tmp_path):
+    for name, rows in (("lcd-s0", np.zeros(64)), ("lrm-s0", BASE)):
+        make_result(tmp_path, name, rows={"oracle_all": rows})
+    effect = compare(load(tmp_path), "oracle_all").detectable
+    p = stats.ttest_1samp(effect + BASE.std() * np.random.default_rng(2).normal(size=(3000, 64)), 0, axis=1).pvalue
+    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.06)
 
 
 def test_images_of_one_prompt_are_resampled_together(tmp_path):

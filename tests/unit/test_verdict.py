@@ -37,6 +37,7 @@ from rgbench.judge.verdict import (
     run_tests,
     seeds_needed,
 )
+from rgbench.metrics.values import shipped_infos
 from tests.conftest import ROOT
 from tests.results_maker import CLEAN, HACKED, HONEST, make_result, make_students, seeds_and_students
 
@@ -335,6 +336,11 @@ def test_set_distance_is_the_kernels_below_two_images_a_feature(tmp_path):
                 extra = {"fd_efflite0": {"num_features": features}}
                 make_result(root, f"{model}-s{seed}", values=values, extra=extra)
         assert [f.metric for f in one(root, "lrm").findings if f.question == "set distance"] == [metric]
+
+
+def test_what_may_be_declared_is_what_metrics_report():
+    names = {name for question in QUESTIONS for name in question.metrics} - {"gold_utility"}  # of worlds to come
+    assert names <= shipped_infos().keys()
 
 
 # Bad input
