@@ -27,7 +27,7 @@ from statistics import NormalDist
 import numpy as np
 
 from rgbench.evaluate.store import ModelResult
-from rgbench.judge.models import Column, Model
+from rgbench.judge.models import TEACHER, Column, Model
 from rgbench.metrics.statistics import (
     LEVEL,
     POWER,
@@ -119,7 +119,7 @@ class Delta:
 def delta(model: Model, base: Model, column: Column) -> Delta | None:
     """Compare two models over their common training seeds; one run with all seeds of the other side.
 
-    A side without training seeds, such as the teacher, is paired with each seed of the other. Two sides of several
+    A teacher, which has no luck of training here, is paired with each seed of the other side. Two sides of several
     seeds that share none are compared by their means, unpaired.
 
     Args:
@@ -152,12 +152,12 @@ def delta(model: Model, base: Model, column: Column) -> Delta | None:
 
 
 def common_seeds(model: Model, base: Model, column: Column) -> list[Pair]:
-    """Pairs of training seeds that both sides have a value of."""
+    """Pairs of training seeds that both sides have a value of; a teacher is paired with each seed of the other."""
     ours, theirs = model.seeds(column), base.seeds(column)
-    if theirs == [None]:
-        return [(seed, None) for seed in ours]
-    if ours == [None]:
-        return [(None, seed) for seed in theirs]
+    if base.method == TEACHER and theirs:
+        return [(seed, theirs[0]) for seed in ours]
+    if model.method == TEACHER and ours:
+        return [(ours[0], seed) for seed in theirs]
     return [(seed, seed) for seed in ours if seed in theirs]
 
 

@@ -113,13 +113,17 @@ def test_images_of_one_prompt_are_resampled_together(tmp_path):
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1) and found.num_pairs == 64
 
 
-def test_a_side_without_seeds_meets_every_seed():
+def test_a_teacher_meets_every_seed_and_a_run_without_a_seed_their_spread():
     made = [make_result(None, f"lrm-s{i}", values={"hps": 10.0 + i}) for i in range(4)]
     made.append(make_result(None, "teacher", values={"hps": 9.0}, sampling={"steps": 50}))
     found = compare(result_set(made), "hps", base="teacher")
     assert found.value == 2.5 and found.num_pairs == 4 and found.basis == "seeds"
     back = compare(result_set(made), "hps", "teacher", "lrm")
     assert (back.value, back.low, back.better) == (-2.5, -found.high, -found.better)
+    made.append(make_result(None, "tuned", "external", values={"hps": 9.0}))
+    luck = compare(result_set(made), "hps", "tuned", "lrm")
+    assert luck.basis == "spread" and luck.value == -2.5, "its own luck is unknown, so it is one run"
+    assert luck.high - luck.low == pytest.approx((found.high - found.low) * math.sqrt(5))
 
 
 @pytest.mark.parametrize(("half", "basis"), [(0.3, "quadrature"), (0.0, "quadrature")])

@@ -264,6 +264,12 @@ def test_runs_of_few_seeds_are_judged_one_by_one():
     assert all("This is one run of the method: its own luck is not in this." in v.words for v in found)
 
 
+def test_a_run_without_a_seed_is_no_method():
+    made = [*make_students(None, "plain", {}, method="external"), make_result(None, "tuned", "external", values=CLEAN)]
+    found = one(made, "tuned", Declared(base="plain", reward="hps"))
+    assert (found.rule, found.num_seeds) == ("run", 6)
+
+
 def test_a_proxy_at_chance_is_no_test_of_lrm(tmp_path):
     rng = np.random.default_rng(0)
     make_students(tmp_path, "lcd", {})
