@@ -29,10 +29,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, stdev
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rgbench.core.errors import UsageError, suggest
@@ -49,7 +48,7 @@ FILE = "verdict.json"
 MIN_SEEDS = 6  # common seeds of a method: with fewer, not even all signs agreeing is a two-sided p under 5 %
 MARGIN = 2.0  # standard deviations of LCD seeds, the range of one seed's luck: less is called equal
 MOST_SEEDS = 100  # looked at for what would decide
-PAIR_ACCURACY = ("fidelity/pair_accuracy", "pair_accuracy")  # in training logs; the first that is logged
+PAIR_ACCURACY = ("fidelity/pair_accuracy", "pair_accuracy")  # in training logs; the first that has four rows
 
 log = logging.getLogger(__name__)
 
@@ -333,8 +332,9 @@ def judge(results: ResultSet, model: Model, declared: Declared = NOTHING) -> Ver
             raise UsageError(results.why_no_baseline(model, declared.base))
         case = _Case.of(results, model, base, declared)
     except UsageError as error:
-        words = f"{model.label}: undecided. {_sentence(error)}"
-        return Verdict(**about, base=None, rule="none", outcome=Outcome.UNDECIDED, words=words, decides=str(error))
+        reason = str(error)
+        words = f"{model.label}: undecided. {reason[:1].upper()}{reason[1:]}."
+        return Verdict(**about, base=None, rule="none", outcome=Outcome.UNDECIDED, words=words, decides=reason)
     outcome = Outcome.NO_TEST if case.proxy_at_chance else decide(case.tests, *case.margins, declared.headroom)
     went_to = split_gain(case)
     decides = case.decides() if outcome is Outcome.UNDECIDED else ""
@@ -344,12 +344,16 @@ def judge(results: ResultSet, model: Model, declared: Declared = NOTHING) -> Ver
         rule=case.rule,
         num_seeds=case.tests[REWARD.name].delta.num_pairs,
         outcome=outcome,
-        words=explain(case, outcome, went_to, decides),
+        words=explain(case, outcome, went_to, declared.headroom, decides),
         findings=tuple(_finding(name, test) for name, test in case.tests.items()),
         went_to=went_to,
         missing=case.missing,
         decides=decides,
-        used={_name(result): _digest(result, case) for side in (model, base) for result in side.results.values()},
+        used={
+            f"{result.head.model}/{result.head.generation.id}": _digest(result, case)
+            for side in (model, base)
+            for result in side.results.values()
+        },
     )
 
 
@@ -620,12 +624,9 @@ def _num_features(model: Model, column: Column) -> int:
 
 def _deviation(model: Model, column: Column) -> float:
     """Standard deviation over training seeds, of the oriented value; 0 of fewer than two."""
-    values = [
-        column.oriented(float(value.value or 0))
-        for seed in model.seeds(column)
-        if (value := model.result(column, seed))
-    ]
-    return float(np.std(np.array(values, dtype=np.float64), ddof=1)) if len(values) > 1 else 0.0
+    found = [value for seed in model.seeds(column) if (value := model.result(column, seed)) is not None]
+    values = [column.oriented(float(value.value or 0)) or 0.0 for value in found]
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def _images_matter(base: Model, column: Column) -> bool:
@@ -649,7 +650,7 @@ def proxy_accuracy(model: Model) -> Interval | None:
     runs = []
     for result in model.results.values():
         rows = result.training_log
-        name = next((name for name in PAIR_ACCURACY if any(name in row for row in rows)), "")
+        name = next((name for name in PAIR_ACCURACY if sum(name in row for row in rows) > 3), "")
         logged = [row[name] for row in rows if name in row]
         runs.append(logged[len(logged) // 2 :])
     runs = [logged for logged in runs if logged]
@@ -708,43 +709,41 @@ def split_gain(case: _Case) -> dict[str, Share]:
             kinds = ("right" if side[image] else "wrong" for side in (before, after))
             gains[" → ".join(kinds)].append(high[image] - low[image])
     total = sum(map(len, gains.values()))
-    shares = {
+    return {
         kind: Share(images=len(found) / total, gain=math.fsum(found) / len(found) if found else None)
         for kind, found in gains.items()
         if total
     }
-    return shares
 
 
 # Words
 
 
-def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], decides: str) -> str:
+def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], headroom: float | None, decides: str) -> str:
     """The verdict in a few sentences."""
-    model, base = case.model, case.base
-    seeds = (
-        f"{case.tests[REWARD.name].delta.num_pairs} common seeds"
-        if case.rule == "method"
-        else f"{case.tests[REWARD.name].delta.num_pairs} seeds"
-    )
-    words = [f"{model.name if case.rule == 'method' else model.label} against {base.name} ({seeds}): {outcome}."]
+    reward, gold = (case.tests[question.name] for question in (REWARD, GOLD))
+    decimals = reward.delta.column.decimals
+    name, common = (case.model.name, "common ") if case.rule == "method" else (case.model.label, "")
+    words = [f"{name} against {case.base.name} ({reward.delta.num_pairs} {common}seeds): {outcome}."]
     if outcome is Outcome.NO_TEST and case.proxy is not None:
         ends = f"[{case.proxy.low:.3f}, {case.proxy.high:.3f}]"
         words.append(f"The proxy orders pairs as its expert does with probability {ends}, no better than chance.")
-    reward, gold = (case.columns[name] for name in (REWARD.name, GOLD.name))
-    words.append(
-        f"Trained reward: {amount(case.tests[REWARD.name].delta)}; gold: {amount(case.tests[GOLD.name].delta)}."
-    )
-    worse = [amount(test.delta) for test in case.tests.values() if test.says == "worse"]
-    if worse:
+    words.append(f"Trained reward: {amount(reward.delta)}; gold: {amount(gold.delta)}.")
+    if worse := [amount(test.delta) for test in case.tests.values() if test.says == "worse"]:
         words.append(f"Also worse: {'; '.join(worse)}.")
     if outcome is Outcome.REWARD_WITHOUT_GOLD:
-        words.append(f"Gold is called equal within ± {case.margins[1]:.{gold.decimals}f}, two deviations of LCD seeds.")
-    if outcome is Outcome.NO_GAIN and not case.tests[REWARD.name].says:
-        words.append(f"A gain of {case.margins[0]:.{reward.decimals}f}, two deviations of LCD seeds, is excluded.")
+        margin = f"{case.margins[1]:.{gold.delta.column.decimals}f}"
+        beyond = headroom is not None and _low(reward) > headroom
+        words.append(
+            f"Better images alone could gain {headroom:.{decimals}f}."
+            if beyond
+            else f"Gold is called equal within ± {margin}, two deviations of LCD seeds."
+        )
+    if outcome is Outcome.NO_GAIN and not reward.says:
+        words.append(f"A gain of {case.margins[0]:.{decimals}f}, two deviations of LCD seeds, is excluded.")
     lost = went_to.get("right → wrong")
-    if lost and lost.gain is not None and case.tests[REWARD.name].says == "up":
-        gain = f"{lost.gain:+.{reward.decimals}f}".replace("-", "−")
+    if lost and lost.gain is not None and reward.says == "up":
+        gain = f"{lost.gain:+.{decimals}f}".replace("-", "−")
         words.append(f"Images that went from right to wrong ({lost.images:.0%}) gained {gain} of the reward.")
     if case.rule == "run":
         words.append("This is one run of the method: its own luck is not in this.")
@@ -762,18 +761,6 @@ def amount(found: Delta) -> str:
     arrow = f" {found.arrow}" if found.arrow else ""
     ends = "" if found.low is None else f" [{found.low:+.{column.decimals}f}, {found.high:+.{column.decimals}f}]"
     return f"{column.label} " + f"{found.value:+.{column.decimals}f}{unit}{arrow}{ends}".replace("-", "−")
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:]}."
-
-
-# Digests
-
-
-def _name(result: ModelResult) -> str:
-    return f"{result.head.model}/{result.head.generation.id}"
 
 
 def _digest(result: ModelResult, case: _Case) -> str:

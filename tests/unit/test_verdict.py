@@ -218,6 +218,14 @@ def test_another_declared_metric_worse_is_a_price():
     assert found.outcome is Outcome.PAID_FOR and "Also worse: Recall −0.2" in found.words
 
 
+def test_more_than_the_headroom_is_reward_without_gold():
+    made = [*LCD[:6], *make_students(None, "rg_lcd", {"hps": 6.0})]
+    honest = one(made, "rg_lcd", Declared(headroom=8.0))
+    assert "Gold is called equal within" in honest.words, "within the headroom gold must be shown to be equal"
+    found = one(made, "rg_lcd", Declared(headroom=3.0))
+    assert found.outcome is Outcome.REWARD_WITHOUT_GOLD and "Better images alone could gain 3.00." in found.words
+
+
 def test_other_metrics_describe_and_never_say_worse():
     made = [*LCD, *make_students(None, "lrm", HONEST)]
     more = [make_result(None, each.head.model, values={"fragility": len(made) - i}) for i, each in enumerate(made)]
