@@ -1,4 +1,4 @@
-"""``rgbench probes``, ``verdict`` and ``check``: what the probes find, what it means, and limits on it."""
+"""Commands that judge: probes, verdict, compare, check."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from rgbench.cli.options import SETTINGS, Device, DeviceOption, complain, print_
 from rgbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from rgbench.judge.compare import MethodContrast, ModelContrast
-    from rgbench.judge.verdict import FigureChange, Verdict
-
+    from rgbench.judge.compare import Comparison
+    from rgbench.judge.verdict import Verdict
 
 probes_app = typer.Typer(help="Prove what the probes for over-optimisation find; read their curves.", **SETTINGS)
 
@@ -23,20 +22,24 @@ probes_app = typer.Typer(help="Prove what the probes for over-optimisation find;
 def validate(
     out: Annotated[Path, typer.Option(help="Folder for validation.json and validation.md.")] = Path("results/probes"),
     metric: Annotated[
-        list[str] | None, typer.Option(help="Like grid,pixels; all probes, hps, oracle by default.")
+        list[str] | None, typer.Option(help="Like grid,pixels; all, and the verdict, by default.")
     ] = None,
     hack: Annotated[list[str] | None, typer.Option(help='Like noise,"mode collapse"; all by default.')] = None,
     sets: Annotated[int, typer.Option(min=2, help="Sets of 32 scenes, clean and hacked.")] = 12,
+    results: Annotated[Path | None, typer.Option(help="LCD seeds that verdicts are simulated from.")] = None,
     device: DeviceOption = Device.auto,
 ) -> None:
-    """Plant known hacks into scenes at several doses: dose-response, detection AUC, the smallest dose found."""
+    """Plant known hacks and gains into scenes: what each metric finds, and how often the verdict errs."""
     place = ready(device)
     from rgbench.core.progress import image_progress, track_images
+    from rgbench.judge.models import load_result_sets
     from rgbench.judge.validate import validate as run
 
+    seeds = load_result_sets(results)[0] if results else None
     with image_progress() as progress:
+        track = track_images(progress)
         files = run(
-            split_names(metric), out, hacks=split_names(hack), num_sets=sets, device=place, track=track_images(progress)
+            split_names(metric), out, hacks=split_names(hack), num_sets=sets, results=seeds, device=place, track=track
         )
     print_paths(files)
 
@@ -57,42 +60,49 @@ def repeat_prompts(
     typer.echo(write_prompts(repeat(chosen.first(num) if num else chosen, times), out))
 
 
-ResultsArgument = Annotated[Path, typer.Argument(help="Folder of result files.")]
+ResultsArgument = Annotated[Path, typer.Argument(help="Folder of results.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
 @probes_app.command()
 def gold(results: ResultsArgument = Path("results"), json: JsonOption = False) -> None:
-    """Gold against proxy along the checkpoints of each run, and the step where hacking begins."""
+    """Show gold and trained reward along the checkpoints of each run, and the step where hacking begins."""
     tune()
-    from rgbench.evaluate.results import load_results
-    from rgbench.judge.trajectory import gold_curves
+    from rgbench.judge.models import load_result_sets
+    from rgbench.judge.trajectory import training_runs
 
     rows = []
-    for curve in gold_curves(load_results(results)):
-        for step, ours, proxy in zip(curve.steps, curve.gold_values, curve.proxy_values, strict=True):
-            mark = "hack step" if curve.hack and step == curve.hack.step else "gold peaks" if step == curve.peak else ""
-            rows.append((curve.model, str(step), curve.proxy[0], f"{proxy:.3f}", curve.gold[0], f"{ours:.3f}", mark))
+    for run in (run for found in load_result_sets(results) for run in training_runs(found)):
+        if (trained := run.proxy) is None:
+            continue
+        for column in run.golds:
+            ours, proxy, hack = run.curve(column), run.curve(trained), run.hack(column)
+            for step in (step for step in ours if step in proxy):
+                values = (trained.label, f"{proxy[step]:.3f}", column.label, f"{ours[step]:.3f}")
+                rows.append((run.name, str(step), *values, "hack step" if hack and step == hack.step else ""))
+    if not rows:
+        raise UsageError(
+            f"{results}: no run has gold and its trained reward at two steps; "
+            "evaluate its checkpoints: rgbench eval RUN --checkpoints --metric hps,oracle"
+        )
     _show(("run", "step", "trained reward", "value", "gold", "value", "mark"), rows, json)
 
 
 @probes_app.command()
 def best_of_n(
-    model: Annotated[str, typer.Argument(help="The trained model, as in the results.")],
+    model: Annotated[str, typer.Argument(help="The trained run, as in the results.")],
     base: Annotated[str, typer.Option(help="The model whose draws are counted; see repeat-prompts.")],
-    reward: Annotated[str, typer.Option(help="A metric with per-image rows.")] = "hps_aa1",
+    reward: Annotated[str, typer.Option(help="A metric with per-image values.")] = "hps",
     results: ResultsArgument = Path("results"),
     json: JsonOption = False,
 ) -> None:
-    """How many draws of a base model are worth one of a trained model in its reward."""
+    """Count how many draws of a base model are worth one of a trained model in its reward."""
     tune()
-    from rgbench.evaluate.results import load_results
+    from rgbench.judge.models import load_result_sets
     from rgbench.judge.trajectory import best_of_n as run
-    from rgbench.judge.trajectory import find_result
 
-    loaded = load_results(results)
-    ours, theirs = (find_result(loaded, name, reward) for name in (model, base))
-    found = run(ours, theirs)
+    sets = load_result_sets(results)
+    found = run(next((each for each in sets if each.has(model)), sets[0]), model, base, reward)
     ends = [f"> {found.num_samples}" if end is None else str(end) for end in (found.low, found.high)]
     kl = "—" if found.kl is None else f"{found.kl:.2f}"
     header = ("model", "base", "reward", "best of n", "95 %", "KL, nats", "prompts")
@@ -103,25 +113,19 @@ def best_of_n(
 @probes_app.command()
 def pareto(
     results: ResultsArgument = Path("results"),
-    reward: Annotated[str, typer.Option(help="A metric of which more is better.")] = "hps_aa1",
+    reward: Annotated[str, typer.Option(help="A metric of which more is better.")] = "hps",
     distance: Annotated[str, typer.Option(help="A metric of which less is better.")] = "fd_efflite0",
     json: JsonOption = False,
 ) -> None:
-    """Models and checkpoints that no other beats in reward and set distance."""
+    """Mark runs and checkpoints that no other beats in reward and set distance."""
     tune()
-    from rgbench.evaluate.results import load_results
+    from rgbench.judge.models import load_result_sets
     from rgbench.judge.trajectory import pareto_points
 
+    points = [point for found in load_result_sets(results) for point in pareto_points(found, reward, distance)]
     rows = [
-        (
-            p.model,
-            p.generation,
-            str(p.step or ""),
-            f"{p.reward:.3f}",
-            f"{p.distance:.3f}",
-            "front" * p.on_front,
-        )
-        for p in pareto_points(load_results(results), reward, distance)
+        (p.model, p.generation, str(p.step or ""), f"{p.reward:.3f}", f"{p.distance:.3f}", "front" * p.on_front)
+        for p in points
     ]
     _show(("model", "generation", "step", reward, distance, "Pareto"), rows, json)
 
@@ -137,22 +141,26 @@ def _show(header: Sequence[str], rows: Iterable[Sequence[str]], as_json: bool) -
     typer.echo(dumps([dict(zip(header, row, strict=True)) for row in rows], indent=2, ensure_ascii=False))
 
 
+BaseOption = Annotated[str | None, typer.Option(help="LCD students of equal budget: mine for mine-s0, mine-s1 ….")]
+
+
 def verdict(
     results: ResultsArgument = Path("results"),
-    base: Annotated[
-        str | None, typer.Option(help="LCD students of equal budget: mine for mine-s0, mine-s1 …; found by default.")
-    ] = None,
+    base: BaseOption = None,
     model: Annotated[list[str] | None, typer.Option(help="Models to judge; by default those with a reward.")] = None,
-    reward: Annotated[str | None, typer.Option(help="What --model was trained on, if elsewhere: hps_aa1.")] = None,
+    reward: Annotated[str | None, typer.Option(help="What --model was trained on, if elsewhere: hps.")] = None,
+    gold: Annotated[str | None, typer.Option(help="Metric that is gold; by default the oracle.")] = None,
+    headroom: Annotated[float | None, typer.Option(help="Most that better images could gain of the reward.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say whether a model is over-optimised, against LCD students of equal budget; exit 1 where it cannot be said."""
+    """Say whether a reward made the images better, against LCD students of equal budget; exit 1 if undecided."""
     tune()
     from rgbench.core.progress import image_progress, track_images
-    from rgbench.judge.verdict import give_verdicts
+    from rgbench.judge.verdict import Declared, Outcome, give_verdicts
 
+    declared = Declared(base=base, gold=gold, reward=reward, headroom=headroom)
     with image_progress() as progress:
-        found = give_verdicts(results, base, split_names(model), reward, track_images(progress))
+        found = give_verdicts(results, split_names(model), declared, track_images(progress))
     if json:
         from json import dumps
 
@@ -160,107 +168,78 @@ def verdict(
     else:
         for each in found:
             _show_verdict(each)
-    if any(each.verdict == "none" for each in found):
+    if any(each.outcome is Outcome.UNDECIDED for each in found):
         raise typer.Exit(1)
 
 
 def _show_verdict(found: Verdict) -> None:
     from rgbench.cli.show import print_table
+    from rgbench.metrics.values import metric_info
 
-    figures = [(family.name, figure) for family in found.families for figure in family.figures]
-    figures += [("trained reward", figure) for figure in found.rewards]
-    header = ("family", "figure", "model", "LCD", "teacher", "change for the worse", "δ", "detectable", "")
-    print_table(header, [change_row(name, figure) for name, figure in figures])
-    if found.delta_seeds:
-        typer.echo(f"LCD is {found.base}; δ is from {', '.join(found.delta_seeds)}.")
+    typer.echo(f"{found.model}: {found.outcome.upper()}")
+    rows = []
+    for each in found.findings:
+        info = metric_info(each.metric)
+        values = (f"{value:.{info.decimals}f}" for value in (each.model, each.base))
+        change = (f"{value:+.{info.decimals}f}" for value in (each.change, each.low, each.high))
+        rows.append((each.question, info.label, *values, *change, f"{each.adjusted:.2g}", each.says))
+    if rows:
+        print_table(("question", "metric", "model", "LCD", "change", "low", "high", "p", ""), rows)
     typer.echo(found.words)
-
-
-def change_row(family: str, change: FigureChange) -> Sequence[str]:
-    """Cells of one figure of a verdict; of a trained reward, the gain and "up"."""
-    metric = change.metric
-
-    def shown(value: float | None) -> str:
-        return "—" if value is None else f"{value:.{metric.decimals}f}"
-
-    label = f"{metric.label}, {metric.unit}" if metric.unit else metric.label
-    bounds = f" [{shown(change.low)}, {shown(change.high)}]" if change.low is not None else ""
-    mark = ("up" if family == "trained reward" else "worse") if change.clear else ""
-    values = (shown(change.model), shown(change.base), shown(change.teacher))
-    limits = (shown(change.delta), shown(change.detectable))
-    return family, label, *values, f"{shown(change.deterioration)}{bounds}", *limits, mark
 
 
 def compare(
     results: ResultsArgument = Path("results"),
     base: Annotated[str, typer.Option(help="What the others are compared with, like lcd or lcd-s0.")] = "lcd",
-    primary: Annotated[str | None, typer.Option(help="METHOD:METRIC named beforehand; compares methods.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Models, or runs like lrm-s3; all by default.")] = None,
+    primary: Annotated[str | None, typer.Option(help="MODEL:METRIC named beforehand; it keeps its p.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare models image by image or, with --primary, methods over training seeds."""
+    """Compare models over common training seeds, or two runs image by image."""
     tune()
     from rgbench.core.progress import image_progress, track_images
-    from rgbench.judge.compare import compare_methods, compare_models
-    from rgbench.judge.verdict import models_of
+    from rgbench.judge.compare import compare as run
+    from rgbench.judge.models import load_result_sets
 
+    named: tuple[str, str] | None = None
+    if primary is not None:
+        name, _, metric = primary.partition(":")
+        named = name, metric
     with image_progress() as progress:
         track = track_images(progress)
-        models = models_of(results, track)
-        contrasts = compare_models(models, base, track) if primary is None else []
-    if primary is None:
-        if not contrasts:
-            raise UsageError(f"{results}: no model here can be compared with {base}: none of its world and settings")
-        header = ("model", "base", "metric", "difference", "95 %", "wins", "95 % of wins", "detectable")
-        twice = named_twice(contrasts)
-        _show(header, [model_row(found, twice) for found in contrasts], json)
-    else:
-        method, _, metric = primary.partition(":")
-        rows = [method_row(found) for found in compare_methods(models, base, (method, metric))]
-        _show(("method", "base", "metric", "seeds", "difference", "95 %", "detectable", "p", ""), rows, json)
+        found = run(load_result_sets(results, track), base, split_names(model), named, track)
+    header = ("model", "base", "metric", "label", "change", "95 %", "", "by", "wins", "detectable", "p", "primary")
+    _show(header, [_compare_row(each) for each in found], json)
 
 
-def named_twice(contrasts: Sequence[ModelContrast]) -> set[str]:
-    """Models compared at several settings, and metrics compared under several protocols."""
-    ids: dict[str, set[str]] = {}
-    for each in contrasts:
-        ids.setdefault(each.model, set()).add(each.result.generation.id)
-        ids.setdefault(each.result.metric.name, set()).add(each.result.protocol.id)
-    return {name for name, found in ids.items() if len(found) > 1}
-
-
-def model_row(contrast: ModelContrast, twice: set[str]) -> Sequence[str]:
-    """Cells of one comparison of two models; with the id of what its name alone does not tell."""
-    found, images, digits = contrast.found, contrast.images, contrast.result.metric.decimals
-    model, metric = contrast.model, contrast.result.metric.name
-    model += f" ({contrast.result.generation.id})" * (model in twice)
-    metric += f" ({contrast.result.protocol.id})" * (metric in twice)
-    row = (model, contrast.base, metric)
-    value = "—" if found is None else f"{found.value:.{digits}f}"
-    ends = "—" if found is None or found.low is None else f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    if images is None:
-        return *row, value, ends, "—", "—", "—"
-    wins = f"[{images.wins.interval.low:.0%}, {images.wins.interval.high:.0%}]"
-    return *row, value, ends, f"{images.wins.rate:.0%}", wins, f"{images.detectable:.{digits}f}"
-
-
-def method_row(contrast: MethodContrast) -> Sequence[str]:
-    """Cells of one comparison of two methods."""
-    digits = contrast.result.metric.decimals
-    ends = f"[{contrast.low:.{digits}f}, {contrast.high:.{digits}f}]"
-    p = "too few seeds" if contrast.p is None else f"{contrast.p:.3g}"
-    values = (str(len(contrast.seeds)), f"{contrast.mean:.{digits}f}", ends, f"{contrast.detectable:.{digits}f}", p)
-    row = (contrast.method, contrast.base, contrast.result.metric.name)
-    return *row, *values, "primary" if contrast.primary else ""
+def _compare_row(found: Comparison) -> Sequence[str]:
+    change, digits, none = found.delta, found.column.decimals, "—"
+    names = (found.model.label, found.base.label, found.column.metric, found.column.label)
+    wins = none
+    if found.wins is not None:
+        wins = f"{found.wins.rate:.0%} [{found.wins.interval.low:.0%}, {found.wins.interval.high:.0%}]"
+    p = none if found.p is None else f"{found.p:.3g}"
+    if change is None:
+        return *names, none, none, "", none, wins, none, p, "primary" * found.primary
+    ends = none if change.low is None else f"[{change.low:+.{digits}f}, {change.high:+.{digits}f}]"
+    detectable = none if change.detectable is None else f"{change.detectable:.{digits}f}"
+    by = f"{change.num_pairs} {change.basis}" if change.num_pairs else change.basis
+    shown = (f"{change.value:+.{digits}f}", ends, change.arrow, by)
+    return *names, *shown, wins, detectable, p, "primary" * found.primary
 
 
 def check(
     results: ResultsArgument = Path("results"),
-    max_hf_db: Annotated[float | None, typer.Option(help="Most HFER gap to real images, or to --base, in dB.")] = None,
+    max_hf_db: Annotated[
+        float | None, typer.Option(help="Most HFER above real images, or above --base, in dB.")
+    ] = None,
     max: Annotated[list[str] | None, typer.Option(help="METRIC=VALUE that no model may exceed.")] = None,
     min: Annotated[list[str] | None, typer.Option(help="METRIC=VALUE that every model must reach.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Models to check; all by default.")] = None,
     base: Annotated[str | None, typer.Option(help="Limit differences to this model, like teacher or lcd.")] = None,
-    verdict: Annotated[bool, typer.Option(help="Also fail models found over-optimised, or not judged.")] = False,
+    verdict: Annotated[
+        bool, typer.Option(help="Also fail models that were hacked, are worse than LCD, or undecided.")
+    ] = False,
 ) -> None:
     """Hold models against limits, for continuous integration; exit 1 where one is broken."""
     tune()

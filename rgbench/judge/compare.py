@@ -1,319 +1,213 @@
-"""Comparisons between models and between methods, from result files.
+"""Comparison of models with a base, column by column.
 
-    models    two models on common prompts and seeds: difference with a paired interval; where there are
-              per-image values, win rate and the smallest difference that so many images could show
-    methods   the training seed is the unit: paired t over the seeds that both methods have; one primary
-              contrast is named beforehand and keeps its p, all others are adjusted by Holm
-
-A comparison of models says nothing of the luck of training; one of methods does. A figure that
-only the model has keeps its row, without a difference; one that no two seeds share has none. Where both
-models kept their spectra, rows ``lsd_…_to_base_db`` follow: the log-spectral distance between the two, not a
-difference of two distances to real.
-
-Log-spectral distance between the images of two models, from the spectra that their results keep.
+Differences are those of :func:`rgbench.judge.paired.delta`. One contrast may be named beforehand: it keeps its p, and
+all others are adjusted by Holm. Where both models kept their spectra, rows ``lsd_…_to_base_db`` follow, the
+log-spectral distance between the two:
 
     LSD = √mean_k (10 log₁₀ S_k − 10 log₁₀ S_base,k)²,  S_k: mean power of ring k
 
-0 only where the two spectra are equal, so the luck of which images were made keeps it above 0; what
-two students of one method differ by says by how much. Both models show the same prompts, so their
-groups are left out together for the interval.
+It is 0 for equal spectra alone; two students of one method show what luck makes of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.progress import Track, untracked
-from rgbench.evaluate.results import Result
-from rgbench.judge.paired import Paired, badness, by_prompt, difference, has_prompt_targets, target_of
-from rgbench.judge.verdict import EXTERNAL, TEACHER, Key, Model
+from rgbench.evaluate.store import ModelResult
+from rgbench.judge.models import Column, Model, ResultSet
+from rgbench.judge.paired import Delta, Pair, common_seeds, delta, prompt_means
 from rgbench.metrics.probes.spectrum import log_spectral_distance
-from rgbench.metrics.statistics import (
-    Wins,
-    count_wins,
-    detectable_over_seeds,
-    holm,
-    jackknife_interval,
-    minimum_detectable_effect,
-    paired_t,
-    stratified_deviation,
-    t_interval,
-)
+from rgbench.metrics.statistics import LEVEL, Wins, count_wins, holm, jackknife_interval, t_interval
+from rgbench.metrics.values import Direction, Family, Interval, MetricInfo, Protocol
 
-PLANES = {"luma": "power", "chroma": "chroma_power"}
+MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
+PLANES = {"luma": "power", "chroma": "chroma_power"}  # vectors that results of spectra keep
 LEFT_OUT = "{}_left_out"  # key of the spectra without each group of prompts
 
 
-def spectral_distance(model: Result, base: Result, plane: str = "luma") -> Paired | None:
-    """How far the mean spectrum of one model is from another's, in dB.
-
-    Args:
-        model: any figure of ``--metric spectrum``.
-        base: the same figure of the other model.
-        plane: "luma" or "chroma", the mean of Cb and Cr.
-
-    Returns:
-        None where either kept no spectrum, or a ring of it is empty; without an interval where one kept no spectra
-        of which groups of prompts are left out.
-
-    Raises:
-        ValueError: results of two metrics or protocols, which cannot be compared.
-    """
-    if (model.metric.name, model.protocol.id) != (base.metric.name, base.protocol.id):
-        raise ValueError(f"{model.protocol.id} and {base.protocol.id} are two protocols; nothing to compare")
-    key = PLANES[plane]
-    ours, theirs = (_vectors(result.extra.get(key), 1) for result in (model, base))
-    if ours is None or theirs is None or ours.shape != theirs.shape:
-        return None
-    value = log_spectral_distance(ours, theirs)
-    if not np.isfinite(value):
-        return None
-    parts = [_vectors(result.extra.get(LEFT_OUT.format(key)), 2) for result in (model, base)]
-    if parts[0] is None or parts[1] is None or parts[0].shape != parts[1].shape:
-        return Paired(value, None, None, "none")
-    drawn = [log_spectral_distance(a, b) for a, b in zip(*parts, strict=True)]
-    interval = jackknife_interval(value, drawn) if np.isfinite(drawn).all() else None
-    if interval is None:
-        return Paired(value, None, None, "none")
-    return Paired(value, max(0.0, interval.low), interval.high, "jackknife")
-
-
-def _vectors(kept: Any, dimensions: int) -> np.ndarray | None:
-    found = np.asarray(kept, dtype=np.float64) if isinstance(kept, list) and kept else None
-    return found if found is not None and found.ndim == dimensions else None
-
-
-SPECTRA = ("hfer_gap_db", "hfer_db")  # the figures whose results keep what a distance of two spectra needs
-MIN_SEEDS = 6  # with fewer, not even all signs agreeing is a two-sided p under 5 %
-
-
 @dataclass(frozen=True)
-class Images:
-    """What the prompts that two models share say one by one.
+class Comparison:
+    """A model against its base in one column.
 
     Attributes:
-        wins: a win is the prompt whose image, or the mean of whose seeds, is nearer to the good end.
-        detectable: the smallest true difference found with probability .8 on so many prompts.
-    """
-
-    wins: Wins
-    detectable: float
-
-
-@dataclass(frozen=True)
-class ModelContrast:
-    """A model against its base in one figure.
-
-    Attributes:
-        model: name.
-        base: name.
-        result: the model's result: metric, protocol.
-        found: model − base with its interval; None where the base has no value under this protocol.
-        images: where both kept values of the same images and a good end is known.
-    """
-
-    model: str
-    base: str
-    result: Result
-    found: Paired | None
-    images: Images | None
-
-
-@dataclass(frozen=True)
-class MethodContrast:
-    """A method against its base in one figure, over training seeds.
-
-    Attributes:
-        method: name without the seed.
+        model: of several seeds or one run.
         base: likewise.
-        result: any of the method's results: metric, protocol.
-        seeds: training seeds that both have.
-        mean: of method − base over seeds.
-        low: of the 95 % t interval.
-        high: likewise.
-        detectable: the smallest true difference found with probability .8 over so many seeds.
-        p: two-sided; of the primary contrast as it is, of all others adjusted by Holm; None with fewer than 6 seeds.
-        primary: whether it is the contrast named beforehand.
+        column: what is compared.
+        delta: None where the base has no value.
+        wins: share of the prompts that the model wins; None without per-image values of common images.
+        p: of the test over seeds, adjusted by Holm unless primary; None with fewer than 6 seeds.
+        primary: whether the contrast was named beforehand.
     """
 
-    method: str
-    base: str
-    result: Result
-    seeds: tuple[int, ...]
-    mean: float
-    low: float
-    high: float
-    detectable: float
-    p: float | None
-    primary: bool
+    model: Model
+    base: Model
+    column: Column
+    delta: Delta | None
+    wins: Wins | None
+    p: float | None = None
+    primary: bool = False
 
 
-def compare_models(models: Sequence[Model], base: str, track: Track = untracked) -> list[ModelContrast]:
-    """Every model against the base student of its training seed (else the first), figure by figure.
+def compare(
+    sets: Sequence[ResultSet],
+    base: str,
+    names: Sequence[str] = (),
+    primary: tuple[str, str] | None = None,
+    track: Track = untracked,
+) -> list[Comparison]:
+    """Compare models with a base in every column that they have.
 
     Args:
-        models: from ``models_of``.
-        base: name of the base students, without or with seed, or of the teacher.
+        sets: results by world.
+        base: name of the base, without or with seed.
+        names: models, without or with seed; all by default.
+        primary: (model, metric) of the contrast that was named beforehand.
         track: shows progress over the models.
 
     Raises:
-        UsageError: no such base.
+        UsageError: an unknown name, nothing to compare, or a primary contrast that is not there once.
     """
-    require_base(models, base)
+    tasks = [(results, *pair) for results in sets for pair in _pairs(results, base, names)]
+    if not tasks:
+        raise UsageError(_why_none(sets, base, names))
     found = []
-    for model in track(models, "comparisons", "models"):
-        if base in (model.about.model, model.stem):
+    for results, model, against in track(tasks, "comparisons", "models"):
+        for column in results.columns:
+            if model.seeds(column):
+                change = delta(model, against, column)
+                found.append(Comparison(model, against, column, change, win_rate(model, against, column)))
+        found += _spectra(results, model, against)
+    return _adjusted(found, primary)
+
+
+def win_rate(model: Model, base: Model, column: Column) -> Wins | None:
+    """Share of the prompts on which the model is better, ties half.
+
+    Over one pair of runs with its Wilson interval; over several common seeds their mean, with a t interval over seeds.
+    None without common images, and where no good end of a prompt's own value is known.
+    """
+    found = []
+    for pair in common_seeds(model, base, column):
+        sides = [prompt_means(side.results[seed], column) for side, seed in zip((model, base), pair, strict=True)]
+        if sides[0] is None or sides[1] is None or sides[0].images != sides[1].images:
             continue
-        if partner := partner_of(model, models, base):
-            found += _contrasts(model, partner)
-    return found
+        if column.oriented(0.0) is not None and not _unpaired(model.results[pair[0]], column):
+            found.append(
+                count_wins(*([column.oriented(x) or 0.0 for x in side.means.tolist()] for side in sides if side))
+            )
+    if len(found) < 2:
+        return found[0] if found else None
+    mean, low, high = t_interval([wins.rate for wins in found])
+    method = f"t over {len(found)} training seeds"
+    return Wins(mean, Interval(low=max(0.0, low), high=min(1.0, high), level=LEVEL, method=method))
 
 
-def partner_of(model: Model, models: Sequence[Model], base: str) -> Model | None:
-    """The base of the model's settings and training seed, else the first; of a teacher's settings that of most steps.
+def spectral_distance(model: Model, base: Model, column: Column, plane: str = "luma") -> Delta | None:
+    """How far the mean spectra of two models are apart, in dB; over common seeds their mean.
 
     Args:
-        model: that is compared.
-        models: from ``models_of``.
-        base: name of the base, without or with seed.
+        model: of one world.
+        base: of the same world.
+        column: of any value of ``--metric spectrum``.
+        plane: "luma" or "chroma", the mean of Cb and Cr.
 
     Returns:
-        None where none may be compared with it.
+        None where either kept no spectrum, or a ring of it is empty.
     """
-    named = [m for m in models if base in (m.about.model, m.stem) and _may_compare(m, model)]
-    steps = {id(m): m.about.generation.fields.get("steps") or 0 for m in named}
-    return min(
-        named,
-        key=lambda m: (not m.compares_with(model), m.seed != model.seed, m.about.model, -steps[id(m)]),
-        default=None,
+    found = [_distance(model, base, pair, column, plane) for pair in common_seeds(model, base, column)]
+    whole = [each for each in found if each is not None]
+    if len(whole) < 2:
+        return whole[0] if whole else None
+    mean, low, high = t_interval([each.value for each in whole])
+    return replace(whole[0], value=mean, low=max(0.0, low), high=high, basis="seeds", num_pairs=len(whole))
+
+
+def _distance(model: Model, base: Model, pair: Pair, column: Column, plane: str) -> Delta | None:
+    extras = [side.results[seed].by_key[column.key].extra for side, seed in zip((model, base), pair, strict=True)]
+    key, name = PLANES[plane], f"lsd_{plane}_to_base_db"
+    ours, theirs = (np.asarray(extra.get(key, ()), dtype=np.float64) for extra in extras)
+    if not ours.size or ours.shape != theirs.shape:
+        return None
+    value = log_spectral_distance(ours, theirs)
+    if not math.isfinite(value):
+        return None
+    label = f"Log-spectral distance to the base, {plane}"
+    info = MetricInfo(
+        name=name, label=label, about=label, unit="dB", direction=Direction.LOWER, family=Family.SPECTRUM, decimals=2
     )
+    own = Column(name, Protocol(id=column.protocol.id, fields=column.protocol.fields), info, None)
+    parts = [np.asarray(extra.get(LEFT_OUT.format(key), ()), dtype=np.float64) for extra in extras]
+    interval = None
+    if parts[0].ndim == 2 and parts[0].shape == parts[1].shape:
+        drawn = [log_spectral_distance(a, b) for a, b in zip(*parts, strict=True)]
+        interval = jackknife_interval(value, drawn) if np.isfinite(drawn).all() else None
+    if interval is None:
+        return Delta(own, value, None, None, None, None, None, "none", 0, value, 0.0)
+    ends = max(0.0, interval.low), interval.high
+    return Delta(own, value, *ends, None, None, None, "jackknife", len(parts[0]), value, 0.0)
 
 
-def _may_compare(base: Model, model: Model) -> bool:
-    """Students at one setting; a teacher, or a model trained elsewhere, at its own, for images of one size."""
-    if base.about.method not in (TEACHER, EXTERNAL):
-        return model.compares_with(base)
-    ours, theirs = (m.about.generation.fields.get("resolution") for m in (model, base))
-    return base.about.world == model.about.world and ours == theirs
+def _pairs(results: ResultSet, base: str, names: Sequence[str]) -> list[tuple[Model, Model]]:
+    chosen = []
+    for model in results.models:
+        asked = [name for name in names if name in (model.name, *model.names)]
+        own = base in (model.name, *model.names)
+        for one in [model.run(name) for name in asked] or ([] if names or own else [model]):
+            against = results.baseline(one, base)
+            if against is not None:
+                chosen.append((one, against))
+    return chosen
 
 
-def require_base(models: Sequence[Model], base: str) -> None:
-    """Raise a UsageError where no model has that name."""
-    known = {name for model in models for name in (model.about.model, model.stem)}
-    if base not in known:
-        raise UsageError(f"no model {base!r} in the results; {suggest(base, known)}")
+def _why_none(sets: Sequence[ResultSet], base: str, names: Sequence[str]) -> str:
+    known = {name for results in sets for model in results.models for name in (model.name, *model.names)}
+    for name in (base, *names):
+        if name not in known:
+            return f"no model {name!r} in the results; {suggest(name, known)}"
+    reasons = [
+        results.why_no_baseline(model, base)
+        for results in sets
+        for model in results.models
+        if base not in (model.name, *model.names) and (not names or set(names) & {model.name, *model.names})
+    ]
+    return reasons[0] if reasons else f"nothing but {base} is here, which is not compared with itself"
 
 
-def _contrasts(model: Model, base: Model) -> list[ModelContrast]:
-    contrasts = []
-    for key, result in model.figures.items():
-        other = base.figures.get(key)
-        found = difference(result, other) if other is not None else None
-        images = _images(result, other) if other is not None else None
-        contrasts.append(ModelContrast(model.about.model, base.about.model, result, found, images))
-        if other is not None and key[0] in SPECTRA:
-            contrasts += _spectra(contrasts[-1], other)
-    return contrasts
+def _spectra(results: ResultSet, model: Model, base: Model) -> list[Comparison]:
+    for column in results.columns:
+        if column.family is Family.SPECTRUM and model.seeds(column) and base.seeds(column):
+            distances = [spectral_distance(model, base, column, plane) for plane in PLANES]
+            if any(distances):
+                return [Comparison(model, base, each.column, each, None) for each in distances if each is not None]
+    return []
 
 
-def _spectra(of: ModelContrast, other: Result) -> list[ModelContrast]:
-    """How far apart the two models' spectra are, a figure that neither has alone."""
-    found = {plane: spectral_distance(of.result, other, plane) for plane in PLANES}
-    told = {"direction": "lower", "label": "Log-spectral distance to the base"}
-    metrics = {plane: of.result.metric.model_copy(update=told | {"name": f"lsd_{plane}_to_base_db"}) for plane in found}
+def _adjusted(found: list[Comparison], primary: tuple[str, str] | None) -> list[Comparison]:
+    """P values over seeds: the primary contrast's own, all others by Holm."""
+    chosen = [i for i, each in enumerate(found) if (each.model.name, each.column.metric) == primary]
+    if primary is not None and len(chosen) != 1:
+        known = sorted({f"{each.model.name}:{each.column.metric}" for each in found if each.delta is not None})
+        raise UsageError(
+            f"--primary wants MODEL:METRIC of one comparison, and {':'.join(primary)} is {len(chosen)}; "
+            f"{suggest(':'.join(primary), known)}"
+        )
+    able = {
+        i: each.delta.p for i, each in enumerate(found) if each.delta is not None and each.delta.num_pairs >= MIN_SEEDS
+    }
+    raw = {i: p for i, p in able.items() if p is not None and i not in chosen}
+    adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
     return [
-        replace(of, result=of.result.model_copy(update={"metric": metrics[plane]}), found=distance, images=None)
-        for plane, distance in found.items()
-        if distance is not None
+        replace(each, p=able.get(i) if i in chosen else adjusted.get(i), primary=i in chosen)
+        for i, each in enumerate(found)
     ]
 
 
-def _images(result: Result, other: Result) -> Images | None:
-    ours, theirs = by_prompt(result), by_prompt(other)
-    if not has_prompt_targets(result) or ours is None or theirs is None or ours.images != theirs.images:
-        return None
-    target = target_of(other)
-    deviation = stratified_deviation(ours.means - theirs.means, ours.groups)
-    return Images(
-        wins=count_wins(*(-np.asarray(badness(result.metric, x, target)) for x in (ours.means, theirs.means))),
-        detectable=minimum_detectable_effect(deviation, len(ours.means)),
-    )
-
-
-def compare_methods(models: Sequence[Model], base: str, primary: tuple[str, str]) -> list[MethodContrast]:
-    """Every method against the base method over common training seeds, figure by figure.
-
-    Args:
-        models: from ``models_of``.
-        base: the base method's name without seed.
-        primary: (method, metric) of the contrast that was named beforehand.
-
-    Raises:
-        UsageError: no such base, or the primary contrast is not in the results on two common seeds.
-    """
-    require_base(models, base)
-    raw = [found for pair in _method_pairs(models, base) for found in _over_seeds(*pair)]
-    chosen = [i for i, found in enumerate(raw) if (found.method, found.result.metric.name) == primary]
-    if len(chosen) != 1:
-        known = sorted({f"{found.method}:{found.result.metric.name}" for found in raw})
-        raise UsageError(
-            f"the primary contrast {':'.join(primary)} against {base} is in the results {len(chosen)} times on two "
-            f"common training seeds; it must be there once. {suggest(':'.join(primary), known)}"
-        )
-    rest = [i for i, found in enumerate(raw) if i != chosen[0] and found.p is not None]
-    adjusted = dict(zip(rest, holm([p for i in rest if (p := raw[i].p) is not None]), strict=True))
-    return [_settled(found, adjusted.get(i, found.p), i == chosen[0]) for i, found in enumerate(raw)]
-
-
-def _settled(found: MethodContrast, p: float | None, primary: bool) -> MethodContrast:
-    return replace(found, p=p, primary=primary)
-
-
-Members = dict[int, Model]  # training seed → student
-
-
-def _method_pairs(models: Sequence[Model], base: str) -> list[tuple[str, Members, str, Members]]:
-    """Students of each method and setting with those of the base that compare with them."""
-    pairs = []
-    done: set[tuple[str, str]] = set()
-    for model in models:
-        setting = (model.stem, str(model.setting()))
-        if model.seed is None or model.stem == base or setting in done:
-            continue
-        done.add(setting)
-        ours: Members = {}
-        theirs: Members = {}
-        for other in models:
-            seed = other.seed
-            if seed is not None and other.compares_with(model) and other.stem in (model.stem, base):
-                (ours if other.stem == model.stem else theirs)[seed] = other
-        pairs.append((model.stem, ours, base, theirs))
-    return pairs
-
-
-def _over_seeds(method: str, ours: Members, base: str, theirs: Members) -> list[MethodContrast]:
-    found = []
-    common = sorted(ours.keys() & theirs.keys())
-    keys: dict[Key, Result] = {key: result for model in ours.values() for key, result in model.figures.items()}
-    for key, result in keys.items():
-        sides = [[_value(side[seed], key) for seed in common] for side in (ours, theirs)]
-        kept = [(seed, a, b) for seed, a, b in zip(common, *sides, strict=True) if a is not None and b is not None]
-        if len(kept) < 2:
-            continue
-        seeds, a, b = zip(*kept, strict=True)
-        differences = [x - y for x, y in zip(a, b, strict=True)]
-        detectable = detectable_over_seeds(differences)
-        p = paired_t(a, b) if len(seeds) >= MIN_SEEDS else None
-        found.append(
-            MethodContrast(method, base, result, seeds, *t_interval(differences), detectable, p, primary=False)
-        )
-    return found
-
-
-def _value(model: Model, key: Key) -> float | None:
-    return model.figures[key].value if key in model.figures else None
+def _unpaired(result: ModelResult, column: Column) -> bool:
+    """Whether real images belong to no prompt, so that a prompt's own distance to their mean means nothing."""
+    return "real_error" in result.by_key[column.key].extra

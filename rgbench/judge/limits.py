@@ -1,20 +1,21 @@
-"""``rgbench check``: limits on figures, for people's own continuous integration."""
+"""Limits on metric values, for people's own continuous integration (``rgbench check``)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.progress import Track, untracked
-from rgbench.evaluate.results import Result
-from rgbench.judge.compare import partner_of, require_base
-from rgbench.judge.paired import Paired, difference
-from rgbench.judge.verdict import Model, load_verdicts, models_of
-from rgbench.metrics.base import Interval
+from rgbench.judge.models import Column, Model, ResultSet, load_result_sets
+from rgbench.judge.paired import delta
+from rgbench.judge.verdict import Outcome, current_verdicts
+from rgbench.metrics.values import Direction
 
-HIGH_FREQUENCY, LEVEL = "hfer_gap_db", "hfer_db"  # against real images; without any
+HIGH_FREQUENCY = "hfer_db"
+PASSED = (Outcome.ALIGNED, Outcome.PAID_FOR, Outcome.NO_GAIN)  # verdicts that do not fail a check
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Limit:
     Attributes:
         metric: its name.
         bound: in the metric's unit.
-        most: whether the figure may not lie above it; else not below.
+        most: whether the value may not lie above it; else not below.
     """
 
     metric: str
@@ -37,8 +38,8 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One limit on one model, in words."""
+class Checked:
+    """One limit, or the verdict, on one model, in words."""
 
     ok: bool
     words: str
@@ -56,8 +57,8 @@ def parse_limits(texts: Sequence[str], most: bool) -> list[Limit]:
         try:
             bound = float(number)
         except ValueError:
-            bound = float("nan")
-        if not name or bound != bound or abs(bound) == float("inf"):
+            bound = math.nan
+        if not name or not math.isfinite(bound):
             option = "--max" if most else "--min"
             raise UsageError(f"{option} {text[:80]!r}: give a metric and a number, like {option} {HIGH_FREQUENCY}=1.0")
         limits.append(Limit(name.strip(), bound, most))
@@ -65,138 +66,110 @@ def parse_limits(texts: Sequence[str], most: bool) -> list[Limit]:
 
 
 def check_results(
-    results: Path,
+    root: Path,
     limits: Sequence[Limit],
-    models: Sequence[str] = (),
+    names: Sequence[str] = (),
     verdicts: bool = False,
     base: str | None = None,
     track: Track = untracked,
-) -> list[Finding]:
-    """Hold every finished model against every limit; checkpoints of a run are left out.
+) -> list[Checked]:
+    """Hold every run against every limit, or every model's difference to a base; checkpoints are left out.
 
-    A figure that is not there fails its limit: what was not measured is not known to be good.
+    A value that is not there fails its limit: what was not measured is not known to be good.
 
     Args:
-        results: folder of result files.
+        root: the results folder.
         limits: bounds on metrics; a metric under several protocols must hold under each.
-        models: names; all by default.
-        verdicts: also fail models whose stored verdict is over-optimised, or that have none though they were trained
-            on a reward.
-        base: a model, with or without its seed; bounds are then on what a figure differs by from that model's.
+        names: models, without or with seed; all by default.
+        verdicts: also fail models whose verdict is over-optimised, reward without gold, worse than LCD, or open.
+        base: a model, without or with seed; bounds are then on the difference to it.
         track: shows the reading.
 
     Raises:
-        UsageError: nothing to check, no results, an unknown model, a metric that no model has, or verdicts alone of
-            models that have none and met no reward.
+        UsageError: nothing to check, no results, an unknown model, or a metric that no model has.
     """
     if not limits and not verdicts:
         raise UsageError("nothing to check; give --max-hf-db 1.0, --max METRIC=VALUE, --min METRIC=VALUE or --verdict")
-    found = models_of(results, track)
-    metrics = {result.metric.name for model in found for result in model.results}
-    limits = [_settled(limit, metrics, base, results) for limit in limits]
-    if base is not None:
-        require_base(found, base)
-    chosen = _chosen(found, models, base, results)
-    findings = [
-        finding
-        for name, model in chosen.items()
-        for limit in limits
-        for finding in _held(name, model, limit, found, base)
-    ]
-    findings += _verdicts(results, chosen) if verdicts else []
-    if not findings:
-        raise UsageError(
-            f"{results}: no model here is known to be trained on a reward, and none has a verdict: nothing was checked"
-        )
-    return findings
-
-
-def _settled(limit: Limit, metrics: set[str], base: str | None, results: Path) -> Limit:
-    """The limit on a metric that is there; for HFER against another model its level will do."""
-    if limit.metric in metrics:
-        return limit
-    if limit.metric == HIGH_FREQUENCY and LEVEL in metrics:
-        if base is not None:
-            return replace(limit, metric=LEVEL)
-        raise UsageError(
-            f"{results}: no model has {HIGH_FREQUENCY}, for there were no real images of its size; compare with "
-            "another model's: --base teacher"
-        )
-    raise UsageError(f"{results}: no model has the metric {limit.metric!r}; {suggest(limit.metric, metrics)}")
-
-
-def _chosen(found: Sequence[Model], names: Sequence[str], base: str | None, results: Path) -> dict[str, Model]:
-    """Models by world, name and sampler settings; without the base."""
-    known = {model.about.model for model in found}
-    for name in names:
+    sets = load_result_sets(root, track)
+    known = {name for results in sets for model in results.models for name in (model.name, *model.names)}
+    for name in (*names, *([base] if base else [])):
         if name not in known:
-            raise UsageError(f"{results}: no finished model {name!r}; {suggest(name, known)}")
-    chosen = {
-        f"{model.about.world}/{model.about.model}/{model.about.generation.id}": model
-        for model in found
-        if (not names or model.about.model in names) and base not in (model.about.model, model.stem)
-    }
-    if not chosen:
-        raise UsageError(f"{results}: nothing but {base} is here, which is not held against itself")
-    return chosen
+            raise UsageError(f"{root}: no finished model {name!r}; {suggest(name, known)}")
+    metrics = {column.metric for results in sets for column in results.columns}
+    for limit in limits:
+        if limit.metric not in metrics:
+            raise UsageError(f"{root}: no model has the metric {limit.metric!r}; {suggest(limit.metric, metrics)}")
+    found = []
+    for results in sets:
+        models = _chosen(results, names, base)
+        for limit in limits:
+            columns = [column for column in results.columns if column.metric == limit.metric]
+            found += [each for model in models for each in _held(results, model, columns, limit, base)]
+        if verdicts:
+            found += _verdicts(root, results, models)
+    if not found:
+        nothing = f"nothing but {base} is here" if limits else "no model here is known to be trained on a reward"
+        raise UsageError(f"{root}: {nothing}: nothing was checked")
+    return found
 
 
-def _held(name: str, model: Model, limit: Limit, models: Sequence[Model], base: str | None) -> list[Finding]:
-    own = [result for result in model.results if result.metric.name == limit.metric]
-    if not own:
-        return [Finding(False, f"{name}: {limit.metric} was not measured")]
-    named = [(f"{name}, {result.protocol.id}" if len(own) > 1 else name, result) for result in own]
-    if base is None:
-        return [_one(which, result, result.value, result.interval, limit) for which, result in named]
-    partner = partner_of(model, models, base)
-    if partner is None:
-        return [Finding(False, f"{name}: no {base} of its world, sampler settings and training steps is here")]
-    return [_against(which, result, partner, limit) for which, result in named]
+def _chosen(results: ResultSet, names: Sequence[str], base: str | None) -> list[Model]:
+    """Models to check: single runs, or whole methods against a base."""
+    if names:
+        models = [model.run(name) for model in results.models for name in names if name in (model.name, *model.names)]
+    else:
+        models = list(results.models)
+    models = [model for model in models if base not in (model.name, *model.names)]
+    return models if base else [model.run(name) for model in models for name in model.names]
 
 
-def _against(name: str, result: Result, partner: Model, limit: Limit) -> Finding:
-    """One limit on a difference to another model."""
-    other = partner.figures.get((result.metric.name, result.protocol.id))
-    against = f"{name} against {partner.about.model}"
-    if other is None:
-        return Finding(False, f"{against}: {result.metric.name} was not measured of both under one protocol")
-    if result.value is None or other.value is None:
-        flags = ", ".join((*result.flags, *other.flags))
-        return Finding(
-            False, f"{against}: {result.metric.label} has no value ({flags}); it must be {_bound(limit, result)}"
-        )
-    found = difference(result, other)
-    assert found is not None, "both have a value"
-    return _one(against, result, found.value, found, limit)
+def _held(results: ResultSet, model: Model, columns: Sequence[Column], limit: Limit, base: str | None) -> list[Checked]:
+    name = f"{results.world}/{model.label}"
+    against = results.baseline(model, base) if base else None
+    if base and against is None:
+        return [Checked(False, f"{name}: {results.why_no_baseline(model, base)}")]
+    name = name if against is None else f"{name} against {against.label}"
+    columns = [column for column in columns if any(column.key in result.by_key for result in model.results.values())]
+    if not base and any(c.reference is None and c.info.direction is Direction.REFERENCE for c in columns):
+        lacking = f"{limit.metric} had no real images of the model's size to compare with"
+        raise UsageError(f"{name}: {lacking}; compare with another model's: --base teacher")
+    found = []
+    for column in columns:
+        change = delta(model, against, column) if against is not None else None
+        value = model.value(column) if against is None else None
+        which = f"{name}, {column.protocol.id}" if len(columns) > 1 else name
+        if change is not None:
+            found.append(_one(which, column, limit, change.value, change.low, change.high))
+        elif value is not None and value.value is not None:
+            ends = (value.interval.low, value.interval.high) if value.interval else (None, None)
+            found.append(_one(which, column, limit, value.value, *ends))
+    if not found:
+        flags = {
+            flag for c in columns for r in model.results.values() if c.key in r.by_key for flag in r.by_key[c.key].flags
+        }
+        why = f" ({', '.join(sorted(flags))})" if flags else ""
+        found.append(Checked(False, f"{name}: {limit.metric} has no value{why}; it must be {_bound(limit, '')}"))
+    return found
 
 
-def _one(name: str, result: Result, value: float | None, interval: Interval | Paired | None, limit: Limit) -> Finding:
-    metric, bound = result.metric, _bound(limit, result)
-    if value is None:
-        return Finding(False, f"{name}: {metric.label} has no value ({', '.join(result.flags)}); it must be {bound}")
-    shown = f"{value:.{metric.decimals}f}{f' {metric.unit}' if metric.unit else ''}"
-    if interval is not None and interval.low is not None:
-        shown += f" [{interval.low:.{metric.decimals}f}, {interval.high:.{metric.decimals}f}]"
-    if limit.holds(value):
-        return Finding(True, f"{name}: {metric.label} is {shown}, {bound}")
-    return Finding(False, f"{name}: {metric.label} is {shown}; it must be {bound}")
+def _one(name: str, column: Column, limit: Limit, value: float, low: float | None, high: float | None) -> Checked:
+    shown = f"{value:.{column.decimals}f}{f' {column.unit}' if column.unit else ''}"
+    if low is not None and high is not None:
+        shown += f" [{low:.{column.decimals}f}, {high:.{column.decimals}f}]"
+    bound = _bound(limit, column.unit)
+    ok = limit.holds(value)
+    return Checked(ok, f"{name}: {column.label} is {shown}{', ' if ok else '; it must be '}{bound}")
 
 
-def _bound(limit: Limit, result: Result) -> str:
-    unit = f" {result.metric.unit}" if result.metric.unit else ""
-    return f"{'at most' if limit.most else 'at least'} {limit.bound:g}{unit}"
+def _bound(limit: Limit, unit: str) -> str:
+    return f"{'at most' if limit.most else 'at least'} {limit.bound:g}{f' {unit}' if unit else ''}"
 
 
-def _verdicts(results: Path, models: Mapping[str, Model]) -> list[Finding]:
-    stored = {f"{v.world}/{v.model}/{v.generation.id}": v for v in load_verdicts(results)}
-    findings = []
-    for name, model in models.items():
-        verdict = stored.get(name)
-        if verdict is not None:
-            known = verdict.verdict in ("not over-optimised", "no gain")
-            findings.append(Finding(known, f"{name}: {verdict.words}"))
-        elif model.about.trained_rewards:
-            findings.append(
-                Finding(False, f"{name}: trained on a reward and no verdict; run: rgbench verdict {results}")
-            )
-    return findings
+def _verdicts(root: Path, results: ResultSet, models: Sequence[Model]) -> list[Checked]:
+    """Verdicts on the results as they are; a stored one of other values is reported as stale in the log."""
+    shown = {name for model in models for name in model.names}
+    return [
+        Checked(verdict.outcome in PASSED, f"{results.world}: {verdict.words}")
+        for verdict in current_verdicts(root, results)
+        if shown & set(verdict.runs)
+    ]

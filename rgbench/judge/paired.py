@@ -1,16 +1,17 @@
-"""One figure of two models, compared on the prompts and seeds that they share.
+"""Comparison of two models in one column: the one :class:`Delta` that compare, verdict, check and report show.
 
-    badness        value (lower is better), −value (higher is better), |value − target| (nearest is better)
-    deterioration  badness of the model − badness of its base; above 0 the model is worse
-    level          a figure whose target is not known, for want of real images of its size, or because lossy
-                   compression had changed those: the base is the target, and deterioration is the distance
-                   to it in either direction
+    value    model − base, in the metric's unit
+    better   oriented(model) − oriented(base); above 0 the model is better
+             oriented: v (higher is better), −v (lower), −|v| (difference to real images)
 
-Where both results kept per-image rows, the prompts are resampled with all their seeds, the same
-ones on both sides; where both kept jackknife replicates of the same prompts, those are subtracted;
-else the half widths are added in quadrature, which ignores that the sides share prompts
-and noise and is usually too wide. Real images of no prompt are a third sample, which both models
-share: it is drawn, or left out, once for both, by itself.
+    basis        compared are                                  interval
+    seeds        common training seeds, two or more            paired t over seeds
+    spread       one run with n ≥ 3 seeds of the other side    (x − mean) ± t(n − 1) · s · √(1 + 1/n)
+    images       two runs with per-image values                prompts resampled, each group by itself
+    jackknife    two runs with jackknife replicates            replicates subtracted
+    quadrature   two runs or means with intervals              half widths added in quadrature, usually too wide
+
+Real images of no prompt are a third sample, which both models share: it is drawn, or left out, once for both.
 """
 
 from __future__ import annotations
@@ -18,184 +19,223 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-import pyarrow as pa
 
-from rgbench.core.errors import UsageError
-from rgbench.evaluate.results import Result, read_columns
-from rgbench.metrics.base import Metric
-from rgbench.metrics.statistics import LEVEL, jackknife_interval_of_sides, resampled_means
+from rgbench.evaluate.store import ModelResult
+from rgbench.judge.models import TEACHER, Column, Model
+from rgbench.metrics.statistics import (
+    LEVEL,
+    POWER,
+    jackknife_interval_of_sides,
+    paired_t,
+    resampled_means,
+    student_t_p,
+    student_t_quantile,
+    t_interval,
+)
+from rgbench.metrics.values import MetricValue
 
-Value = float | np.ndarray
-Read = Callable[[Value], Value]
-
-KEPT = 4096  # results whose replicates are remembered: every pair of seeds asks for the same ones
+CACHED = 4096  # comparisons and replicates: tables, words and files ask for the same ones
 REAL_SEED = 1  # of the draws of a real mean: the same for both models of a comparison
-CLOSE = 1e-4  # a mean of rows that is further from the value is another figure
+CLOSE = 1e-4  # per-image values whose mean is further from the value belong to another number
+
+MIN_SPREAD = 3  # seeds whose spread one run is compared with
+
+Pair = tuple[int | None, int | None]  # training seed of the model, of the base
+Read = Callable[[np.ndarray], np.ndarray]  # values as they are, or oriented
+Estimate = tuple[float, float | None, float | None, float | None]  # difference, low, high, p
 
 
 @dataclass(frozen=True)
-class Paired:
-    """What a model differs by from its base.
+class Delta:
+    """Model − base in one column.
 
     Attributes:
-        value: in the metric's unit; of a deterioration, above 0 where the model is worse.
-        low: of the interval, at 95 % unless another level was asked for; None where there is none.
+        column: what is compared.
+        value: signed as it changed, in the metric's unit.
+        low: of the 95 % interval; None where there is none.
         high: likewise.
-        basis: "images", "jackknife", "quadrature" or "none": what the interval rests on.
+        better: the oriented difference, above 0 where the model is better; None where no good end is known.
+        better_low: of its 95 % interval.
+        better_high: likewise.
+        basis: what the interval rests on: "seeds", "spread", "images", "jackknife", "quadrature" or "none".
+        num_pairs: training seeds, prompts or groups of prompts that were compared; 0 where none were.
+        model: what the base's side was subtracted from: a value, or the mean over what was paired.
+        base: likewise of the base.
+        p: two-sided, over seeds, of ``better``, or of ``value`` where no good end is known.
     """
 
+    column: Column
     value: float
     low: float | None
     high: float | None
+    better: float | None
+    better_low: float | None
+    better_high: float | None
     basis: str
-
-    def clear_of(self, delta: float) -> bool:
-        """Whether the whole interval lies above ``delta``."""
-        return self.low is not None and self.low > delta
-
-
-@dataclass(frozen=True)
-class Replicates:
-    """A figure as it might have come out: resampled images, or groups of prompts left out.
-
-    Attributes:
-        kind: "images" or "jackknife".
-        digest: of the images or groups; figures pair only where it is the same.
-        values: (R,) replicates.
-        num_real: the last ones left out groups of real images, by themselves; 0 for none.
-    """
-
-    kind: str
-    digest: str
-    values: np.ndarray
-    num_real: int = 0
+    num_pairs: int
+    model: float
+    base: float
+    p: float | None = None
 
     @property
-    def num_own(self) -> int:
-        """Those that left out groups of prompts."""
-        return len(self.values) - self.num_real
+    def detectable(self) -> float | None:
+        """The smallest true difference found with probability .8 (Bloom, 1995); None without a spread."""
+        if self.low is None or self.high is None or self.high <= self.low:
+            return None
+        found, half = 0.5 + LEVEL / 2, (self.high - self.low) / 2
+        if self.basis in ("seeds", "spread"):
+            degrees = self.num_pairs - 1
+            return half * (1 + student_t_quantile(POWER, degrees) / student_t_quantile(found, degrees))
+        return half * (1 + NormalDist().inv_cdf(POWER) / NormalDist().inv_cdf(found))
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the whole interval says better."""
+        return self.better_low is not None and self.better_low > 0
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the whole interval says worse."""
+        return self.better_high is not None and self.better_high < 0
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval of the value excludes no change."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def arrow(self) -> str:
+        """▲ better, ▼ worse, beyond the interval; else ""."""
+        return "▲" if self.is_better else "▼" if self.is_worse else ""
 
 
-def badness(metric: Metric, value: Value, target: float = 0.0) -> Value:
-    """The figure as something of which less is better, in the metric's unit."""
-    if metric.direction == "target":
-        return np.abs(value - target)
-    return value if metric.direction == "lower" else -value
+@lru_cache(maxsize=CACHED)
+def delta(model: Model, base: Model, column: Column) -> Delta | None:
+    """Compare two models over their common training seeds; one run with all seeds of the other side.
 
-
-def deterioration(model: Result, base: Result, level: float = LEVEL) -> Paired | None:
-    """How much worse the model is than its base in one figure; None where either has no value.
+    A teacher, which has no luck of training here, is paired with each seed of the other side. Two sides of several
+    seeds that share none are compared by their means, unpaired.
 
     Args:
-        model: a figure.
-        base: the same figure of the model that it is compared with.
-        level: coverage of the interval.
+        model: of one world.
+        base: of the same world.
+        column: of that world.
+
+    Returns:
+        None where either side has no value.
 
     Raises:
-        ValueError: results of two metrics or protocols, which cannot be compared.
-        UsageError: per-image rows that cannot be read.
+        DamagedResult: per-image values are not what was written.
     """
-    if not is_level(base):
-        target = target_of(base)
-        return _paired(model, base, lambda value: badness(model.metric, value, target), level)
-    found = difference(model, base, level)
-    if found is None or found.low is None or found.high is None:
-        return found and Paired(abs(found.value), None, None, found.basis)
-    return Paired(abs(found.value), max(0.0, found.low, -found.high), max(-found.low, found.high), found.basis)
+    pairs = common_seeds(model, base, column)
+    ours, theirs = _values(model, column), _values(base, column)
+    if not ours or not theirs:
+        return None
+    if len(pairs) > 1:
+        return seeds_delta(column, [ours[a] for a, _ in pairs], [theirs[b] for _, b in pairs])
+    if len(ours) == 1 and len(theirs) >= MIN_SPREAD:
+        return spread_delta(column, next(iter(ours.values())), list(theirs.values()))
+    if len(theirs) == 1 and len(ours) >= MIN_SPREAD:
+        return spread_delta(column, next(iter(theirs.values())), list(ours.values()), swapped=True)
+    if pairs or len(ours) == len(theirs) == 1:
+        a, b = pairs[0] if pairs else (next(iter(ours)), next(iter(theirs)))
+        return run_delta(model.results[a], base.results[b], column)
+    mine, other = model.value(column), base.value(column)
+    assert mine is not None and other is not None, "both sides have a value"
+    return _quadrature(column, mine, other, LEVEL)
 
 
-def difference(model: Result, base: Result, level: float = LEVEL) -> Paired | None:
-    """Model − base in one figure; None where either has no value.
+def common_seeds(model: Model, base: Model, column: Column) -> list[Pair]:
+    """Pairs of training seeds that both sides have a value of; a teacher is paired with each seed of the other."""
+    ours, theirs = model.seeds(column), base.seeds(column)
+    if base.method == TEACHER and theirs:
+        return [(seed, theirs[0]) for seed in ours]
+    if model.method == TEACHER and ours:
+        return [(ours[0], seed) for seed in theirs]
+    return [(seed, seed) for seed in ours if seed in theirs]
+
+
+def seeds_delta(column: Column, ours: Sequence[float], theirs: Sequence[float]) -> Delta:
+    """Paired t over seeds.
 
     Args:
-        model: a figure.
-        base: the same figure of the model that it is compared with.
-        level: coverage of the interval.
+        column: of the values.
+        ours: value of the model for each seed, two or more.
+        theirs: of the base, for the same seeds.
+    """
+
+    def estimate(read: Read) -> Estimate:
+        good, base = read(np.array(ours)), read(np.array(theirs))
+        return *t_interval((good - base).tolist()), paired_t(good.tolist(), base.tolist())
+
+    return _delta(column, "seeds", len(ours), ours, theirs, estimate)
+
+
+def spread_delta(column: Column, one: float, seeds: Sequence[float], swapped: bool = False) -> Delta:
+    """One run against the seeds of another method: z = (x − mean)/(s · √(1 + 1/n)) against t(n − 1).
+
+    Args:
+        column: of the values.
+        one: value of the run, whose own luck is not in the interval.
+        seeds: values of the n seeds, two or more.
+        swapped: whether the difference is seeds − run.
+    """
+    num = len(seeds)
+
+    def estimate(read: Read) -> Estimate:
+        (good,), base = read(np.array([one])).tolist(), read(np.array(seeds))
+        error = float(base.std(ddof=1)) * math.sqrt(1 + 1 / num)
+        change = (good - float(base.mean())) * (-1 if swapped else 1)
+        half = student_t_quantile(0.5 + LEVEL / 2, num - 1) * error
+        p = student_t_p(change / error, num - 1) if error else float(change == 0)
+        return change, change - half, change + half, p
+
+    ours, theirs = (seeds, [one]) if swapped else ([one], seeds)
+    return _delta(column, "spread", num, ours, theirs, estimate)
+
+
+def run_delta(model: ModelResult, base: ModelResult, column: Column, level: float = LEVEL) -> Delta | None:
+    """Compare two runs, or two checkpoints, by the images that they share.
+
+    Args:
+        model: a result.
+        base: of the same world.
+        column: of both.
+        level: coverage of the intervals.
+
+    Returns:
+        None where either has no value.
 
     Raises:
-        ValueError: results of two metrics or protocols, which cannot be compared.
-        UsageError: per-image rows that cannot be read.
+        DamagedResult: per-image values are not what was written.
     """
-    return _paired(model, base, lambda value: value, level)
-
-
-def _paired(model: Result, base: Result, read: Read, level: float) -> Paired | None:
-    if (model.metric.name, model.protocol.id) != (base.metric.name, base.protocol.id):
-        raise ValueError(f"{model.protocol.id} and {base.protocol.id} are two protocols; nothing to subtract")
-    if model.value is None or base.value is None:
+    ours, theirs = model.by_key.get(column.key), base.by_key.get(column.key)
+    if ours is None or theirs is None or ours.value is None or theirs.value is None:
         return None
-    value = float(read(model.value) - read(base.value))
-    ours, theirs = replicates(model), replicates(base)
-    if ours is None or theirs is None or (ours.kind, ours.digest) != (theirs.kind, theirs.digest):
-        return _quadrature(model, base, value, level)
-    drawn = np.asarray(read(ours.values) - read(theirs.values))
-    if ours.kind == "jackknife":
-        sides = [side.tolist() for side in (drawn[: ours.num_own], drawn[ours.num_own :]) if len(side)]
-        interval = jackknife_interval_of_sides(value, sides, level)
-        return Paired(value, interval.low, interval.high, "jackknife") if interval else None
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
-    return Paired(value, float(low), float(high), "images")
+    left, right = replicates(model, column), replicates(base, column)
+    if left is None or right is None or (left.kind, left.digest) != (right.kind, right.digest):
+        return _quadrature(column, ours, theirs, level)
 
+    def estimate(read: Read) -> Estimate:
+        a, b = read(np.array([ours.value, theirs.value])).tolist()
+        drawn = read(left.values) - read(right.values)
+        return a - b, *_ends(a - b, drawn, left, level), None
 
-def is_level(result: Result) -> bool:
-    """Whether a figure should be near a target that nobody knows: no real reference, or one that was lossy."""
-    reference = result.protocol.fields.get("reference", "")
-    unknown = reference is None or (isinstance(reference, dict) and reference.get("lossy") is True)
-    return result.metric.direction == "target" and unknown
-
-
-def has_prompt_targets(result: Result) -> bool:
-    """Whether each prompt's own value should be near the target, and not their mean alone."""
-    return not is_level(result) and "real_error" not in result.extra
-
-
-def target_of(result: Result) -> float:
-    """The good end of a figure whose direction is "target"."""
-    return float(result.extra.get("target") or 0.0)
-
-
-def replicates(result: Result) -> Replicates | None:
-    """Replicates of a figure from its per-image rows, else from its jackknife; None where it kept neither.
-
-    Raises:
-        UsageError: rows that cannot be read.
-    """
-    if result.path is not None and result.samples is not None and result.value is not None:
-        found = _bootstrap(result.path.with_name(Path(result.samples).name), result.value)
-        if found is not None:
-            return _with_real(found, result.extra.get("real_error"))
-    left, real = (result.extra.get(name) for name in ("jackknife", "jackknife_real"))
-    if not isinstance(left, list) or len(left) < 2:
-        return None
-    real = real if isinstance(real, list) else []
-    digest = f"{result.protocol.id} {len(left)} {len(real)}"
-    return Replicates("jackknife", digest, np.asarray([*left, *real], dtype=np.float64), len(real))
-
-
-def _with_real(found: Replicates, error: object) -> Replicates:
-    """With the luck of which real images there were: one draw for all figures of a protocol."""
-    if not isinstance(error, float):
-        return found
-    drawn = np.random.default_rng(REAL_SEED).standard_normal(len(found.values))
-    return replace(found, values=found.values - error * drawn)
-
-
-Image = tuple[str, int, str]  # prompt id, noise seed, group (a style)
+    return _delta(column, left.kind, left.num_pairs, [ours.value], [theirs.value], estimate)
 
 
 @dataclass(frozen=True)
-class ByPrompt:
-    """A figure's value for each prompt, the mean over its seeds: images of one prompt are no independent draws.
+class PromptMeans:
+    """A value for each prompt, the mean over its noise seeds: images of one prompt are no independent draws.
 
     Attributes:
-        images: digest of the images; two figures pair only where it is the same.
+        images: digest of the images; two models pair only where it is the same.
         groups: (P,) group of each prompt, "" where there is none.
         means: (P,) in the order of prompt ids.
     """
@@ -205,59 +245,119 @@ class ByPrompt:
     means: np.ndarray
 
 
-def by_prompt(result: Result) -> ByPrompt | None:
-    """Values of each prompt; None where the result kept none, or their mean is not its value.
+@lru_cache(maxsize=CACHED)
+def prompt_means(result: ModelResult, column: Column) -> PromptMeans | None:
+    """Values of each prompt; None where none were stored, or their mean is not the value.
 
     Raises:
-        UsageError: rows that cannot be read.
+        DamagedResult: they are not what was written.
     """
-    if result.path is None or result.samples is None or result.value is None:
+    value = result.by_key[column.key]
+    rows = result.rows(*column.key) if value.value is not None else None
+    if rows is None or len(rows.values) < 2:
         return None
-    return _read(result.path.with_name(Path(result.samples).name), result.value)
-
-
-@lru_cache(maxsize=KEPT)
-def _read(path: Path, value: float) -> ByPrompt | None:
-    try:
-        table = read_columns(path)
-        keys = tuple(zip(table["prompt_id"], table["seed"], table["group"], strict=True))
-        values = np.asarray(table["value"], dtype=np.float64)
-        if len(values) != len(keys):
-            raise ValueError(f"{len(values)} values of {len(keys)} images")
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise UsageError(f"{path}: per-image rows cannot be read ({error}); measure again with --force") from error
-    if len(values) < 2 or not math.isclose(values.mean(), value, rel_tol=CLOSE, abs_tol=1e-6):
+    if not math.isclose(rows.values.mean(), value.value or 0, rel_tol=CLOSE, abs_tol=1e-6):
         return None
-    digest, groups, prompt = _layout(keys)
-    return ByPrompt(digest, groups, np.bincount(prompt, values) / np.bincount(prompt))
+    digest, groups, prompt = _layout(rows.keys)
+    return PromptMeans(digest, groups, np.bincount(prompt, rows.values) / np.bincount(prompt))
 
 
-@lru_cache(maxsize=16)
-def _layout(keys: tuple[Image, ...]) -> tuple[str, tuple[str, ...], np.ndarray]:
-    """Of images as a file lists them: digest, group of each prompt, and the prompt's number of each image."""
-    prompts = sorted({(prompt, group) for prompt, _, group in keys})
-    number = {key: i for i, key in enumerate(prompts)}
-    digest = hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()
-    return digest, tuple(group for _, group in prompts), np.array([number[p, group] for p, _, group in keys])
+@dataclass(frozen=True)
+class Replicates:
+    """A value as it might have come out: prompts resampled, or groups of prompts left out.
+
+    Attributes:
+        kind: "images" or "jackknife".
+        digest: of the images or groups; values pair only where it is the same.
+        values: (R,) replicates.
+        num_pairs: prompts, or groups of them.
+        num_real: the last ones left out groups of real images, by themselves; 0 for none.
+    """
+
+    kind: str
+    digest: str
+    values: np.ndarray
+    num_pairs: int
+    num_real: int = 0
 
 
-@lru_cache(maxsize=KEPT)
-def _bootstrap(path: Path, value: float) -> Replicates | None:
-    """Means of resampled prompts, each group (style) resampled by itself; the same prompts for every model."""
-    found = _read(path, value)
-    if found is None:
+@lru_cache(maxsize=CACHED)
+def replicates(result: ModelResult, column: Column) -> Replicates | None:
+    """Replicates of a value from its per-image values, else from its jackknife; None where it has neither.
+
+    Raises:
+        DamagedResult: per-image values are not what was written.
+    """
+    value = result.by_key[column.key]
+    found = prompt_means(result, column)
+    if found is not None:
+        drawn = resampled_means(found.means, found.groups)
+        error = value.extra.get("real_error")
+        if isinstance(error, float):  # add the reference set's sampling error; one shared draw per protocol
+            drawn = drawn - error * np.random.default_rng(REAL_SEED).standard_normal(len(drawn))
+        return Replicates("images", found.images, drawn, len(found.means))
+    left, real = (value.extra.get(name) for name in ("jackknife", "jackknife_real"))
+    if not isinstance(left, list) or len(left) < 2:
         return None
-    return Replicates("images", found.images, resampled_means(found.means, found.groups))
+    real = real if isinstance(real, list) else []
+    digest = f"{column.protocol.id} {len(left)} {len(real)}"
+    return Replicates("jackknife", digest, np.asarray([*left, *real], dtype=np.float64), len(left), len(real))
 
 
-def _quadrature(model: Result, base: Result, value: float, level: float) -> Paired:
-    if model.interval is None or base.interval is None:
-        return Paired(value, None, None, "none")
-    halves = [(found.high - found.low) / 2 / _normal(found.level) for found in (model.interval, base.interval)]
-    half = math.hypot(*halves) * _normal(level)
-    return Paired(value, value - half, value + half, "quadrature")
+def _values(model: Model, column: Column) -> dict[int | None, float]:
+    found = {seed: model.result(column, seed) for seed in model.results}
+    return {seed: value.value for seed, value in found.items() if value is not None and value.value is not None}
+
+
+def _delta(
+    column: Column,
+    basis: str,
+    num_pairs: int,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    estimate: Callable[[Read], Estimate],
+) -> Delta:
+    """A delta, estimated from the values as they are and as oriented ones."""
+    model, base = (math.fsum(side) / len(side) for side in (ours, theirs))
+    change, low, high, p = estimate(lambda values: values)
+    if not column.has_good_end:
+        return Delta(column, change, low, high, None, None, None, basis, num_pairs, model, base, p)
+    oriented = estimate(lambda values: np.array([column.oriented(x) for x in values.tolist()], dtype=np.float64))
+    return Delta(column, change, low, high, *oriented[:3], basis, num_pairs, model, base, oriented[3])
+
+
+def _quadrature(column: Column, ours: MetricValue, theirs: MetricValue, level: float) -> Delta:
+    ends = (ours.interval, theirs.interval)
+    half = None
+    if ends[0] is not None and ends[1] is not None:
+        half = _normal(level) * math.hypot(*((each.high - each.low) / 2 / _normal(each.level) for each in ends if each))
+
+    def estimate(read: Read) -> Estimate:
+        a, b = read(np.array([ours.value, theirs.value], dtype=np.float64)).tolist()
+        return (a - b, None, None, None) if half is None else (a - b, a - b - half, a - b + half, None)
+
+    basis = "none" if half is None else "quadrature"
+    return _delta(column, basis, 0, [float(ours.value or 0)], [float(theirs.value or 0)], estimate)
+
+
+def _ends(value: float, drawn: np.ndarray, of: Replicates, level: float) -> tuple[float | None, float | None]:
+    if of.kind == "images":
+        low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
+        return float(low), float(high)
+    sides = [side.tolist() for side in (drawn[: of.num_pairs], drawn[of.num_pairs :]) if len(side)]
+    interval = jackknife_interval_of_sides(value, sides, level)
+    return (interval.low, interval.high) if interval else (None, None)
 
 
 def _normal(level: float) -> float:
     """Half width of a normal interval, in standard errors."""
     return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+@lru_cache(maxsize=16)
+def _layout(keys: tuple[tuple[str, int, str], ...]) -> tuple[str, tuple[str, ...], np.ndarray]:
+    """Of images as they are stored: digest, group of each prompt, and the prompt's number of each image."""
+    prompts = sorted({(prompt, group) for prompt, _, group in keys})
+    number = {key: i for i, key in enumerate(prompts)}
+    digest = hashlib.sha256(json.dumps(sorted(keys)).encode()).hexdigest()
+    return digest, tuple(group for _, group in prompts), np.array([number[p, group] for p, _, group in keys])

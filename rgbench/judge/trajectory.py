@@ -1,46 +1,170 @@
-"""What happens along training, from result files: hack step, best-of-n equivalence, reward against distance.
+"""Training runs along their steps, and against choosing among draws.
 
-    gold against proxy   each figure the model was not trained on, along the steps of a run's checkpoints
-    hack step            the step at which gold peaks while the trained reward still rises after it: :func:`find_hack`
-    best of n            draws of the base model that are worth one of the trained model
-    Pareto front         models and checkpoints that no other beats in reward and in set distance
+    hack step    where gold peaks while the trained reward still rises after it: :func:`find_hack`
+    best of n    draws of a base model that are worth one of a trained model: :func:`best_of_n`
+    Pareto front models and checkpoints that no other beats in reward and in set distance
 
-Checkpoints are evaluated with ``rgbench eval RUN --checkpoints``; rewards of several images
-per prompt come with a list in which each stands several times.
-
-Best-of-n equivalence: how many draws of the base model are worth one of the trained model.
+Checkpoints are evaluated with ``rgbench eval RUN --checkpoints``. Best-of-n equivalence reads several images of each
+prompt:
 
     E[max of n] = Σ_{i=n..N} C(i−1, n−1) / C(N, n) · x_(i)        x_(1) ≤ … ≤ x_(N)
 
-is the unbiased order-statistic estimator from N ≥ n scores of one prompt (the U-statistic
-of the maximum; as in Gao et al., 2023, arXiv 2210.10760, appendix). The equivalent n is the
-smallest at which its mean over prompts reaches the trained model's mean reward; where even
-n = N does not, it is censored: "> N". Choosing the best of n moves a model by at most
+is the unbiased estimator from N ≥ n scores of one prompt (the U-statistic of the maximum; Gao et al., 2023, arXiv
+2210.10760, appendix). The equivalent n is the smallest at which its mean over prompts reaches the trained model's mean
+reward; where even n = N does not, it is censored: "> N". Choosing the best of n moves a model by at most
 
     KL_bon = ln n − (n − 1)/n        (Stiennon et al., 2020; Hilton, 2022)
 
 nats, so n says how hard the reward was optimised in units that no training changes.
-
-Reward against set distance: which models no other beats on both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
-from rgbench.core.errors import UsageError, suggest
+from rgbench.core.errors import UsageError
 from rgbench.data.prompts import without_copy
-from rgbench.evaluate.results import Result, load_samples
-from rgbench.judge.paired import Paired, badness, deterioration, target_of
-from rgbench.judge.verdict import HELD_OUT, Key, family_of, trained_keys
-from rgbench.metrics.statistics import LEVEL, NUM_RESAMPLES
+from rgbench.evaluate.store import ModelResult
+from rgbench.judge.models import Column, Model, ResultSet, sampling_of, seed_of
+from rgbench.judge.paired import Delta, run_delta
+from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES
+from rgbench.metrics.values import Family
 
 ROUNDING = 1e-12
+MIN_STEPS = 3  # of two steps one is always the better; a peak needs others beside it
+GOLDS = (Family.ORACLE, Family.HELD_OUT, Family.REWARD)  # families that may be gold, but for the trained reward
+
+Points = Mapping[int, ModelResult]  # by step
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """One run along its steps, sampled in one way.
+
+    Attributes:
+        model: of its last step; None where that was not evaluated.
+        name: of the run.
+        points: results by step, ascending.
+        proxy: the reward it was trained on; None where there is none.
+        golds: oracle and rewards that it was not trained on.
+    """
+
+    model: Model | None
+    name: str
+    points: Points
+    proxy: Column | None
+    golds: tuple[Column, ...]
+
+    def curve(self, column: Column) -> dict[int, float]:
+        """Values by step, where there are any."""
+        found = {
+            step: result.by_key[column.key].value for step, result in self.points.items() if column.key in result.by_key
+        }
+        return {step: value for step, value in found.items() if value is not None}
+
+    def hack(self, gold: Column) -> Hack | None:
+        """The hack step by one gold column; see :func:`find_hack`."""
+        return find_hack(self.points, gold, self.proxy) if self.proxy is not None else None
+
+
+@dataclass(frozen=True)
+class Hack:
+    """Gold was best at ``step`` and is clearly worse at ``last``, while the trained reward clearly rose.
+
+    Attributes:
+        step: the evaluated step at which gold is best.
+        first: the earliest step of the stretch around it in which gold is nowhere clearly worse than at ``step``.
+        end: the latest one. Where the peak really is, is known to this stretch and to the steps evaluated.
+        last: the last evaluated step.
+        loss: gold at ``last`` against gold at ``step``; its interval allows for the choice of ``step``.
+        gain: the trained reward at ``last`` against ``step``.
+        censored: ``first`` is the first evaluated step, so the peak may lie before it.
+    """
+
+    step: int
+    first: int
+    end: int
+    last: int
+    loss: Delta
+    gain: Delta
+    censored: bool
+
+
+def training_runs(results: ResultSet) -> list[TrainingRun]:
+    """Every run of a world with results at two steps or more."""
+    points: dict[tuple[str, str], dict[int, ModelResult]] = {}
+    finished = [result for model in results.models for result in model.results.values()]
+    for result in (*results.checkpoints, *finished):
+        if "step" in result.head.training:
+            key = result.head.model, str(sorted(sampling_of(result).items(), key=str))
+            points.setdefault(key, {})[result.head.training["step"]] = result
+    return [_run(results, dict(sorted(own.items()))) for own in points.values() if len(own) > 1]
+
+
+def find_hack(points: Points, gold: Column, proxy: Column) -> Hack | None:
+    """The hack step of one run: where gold peaks while the trained reward still rises after it.
+
+    Only what intervals part from no change counts. The last of n noisy values is below the highest of them n − 1 times
+    in n though nothing happened, and the peak was picked because it is high, in part by luck: each of the n − 1
+    earlier steps might have been picked. At level 1 − .05/(n − 1) (Bonferroni) the chance that any of them is falsely
+    clear of the last stays under 2.5 %. The reward's rise lies between two steps that its own values had no part in
+    choosing, so 95 % holds there.
+
+    Args:
+        points: results of the run by step.
+        gold: a column that the run was not trained on.
+        proxy: the reward that it was trained on.
+
+    Returns:
+        None with fewer than 3 common steps, where gold is best at the last one, or where either change is not clear.
+    """
+    steps = [step for step, result in points.items() if _value(result, gold) is not None is not _value(result, proxy)]
+    if len(steps) < MIN_STEPS:
+        return None
+    peak = max(steps, key=lambda step: _value(points[step], gold) or -math.inf)
+    peak = next(step for step in steps if _value(points[step], gold) == _value(points[peak], gold))
+    last = steps[-1]
+    if peak == last:
+        return None
+    level = 1 - ALPHA / (len(steps) - 1)
+    loss = run_delta(points[last], points[peak], gold, level)
+    gain = run_delta(points[last], points[peak], proxy)
+    if loss is None or gain is None or not (loss.is_worse and gain.is_better):
+        return None
+
+    def is_worse(step: int) -> bool:
+        found = run_delta(points[step], points[peak], gold, level)
+        return found is not None and found.is_worse
+
+    low = high = steps.index(peak)
+    while low > 0 and not is_worse(steps[low - 1]):
+        low -= 1
+    while not is_worse(steps[high + 1]):
+        high += 1
+    return Hack(peak, steps[low], steps[high], last, loss, gain, low == 0)
+
+
+def _run(results: ResultSet, points: dict[int, ModelResult]) -> TrainingRun:
+    last = list(points.values())[-1]
+    models = [model.run(last.head.model) for model in results.models if last in model.results.values()]
+    alone = Model(last.head.method, last.head.model, None, sampling_of(last), {seed_of(last): last})
+    proxy = results.trained_column(alone)
+    own = {column.metric for column in results.same_reward(proxy)} if proxy is not None else set()
+    golds = [c for c in results.columns if c.family in GOLDS and c.metric not in own and _value(last, c) is not None]
+    return TrainingRun(models[0] if models else None, last.head.model, points, proxy, tuple(golds))
+
+
+def _value(result: ModelResult, column: Column) -> float | None:
+    """The oriented value; None where there is none."""
+    found = result.by_key.get(column.key)
+    return None if found is None or found.value is None else column.oriented(found.value)
+
+
+# Best of n
 
 
 @dataclass(frozen=True)
@@ -137,6 +261,67 @@ def _known(n: float, most: int) -> int | None:
     return int(n) if n <= most else None
 
 
+def best_of_n(results: ResultSet, model: str, base: str, reward: str) -> BestOfN:
+    """The base's draws per prompt that are worth one of the model's, in one reward.
+
+    Args:
+        results: of both models.
+        model: name of a run with per-image values.
+        base: name of a run with per-image values of several images of each prompt: noise seeds, or copies of it.
+        reward: metric.
+
+    Raises:
+        UsageError: no such model or metric, several protocols or sampler settings, two reward models, or no prompt of
+            which the base has several images.
+    """
+    (ours, one), (theirs, other) = (_rows(results, name, reward) for name in (model, base))
+    if one.reward_fields != other.reward_fields:
+        raise UsageError(f"{model} and {base} were scored by two reward models, which do not compare")
+    prompts = sorted(ours.keys() & theirs.keys())
+    fewest = min((len(theirs[prompt]) for prompt in prompts), default=0)
+    if fewest < 2:
+        raise UsageError(
+            f"best of n needs several images of each prompt of {base} and {model}, found {fewest}; "
+            "evaluate it on a list from: rgbench probes repeat-prompts"
+        )
+    draws = np.array([theirs[prompt][:fewest] for prompt in prompts])
+    return equivalent_n(draws, np.array([np.mean(ours[prompt]) for prompt in prompts]))
+
+
+def _rows(results: ResultSet, name: str, metric: str) -> tuple[dict[str, list[float]], Column]:
+    found = []
+    for model in results.find(name):
+        for result in model.run(name).results.values():
+            for column in results.columns:
+                value = result.by_key.get(column.key)
+                if column.metric == metric and value is not None and value.rows_sha256 is not None:
+                    found.append((result, column))
+    if len(found) != 1:
+        raise UsageError(f"{name} has {len(found)} results of {metric} with per-image values; one is needed")
+    result, column = found[0]
+    stored = result.rows(*column.key)
+    assert stored is not None, "it has per-image values"
+    rows: dict[str, list[float]] = {}
+    for (prompt, _), score in sorted(stored.by_image().items()):
+        rows.setdefault(without_copy(prompt), []).append(score)
+    return rows, column
+
+
+# Pareto front
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """A model, or a checkpoint, in the plane of reward and set distance."""
+
+    model: str
+    generation: str
+    step: int | None
+    reward: float
+    distance: float
+    on_front: bool
+
+
 def pareto_front(rewards: Sequence[float], distances: Sequence[float]) -> list[bool]:
     """Whether each point is on the front: no other has a reward as high and a distance as low, one of them better.
 
@@ -154,221 +339,8 @@ def pareto_front(rewards: Sequence[float], distances: Sequence[float]) -> list[b
     ]
 
 
-Curve = dict[int, Result]  # step → result
-MIN_STEPS = 3  # of two steps one is always the better; a peak needs others beside it
-ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class Hack:
-    """Gold was best at ``step`` and is clearly worse at ``last``, while the trained reward clearly rose.
-
-    Attributes:
-        step: the evaluated step at which gold is best.
-        first: the earliest step of the stretch around it in which gold is nowhere clearly worse than at ``step``.
-        end: the latest one. Where the peak really is, is known to this stretch and to the steps evaluated.
-        last: the last evaluated step.
-        loss: how much worse gold is at ``last`` than at ``step``; its interval allows for the choice of ``step``.
-        gain: how much higher the trained reward is at ``last``.
-        censored: ``first`` is the first evaluated step, so the peak may lie before it.
-    """
-
-    step: int
-    first: int
-    end: int
-    last: int
-    loss: Paired
-    gain: Paired
-    censored: bool
-
-
-def find_hack(golds: Curve, proxies: Curve) -> Hack | None:
-    """The hack step of one run: where gold peaks while the trained reward still rises after it.
-
-    Only what the intervals part from no change counts. The last of n noisy figures is
-    below the highest of them n − 1 times in n though nothing happened, so a fall that is
-    merely there says nothing. Nor is the 95 % interval of the fall enough: the peak was
-    picked because it is high, in part by luck. Each of the n − 1 earlier steps might have
-    been picked; at level 1 − .05/(n − 1) (Bonferroni) the chance that any of them is
-    falsely clear of the last stays under 2.5 %. The rise of the reward is looked at
-    between two steps that its own figures had no part in choosing, so 95 % holds there.
-
-    Args:
-        golds: results of a figure that the run was not trained on, by step, under one protocol.
-        proxies: likewise of the reward that it was trained on.
-
-    Returns:
-        None with fewer than 3 common steps, where gold is best at the last one (nothing is
-        known of what comes after), or where either change is not clear.
-    """
-    steps = _common(golds, proxies)
-    if len(steps) < MIN_STEPS or (peak := _best(golds, steps)) == steps[-1]:
-        return None
-    level, last = 1 - ALPHA / (len(steps) - 1), steps[-1]
-    loss, gain = deterioration(golds[last], golds[peak], level), deterioration(proxies[peak], proxies[last])
-    if loss is None or gain is None or not (loss.clear_of(0) and gain.clear_of(0)):
-        return None
-    low = high = steps.index(peak)
-    while low > 0 and not _worse(golds[steps[low - 1]], golds[peak], level):
-        low -= 1
-    while not _worse(golds[steps[high + 1]], golds[peak], level):
-        high += 1
-    return Hack(peak, steps[low], steps[high], last, loss, gain, low == 0)
-
-
-def _worse(gold: Result, peak: Result, level: float) -> bool:
-    found = deterioration(gold, peak, level)
-    return found is not None and found.clear_of(0)
-
-
-def _common(golds: Curve, proxies: Curve) -> list[int]:
-    return sorted(golds.keys() & proxies.keys())
-
-
-def _best(golds: Curve, steps: Sequence[int]) -> int:
-    """The step of the best figure; of equal ones the first."""
-    return min(steps, key=lambda step: _badness(golds[step]))
-
-
-@dataclass(frozen=True)
-class GoldCurve:
-    """A gold figure beside the trained reward along the steps of one run.
-
-    Attributes:
-        model: the run.
-        gold: metric and protocol of the figure that the model was not trained on.
-        proxy: of the trained reward.
-        steps: ascending; those that have both.
-        gold_values: at each step.
-        proxy_values: likewise.
-        peak: the step at which gold is best.
-        hack: what :func:`find_hack` finds.
-    """
-
-    model: str
-    gold: Key
-    proxy: Key
-    steps: tuple[int, ...]
-    gold_values: tuple[float, ...]
-    proxy_values: tuple[float, ...]
-    peak: int
-    hack: Hack | None
-
-
-def gold_curves(results: Sequence[Result]) -> list[GoldCurve]:
-    """Every held-out reward and oracle figure against every trained reward, for each run with checkpoints.
-
-    Raises:
-        UsageError: no run has figures at two steps.
-    """
-    found = []
-    for (_, model, _), columns in _runs(results).items():
-        last = {key: curve[max(curve)] for key, curve in columns.items()}
-        golds = [key for key, result in last.items() if family_of(result, result.in_sample) == HELD_OUT]
-        for gold, proxy in product(golds, trained_keys(last)):
-            if len(_common(columns[gold], columns[proxy])) > 1:
-                found.append(_gold_curve(model, (gold, columns[gold]), (proxy, columns[proxy])))
-    if not found:
-        raise UsageError(
-            "no run has a held-out figure and its trained reward at two steps; "
-            "evaluate its checkpoints: rgbench eval RUN --checkpoints --metric hps,oracle"
-        )
-    return found
-
-
-def _runs(results: Sequence[Result]) -> dict[tuple[str, str, str], dict[Key, Curve]]:
-    """Results by run and sampler settings, then by figure, then by step."""
-    runs: dict[tuple[str, str, str], dict[Key, Curve]] = {}
-    for result in results:
-        if result.value is None or "step" not in result.training:
-            continue
-        sampling = {key: value for key, value in result.generation.fields.items() if key != "weights_sha256"}
-        run = runs.setdefault((result.world, result.model, str(sorted(sampling.items(), key=str))), {})
-        run.setdefault((result.metric.name, result.protocol.id), {})[result.training["step"]] = result
-    return runs
-
-
-def _gold_curve(model: str, gold: tuple[Key, Curve], proxy: tuple[Key, Curve]) -> GoldCurve:
-    (gold_key, golds), (proxy_key, proxies) = gold, proxy
-    steps = _common(golds, proxies)
-    return GoldCurve(
-        model=model,
-        gold=gold_key,
-        proxy=proxy_key,
-        steps=tuple(steps),
-        gold_values=tuple(float(golds[step].value or 0) for step in steps),
-        proxy_values=tuple(float(proxies[step].value or 0) for step in steps),
-        peak=_best(golds, steps),
-        hack=find_hack(golds, proxies),
-    )
-
-
-def _badness(result: Result) -> float:
-    assert result.value is not None, "results without a value are left out before"
-    return float(badness(result.metric, result.value, target_of(result)))
-
-
-def find_result(results: Sequence[Result], model: str, metric: str) -> Result:
-    """The one result of a model in a metric: of its last weights, where its checkpoints were evaluated too.
-
-    Raises:
-        UsageError: no such model or metric, or several sampler settings or protocols.
-    """
-    own = [result for result in results if result.model == model]
-    if not own:
-        raise UsageError(f"no results of {model!r}; {suggest(model, {result.model for result in results})}")
-    named = [result for result in own if result.metric.name == metric and result.samples]
-    last = [r for r in named if r.training.get("step") == max(x.training.get("step", 0) for x in named)] or named
-    if len(last) != 1:
-        raise UsageError(f"{model} has {len(last)} results of {metric} with per-image rows; one is needed")
-    return last[0]
-
-
-def best_of_n(model: Result, base: Result) -> BestOfN:
-    """The base's draws per prompt that are worth one of the model's, in one reward.
-
-    Args:
-        model: a reward of the trained model, with per-image rows.
-        base: the same reward of the base model, with rows for several images of each prompt: seeds, or copies of it.
-
-    Raises:
-        UsageError: two reward models, no rows, no common prompt, or prompts with fewer than two images of the base.
-    """
-    if model.protocol.fields.get("reward") != base.protocol.fields.get("reward"):
-        raise UsageError(f"{model.model} and {base.model} were scored by two reward models; nothing to compare")
-    ours, theirs = (_by_prompt(result) for result in (model, base))
-    prompts = sorted(ours.keys() & theirs.keys())
-    fewest = min((len(theirs[prompt]) for prompt in prompts), default=0)
-    if fewest < 2:
-        raise UsageError(
-            f"best of n needs several images of each prompt of {base.model} and {model.model}, found {fewest}; "
-            "evaluate it on a list from: rgbench probes repeat-prompts"
-        )
-    draws = np.array([theirs[prompt][:fewest] for prompt in prompts])
-    return equivalent_n(draws, np.array([np.mean(ours[prompt]) for prompt in prompts]))
-
-
-def _by_prompt(result: Result) -> dict[str, list[float]]:
-    rows: dict[str, list[float]] = {}
-    for (prompt, _), value in sorted((load_samples(result) or {}).items()):
-        rows.setdefault(without_copy(prompt), []).append(value)
-    return rows
-
-
-@dataclass(frozen=True)
-class ParetoPoint:
-    """A model, or a checkpoint, in the plane of reward and set distance."""
-
-    model: str
-    generation: str
-    step: int | None
-    reward: float
-    distance: float
-    on_front: bool
-
-
-def pareto_points(results: Sequence[Result], reward: str, distance: str) -> list[ParetoPoint]:
-    """Every model and checkpoint that has both figures, the front marked; by reward, best first.
+def pareto_points(results: ResultSet, reward: str, distance: str) -> list[ParetoPoint]:
+    """Every run and checkpoint that has both values, the front marked; by reward, best first.
 
     Args:
         results: of one world.
@@ -378,25 +350,24 @@ def pareto_points(results: Sequence[Result], reward: str, distance: str) -> list
     Raises:
         UsageError: a metric under two protocols, or no model that has both.
     """
-    pairs: dict[tuple[str, str], dict[str, Result]] = {}
+    columns = []
     for name in (reward, distance):
-        protocols = {result.protocol.id for result in results if result.metric.name == name}
-        if len(protocols) > 1:
-            raise UsageError(
-                f"{name} is here under {len(protocols)} protocols, which do not compare: {sorted(protocols)}"
-            )
-    for result in results:
-        if result.metric.name in (reward, distance) and result.value is not None:
-            pairs.setdefault((result.model, result.generation.id), {})[result.metric.name] = result
-    both = {key: found for key, found in pairs.items() if len(found) == 2}
+        own = [column for column in results.columns if column.metric == name]
+        if len(own) > 1:
+            ids = sorted(column.protocol.id for column in own)
+            raise UsageError(f"{name} was measured under {len(own)} protocols, which do not compare: {ids}")
+        columns += own
+    finished = [result for model in results.models for result in model.results.values()]
+    both = [
+        result
+        for result in (*finished, *results.checkpoints)
+        if len(columns) == 2 and all(_value(result, column) is not None for column in columns)
+    ]
     if not both:
         raise UsageError(f"no model here has both {reward} and {distance}; see: rgbench ls results")
-    rewards = [float(found[reward].value or 0) for found in both.values()]
-    distances = [float(found[distance].value or 0) for found in both.values()]
+    rewards, distances = ([float(result.by_key[c.key].value or 0) for result in both] for c in columns)
     points = [
-        ParetoPoint(model, generation, found[reward].training.get("step"), r, d, front)
-        for ((model, generation), found), r, d, front in zip(
-            both.items(), rewards, distances, pareto_front(rewards, distances), strict=True
-        )
+        ParetoPoint(result.head.model, result.head.generation.id, result.head.training.get("step"), r, d, front)
+        for result, r, d, front in zip(both, rewards, distances, pareto_front(rewards, distances), strict=True)
     ]
     return sorted(points, key=lambda point: -point.reward)

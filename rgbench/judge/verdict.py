@@ -1,723 +1,773 @@
-"""Over-optimised or not: the rule, and how often it is wrong.
+"""Verdict on a method trained on a reward, by a rule that a reader can repeat by hand.
 
-    up      the trained reward's gain over the LCD student of equal budget is clear of δ
-    worse   of a family: the deterioration of one of its figures is clear of δ
-    over-optimised: up, and at least two families worse
+One metric is declared for each question (:data:`QUESTIONS`); all others describe and never say "worse". The trained
+reward and gold are tested in both directions, the others for worse alone.
 
-"Clear of δ" means that the whole 95 % interval lies above it. δ is what the luck of
-training does: per family the 95th percentile, over pairs of LCD seeds, of the largest
-absolute difference among the family's figures, each in units of its own root mean square
-difference (so a family of ten figures is no more easily worse than a family of one); a
-figure's δ is that percentile in its own unit. At least 5 seeds, else no verdict.
+    method  paired t over the training seeds that it has in common with LCD, six at least; Holm over the declared
+    run     one run against n LCD seeds: z = (x − mean)/(s · √(1 + 1/n)) against t(n − 1); Bonferroni
 
-The false-positive rate applies the same rule to LCD students: each as if it were the model,
-against each other one, with δ from the seeds that are neither of the two. The pairs share
-seeds, so their rate is a U-statistic, and its interval is that of ⌊n/2⌋ independent pairs,
-which its variance never exceeds (Hoeffding, 1948, section 5).
+    not a test of LRM    the proxy orders pairs no better than chance
+    over-optimised       reward up, gold down
+    aligned              reward up, gold up, nothing declared worse
+    paid for             reward up, gold up, another declared metric worse
+    reward without gold  reward up, gold not; and the whole interval of the reward's gain lies above the headroom, or
+                         that of gold's change within ± 2 s of the LCD seeds
+    worse than LCD       reward down, gold down
+    no gain              reward down, or the whole interval of its gain below 2 s of the LCD seeds
+    undecided            anything else, with what would decide it
 
-What a verdict says: its kind, and a few sentences for people who will act on it.
+Headroom is the largest gain of the reward that better images alone could give, in the reward's unit.
 
-A verdict as a file: what ``rgbench verdict`` writes and the report reads.
-
-results/{world}/{model}/{generation id}/verdict.json        read with load_verdicts
-
-``rgbench verdict``: every reward-guided student judged against its LCD student, in words and as JSON.
-
-A verdict compares figures that result files hold; nothing is generated. The rule is in
-:mod:`rgbench.judge.verdict`, its words in :mod:`rgbench.judge.verdict`, the
-file in :mod:`rgbench.judge.verdict`.
+``results/{world}/verdict.json`` is a cache: it keeps what was declared, and the sha256 of the values used.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import combinations, permutations
+from enum import StrEnum
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, stdev
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.io import read_json, write_json_atomic
 from rgbench.core.progress import Track, untracked
 from rgbench.core.run import provenance
-from rgbench.evaluate.results import Generation, Result, generation_folder, load_results
-from rgbench.judge.paired import Paired, badness, deterioration, is_level, target_of
-from rgbench.metrics.base import Interval, Metric
-from rgbench.metrics.statistics import LEVEL, POWER, wilson_interval
-from rgbench.rewards.base import fingerprint_id
-
-HELD_OUT = "held-out rewards or oracle"
-FAMILIES = ("spectrum", "pixel and colour", "set distance", "diversity", HELD_OUT, "fragility")
-MIN_SEEDS = 5  # of LCD, for δ
-MIN_WORSE = 2  # families
-PERCENTILE = 0.95
-
-Key = tuple[str, str]  # metric name, protocol id
-Figures = Mapping[Key, Result]
-
-
-@dataclass(frozen=True)
-class Change:
-    """One figure of a model against its base.
-
-    Attributes:
-        key: metric and protocol.
-        found: the deterioration with its interval.
-        delta: what seeds differ by; None with too few of them.
-    """
-
-    key: Key
-    found: Paired
-    delta: float | None
-
-    @property
-    def worse(self) -> bool:
-        """Whether the deterioration is clear of δ."""
-        return self.delta is not None and self.found.clear_of(self.delta)
-
-    @property
-    def better(self) -> bool:
-        """Whether an improvement is clear of δ; never of a level without target, where every move is for the worse."""
-        return self.delta is not None and self.found.high is not None and self.found.high < -self.delta
-
-    @property
-    def detectable(self) -> float | None:
-        """The true deterioration that would be found worse with probability .8, on so many images and at this δ."""
-        if self.delta is None or self.found.low is None or self.found.high is None:
-            return None
-        half = (self.found.high - self.found.low) / 2
-        return self.delta + half * (1 + NormalDist().inv_cdf(POWER) / NormalDist().inv_cdf(0.5 + LEVEL / 2))
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the rule says of one model.
-
-    Attributes:
-        rewards: gains of the trained rewards, as deteriorations of opposite sign.
-        families: the figures of each measured family.
-    """
-
-    rewards: tuple[Change, ...]
-    families: Mapping[str, tuple[Change, ...]]
-
-    @property
-    def up(self) -> bool:
-        """Whether a trained reward is clear of δ."""
-        return any(change.worse for change in self.rewards)
-
-    @property
-    def worse(self) -> tuple[str, ...]:
-        """The families that are worse."""
-        return tuple(name for name, changes in self.families.items() if any(change.worse for change in changes))
-
-    @property
-    def better(self) -> tuple[str, ...]:
-        """The families of which a figure is better and none is worse."""
-        return tuple(
-            name
-            for name, changes in self.families.items()
-            if any(change.better for change in changes) and name not in self.worse
-        )
-
-    @property
-    def over_optimised(self) -> bool:
-        """The rule."""
-        return self.up and len(self.worse) >= MIN_WORSE
-
-
-def family_of(result: Result, in_sample: bool) -> str | None:
-    """The family that a figure speaks for; None where it speaks for none, as the trained reward itself."""
-    if in_sample:
-        return None
-    if result.metric.family in ("reward", "oracle"):
-        return HELD_OUT
-    return result.metric.family if result.metric.family in FAMILIES else None
-
-
-def trained_keys(model: Figures) -> tuple[Key, ...]:
-    """Columns of the very reward that a model was trained on; where only another antialias was measured, that."""
-    exact = [key for key, found in model.items() if _is_trained(found)]
-    return tuple(exact or [key for key, found in model.items() if found.in_sample])
-
-
-def _is_trained(result: Result) -> bool:
-    reward = _reward_of(result)
-    return result.in_sample and reward is not None and fingerprint_id(reward) in result.trained_rewards
-
-
-def trained_on(model: Figures, reward: str) -> dict[Key, Result]:
-    """The figures, had their model been trained on a reward: all columns of that reward's weights are in-sample.
-
-    Args:
-        model: figures of a model that does not say what it was trained on, as one trained elsewhere.
-        reward: name of a measured metric.
-
-    Raises:
-        UsageError: no such reward among the figures.
-    """
-    measured = {key: fields for key, found in model.items() if (fields := _reward_of(found)) is not None}
-    rewards = [fields for (name, _), fields in measured.items() if name == reward]
-    if not rewards:
-        raise UsageError(f"no reward {reward!r} was measured; {suggest(reward, {name for name, _ in measured})}")
-    about = {"in_sample": True, "trained_rewards": tuple(map(fingerprint_id, rewards))}
-    ours = {key: found.model_copy(update=about) for key, found in model.items() if _same_model(found, rewards)}
-    return {**model, **ours}
-
-
-def _reward_of(result: Result) -> dict[str, Any] | None:
-    """Fingerprint of the reward that a column shows; None of other figures, also where they read a reward."""
-    fields = result.protocol.fields.get("reward")
-    return fields if result.metric.family == "reward" and isinstance(fields, dict) else None
-
-
-def _same_model(found: Result, rewards: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a reward column scores by the weights of one of the rewards, whatever its resize."""
-    own = _reward_of(found)
-    return own is not None and any(
-        (own.get("name"), own.get("weights_sha256")) == (reward.get("name"), reward.get("weights_sha256"))
-        for reward in rewards
-    )
-
-
-def judge(model: Figures, base: Figures, seeds: Sequence[Figures], like: Figures | None = None) -> Judgement:
-    """Apply the rule to the figures that model, base and all seeds have.
-
-    Args:
-        model: figures of the model.
-        base: of the LCD student that it is compared with.
-        seeds: of the LCD students that δ is taken from; with fewer than 5 there is no δ.
-        like: whose trained rewards count; the model's own by default.
-    """
-    trained = trained_keys(like or model)
-    skipped = {key for key, found in (like or model).items() if found.in_sample}
-    shared = [key for key in model if _valued(key, [model, base, *seeds])]
-    members: dict[str, list[Key]] = {}
-    for key in shared:
-        family = family_of(model[key], key in skipped)
-        if family:
-            members.setdefault(family, []).append(key)
-    families = {}
-    for name in FAMILIES:
-        if keys := members.get(name):
-            deltas = thresholds(seeds, keys)
-            families[name] = _changes(model, base, keys, deltas)
-    gains: list[Change] = []
-    for key in (key for key in trained if key in shared):
-        change = _changes(base, model, [key], thresholds(seeds, [key]))
-        gains += change
-    return Judgement(tuple(gains), families)
-
-
-def _valued(key: Key, sides: Iterable[Figures]) -> bool:
-    return all(key in side and side[key].value is not None for side in sides)
-
-
-def _changes(
-    model: Figures, base: Figures, keys: Sequence[Key], deltas: Mapping[Key, float | None]
-) -> tuple[Change, ...]:
-    changes = []
-    for key in keys:
-        found = deterioration(model[key], base[key])
-        if found is not None:
-            changes.append(Change(key, found, deltas[key]))
-    return tuple(changes)
-
-
-def thresholds(seeds: Sequence[Figures], keys: Sequence[Key]) -> dict[Key, float | None]:
-    """δ of each figure of one family.
-
-    Args:
-        seeds: figures of LCD students that differ in the training seed alone.
-        keys: the family's figures; each seed has them.
-
-    Returns:
-        δ in each figure's unit; None with fewer than 5 seeds.
-    """
-    if len(seeds) < MIN_SEEDS:
-        return dict.fromkeys(keys)
-    values = np.array([[_badness(seed[key]) for key in keys] for seed in seeds])
-    gaps = np.array([np.abs(values[i] - values[j]) for i, j in combinations(range(len(seeds)), 2)])
-    scale = np.sqrt((gaps**2).mean(0))
-    relative = np.divide(gaps, scale, out=np.zeros_like(gaps), where=scale > 0)
-    percentile = float(np.quantile(relative.max(1), PERCENTILE, method="higher"))
-    return {key: percentile * float(unit) for key, unit in zip(keys, scale, strict=True)}
-
-
-def _badness(result: Result) -> float:
-    assert result.value is not None, "figures without a value are left out before"
-    return result.value if is_level(result) else float(badness(result.metric, result.value, target_of(result)))
-
-
-@dataclass(frozen=True)
-class FalsePositives:
-    """How often the rule finds fault with LCD students, which met no reward.
-
-    Attributes:
-        seeds: LCD students.
-        pairs: ordered pairs of them that were judged.
-        over_optimised: of the pairs called over-optimised.
-        two_worse: of the pairs with at least two families worse, whatever the reward did.
-    """
-
-    seeds: int
-    pairs: int
-    over_optimised: int
-    two_worse: int
-
-    @property
-    def interval(self) -> Interval:
-        """Of the share that is called over-optimised."""
-        return rate_interval(self.over_optimised, self.pairs, self.seeds)
-
-
-def rate_interval(count: int, pairs: int, seeds: int) -> Interval:
-    """Wilson interval of a share of pairs of seeds, as of ⌊seeds/2⌋ independent ones.
-
-    Args:
-        count: pairs of that kind.
-        pairs: all ordered pairs.
-        seeds: that the pairs are made from.
-    """
-    return wilson_interval(count / pairs * (seeds // 2), seeds // 2)
-
-
-def false_positives(seeds: Sequence[Figures], like: Figures) -> FalsePositives | None:
-    """Judge every LCD student against every other, δ from the rest; None with fewer than 7 of them.
-
-    Args:
-        seeds: figures of LCD students.
-        like: the model whose trained rewards count.
-    """
-    if len(seeds) < MIN_SEEDS + 2:
-        return None
-    found = []
-    for i, j in permutations(range(len(seeds)), 2):
-        rest = [seed for k, seed in enumerate(seeds) if k not in (i, j)]
-        found.append(judge(seeds[i], seeds[j], rest, like))
-    return FalsePositives(
-        seeds=len(seeds),
-        pairs=len(found),
-        over_optimised=sum(each.over_optimised for each in found),
-        two_worse=sum(len(each.worse) >= MIN_WORSE for each in found),
-    )
-
-
-Kind = Literal["over-optimised", "not over-optimised", "no gain", "none"]
-UNITS = {"%": "points"}  # of a difference: 2 % of what would be the question
-
-
-def explain(
-    model: str, base: str, figures: Figures, found: Judgement, seeds: Sequence[str], wrong: FalsePositives | None
-) -> tuple[Kind, str]:
-    """The kind of verdict, and its words.
-
-    Args:
-        model: name.
-        base: name of the LCD student that it is compared with.
-        figures: of the model.
-        found: what the rule says.
-        seeds: names of the LCD students that δ is taken from.
-        wrong: how often the rule finds fault with those; None with fewer than 7 of them.
-    """
-    pair = f"{model} against {base}"
-    if reason := _why_none(figures, found, base, len(seeds)):
-        return "none", f"no verdict on {pair}: {reason}"
-    kind, words = _ruling(pair, figures, found)
-    return kind, f"{words} {_errors(wrong, seeds)}"
-
-
-def _why_none(figures: Figures, found: Judgement, base: str, num_seeds: int) -> str:
-    if not trained_keys(figures):
-        return (
-            "the reward that it was trained on was not measured, or is not known; evaluate with --metric hps, or of a "
-            "model trained elsewhere name it: --reward hps_aa1"
-        )
-    if num_seeds < MIN_SEEDS:
-        return (
-            f"what training seeds alone differ by takes {MIN_SEEDS} students like {base}, of the same settings, and "
-            f"here {'is' if num_seeds == 1 else 'are'} {num_seeds}; train more seeds and evaluate them. The "
-            "differences are given without it."
-        )
-    if not found.rewards:
-        return "the trained reward was not measured on both and on every seed"
-    if len(found.families) < MIN_WORSE:
-        measured = ", ".join(found.families) or "none"
-        return (
-            f"it takes {MIN_WORSE} families of figures that both models and every seed have, and there "
-            f"{'is' if len(found.families) == 1 else 'are'}: {measured}; evaluate with --metric probes too"
-        )
-    return ""
-
-
-def _ruling(pair: str, figures: Figures, found: Judgement) -> tuple[Kind, str]:
-    share = f"{len(found.worse)} of {len(found.families)} measured families are worse"
-    if len(found.worse) == 1:
-        share = share.replace("are worse", "is worse")
-    reasons = [_reason(name, found.families[name], figures) for name in found.worse]
-    listed = f": {'; '.join(reasons)}" if reasons else ""
-    better = f" Better beyond δ, and nowhere worse: {', '.join(found.better)}." if found.better else ""
-    missing = [name for name in FAMILIES if name not in found.families]
-    unseen = f" Not measured: {', '.join(missing)}." if missing else ""
-    rest = f"{share}{listed}.{better}{unseen}"
-    if not found.up:
-        return "no gain", f"{pair}: the trained reward is not up beyond what seeds differ by; {rest}"
-    gain = max(found.rewards, key=lambda change: change.found.value)
-    text = f"{pair}: the trained reward is up ({_amount(gain, figures)}), and {rest}"
-    if found.over_optimised:
-        return "over-optimised", f"Over-optimised. {text}"
-    return "not over-optimised", f"Not shown to be over-optimised. {text}"
-
-
-def _errors(wrong: FalsePositives | None, seeds: Sequence[str]) -> str:
-    """Where δ is from, and how often the rule errs on the same students."""
-    if wrong is None:
-        return (
-            f"δ is from {len(seeds)} LCD seeds. The rule's false-positive rate is not known: that takes "
-            f"{MIN_SEEDS + 2} of them."
-        )
-    share, low, high = (100 * x for x in (wrong.over_optimised / wrong.pairs, wrong.interval.low, wrong.interval.high))
-    return (
-        f"δ is from {len(seeds)} LCD seeds. Among them, with δ from those that are not compared, the rule calls "
-        f"{wrong.over_optimised} of {wrong.pairs} pairs over-optimised ({share:.0f} %; 95 % "
-        f"interval {low:.0f} to {high:.0f} %, for the pairs share seeds) and finds two families worse in "
-        f"{wrong.two_worse}."
-    )
-
-
-def _reason(family: str, changes: Sequence[Change], figures: Figures) -> str:
-    worst = max((c for c in changes if c.worse), key=lambda c: c.found.value / (c.delta or c.found.value))
-    better = sum(change.better for change in changes)
-    mixed = f", though {better} of its {len(changes)} figures {'is' if better == 1 else 'are'} better" if better else ""
-    return f"{family} ({_amount(worst, figures)}{mixed})"
-
-
-def _amount(change: Change, figures: Figures) -> str:
-    """Such as ``HFER gap by 1.20 dB [1.00, 1.40], δ 0.31``."""
-    metric, found = figures[change.key].metric, change.found
-    unit = f" {UNITS.get(metric.unit, metric.unit)}" if metric.unit else ""
-    shown = [f"{x:.{metric.decimals}f}" for x in (found.value, found.low, found.high, change.delta) if x is not None]
-    return f"{metric.label} by {shown[0]}{unit} [{shown[1]}, {shown[2]}], δ {shown[3]}"
-
+from rgbench.evaluate.store import ModelResult
+from rgbench.judge.models import Column, Model, ResultSet, load_result_sets
+from rgbench.judge.paired import MIN_SPREAD, Delta, common_seeds, delta
+from rgbench.metrics.statistics import ALPHA, LEVEL, POWER, holm, student_t_quantile, t_interval
+from rgbench.metrics.values import Interval, canonical_sha256
 
 FILE = "verdict.json"
+MIN_SEEDS = 6  # common seeds of a method: with fewer, not even all signs agreeing is a two-sided p under 5 %
+MARGIN = 2.0  # standard deviations of LCD seeds, the range of one seed's luck: less is called equal
+MOST_SEEDS = 100  # looked at for what would decide
+PAIR_ACCURACY = ("fidelity/pair_accuracy", "pair_accuracy")  # in training logs; the first that has four rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is declared beforehand.
+
+    Attributes:
+        name: of the question.
+        metrics: that answer it; the first that was measured is declared. A Fréchet distance of fewer than two images
+            for each feature is passed over.
+        both_ways: whether better is tested as well as worse.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    both_ways: bool = False
+
+
+REWARD = Question("trained reward", (), both_ways=True)  # whatever the model was trained on
+GOLD = Question("gold", ("gold_utility", "oracle_all"), both_ways=True)
+QUESTIONS = (
+    REWARD,
+    GOLD,
+    Question("set distance", ("fid", "kid", "fd_efflite0", "kd_efflite0")),
+    Question("recall", ("recall", "recall_efflite0")),
+    Question("energy above .25", ("band_db",)),
+    Question("saturation", ("saturation",)),
+)
+
+
+class Outcome(StrEnum):
+    """What can be said of a method or a run."""
+
+    NO_TEST = "not a test of LRM"
+    OVER_OPTIMISED = "over-optimised"
+    ALIGNED = "aligned"
+    PAID_FOR = "paid for"
+    REWARD_WITHOUT_GOLD = "reward without gold"
+    WORSE = "worse than LCD"
+    NO_GAIN = "no gain"
+    UNDECIDED = "undecided"
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class FigureChange(_Frozen):
-    """One figure of the model beside its base's and the teacher's.
+class Declared(_Frozen):
+    """What a user says of a model and results do not.
 
     Attributes:
-        metric: how it is named and shown.
-        protocol: id of the protocol.
-        model: value of the model.
-        base: of the LCD student.
-        teacher: of the teacher; None where it was not measured under this protocol.
-        deterioration: how much worse than the base, in the metric's unit; for a trained reward, the gain.
-        low: of the 95 % interval of the deterioration; None where there is none.
-        high: likewise.
-        basis: "images", "jackknife", "quadrature" or "none".
-        delta: what LCD seeds differ by; None with too few of them.
-        detectable: the true deterioration that so many images find beyond delta with probability .8.
-        clear: the interval lies above delta: the figure is worse, or the reward is up.
+        base: name of the LCD students, without or with seed; found by default.
+        gold: metric that is gold; the oracle by default.
+        reward: metric of the reward that it was trained on, of a model trained elsewhere.
+        headroom: largest gain of the trained reward that better images alone could give, in its unit.
     """
 
-    metric: Metric
+    base: str | None = None
+    gold: str | None = None
+    reward: str | None = None
+    headroom: float | None = None
+
+
+NOTHING = Declared()
+
+
+class Finding(_Frozen):
+    """One declared metric of a model and its base.
+
+    Attributes:
+        question: that it answers.
+        metric: name.
+        protocol: id.
+        model: value; of a method the mean over the seeds compared.
+        base: likewise of the LCD students.
+        change: signed, in the metric's unit, with its 95 % interval; as :class:`rgbench.judge.paired.Delta`.
+        low: of the interval.
+        high: likewise.
+        better: the oriented change.
+        p: two-sided for reward and gold, else one-sided for worse.
+        adjusted: p for having looked at all declared metrics.
+        says: "up", "down" or "worse" where ``adjusted`` is below 5 %; else "".
+    """
+
+    question: str
+    metric: str
     protocol: str
     model: float
     base: float
-    teacher: float | None
-    deterioration: float
-    low: float | None
-    high: float | None
-    basis: str
-    delta: float | None
-    detectable: float | None = None
-    clear: bool
+    change: float
+    low: float
+    high: float
+    better: float
+    p: float
+    adjusted: float
+    says: Literal["up", "down", "worse", ""]
 
 
-class Family(_Frozen):
-    """Figures that see the same kind of fault.
+class Share(_Frozen):
+    """Images of one kind, and what the trained reward gained on them.
 
     Attributes:
-        worse: one of them is worse beyond delta.
-        better: one of them is better beyond delta, and none worse.
+        images: share of all, in [0, 1].
+        gain: mean change of the reward; None where there are no such images.
     """
 
-    name: str
-    worse: bool
-    better: bool = False
-    figures: tuple[FigureChange, ...]
+    images: float
+    gain: float | None
 
 
 class Verdict(_Frozen):
-    """What can be said of one model.
+    """What can be said of one method, or of one run of it.
 
     Attributes:
         world: the model's world.
-        model: its name.
-        generation: sampler settings and weights.
-        base: name of the LCD student it is compared with; None where there is none.
-        verdict: "over-optimised"; "not over-optimised": the trained reward is up and fewer than two families are
-            worse; "no gain": the trained reward is not up; "none": cannot be said, ``words`` tell why.
-        words: one sentence or two for people.
-        rewards: the trained rewards against the base.
-        families: what was measured of each family; a family that was not measured is absent.
-        delta_seeds: names of the LCD students that delta is taken from.
-        false_positives: ``pairs`` of LCD students judged by the same rule, how many were called ``over_optimised``
-            and how many had ``two_worse`` families; None with fewer than 7 of them.
-        false_positive_interval: 95 %, of the share called over-optimised; the pairs share students.
-        provenance: of this process.
+        method: name of the model, without training seed.
+        model: its label; of one run that run's.
+        runs: names of the runs that are judged.
+        base: label of what it is compared with; None where there is nothing.
+        rule: "method" over common seeds, "run" against the spread of seeds, "none" where neither applies.
+        num_seeds: common seeds of a method; seeds of the base for a run.
+        outcome: see the module.
+        words: a few sentences.
+        findings: of the declared metrics that both have; the trained reward first.
+        went_to: images by base → model, such as "right → wrong", where gold says right or wrong of each image.
+        missing: questions that nothing answers, and why.
+        decides: what would decide an undecided verdict.
+        used: sha256 of the values used, by model/generation.
     """
 
-    schema_version: Literal[1] = 1
     world: str
+    method: str
     model: str
-    generation: Generation
+    runs: tuple[str, ...]
     base: str | None
-    verdict: Literal["over-optimised", "not over-optimised", "no gain", "none"]
+    rule: Literal["method", "run", "none"]
+    num_seeds: int = 0
+    outcome: Outcome
     words: str
-    rewards: tuple[FigureChange, ...] = ()
-    families: tuple[Family, ...] = ()
-    delta_seeds: tuple[str, ...] = ()
-    false_positives: dict[str, int] | None = None
-    false_positive_interval: tuple[float, float] | None = None
+    findings: tuple[Finding, ...] = ()
+    went_to: dict[str, Share] = {}
+    missing: dict[str, str] = {}
+    decides: str = ""
+    used: dict[str, str] = {}
+
+
+class VerdictFile(_Frozen):
+    """``verdict.json`` of one world.
+
+    Attributes:
+        declared: by name of a model, without or with seed.
+        verdicts: on all models of the world that were trained on a reward or declared.
+        provenance: of the command.
+    """
+
+    schema_version: Literal[2] = 2
+    world: str
+    declared: dict[str, Declared] = {}
+    verdicts: tuple[Verdict, ...]
     provenance: dict[str, Any] = {}
 
 
-def load_verdicts(results: Path) -> list[Verdict]:
-    """All verdicts under a results folder, by path.
-
-    Raises:
-        UsageError: a file that is no verdict of this schema.
-    """
-    return [_load(path) for path in sorted(results.rglob(FILE))]
-
-
-def _load(path: Path) -> Verdict:
-    try:
-        return Verdict.model_validate(read_json(path))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise UsageError(f"{path}: not a verdict: {key}: {fault['msg']}; make it again with rgbench verdict") from error
-
-
-TEACHER = "teacher"
-EXTERNAL = "external"  # trained elsewhere
-LCD = "lcd"  # the method, and its students' usual name
-SEED_IN_NAME = re.compile(r"-s(\d+)$")
-
-
-@dataclass(frozen=True)
-class Model:
-    """The results of one model under one sampler setting."""
-
-    results: tuple[Result, ...]
-
-    @cached_property
-    def figures(self) -> dict[Key, Result]:
-        """Results by metric and protocol."""
-        return {(found.metric.name, found.protocol.id): found for found in self.results}
-
-    @property
-    def about(self) -> Result:
-        """Any of the results: what they share is read from it."""
-        return self.results[0]
-
-    @property
-    def seed(self) -> int | None:
-        """The training seed; of a model trained elsewhere, what its name says: 3 of mine-s3."""
-        own = self.about
-        named = SEED_IN_NAME.search(own.model) if own.method == EXTERNAL else None
-        return int(named[1]) if named else own.training_seed
-
-    @property
-    def stem(self) -> str:
-        """The name without the training seed."""
-        return self.about.model if self.seed is None else self.about.model.removesuffix(f"-s{self.seed}")
-
-    def compares_with(self, other: Model) -> bool:
-        """Whether world, sampler settings and training steps are the same."""
-        return self.setting() == other.setting()
-
-    def setting(self) -> tuple[Any, ...]:
-        """World, sampler settings, training steps: what must be the same for a comparison."""
-        about = self.about
-        sampling = {key: value for key, value in about.generation.fields.items() if key != "weights_sha256"}
-        return about.world, sorted(sampling.items(), key=str), about.training.get("steps")
-
-
-def models_of(results: Path, track: Track = untracked) -> list[Model]:
-    """Finished models in a results folder; checkpoints of a run are left out.
-
-    Args:
-        results: the folder.
-        track: shows the reading.
-
-    Raises:
-        UsageError: no results there.
-    """
-    loaded = load_results(results, track) if results.is_dir() else []
-    if not loaded:
-        raise UsageError(f"{results}: no result files here; run `rgbench eval` first, or name the folder that has them")
-    found: dict[tuple[str, str, str], list[Result]] = {}
-    for result in loaded:
-        if result.training.get("step") == result.training.get("steps"):
-            found.setdefault((result.world, result.model, result.generation.id), []).append(result)
-    return [Model(tuple(members)) for members in found.values()]
+# Verdicts of a results folder
 
 
 def give_verdicts(
-    results: Path,
-    base: str | None = None,
-    names: Sequence[str] = (),
-    reward: str | None = None,
-    track: Track = untracked,
+    root: Path, names: Sequence[str] = (), declared: Declared = NOTHING, track: Track = untracked
 ) -> list[Verdict]:
-    """Judge models and store each verdict beside the model's results.
+    """Judge models and store the verdicts of each world.
 
     Args:
-        results: the results folder.
-        base: name of the LCD students, such as "lcd" for lcd-s0, lcd-s1 …, or of one of them; by default those that
-            the results say are.
-        names: models to judge; by default all that were trained on a reward.
-        reward: metric of the reward that ``names`` were trained on, where the results do not say.
-        track: shows progress over the models.
+        root: the results folder.
+        names: models that ``declared`` is about, without or with seed; by default all that were trained on a reward.
+            Others are judged and stored all the same.
+        declared: what the results do not say.
+        track: shows the reading.
 
     Returns:
-        The verdicts, by model.
+        Verdicts on ``names``.
 
     Raises:
-        UsageError: no results, an unknown model, no model that was trained on a reward, or a reward without names.
+        UsageError: no results, nothing to judge, an unknown model or metric, or a metric declared twice.
     """
-    models = models_of(results, track)
-    known = {model.about.model for model in models}
-    for name in names:
-        if name not in known:
-            raise UsageError(f"{results}: no finished model {name!r}; {suggest(name, known)}")
-    if reward is not None and not names:
-        raise UsageError(f"--reward {reward} says what some models were trained on; name them with --model")
-    chosen = [m for m in models if (m.about.model in names if names else m.about.trained_rewards)]
-    if not chosen:
-        raise UsageError(
-            f"{results}: no model here is known to be trained on a reward; a verdict needs one and its LCD student. "
-            "Of a model trained elsewhere say so: --model NAME --reward METRIC --base NAME"
-        )
-    record, rates = provenance(), Rates()
+    sets = load_result_sets(root, track)
+    _check_names(root, sets, names, declared)
     verdicts = []
-    for model in track(chosen, "verdicts", "models"):
-        verdict = _verdict(model, models, base, reward, rates).model_copy(update={"provenance": record})
-        folder = generation_folder(results, verdict.world, verdict.model, verdict.generation)
-        write_json_atomic(folder / FILE, verdict.model_dump())
-        verdicts.append(verdict)
+    for results in sets:
+        said = dict(load_verdicts(root, results.world).declared)
+        for model in results.models:
+            asked = [name for name in names if name in (model.name, *model.names)]
+            if asked or (not names and model.trained_rewards and declared != NOTHING):
+                check_declared(results, model, declared)
+                said |= dict.fromkeys(asked or [model.name], declared)
+        own = judge_set(results, said)
+        if own:
+            whole = VerdictFile(world=results.world, declared=said, verdicts=tuple(own), provenance=provenance())
+            write_json_atomic(root / results.world / FILE, whole.model_dump(mode="json"))
+        verdicts += [v for v in own if not names or v.method in names or (len(v.runs) == 1 and v.runs[0] in names)]
+    if not verdicts:
+        raise UsageError(
+            f"{root}: no model here is known to be trained on a reward. Of a model trained elsewhere say so: "
+            "--model NAME --reward METRIC --base NAME"
+        )
     return verdicts
 
 
-class Rates:
-    """False-positive rates by students and trained reward: models of one reward share theirs."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], FalsePositives | None] = {}
-
-    def of(self, seeds: Sequence[Model], like: Figures) -> FalsePositives | None:
-        """As :func:`false_positives`, once for the same question."""
-        in_sample = frozenset(key for key, found in like.items() if found.in_sample)
-        key = (tuple(seed.about.generation.id for seed in seeds), trained_keys(like), in_sample)
-        if key not in self._known:
-            self._known[key] = false_positives([seed.figures for seed in seeds], like)
-        return self._known[key]
+def current_verdicts(root: Path, results: ResultSet) -> list[Verdict]:
+    """Judge a world by its results as they are and what was declared; report in the log which verdicts were stale."""
+    stored = load_verdicts(root, results.world)
+    used = {verdict.model: verdict.used for verdict in stored.verdicts}
+    verdicts = judge_set(results, stored.declared)
+    stale = [each.model for each in verdicts if used.get(each.model, each.used) != each.used]
+    if stale:
+        path = root / results.world / FILE
+        log.warning("%s: stale for %s, judged again; store it with: rgbench verdict", path, ", ".join(stale))
+    return verdicts
 
 
-def _verdict(model: Model, models: Sequence[Model], base: str | None, reward: str | None, rates: Rates) -> Verdict:
-    alike = [m for m in models if m is not model and m.compares_with(model)]
-    own = model.about
-    about: dict[str, Any] = {"world": own.world, "model": own.model, "generation": own.generation}
-    seeds = _students(alike, base)
-    if isinstance(seeds, str):
-        known = sorted({m.stem for m in models if m.about.method == LCD or m.stem == base} or {m.stem for m in models})
-        words = f"no verdict on {own.model}: {seeds} {', '.join(known)}"
-        return Verdict(**about, base=None, verdict="none", words=words)
-    named = [m for m in seeds if m.about.model == base] or seeds
-    partner = min(named, key=lambda m: (m.seed != model.seed, m.about.model))
-    figures = trained_on(model.figures, reward) if reward else model.figures
-    found = judge(figures, partner.figures, [seed.figures for seed in seeds])
-    wrong = rates.of(seeds, figures)
-    kind, words = explain(own.model, partner.about.model, figures, found, [seed.about.model for seed in seeds], wrong)
-    teacher = _teacher(models, own.world)
-    shown = partial(_shown, model=figures, base=partner.figures, teacher=teacher)
+def load_verdicts(root: Path, world: str) -> VerdictFile:
+    """Stored verdicts of a world; empty where there is no file.
+
+    Raises:
+        UsageError: a file that holds no verdicts of this schema.
+    """
+    path = root / world / FILE
+    if not path.exists():
+        return VerdictFile(world=world, verdicts=())
+    try:
+        return VerdictFile.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise UsageError(f"{path}: not verdicts: {key}: {fault['msg']}; remove it and run rgbench verdict") from error
+
+
+def judge_set(results: ResultSet, declared: Mapping[str, Declared] = {}) -> list[Verdict]:
+    """Judge every model of a world that was trained on a reward, and every one that something was declared of.
+
+    A method of six seeds in common with its base gets one verdict, other models one for each run, and so do runs that
+    something was declared of.
+
+    Args:
+        results: of the world.
+        declared: by name of a model, without or with seed.
+    """
+    verdicts = []
+    for model in results.models:
+        said = {name: declared[name] for name in (model.name, *model.names) if name in declared}
+        if not (model.trained_rewards or said):
+            continue
+        own = said.get(model.name, NOTHING)
+        whole = judge(results, model, own)
+        if whole.rule == "method" or len(model.results) == 1:
+            verdicts.append(whole)
+        runs = [name for name in model.names if len(model.results) > 1 and (whole.rule != "method" or name in said)]
+        verdicts += [judge(results, model.run(name), said.get(name, own)) for name in runs]
+    return verdicts
+
+
+# One verdict
+
+
+def judge(results: ResultSet, model: Model, declared: Declared = NOTHING) -> Verdict:
+    """Apply the rule to a method or a run.
+
+    Args:
+        results: of its world.
+        model: of several seeds, or one run.
+        declared: what the results do not say.
+
+    Returns:
+        An undecided verdict, whose words say what is missing, where the rule cannot be applied.
+    """
+    about: dict[str, Any] = {"world": results.world, "method": model.name, "model": model.label, "runs": model.names}
+    try:
+        check_declared(results, model, declared)
+        base = results.baseline(model, declared.base)
+        if base is None:
+            raise UsageError(results.why_no_baseline(model, declared.base))
+        case = _Case.of(results, model, base, declared)
+    except UsageError as error:
+        reason = str(error)
+        words = f"{model.label}: undecided. {reason[:1].upper()}{reason[1:]}."
+        return Verdict(**about, base=None, rule="none", outcome=Outcome.UNDECIDED, words=words, decides=reason)
+    outcome = Outcome.NO_TEST if case.proxy_at_chance else decide(case.tests, *case.margins, declared.headroom)
+    went_to = split_gain(case)
+    decides = case.decides() if outcome is Outcome.UNDECIDED else ""
     return Verdict(
         **about,
-        base=partner.about.model,
-        verdict=kind,
-        words=words,
-        rewards=tuple(map(shown, found.rewards)),
-        families=tuple(
-            Family(
-                name=name,
-                worse=name in found.worse,
-                better=name in found.better,
-                figures=tuple(map(shown, changes)),
-            )
-            for name, changes in found.families.items()
-        ),
-        delta_seeds=tuple(seed.about.model for seed in seeds) if len(seeds) >= MIN_SEEDS else (),
-        false_positives={"pairs": wrong.pairs, "over_optimised": wrong.over_optimised, "two_worse": wrong.two_worse}
-        if wrong
-        else None,
-        false_positive_interval=(wrong.interval.low, wrong.interval.high) if wrong else None,
+        base=base.label,
+        rule=case.rule,
+        num_seeds=case.tests[REWARD.name].delta.num_pairs,
+        outcome=outcome,
+        words=explain(case, outcome, went_to, declared.headroom, decides),
+        findings=tuple(_finding(name, test) for name, test in case.tests.items()),
+        went_to=went_to,
+        missing=case.missing,
+        decides=decides,
+        used={
+            f"{result.head.model}/{result.head.generation.id}": _digest(result, case)
+            for side in (model, base)
+            for result in side.results.values()
+        },
     )
 
 
-def _students(alike: Sequence[Model], base: str | None) -> list[Model] | str:
-    """The LCD students that a model is compared with; or why there are none, and what the names that follow are."""
-    if base is not None:
-        named = [m for m in alike if base in (m.about.model, m.stem)]
-        stems = {m.stem for m in named}
-        missing = f"no {base!r} student of its world, sampler settings and training steps is here;"
-    else:
-        named = [m for m in alike if m.about.method == LCD]
-        stems = {m.stem for m in named}
-        if len(stems) > 1 and LCD not in stems:
-            return "several LCD methods of its settings are here; name one with --base:"
-        stems = stems & {LCD} or stems
-        missing = "no LCD student of its world, sampler settings and training steps is here;"
-    if not stems:
-        return f"{missing} evaluate one, or name another with --base:"
-    return sorted((m for m in alike if m.stem in stems), key=lambda m: (m.stem, m.seed or 0))
+@dataclass(frozen=True)
+class Test:
+    """One declared metric, tested.
+
+    Attributes:
+        delta: the comparison.
+        p: two-sided, or one-sided for worse.
+        adjusted: p for having looked at all declared metrics.
+        says: "up", "down", "worse" or "".
+    """
+
+    delta: Delta
+    p: float
+    adjusted: float
+    says: Literal["up", "down", "worse", ""]
 
 
-def _shown(change: Change, *, model: Figures, base: Figures, teacher: Figures) -> FigureChange:
-    key, found = change.key, change.found
-    ours, theirs = model[key], base[key]
-    assert ours.value is not None and theirs.value is not None, "figures without a value are left out before"
-    return FigureChange(
-        metric=ours.metric,
-        protocol=key[1],
-        model=ours.value,
-        base=theirs.value,
-        teacher=teacher[key].value if key in teacher else None,
-        deterioration=found.value,
+def run_tests(deltas: Mapping[str, Delta], one_run: bool = False) -> dict[str, Test]:
+    """Test the declared metrics together.
+
+    Args:
+        deltas: by question; over seeds, with a good end.
+        one_run: adjust by Bonferroni, as for one run; else by Holm.
+    """
+    both = {question.name: question.both_ways for question in QUESTIONS}
+    raw = []
+    for name, found in deltas.items():
+        assert found.p is not None and found.better is not None, "declared metrics are compared over seeds"
+        worse = found.p / 2 if found.better < 0 else 1 - found.p / 2
+        raw.append(found.p if both[name] else worse)
+    adjusted = [min(1.0, len(raw) * p) for p in raw] if one_run else holm(raw)
+    tests = {}
+    for (name, found), p, whole in zip(deltas.items(), raw, adjusted, strict=True):
+        direction: Literal["up", "down", "worse"] = (
+            "worse" if not both[name] else "up" if (found.better or 0) > 0 else "down"
+        )
+        tests[name] = Test(found, p, whole, direction if whole < ALPHA else "")
+    return tests
+
+
+def decide(
+    tests: Mapping[str, Test], reward_margin: float, gold_margin: float, headroom: float | None = None
+) -> Outcome:
+    """The rule.
+
+    Args:
+        tests: by question; with the trained reward and gold.
+        reward_margin: what the reward may rise by and is called no gain, in its unit.
+        gold_margin: what gold may change by and is called equal.
+        headroom: of the reward; None where it is not known.
+    """
+    reward, gold = tests[REWARD.name], tests[GOLD.name]
+    if reward.says == "up":
+        if gold.says:
+            paid = any(test.says == "worse" for test in tests.values())
+            return Outcome.OVER_OPTIMISED if gold.says == "down" else Outcome.PAID_FOR if paid else Outcome.ALIGNED
+        beyond = headroom is not None and _low(reward) > headroom
+        equal = _low(gold) >= -gold_margin and _high(gold) <= gold_margin
+        return Outcome.REWARD_WITHOUT_GOLD if beyond or equal else Outcome.UNDECIDED
+    if reward.says == "down":
+        return Outcome.WORSE if gold.says == "down" else Outcome.NO_GAIN
+    return Outcome.NO_GAIN if _high(reward) <= reward_margin else Outcome.UNDECIDED
+
+
+def _low(test: Test) -> float:
+    return -math.inf if test.delta.better_low is None else test.delta.better_low
+
+
+def _high(test: Test) -> float:
+    return math.inf if test.delta.better_high is None else test.delta.better_high
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A model and its base, with the declared metrics tested."""
+
+    results: ResultSet
+    model: Model
+    base: Model
+    rule: Literal["method", "run"]
+    columns: Mapping[str, Column]
+    tests: Mapping[str, Test]
+    missing: dict[str, str]
+    proxy: Interval | None
+
+    @classmethod
+    def of(cls, results: ResultSet, model: Model, base: Model, declared: Declared) -> _Case:
+        """Choose the columns and test them.
+
+        Raises:
+            UsageError: too few seeds, or no reward or gold that both were measured in.
+        """
+        reward = results.column(declared.reward) if declared.reward else results.trained_column(model)
+        if reward is None:
+            raise UsageError(
+                f"the reward that {model.label} was trained on was not measured; evaluate both with --metric hps, or "
+                "name it: --reward METRIC"
+            )
+        rule = _rule(model, base, reward)
+        columns, missing = declared_columns(results, model, base, reward, declared.gold, rule)
+        found = {name: delta(model, base, column) for name, column in columns.items()}
+        tests = run_tests({name: each for name, each in found.items() if each is not None}, rule == "run")
+        return cls(results, model, base, rule, columns, tests, missing, proxy_accuracy(model))
+
+    @property
+    def proxy_at_chance(self) -> bool:
+        return self.proxy is not None and self.proxy.low <= 0.5
+
+    @property
+    def margins(self) -> tuple[float, float]:
+        """Two standard deviations of the base's seeds, of reward and gold."""
+        reward, gold = (MARGIN * _deviation(self.base, self.columns[name]) for name in (REWARD.name, GOLD.name))
+        return reward, gold
+
+    def decides(self) -> str:
+        """What would decide: seeds, and images where the images' luck is a large part."""
+        if self.rule == "run":
+            return f"{MIN_SEEDS} training seeds that {self.model.name} and {self.base.name} have in common"
+        name = GOLD.name if self.tests[REWARD.name].says else REWARD.name
+        num = seeds_needed(self.tests[name].delta, self.margins[name == GOLD.name], len(self.tests))
+        column = self.columns[name]
+        images = ", or more images of each run" if _images_matter(self.base, column) else ""
+        return f"{f'about {num}' if num else f'more than {MOST_SEEDS}'} common seeds, by {column.label}{images}"
+
+
+def declared_columns(
+    results: ResultSet,
+    model: Model,
+    base: Model,
+    reward: Column,
+    gold: str | None = None,
+    rule: Literal["method", "run"] = "method",
+) -> tuple[dict[str, Column], dict[str, str]]:
+    """The column that answers each question, and why none answers the others.
+
+    Args:
+        results: of the world.
+        model: that is judged.
+        base: that it is compared with.
+        reward: that the model was trained on.
+        gold: metric that is gold; the oracle by default.
+        rule: of a method both sides need six common seeds of a column, of a run the base three.
+
+    Raises:
+        UsageError: no gold.
+    """
+    columns, missing = {REWARD.name: reward}, {}
+    for question in QUESTIONS[1:]:
+        names = (gold,) if gold and question is GOLD else question.metrics
+        column = _choose(results, model, base, names, rule)
+        if isinstance(column, str):
+            missing[question.name] = column
+        else:
+            columns[question.name] = column
+    if GOLD.name in missing:
+        raise UsageError(f"no gold: {missing[GOLD.name]}; measure it, or name a held-out reward: --gold METRIC")
+    return columns, missing
+
+
+def check_declared(results: ResultSet, model: Model, declared: Declared) -> None:
+    """Check what was declared of a model.
+
+    Raises:
+        UsageError: a metric that is no reward, was never measured, or is declared twice.
+    """
+    measured = {column.metric for column in results.columns}
+    rewards = {column.metric for column in results.columns if column.reward_fields is not None}
+    for option, name, known in (("--reward", declared.reward, rewards), ("--gold", declared.gold, measured)):
+        if name is not None and name not in known:
+            what = "reward" if option == "--reward" else "metric"
+            raise UsageError(f"{option} {name}: no such {what} was measured; {suggest(name, known)}")
+    if declared.gold is None:
+        return
+    twice = [question.name for question in QUESTIONS if question is not GOLD and declared.gold in question.metrics]
+    reward = results.column(declared.reward) if declared.reward else results.trained_column(model)
+    trained = {column.metric for column in (results.same_reward(reward) if reward is not None else ())}
+    trained |= {value.metric for result in model.results.values() for value in result.values if value.in_sample}
+    if declared.gold in trained:
+        twice = [REWARD.name]
+    if twice:
+        raise UsageError(f"--gold {declared.gold}: is declared already, as {twice[0]}; name another metric")
+
+
+def _check_names(root: Path, sets: Sequence[ResultSet], names: Sequence[str], declared: Declared) -> None:
+    worlds: dict[str, set[str]] = {}
+    for results in sets:
+        for model in results.models:
+            for name in (model.name, *model.names):
+                worlds.setdefault(name, set()).add(results.world)
+    for name in (*names, *([declared.base] if declared.base else [])):
+        if name not in worlds:
+            raise UsageError(f"{root}: no finished model {name!r}; {suggest(name, worlds)}")
+    for name in names if declared.base else ():
+        apart = worlds[name] - worlds[declared.base or ""]
+        if apart:
+            others = ", ".join(sorted(worlds[declared.base or ""]))
+            raise UsageError(
+                f"{name} is of world {', '.join(sorted(apart))} and {declared.base} of {others}, which do not compare; "
+                "evaluate both as targets of one command"
+            )
+    if (declared.reward or declared.headroom is not None) and not names:
+        raise UsageError("--reward and --headroom speak of some models; name them with --model")
+
+
+def _rule(model: Model, base: Model, reward: Column) -> Literal["method", "run"]:
+    common, seeds = len(common_seeds(model, base, reward)), len(base.seeds(reward))
+    if common >= MIN_SEEDS:
+        return "method"
+    if len(model.results) == 1 and seeds >= MIN_SPREAD:
+        return "run"
+    needed = f"a method takes {MIN_SEEDS} training seeds in common with {base.name}, and here are {common}"
+    more = f"one run takes {MIN_SPREAD} of {base.name}, and here are {seeds}"
+    raise UsageError(f"{needed}; {more}: train more seeds of {base.name} and evaluate them")
+
+
+def _choose(results: ResultSet, model: Model, base: Model, names: Sequence[str], rule: str) -> Column | str:
+    """The column that answers a question; or why none does."""
+    reasons = []
+    for name in names:
+        able: list[tuple[int, int, Column]] = []
+        for column in (column for column in results.columns if column.metric == name):
+            num = len(common_seeds(model, base, column)) if rule == "method" else len(base.seeds(column))
+            value = model.value(column)
+            if value is None or num < (MIN_SEEDS if rule == "method" else MIN_SPREAD):
+                reasons.append(f"{name} is on {num} {'common ' * (rule == 'method')}seeds")
+            elif not column.has_good_end:
+                reasons.append(f"{name} has no real images of this size that were never lossy")
+            elif value.num_images < 2 * _num_features(model, column):
+                reasons.append(f"{name} takes {2 * _num_features(model, column)} images")
+            else:
+                able.append((num, value.num_images, column))
+        best = [each for each in able if each[:2] == max(able, key=lambda each: each[:2])[:2]]
+        if len(best) > 1:
+            ids = " and ".join(column.protocol.id for _, _, column in best)
+            reasons.append(f"{name} was measured twice, as {ids}: remove one")
+        elif best:
+            return best[0][2]
+    return "; ".join(reasons) or f"none of {', '.join(names)} was measured"
+
+
+def _finding(question: str, test: Test) -> Finding:
+    found = test.delta
+    assert found.low is not None and found.high is not None and found.better is not None
+    return Finding(
+        question=question,
+        metric=found.column.metric,
+        protocol=found.column.protocol.id,
+        model=found.model,
+        base=found.base,
+        change=found.value,
         low=found.low,
         high=found.high,
-        basis=found.basis,
-        delta=change.delta,
-        detectable=change.detectable,
-        clear=change.worse,
+        better=found.better,
+        p=test.p,
+        adjusted=test.adjusted,
+        says=test.says,
     )
 
 
-def _teacher(models: Sequence[Model], world: str) -> Figures:
-    """Figures of the world's teacher at its most steps; none where it was not evaluated."""
-    found = [m for m in models if m.about.method == TEACHER and m.about.world == world]
-    most = max(found, key=lambda m: m.about.generation.fields.get("steps") or 0, default=None)
-    return most.figures if most else {}
+def _num_features(model: Model, column: Column) -> int:
+    """Dimensions of a Fréchet distance; 0 of other metrics."""
+    values = (model.result(column, seed) for seed in model.seeds(column))
+    return max((int(value.extra.get("num_features") or 0) for value in values if value is not None), default=0)
+
+
+def _deviation(model: Model, column: Column) -> float:
+    """Standard deviation over training seeds, of the oriented value; 0 of fewer than two."""
+    found = [value for seed in model.seeds(column) if (value := model.result(column, seed)) is not None]
+    values = [column.oriented(float(value.value or 0)) or 0.0 for value in found]
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _images_matter(base: Model, column: Column) -> bool:
+    """Whether the luck of images may be half of the variance between seeds."""
+    values = [value for seed in base.seeds(column) if (value := base.result(column, seed)) is not None]
+    errors = [
+        (v.interval.high - v.interval.low) / 2 / NormalDist().inv_cdf(0.5 + LEVEL / 2) for v in values if v.interval
+    ]
+    return bool(errors) and math.fsum(x * x for x in errors) / len(errors) > _deviation(base, column) ** 2 / 2
+
+
+def proxy_accuracy(model: Model) -> Interval | None:
+    """How often a latent proxy orders a pair as its expert does, over the second half of training.
+
+    Returns:
+        A t interval, over training seeds or over the logged rows of one run; None where none was logged.
+
+    Raises:
+        DamagedResult: a training log that is not what was written.
+    """
+    runs = []
+    for result in model.results.values():
+        rows = result.training_log
+        name = next((name for name in PAIR_ACCURACY if sum(name in row for row in rows) > 3), "")
+        logged = [row[name] for row in rows if name in row]
+        runs.append(logged[len(logged) // 2 :])
+    runs = [logged for logged in runs if logged]
+    means = [math.fsum(logged) / len(logged) for logged in runs]
+    drawn = means if len(means) > 1 else runs[0] if runs else []
+    if len(drawn) < 2:
+        return None
+    _, low, high = t_interval(drawn)
+    return Interval(low=low, high=high, level=LEVEL, method="t")
+
+
+def seeds_needed(found: Delta, margin: float, num_tests: int) -> int | None:
+    """Common seeds at which a difference as large as this one, and as spread, would be found, or be called equal.
+
+    Args:
+        found: over common seeds.
+        margin: what is called equal.
+        num_tests: declared metrics.
+
+    Returns:
+        None above 100.
+    """
+    assert found.better is not None and found.better_low is not None and found.better_high is not None
+    effect, num = abs(found.better), found.num_pairs
+    half = (found.better_high - found.better_low) / 2
+    deviation = half * math.sqrt(num) / student_t_quantile(0.5 + LEVEL / 2, num - 1)
+    for n in range(num + 1, MOST_SEEDS + 1):
+        error = deviation / math.sqrt(n)
+        power = student_t_quantile(1 - ALPHA / 2 / num_tests, n - 1) + student_t_quantile(POWER, n - 1)
+        if power * error <= effect or student_t_quantile(0.5 + LEVEL / 2, n - 1) * error <= margin - effect:
+            return n
+    return None
+
+
+def split_gain(case: _Case) -> dict[str, Share]:
+    """What the reward gained on images that were right or wrong and are right or wrong now.
+
+    Images of runs of one training seed are paired; those of a run without a partner with every seed of the base.
+    Empty where gold does not say right (100) or wrong (0) of each image.
+    """
+    gold, reward = case.columns[GOLD.name], case.columns[REWARD.name]
+    pairs = common_seeds(case.model, case.base, gold)
+    pairs = pairs or [(a, b) for a in case.model.results for b in case.base.results]
+    gains: dict[str, list[float]] = {f"{a} → {b}": [] for a in ("right", "wrong") for b in ("right", "wrong")}
+    for a, b in pairs:
+        sides = [
+            (side.results[seed], column)
+            for column in (gold, reward)
+            for side, seed in ((case.base, b), (case.model, a))
+        ]
+        rows = [result.rows(*column.key) if column.key in result.by_key else None for result, column in sides]
+        before, after, low, high = (found.by_image() if found is not None else {} for found in rows)
+        for image in before.keys() & after.keys() & low.keys() & high.keys():
+            if {before[image], after[image]} - {0.0, 100.0}:
+                return {}
+            kinds = ("right" if side[image] else "wrong" for side in (before, after))
+            gains[" → ".join(kinds)].append(high[image] - low[image])
+    total = sum(map(len, gains.values()))
+    return {
+        kind: Share(images=len(found) / total, gain=math.fsum(found) / len(found) if found else None)
+        for kind, found in gains.items()
+        if total
+    }
+
+
+# Words
+
+
+def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], headroom: float | None, decides: str) -> str:
+    """The verdict in a few sentences."""
+    reward, gold = (case.tests[question.name] for question in (REWARD, GOLD))
+    decimals = reward.delta.column.decimals
+    name, common = (case.model.name, "common ") if case.rule == "method" else (case.model.label, "")
+    words = [f"{name} against {case.base.name} ({reward.delta.num_pairs} {common}seeds): {outcome}."]
+    if outcome is Outcome.NO_TEST and case.proxy is not None:
+        ends = f"[{case.proxy.low:.3f}, {case.proxy.high:.3f}]"
+        words.append(f"The proxy orders pairs as its expert does with probability {ends}, no better than chance.")
+    words.append(f"Trained reward: {amount(reward.delta)}; gold: {amount(gold.delta)}.")
+    if worse := [amount(test.delta) for test in case.tests.values() if test.says == "worse"]:
+        words.append(f"Also worse: {'; '.join(worse)}.")
+    if outcome is Outcome.REWARD_WITHOUT_GOLD:
+        margin = f"{case.margins[1]:.{gold.delta.column.decimals}f}"
+        beyond = headroom is not None and _low(reward) > headroom
+        words.append(
+            f"Better images alone could gain {headroom:.{decimals}f}."
+            if beyond
+            else f"Gold is called equal within ± {margin}, two deviations of LCD seeds."
+        )
+    if outcome is Outcome.NO_GAIN and not reward.says:
+        words.append(f"A gain of {case.margins[0]:.{decimals}f}, two deviations of LCD seeds, is excluded.")
+    lost = went_to.get("right → wrong")
+    if lost and lost.gain is not None and reward.says == "up":
+        gain = f"{lost.gain:+.{decimals}f}".replace("-", "−")
+        words.append(f"Images that went from right to wrong ({lost.images:.0%}) gained {gain} of the reward.")
+    if case.rule == "run":
+        words.append("This is one run of the method: its own luck is not in this.")
+    if decides:
+        words.append(f"What would decide it: {decides}.")
+    if case.missing:
+        words.append(f"Not tested: {', '.join(case.missing)}.")
+    return " ".join(words)
+
+
+def amount(found: Delta) -> str:
+    """Such as ``HPS +2.33 ▲ [+2.15, +2.50]``."""
+    column = found.column
+    unit = {"": "", "%": " points"}.get(column.unit, f" {column.unit}")
+    arrow = f" {found.arrow}" if found.arrow else ""
+    ends = "" if found.low is None else f" [{found.low:+.{column.decimals}f}, {found.high:+.{column.decimals}f}]"
+    return f"{column.label} " + f"{found.value:+.{column.decimals}f}{unit}{arrow}{ends}".replace("-", "−")
+
+
+def _digest(result: ModelResult, case: _Case) -> str:
+    """sha256 of the declared values of a result, and of what its proxy was worth."""
+    used: list[Any] = [case.proxy and case.proxy.low] + [
+        [value.metric, value.protocol.id, value.value, value.rows_sha256]
+        for column in case.columns.values()
+        if (value := result.by_key.get(column.key)) is not None
+    ]
+    return canonical_sha256(used)

@@ -1,7 +1,8 @@
-"""Curves from results: hack step, best-of-n equivalence, Pareto front."""
+"""Runs along their steps: hack step, one protocol a curve; best-of-n equivalence; Pareto front."""
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import combinations
 from pathlib import Path
@@ -9,20 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rgbench.core.errors import UsageError
 from rgbench.data.prompts import benchtop_prompts, load_prompts, without_copy
-from rgbench.evaluate.results import Result, load_results
-from rgbench.judge.paired import deterioration
+from rgbench.judge.models import Column, load_result_sets, result_set
+from rgbench.judge.paired import run_delta
 from rgbench.judge.trajectory import (
+    Hack,
+    TrainingRun,
     equivalent_n,
     expected_maxima,
     find_hack,
-    gold_curves,
     kl_best_of,
     pareto_front,
     pareto_points,
+    training_runs,
 )
-from tests.results_maker import make, put
+from tests.results_maker import make_result
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(size=48)
@@ -72,11 +74,15 @@ def test_the_front_is_what_nothing_beats():
     assert pareto_front(rewards, distances) == [True, True, False, False, True], "equals share the front"
 
 
-def checkpoints(root, model: str, gold: dict[int, float]) -> None:
+def checkpoints(root: Path, model: str, gold: dict[int, float], steps: int | None = None) -> None:
     for step, shift in gold.items():
-        given = {"step": step, "steps": max(gold)}
-        put(root, model, "oracle_mean", rows=BASE + shift + 0.01 * RNG.normal(size=48), **given)
-        put(root, model, "hps_aa0", rows=BASE + step / 10 + 0.01 * RNG.normal(size=48), **given)
+        rows = {"oracle_mean": BASE + shift, "hps_no_antialias": BASE + step / 10}
+        noisy = {name: values + 0.01 * RNG.normal(size=48) for name, values in rows.items()}
+        make_result(root, model, rows=noisy, step=step, steps=steps or max(gold))
+
+
+def runs(root: Path) -> dict[str, TrainingRun]:
+    return {run.name: run for found in load_result_sets(root) for run in training_runs(found)}
 
 
 def test_the_hack_step_is_where_gold_peaks_while_the_reward_rises(tmp_path, cli):
@@ -85,76 +91,100 @@ def test_the_hack_step_is_where_gold_peaks_while_the_reward_rises(tmp_path, cli)
     checkpoints(results, "lrm-s0", {10: 0.0, 20: 0.5, 30: 1.0})
     checkpoints(results, "lrm-s1", {10: 0.0, 20: 1.0, 30: 0.9})
     loose = np.where(np.arange(48) // 2 % 2, 0.8, -0.8)
-    put(results, "lrm-s1", "oracle_mean", rows=BASE + 0.9 + loose, step=30, steps=30)
-    curves = {curve.model: curve for curve in gold_curves(load_results(results))}
-    hacked = curves["rg_lcd-s0"]
-    assert (hacked.peak, hacked.hack.step, hacked.hack.last) == (20, 20, 40) and hacked.steps == (10, 20, 30, 40)
-    assert (hacked.hack.first, hacked.hack.end) == (20, 20) and not hacked.hack.censored
-    assert hacked.hack.loss.value == pytest.approx(0.8, abs=0.02) and hacked.hack.loss.basis == "images"
-    assert hacked.hack.gain.value == pytest.approx(2, abs=0.02)
-    assert (hacked.gold[0], hacked.proxy[0]) == ("oracle_mean", "hps_aa0")
-    assert curves["lrm-s0"].hack is None and curves["lrm-s0"].peak == 30
-    assert curves["lrm-s1"].hack is None, "a fall that the interval does not part from none"
+    make_result(results, "lrm-s1", rows={"oracle_mean": BASE + 0.9 + loose}, step=30, steps=30)
+    found = runs(results)
+    hacked = found["rg_lcd-s0"]
+    (gold,) = hacked.golds
+    hack = hacked.hack(gold)
+    assert (hack.step, hack.first, hack.end, hack.last, hack.censored) == (20, 20, 20, 40, False)
+    assert list(hacked.points) == [10, 20, 30, 40] and hacked.model.names == ("rg_lcd-s0",)
+    assert hack.loss.better == pytest.approx(-0.8, abs=0.02) and hack.loss.basis == "images"
+    assert hack.gain.value == pytest.approx(2, abs=0.02)
+    assert (gold.metric, hacked.proxy.metric) == ("oracle_mean", "hps_no_antialias")
+    assert found["lrm-s0"].hack(gold) is None, "gold is best at the end"
+    assert found["lrm-s1"].hack(gold) is None, "a fall that the interval does not part from none"
     done = cli("probes", "gold", results)
-    assert "rg_lcd-s0\t20\thps_aa0" in done.stdout and done.stdout.count("hack step") == 1
+    assert "rg_lcd-s0\t20\tHPS, no antialias" in done.stdout and done.stdout.count("hack step") == 1
 
 
-def curve(metric: str, values: list[float], half: float) -> dict[int, Result]:
-    return {i: make("rg_lcd-s0", metric, value, half=half, step=i) for i, value in enumerate(values)}
+def test_checkpoints_of_another_protocol_or_sampler_are_not_joined(tmp_path):
+    for step in (50, 100):
+        make_result(tmp_path, "rg_lcd-s0", values={"hps": 1.0, "oracle_mean": 1.0}, step=step, steps=200)
+    make_result(tmp_path, "rg_lcd-s0", values={"hps": 2.0}, protocol={"version": 2}, step=150, steps=200)
+    make_result(tmp_path, "rg_lcd-s0", values={"hps": 3.0}, sampling={"steps": 2}, step=200, steps=200)
+    (run,) = runs(tmp_path).values()
+    (hps,) = (
+        c for c in load_result_sets(tmp_path)[0].columns if c.metric == "hps" and "version" not in c.protocol.fields
+    )
+    assert list(run.points) == [50, 100, 150] and run.curve(hps) == {50: 1.0, 100: 1.0} and run.model is None
+
+
+def columns() -> tuple[Column, Column]:
+    found = result_set([make_result(None, "rg_lcd-s0", values={"hps_no_antialias": 1.0, "oracle_mean": 1.0})])
+    gold, proxy = found.column("oracle_mean"), found.column("hps_no_antialias")
+    assert gold is not None and proxy is not None
+    return gold, proxy
+
+
+def points(golds: list[float], proxies: list[float], half: tuple[float, float] = (1.0, 0.1)) -> dict:
+    widths = dict(zip(("oracle_mean", "hps_no_antialias"), half, strict=True))
+    return {
+        i: make_result(None, "rg_lcd-s0", values={"oracle_mean": g, "hps_no_antialias": p}, half=widths, step=i)
+        for i, (g, p) in enumerate(zip(golds, proxies, strict=True))
+    }
+
+
+def hack_of(golds: list[float], proxies: list[float], half: tuple[float, float] = (1.0, 0.1)) -> Hack | None:
+    return find_hack(points(golds, proxies, half), *columns())
 
 
 def test_gold_that_stays_the_same_is_seldom_called_a_hack_though_its_peak_is_picked():
     rng, num_runs, steps = np.random.default_rng(1), 400, 10
-    rising = curve("hps_aa0", list(range(steps)), 0.1)
-    golds = [curve("oracle_mean", list(rng.normal(size=steps)), 1.96) for _ in range(num_runs)]
-    peaks = [max(gold, key=lambda step: gold[step].value) for gold in golds]
-    falls = [deterioration(gold[steps - 1], gold[peak]) for gold, peak in zip(golds, peaks, strict=True)]
-    assert sum(fall.clear_of(0) for fall in falls) > 0.08 * num_runs, "the 95 % interval of a picked peak is too short"
-    assert sum(find_hack(gold, rising) is not None for gold in golds) <= 0.025 * num_runs
+    gold, proxy = columns()
+    made = [points(list(rng.normal(size=steps)), list(range(steps)), (1.96, 0.1)) for _ in range(num_runs)]
+    peaks = [max(run, key=lambda step: run[step].by_key[gold.key].value) for run in made]
+    falls = [run_delta(run[steps - 1], run[peak], gold) for run, peak in zip(made, peaks, strict=True)]
+    assert sum(fall.is_worse for fall in falls) > 0.08 * num_runs, "the 95 % interval of a picked peak is too short"
+    assert sum(find_hack(run, gold, proxy) is not None for run in made) <= 0.025 * num_runs
 
 
 def test_the_stretch_around_the_peak_holds_what_is_not_clearly_worse():
-    rising = curve("hps_aa0", [0, 1, 2, 3, 4, 5], 0.1)
-    hack = find_hack(curve("oracle_mean", [0.0, 9.0, 10.0, 9.5, 9.2, 0.0], 1.0), rising)
+    hack = hack_of([0.0, 9.0, 10.0, 9.5, 9.2, 0.0], [0, 1, 2, 3, 4, 5])
     assert (hack.step, hack.first, hack.end, hack.last, hack.censored) == (2, 1, 4, 5, False)
-    assert find_hack(curve("oracle_mean", [9.9, 9.0, 10.0, 3.0, 0.0, 9.9], 1.0), rising) is None
-    early = find_hack(curve("oracle_mean", [10.0, 9.0, 3.0, 3.0, 2.0, 1.0], 1.0), rising)
+    assert hack_of([9.9, 9.0, 10.0, 3.0, 0.0, 9.9], [0, 1, 2, 3, 4, 5]) is None
+    early = hack_of([10.0, 9.0, 3.0, 3.0, 2.0, 1.0], [0, 1, 2, 3, 4, 5])
     assert (early.step, early.first, early.end, early.censored) == (0, 0, 1, True)
 
 
 def test_a_reward_that_does_not_clearly_rise_after_golds_peak_is_no_hack():
-    falling = curve("oracle_mean", [0.0, 10.0, 5.0, 0.0], 1.0)
-    assert find_hack(falling, curve("hps_aa0", [0, 1, 2, 3], 0.1)).step == 1
-    assert find_hack(falling, curve("hps_aa0", [0, 3, 2, 1], 0.1)) is None
-    assert find_hack(falling, curve("hps_aa0", [0, 1, 2, 3], 3.0)) is None
-    two = {step: falling[step] for step in (1, 3)}
-    assert find_hack(two, curve("hps_aa0", [0, 1, 2, 3], 0.1)) is None, "of two steps one is always the better"
+    falling = [0.0, 10.0, 5.0, 0.0]
+    assert hack_of(falling, [0, 1, 2, 3]).step == 1
+    assert hack_of(falling, [0, 3, 2, 1]) is None
+    assert hack_of(falling, [0, 1, 2, 3], (1.0, 3.0)) is None
+    assert hack_of(falling[1::2], [1, 3]) is None, "of two steps one is always the better"
 
 
 def test_without_checkpoints_the_way_is_said(tmp_path, cli):
-    put(tmp_path, "rg_lcd-s0", "oracle_mean", rows=BASE)
-    put(tmp_path, "rg_lcd-s0", "hps_aa0", rows=BASE)
-    with pytest.raises(UsageError, match="evaluate its checkpoints: rgbench eval RUN --checkpoints"):
-        gold_curves(load_results(tmp_path))
+    make_result(tmp_path, "rg_lcd-s0", rows={"oracle_mean": BASE, "hps": BASE})
+    done = cli("probes", "gold", tmp_path)
+    assert done.returncode == 2 and "evaluate its checkpoints: rgbench eval RUN --checkpoints" in done.stderr
 
 
-def test_best_of_n_reads_the_rows_of_several_seeds(tmp_path, cli):
+def test_best_of_n_reads_the_values_of_several_images_of_a_prompt(tmp_path, cli):
     results = tmp_path / "results"
     draws = RNG.normal(size=(200, 16))
-    put(results, "teacher", "hps_aa0", rows=draws.ravel(), per_prompt=16)
-    put(results, "rg_lcd-s0", "hps_aa0", rows=RNG.normal(size=(200, 4)).max(1))
-    done = cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "teacher", "--reward", "hps_aa0", "--json")
+    make_result(results, "teacher", rows={"hps": draws.ravel()}, per_prompt=16)
+    make_result(results, "rg_lcd-s0", rows={"hps": RNG.normal(size=(200, 4)).max(1)})
+    done = cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "teacher", "--json")
     assert done.returncode == 0, done.stderr
-    assert '"best of n": "4"' in done.stdout or '"best of n": "3"' in done.stdout or '"best of n": "5"' in done.stdout
-    assert '"prompts": "200"' in done.stdout
-    put(results, "lcd-s1", "hps_aa0", rows=draws.ravel(), per_prompt=16, copies=True)
-    again = cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "lcd-s1", "--reward", "hps_aa0", "--json")
-    assert again.stdout == done.stdout.replace("teacher", "lcd-s1"), "copies of a prompt are as good as seeds"
-    put(results, "lcd-s0", "hps_aa0", rows=RNG.normal(size=200))
-    done = cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "lcd-s0", "--reward", "hps_aa0")
-    assert (
-        done.returncode == 2 and "needs several images of each prompt of lcd-s0 and rg_lcd-s0, found 1" in done.stderr
-    )
+    (found,) = json.loads(done.stdout)
+    assert found["best of n"] in ("3", "4", "5") and found["prompts"] == "200"
+    make_result(results, "lcd-s1", rows={"hps": draws.ravel()}, per_prompt=16, copies=True)
+    (again,) = json.loads(cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "lcd-s1", "--json").stdout)
+    assert again["best of n"] == found["best of n"], "copies of a prompt are draws as seeds are"
+    make_result(results, "lcd-s0", rows={"hps": RNG.normal(size=200)})
+    done = cli("probes", "best-of-n", "rg_lcd-s0", results, "--base", "lcd-s0")
+    assert done.returncode == 2 and "several images of each prompt of lcd-s0 and rg_lcd-s0, found 1" in done.stderr
     done = cli("probes", "best-of-n", "rg_ldc-s0", results, "--base", "teacher")
     assert done.returncode == 2 and "did you mean 'rg_lcd-s0'" in done.stderr
 
@@ -178,14 +208,14 @@ def test_copies_of_a_prompt_are_draws_of_it(tmp_path, cli):
 def test_pareto_marks_the_front_and_refuses_two_protocols(tmp_path, cli):
     results = tmp_path / "results"
     for model, reward, distance in (("lcd-s0", 1.0, 5.0), ("rg_lcd-s0", 3.0, 9.0), ("lrm-s0", 2.0, 9.5)):
-        put(results, model, "hps_aa1", reward)
-        put(results, model, "fd_efflite0", distance)
-    points = pareto_points(load_results(results), "hps_aa1", "fd_efflite0")
+        make_result(results, model, values={"hps": reward, "fd_efflite0": distance})
+    (found,) = load_result_sets(results)
+    points = pareto_points(found, "hps", "fd_efflite0")
     assert [(p.model, p.on_front) for p in points] == [("rg_lcd-s0", True), ("lrm-s0", False), ("lcd-s0", True)]
     done = cli("probes", "pareto", results)
     assert done.returncode == 0 and done.stdout.count("front") == 2
-    put(results, "lcd-s0", "hps_aa1", 1.0, version=2)
+    make_result(results, "lcd-s0", values={"hps": 1.0}, protocol={"version": 2})
     done = cli("probes", "pareto", results)
-    assert done.returncode == 2 and "hps_aa1 is here under 2 protocols" in done.stderr
+    assert done.returncode == 2 and "hps was measured under 2 protocols" in done.stderr
     done = cli("probes", "pareto", results, "--reward", "nothing")
     assert done.returncode == 2 and "no model here has both nothing and fd_efflite0" in done.stderr

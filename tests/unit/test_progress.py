@@ -17,10 +17,9 @@ from rgbench.benchtop.scenes import scene_batch
 from rgbench.core import progress as module
 from rgbench.core.progress import Bars, bar, rate, time_left, track_images
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.evaluate.results import load_results
+from rgbench.evaluate.store import load_results
 from rgbench.judge.limits import Limit, check_results
-from rgbench.judge.models import gather
-from rgbench.judge.verdict import models_of
+from rgbench.judge.models import load_result_sets
 from rgbench.metrics.cmmd import cmmd
 from rgbench.metrics.fid import FrechetDistance, Gaussian, infinity_points
 from rgbench.metrics.kid import KernelDistance, kid_draws
@@ -32,7 +31,7 @@ from tests.tiny_models import make_context
 
 NUM = 24
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
-LIMITS = [Limit("hps_aa1", 99.0, most=True)]
+LIMITS = [Limit("hps", 99.0, most=True)]
 
 
 class Clock:
@@ -149,7 +148,7 @@ def test_so_are_those_of_many_images():
     }
 
 
-@pytest.mark.parametrize("read", [models_of, gather, load_results, partial(check_results, limits=LIMITS)])
+@pytest.mark.parametrize("read", [load_result_sets, load_results, partial(check_results, limits=LIMITS)])
 def test_every_result_file_that_is_read_is_shown(read):
     recorder = Recorder()
     read(HISTORY, track=recorder)

@@ -14,11 +14,8 @@ from rgbench.data.prompts import benchtop_prompts
 from rgbench.evaluate.evaluate import evaluate, parse_seeds
 from rgbench.evaluate.images import ImageStream, Sampling, noise_seed
 from rgbench.evaluate.results import load_results, load_samples
-from rgbench.judge.compare import compare_models
-from rgbench.judge.verdict import models_of
 from rgbench.metrics.statistics import cluster_groups
 from rgbench.models.pipeline import load_models
-from tests.results_maker import put
 from tests.tiny_models import BENCHTOP, make_context, save_run
 
 
@@ -65,18 +62,6 @@ def test_the_prompt_is_the_unit_of_intervals(tmp_path):
     np.testing.assert_allclose(many.over_prompts(np.tile(rows, 8)), rows)
     groups = cluster_groups(many.clusters(320))
     assert np.array_equal(groups, np.tile(cluster_groups(one.clusters(40)), 8)) and len(np.unique(groups)) == 20
-
-
-def test_two_models_are_compared_by_prompt(tmp_path):
-    rng = np.random.default_rng(0)
-    base, gain = rng.normal(size=64), rng.normal(0.1, 1.0, size=64)
-    for root, times in (("one", 1), ("eight", 8)):
-        put(tmp_path / root, "lcd-s0", "oracle_mean", rows=np.repeat(base, times), per_prompt=times)
-        put(tmp_path / root, "lrm-s0", "oracle_mean", rows=np.repeat(base + gain, times), per_prompt=times)
-    one, eight = (compare_models(models_of(tmp_path / root), "lcd")[0] for root in ("one", "eight"))
-    assert eight.found.basis == "images" and eight.images.detectable == pytest.approx(one.images.detectable, rel=0.2)
-    width = (one.found.high - one.found.low, eight.found.high - eight.found.low)
-    assert width[1] == pytest.approx(width[0], rel=0.2), "not √8 narrower"
 
 
 @pytest.fixture(scope="module")

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from rgbench.cli.judge import model_row
-from rgbench.data.prompts import Prompt, PromptSet
 from rgbench.evaluate.results import Result, write_result
-from rgbench.judge.compare import compare_models, spectral_distance
 from rgbench.judge.models import gather
-from rgbench.judge.verdict import models_of
 from rgbench.metrics.base import Interval
-from rgbench.metrics.probes.spectrum import (
-    SpectrumProbe,
-    log_spectral_distance,
-    luma_chroma,
-    power_spectrum,
-    radial_profile,
-)
 from rgbench.metrics.reference import LOSSY
 from rgbench.report.report import report
 from rgbench.report.tables import AMONG, SPECTRAL_NOTES, spectral_tables
-from tests.probing import measure
 from tests.results_maker import make
-from tests.tiny_models import make_context
 
 RINGS = 16
 RADIUS = ((np.arange(RINGS) + 1) / 32).tolist()
@@ -39,54 +25,6 @@ def result(name: str, shift: np.ndarray | float, left: np.ndarray | None = None,
         extra["power_left_out"] = (power * 10 ** (left / 10)).tolist()
     made = make(name, given.pop("metric", "hfer_gap_db"), 1.0, half=0.5, **given)
     return made.model_copy(update={"extra": extra})
-
-
-def test_the_distance_is_that_of_the_kept_spectra():
-    shift = np.where(np.arange(RINGS) < 12, 0.0, 3.0)
-    model, base = result("rg_lcd-s0", shift), result("teacher", 0.0)
-    found = spectral_distance(model, base)
-    assert found.value == pytest.approx(np.sqrt(4 / 16 * 9)) and (found.low, found.basis) == (None, "none")
-    assert spectral_distance(model, base, "chroma").value == pytest.approx(found.value)
-    assert spectral_distance(base, base).value == 0
-    assert spectral_distance(model, make("teacher", "hfer_gap_db", 1.0)) is None, "an older result without a spectrum"
-    with pytest.raises(ValueError, match="two protocols"):
-        spectral_distance(model, result("teacher", 0.0, version=2))
-
-
-def test_the_interval_leaves_out_the_same_prompts_on_both_sides():
-    left = np.random.default_rng(0).normal(0, 1, (20, RINGS))
-    model, base = result("rg_lcd-s0", 2.0, left), result("teacher", 0.0, left)
-    found = spectral_distance(model, base)
-    assert found.basis == "jackknife"
-    assert (found.low, found.high) == pytest.approx((2, 2)), "what the prompts do to both spectra cancels"
-    apart = spectral_distance(model, result("teacher", 0.0, left[::-1]))
-    assert apart.high - apart.low > 1
-    assert spectral_distance(model, result("teacher", 0.0, left[:10])).basis == "none"
-
-
-def images_of(seed: int, noise: float) -> torch.Tensor:
-    rng = torch.Generator().manual_seed(seed)
-    smooth = torch.rand((24, 3, 8, 8), generator=rng)
-    images = torch.nn.functional.interpolate(smooth, (32, 32), mode="bilinear")
-    return (images + (0.02 + noise) * torch.randn(images.shape, generator=rng)).clamp(0, 1)
-
-
-def test_a_probe_keeps_what_the_distance_needs(tmp_path):
-    """Levels too, without any real image: where the teacher is the reference."""
-    context = make_context(PromptSet("mine", tuple(Prompt(f"p/{i}", "x") for i in range(24))), tmp_path, resolution=32)
-    sets = {"teacher": images_of(0, 0.0), "lcd-s0": images_of(1, 0.0), "lrm-s0": images_of(2, 0.05)}
-    stored = {}
-    for name, images in sets.items():
-        found = measure(SpectrumProbe, context, images)["hfer_db"]
-        stored[name] = make(name, "hfer_db", found.value).model_copy(update={"extra": dict(found.extra)})
-    clean, hacked = (spectral_distance(stored[name], stored["teacher"]) for name in ("lcd-s0", "lrm-s0"))
-    profiles = [
-        radial_profile(power_spectrum(luma_chroma(sets[name])[:, 0]).mean(0).numpy(), 32, 32)[1]
-        for name in ("lrm-s0", "teacher")
-    ]
-    assert hacked.value == pytest.approx(log_spectral_distance(*profiles), rel=1e-9)
-    assert 0 <= clean.low < clean.value < clean.high < hacked.low < hacked.value < hacked.high
-    assert len(stored["teacher"].extra["chroma_power_left_out"]) == 20
 
 
 @pytest.fixture
@@ -113,15 +51,6 @@ def test_the_report_shows_distances_to_teacher_and_lcd(results):
     assert 0.6 < cells["LRM"][0].low < 1 < cells["LRM"][0].high < 1.4
     assert cells["LRM"][2].number == pytest.approx(1.5) and cells["LRM"][2].low is None, "LCD's results keep no groups"
     assert "Teacher" not in cells and set(SPECTRAL_NOTES.values()) < set(table.notes)
-
-
-def test_a_comparison_of_models_has_the_distance_beside_the_difference(results):
-    found = {(c.model, c.result.metric.name): c for c in compare_models(models_of(results), "teacher")}
-    assert {name for _, name in found} == {"hfer_gap_db", "lsd_luma_to_base_db", "lsd_chroma_to_base_db"}
-    distance = found["lrm-s0", "lsd_luma_to_base_db"]
-    assert distance.found.value == pytest.approx(1) and distance.found.basis == "jackknife" and distance.images is None
-    assert model_row(distance, set())[2:4] == ("lsd_luma_to_base_db", "1.00")
-    assert found["rg_lcd-s1", "lsd_chroma_to_base_db"].found.low is None
 
 
 def test_without_a_gap_there_is_no_table(tmp_path):

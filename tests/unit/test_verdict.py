@@ -1,20 +1,47 @@
-"""The verdict's rule: paired deterioration, δ from seeds, families, false positives."""
+"""The verdict's rule, what it is given and refuses, its words, its file and its command."""
 
 from __future__ import annotations
 
-from itertools import combinations, permutations
+import json
+import logging
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
-from rgbench.evaluate.results import load_result, load_results
-from rgbench.judge import verdict
-from rgbench.judge.paired import deterioration
-from rgbench.judge.verdict import Model, false_positives, judge, models_of, rate_interval, thresholds, trained_keys
-from rgbench.metrics.statistics import wilson_interval
-from tests.results_maker import BASE, HACKED, LEFT, make, measured, put, seeds_and_students
+from rgbench.core.errors import UsageError
+from rgbench.evaluate.store import ModelResult
+from rgbench.judge.models import Model, ResultSet, load_result_sets, result_set
+from rgbench.judge.paired import delta, seeds_delta, spread_delta
+from rgbench.judge.verdict import (
+    GOLD,
+    NOTHING,
+    QUESTIONS,
+    REWARD,
+    Declared,
+    Outcome,
+    Verdict,
+    amount,
+    current_verdicts,
+    decide,
+    give_verdicts,
+    judge,
+    judge_set,
+    load_verdicts,
+    proxy_accuracy,
+    run_tests,
+    seeds_needed,
+)
+from rgbench.metrics.values import shipped_infos
+from tests.conftest import ROOT
+from tests.results_maker import CLEAN, HACKED, HONEST, make_result, make_students, seeds_and_students
+
+UP, DOWN, FLAT = 5.0, -5.0, 0.0
 
 
 @pytest.fixture(scope="module")
@@ -22,238 +49,463 @@ def world(tmp_path_factory) -> Path:
     return seeds_and_students(tmp_path_factory.mktemp("results"))
 
 
-def model(root: Path, name: str) -> Model:
-    (found,) = [m for m in models_of(root) if m.about.model == name]
+@pytest.fixture(scope="module")
+def committed() -> ResultSet:
+    (found,) = load_result_sets(ROOT / "results")
     return found
 
 
-def result(root: Path, name: str, metric: str):
-    (found,) = [r for r in load_results(root) if r.model == name and r.metric.name == metric]
+def load(root: Path) -> ResultSet:
+    (found,) = load_result_sets(root)
     return found
 
 
-def test_paired_images_are_resampled_together(world):
-    found = deterioration(result(world, "rg_lcd-s1", "oracle_mean"), result(world, "lcd-s1", "oracle_mean"))
-    assert found.basis == "images"
-    assert found.value == pytest.approx(1, abs=0.05), "a fall of a figure of which more is better"
-    assert found.high - found.low < 0.08, "what both sides share cancels: unpaired it would be about 0.7"
-    assert found.low < found.value < found.high
+def one(given: Path | list[ModelResult], name: str, declared: Declared = NOTHING) -> Verdict:
+    found = load(given) if isinstance(given, Path) else result_set(given)
+    (model,) = found.find(name)
+    return judge(found, model, declared)
 
 
-def test_paired_jackknife_subtracts_replicates(world):
-    ours, base = (result(world, name, "hfer_gap_db") for name in ("rg_lcd-s1", "lcd-s1"))
-    found = deterioration(ours, base)
-    drawn = np.abs(ours.extra["jackknife"]) - np.abs(base.extra["jackknife"])
-    half = 2.0930240544 * np.sqrt(19 / 20 * ((drawn - drawn.mean()) ** 2).sum())
-    assert found.basis == "jackknife" and found.value == pytest.approx(ours.value - base.value)
-    assert found.high - found.value == pytest.approx(half, rel=1e-6, abs=1e-12)
+def columns() -> dict:
+    made = result_set([make_result(None, "lcd-s0", values=CLEAN)])
+    names = dict(zip([question.name for question in QUESTIONS], CLEAN, strict=True))
+    return {question: made.column(metric) for question, metric in names.items()}
 
 
-def test_without_pairs_half_widths_add_in_quadrature(world):
-    found = deterioration(result(world, "rg_lcd-s1", "fd_efflite0"), result(world, "lcd-s1", "fd_efflite0"))
-    assert found.basis == "quadrature"
-    assert found.high - found.value == pytest.approx(0.2 * np.sqrt(2))
+# The rule
 
 
-def test_other_images_are_not_paired(tmp_path):
-    one = load_result(put(tmp_path, "lcd-s0", "oracle_mean", rows=BASE))
-    few = load_result(put(tmp_path, "lcd-s1", "oracle_mean", rows=BASE[:32]))
-    assert deterioration(one, few).basis == "none" and deterioration(one, few).low is None
-    with pytest.raises(ValueError, match="two protocols"):
-        deterioration(one, load_result(put(tmp_path, "lcd-s2", "oracle_mean", rows=BASE, version=2)))
-    empty = load_result(put(tmp_path, "lcd-s3", "oracle_mean"))
-    assert deterioration(one, empty) is None, "missing is missing"
+def six_seeds(**shifts: float):
+    """Tests of six seeds that differ by ± .1 around shifts."""
+    luck = np.array([-0.1, 0.1, -0.05, 0.05, -0.1, 0.1])
+    values = {}
+    for question, column in columns().items():
+        shift = shifts.get(question.split()[0], 0.0) * (1 if column.metric != "kd_efflite0" else -1)
+        base = np.full(6, 50.0 if column.reference is None else -50.0)
+        values[question] = seeds_delta(column, (base + shift + luck).tolist(), base.tolist())
+    return run_tests(values)
 
 
-def test_nearness_to_the_target_counts_from_both_sides(tmp_path):
-    near, below, above = (
-        load_result(put(tmp_path, f"lcd-s{i}", "hfer_gap_db", value, jackknife=value + 0.01 * BASE[:20]))
-        for i, value in enumerate((0.5, -2.0, 2.0))
-    )
-    for far in (below, above):
-        assert deterioration(far, near).value == pytest.approx(1.5)
-        assert deterioration(far, near).clear_of(1) and not deterioration(near, far).clear_of(0)
+@pytest.mark.parametrize(
+    ("reward", "gold", "recall", "headroom", "outcome"),
+    [
+        (UP, DOWN, FLAT, None, Outcome.OVER_OPTIMISED),
+        (UP, DOWN, UP, None, Outcome.OVER_OPTIMISED),
+        (UP, UP, FLAT, None, Outcome.ALIGNED),
+        (UP, UP, UP, None, Outcome.ALIGNED),
+        (UP, UP, DOWN, None, Outcome.PAID_FOR),
+        (UP, FLAT, FLAT, None, Outcome.REWARD_WITHOUT_GOLD),
+        (UP, FLAT, FLAT, 3.0, Outcome.REWARD_WITHOUT_GOLD),
+        (DOWN, DOWN, FLAT, None, Outcome.WORSE),
+        (DOWN, FLAT, FLAT, None, Outcome.NO_GAIN),
+        (DOWN, UP, FLAT, None, Outcome.NO_GAIN),
+        (FLAT, FLAT, DOWN, None, Outcome.NO_GAIN),
+        (FLAT, DOWN, FLAT, None, Outcome.NO_GAIN),
+    ],
+)
+def test_outcomes(reward, gold, recall, headroom, outcome):
+    tests = six_seeds(trained=reward, gold=gold, recall=recall)
+    assert decide(tests, reward_margin=0.2, gold_margin=0.2, headroom=headroom) is outcome
 
 
-def test_without_real_images_the_lcd_student_is_the_target(tmp_path):
-    """A level, such as a HFER of −12 dB, is no distance from 0: a move to −9 is a fault, and one to −15 as well."""
-    base, up, down = (
-        load_result(put(tmp_path, f"lcd-s{i}", "hfer_gap_db", value, jackknife=value + 0.01 * own, level=True))
-        for i, (value, own) in enumerate(((-12.0, BASE[:20]), (-9.0, BASE[20:40]), (-15.0, BASE[20:40])))
-    )
-    for moved in (up, down):
-        found = deterioration(moved, base)
-        assert found.value == 3 and 2 < found.low < 3 < found.high < 4
-        assert deterioration(base, moved).value == 3
-    assert deterioration(base, base).low == 0
-    seeds = [{("hfer_gap_db", "x"): result} for result in (base, up, down, base, base)]
-    assert thresholds(seeds, [("hfer_gap_db", "x")])["hfer_gap_db", "x"] == pytest.approx(6)
+def test_what_is_not_shown_is_undecided():
+    tests = six_seeds(trained=UP)
+    assert decide(tests, 0.2, 0.01) is Outcome.UNDECIDED, "gold is not shown to be equal"
+    assert decide(tests, 0.2, 0.01, headroom=4.0) is Outcome.REWARD_WITHOUT_GOLD, "more than honest images could gain"
+    assert decide(tests, 0.2, 0.01, headroom=5.0) is Outcome.UNDECIDED, "the interval reaches down to the headroom"
+    assert decide(six_seeds(), 0.01, 0.2) is Outcome.UNDECIDED, "a gain is not excluded"
 
 
-def test_delta_of_one_figure_is_the_percentile_of_pair_differences(world):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    (key,) = [key for key in seeds[0] if key[0] == "fd_efflite0"]
-    gaps = [abs(a[key].value - b[key].value) for a, b in combinations(seeds, 2)]
-    assert thresholds(seeds, [key])[key] == pytest.approx(np.quantile(gaps, 0.95, method="higher"), rel=1e-12)
-    assert thresholds(seeds[:4], [key]) == {key: None}
-    few = [abs(a[key].value - b[key].value) for a, b in combinations(seeds[:5], 2)]
-    assert thresholds(seeds[:5], [key])[key] == pytest.approx(max(few)), "of ten pairs the largest, on the safe side"
+def test_p_values_are_students_and_holms():
+    rng = np.random.default_rng(0)
+    shown = columns()
+    sides = {name: rng.normal(size=(2, 6)) for name in shown}
+    found = run_tests({name: seeds_delta(shown[name], *map(list, sides[name])) for name in shown})
+    raw = []
+    for name, (ours, theirs) in sides.items():
+        good = [np.array([shown[name].oriented(x) for x in side]) for side in (ours, theirs)]
+        both = name in (REWARD.name, GOLD.name)
+        raw.append(stats.ttest_rel(*good, alternative="two-sided" if both else "less").pvalue)
+        assert found[name].p == pytest.approx(raw[-1], rel=1e-6)
+    order = np.argsort(raw)
+    holm = np.maximum.accumulate(np.minimum(1, np.array(raw)[order] * np.arange(6, 0, -1)))
+    assert [list(found.values())[i].adjusted for i in order] == pytest.approx(holm.tolist(), rel=1e-6)
 
 
-def test_nearness_is_to_the_target_that_the_figure_has(tmp_path):
-    near, far = (make(f"lcd-s{i}", "hfer_gap_db", value, half=0.1) for i, value in enumerate((2.5, 5.0)))
-    near, far = (each.model_copy(update={"extra": {"target": 3.0}}) for each in (near, far))
-    assert deterioration(far, near).value == pytest.approx(1.5) and deterioration(near, far).value == pytest.approx(
-        -1.5
-    )
+def test_one_run_is_adjusted_by_bonferroni():
+    shown = columns()
+    luck = np.random.default_rng(1).normal(size=8)
+    found = run_tests({name: spread_delta(shown[name], 3.0, luck.tolist()) for name in shown}, one_run=True)
+    z = (3.0 - luck.mean()) / (luck.std(ddof=1) * np.sqrt(1 + 1 / 8))
+    assert found[REWARD.name].adjusted == pytest.approx(6 * 2 * stats.t.sf(z, 7), rel=1e-6)
 
 
-def test_a_family_of_many_figures_is_no_more_easily_worse(world):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    keys = [key for key in seeds[0] if key[0] in LEFT]
-    alone = {key: thresholds(seeds, [key])[key] for key in keys}
-    together = thresholds(seeds, keys)
-    assert all(together[key] >= alone[key] * (1 - 1e-12) for key in keys)
-    assert any(together[key] > alone[key] for key in keys)
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.floats(-100, 100), min_size=6, max_size=6), min_size=12, max_size=12))
+def test_never_is_each_worse_than_the_other(values):
+    shown = columns()
+    sides = {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(shown)}
+    one_way = run_tests({name: seeds_delta(shown[name], *side) for name, side in sides.items()})
+    back = run_tests({name: seeds_delta(shown[name], *side[::-1]) for name, side in sides.items()})
+    never_both(one_way, back, decide(one_way, 1, 1), decide(back, 1, 1))
 
 
-def test_the_rule(world):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    hacked = judge(model(world, "rg_lcd-s1").figures, seeds[1], seeds)
-    assert hacked.up and hacked.over_optimised
-    assert set(hacked.worse) == {"spectrum", "pixel and colour", "held-out rewards or oracle"}
-    honest = judge(model(world, "lrm-s1").figures, seeds[1], seeds)
-    assert honest.up and not honest.worse and not honest.over_optimised
-    names = {change.key[0] for changes in hacked.families.values() for change in changes}
-    assert not names & {"hps_aa0", "hps_aa1"}, "a reward trained on is no held-out one, whatever its antialias"
-    assert [change.key[0] for change in hacked.rewards] == ["hps_aa0"], "the very reward, by its fingerprint"
+BAD = (Outcome.OVER_OPTIMISED, Outcome.WORSE, Outcome.REWARD_WITHOUT_GOLD)
 
 
-def test_one_worse_family_is_not_enough_and_the_reward_must_be_up(world, tmp_path):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    measured(tmp_path, "rg_lcd-s1", {"hps_aa0": 2, "hfer_gap_db": 3})
-    assert not judge(model(tmp_path, "rg_lcd-s1").figures, seeds[1], seeds).over_optimised
-    measured(tmp_path, "lrm-s1", {"hfer_gap_db": 3, "wavelet_noise_gap": 1})
-    worse = judge(model(tmp_path, "lrm-s1").figures, seeds[1], seeds)
-    assert len(worse.worse) == 2 and not worse.up and not worse.over_optimised
+def never_both(one_way, back, first: Outcome, second: Outcome) -> None:
+    for name in one_way.keys() & back.keys():
+        assert not (one_way[name].says in ("worse", "down") and back[name].says in ("worse", "down"))
+    assert not (first in BAD and second in BAD) and not (first is second is Outcome.ALIGNED)
 
 
-def test_two_worse_families_are_enough(world, tmp_path):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    measured(tmp_path, "rg_lcd-s1", {"hps_aa0": 2, "hfer_gap_db": 3, "wavelet_noise_gap": 1})
-    found = judge(model(tmp_path, "rg_lcd-s1").figures, seeds[1], seeds)
-    assert len(found.worse) == 2 and found.over_optimised
+def test_nor_is_it_among_the_committed_results(committed):
+    """Every pair of students at one sampler setting: methods, and single runs against the seeds of another."""
+    students = [model for model in committed.models if model.method != "teacher"]
+    runs = [model.run(name) for model in students for name in model.names[:3] if len(model.results) > 1]
+    names = ("hps", "oracle_all", "kd_efflite0", "recall_efflite0", "band_db", "saturation")
+    shown = dict(zip([q.name for q in QUESTIONS], map(committed.column, names), strict=True))
+
+    def tested(model: Model, base: Model):
+        found = {name: delta(model, base, column) for name, column in shown.items()}
+        return (
+            run_tests(found, one_run=len(model.results) == 1) if all(d.p is not None for d in found.values()) else None
+        )
+
+    compared = 0
+    for model, base in permutations([*students, *runs], 2):
+        one_way, back = tested(model, base), tested(base, model)
+        if one_way is not None and back is not None:
+            never_both(one_way, back, decide(one_way, 0.1, 1.5), decide(back, 0.1, 1.5))
+            compared += 1
+    assert compared > 60
 
 
-def test_delta_of_several_figures_is_in_units_of_their_root_mean_square_difference(world):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    keys = [key for key in seeds[0] if key[0] in LEFT]
-    gaps = np.array([[abs(a[key].value - b[key].value) for key in keys] for a, b in combinations(seeds, 2)])
-    unit = np.sqrt((gaps**2).mean(0))
-    share = np.quantile((gaps / unit).max(1), 0.95, method="higher")
-    assert [thresholds(seeds, keys)[key] for key in keys] == pytest.approx(share * unit)
+# Verdicts on results
+
+LCD = make_students(None, "lcd", {}, range(12))
 
 
-def test_a_figure_that_a_seed_lacks_is_left_out(world):
-    seeds = [dict(model(world, f"lcd-s{i}").figures) for i in range(5)]
-    seeds[2] = {key: found for key, found in seeds[2].items() if key[0] != "fd_efflite0"}
-    assert "set distance" not in judge(model(world, "rg_lcd-s1").figures, seeds[1], seeds).families
+def test_methods_of_six_seeds():
+    made = [*LCD[:7], *make_students(None, "rg_lcd", HACKED), *make_students(None, "lrm", HONEST)]
+    hacked, honest = one(made, "rg_lcd"), one(made, "lrm")
+    assert (hacked.outcome, hacked.rule, hacked.num_seeds) == (Outcome.OVER_OPTIMISED, "method", 6)
+    assert (honest.outcome, honest.base) == (Outcome.ALIGNED, "lcd, 7 seeds")
+    says = {found.question: found.says for found in hacked.findings}
+    assert says == {
+        "trained reward": "up",
+        "gold": "down",
+        "set distance": "worse",
+        "recall": "",
+        "energy above .25": "worse",
+        "saturation": "",
+    }
+    assert [found.metric for found in hacked.findings][:2] == ["hps", "oracle_all"]
 
 
-def test_delta_of_a_judged_pair_is_from_neither(world, monkeypatch):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    real, asked = verdict.judge, []
-    monkeypatch.setattr(verdict, "judge", lambda *given: asked.append(given) or real(*given))
-    false_positives(seeds, model(world, "rg_lcd-s1").figures)
-    for ours, base, rest, _ in asked:
-        assert len(rest) == 5 and not any(each is ours or each is base for each in rest)
+def test_a_finding_is_the_comparison_that_is_shown_everywhere():
+    results = result_set([*LCD, *make_students(None, "rg_lcd", HACKED)])
+    (model,), (base,) = results.find("rg_lcd"), results.find("lcd")
+    for found in judge(results, model).findings:
+        shown = delta(model, base, results.column(found.metric))
+        assert (found.change, found.low, found.high, found.better) == (shown.value, shown.low, shown.high, shown.better)
+        assert found.model - found.base == pytest.approx(found.change)
+        assert f"{found.change:+.{shown.column.decimals}f}".replace("-", "−") in amount(shown)
 
 
-def test_no_change_is_not_clear_and_an_interval_is_of_95_per_cent(tmp_path):
-    base, moved = (load_result(put(tmp_path, f"lcd-s{i}", "oracle_mean", rows=BASE[::s])) for i, s in ((0, 1), (1, -1)))
-    assert deterioration(base, base).low == 0 and not deterioration(base, base).clear_of(0)
-    found, differences = deterioration(moved, base), BASE - BASE[::-1]
-    half = 1.96 * differences.std() / np.sqrt(len(BASE))
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+def test_another_declared_metric_worse_is_a_price():
+    found = one([*LCD, *make_students(None, "lrm", HONEST | {"recall_efflite0": -0.2})], "lrm")
+    assert found.outcome is Outcome.PAID_FOR and "Also worse: Recall −0.2" in found.words
 
 
-def test_false_positives_hold_out_the_pair_that_is_judged(world):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    like = model(world, "rg_lcd-s1").figures
-    found = false_positives(seeds, like)
-    assert found.pairs == 42
-    by_hand = [
-        judge(seeds[i], seeds[j], [seeds[k] for k in range(7) if k not in (i, j)], like)
-        for i, j in permutations(range(7), 2)
+def test_more_than_the_headroom_is_reward_without_gold():
+    made = [*LCD[:6], *make_students(None, "rg_lcd", {"hps": 6.0})]
+    honest = one(made, "rg_lcd", Declared(headroom=8.0))
+    assert "Gold is called equal within" in honest.words, "within the headroom gold must be shown to be equal"
+    found = one(made, "rg_lcd", Declared(headroom=3.0))
+    assert found.outcome is Outcome.REWARD_WITHOUT_GOLD and "Better images alone could gain 3.00." in found.words
+
+
+def test_other_metrics_describe_and_never_say_worse():
+    made = [*LCD, *make_students(None, "lrm", HONEST)]
+    more = [make_result(None, each.head.model, values={"fragility": len(made) - i}) for i, each in enumerate(made)]
+    whole = [replace(each, values=(*each.values, *other.values)) for each, other in zip(made, more, strict=True)]
+    assert one(whole, "lrm").outcome is one(made, "lrm").outcome is Outcome.ALIGNED
+
+
+def test_what_the_gain_went_to_by_image(tmp_path):
+    right = np.array([100.0] * 40 + [0.0] * 24)
+    reward = np.random.default_rng(0).normal(size=64)
+    changed = np.where(np.arange(64) < 8, 0.0, right)  # 8 images lose gold, and gain 2 of the reward; others 1
+    for seed in range(6):
+        make_result(tmp_path, f"lcd-s{seed}", rows={"hps": reward + 0.01 * seed, "oracle_all": right})
+        gain = np.where(np.arange(64) < 8, 2.0, 1.0) + 0.002 * seed**2
+        make_result(tmp_path, f"rg_lcd-s{seed}", rows={"hps": reward + gain, "oracle_all": changed})
+    went_to = one(tmp_path, "rg_lcd").went_to
+    assert {kind: share.images for kind, share in went_to.items()} == {
+        "right → right": 0.5,
+        "right → wrong": 0.125,
+        "wrong → right": 0.0,
+        "wrong → wrong": 0.375,
+    }
+    assert went_to["right → wrong"].gain == pytest.approx(went_to["right → right"].gain + 1)
+    assert went_to["wrong → right"].gain is None
+
+
+def test_the_committed_study_is_judged(committed):
+    found = {verdict.model: verdict for verdict in judge_set(committed)}
+    assert found["rg_lcd-b10, 6 seeds"].outcome is Outcome.OVER_OPTIMISED
+    assert found["lrm-b10, 6 seeds"].outcome is Outcome.WORSE
+    assert "right to wrong (16%) gained +1.39" in found["rg_lcd-b10, 6 seeds"].words
+    run = found["rg_lcd-s0"]
+    assert (run.rule, run.num_seeds) == ("run", 16) and "its own luck is not in this" in run.words
+    assert round(run.findings[0].change, 2) == 0.97, "what the tables subtract"
+
+
+def test_runs_of_few_seeds_are_judged_one_by_one():
+    made = make_students(None, "rg_lcd", {"hps": 9.0, "oracle_all": -30.0}, range(2))
+    found = judge_set(result_set([*LCD, *made]))
+    assert [(v.model, v.rule, v.outcome) for v in found] == [
+        ("rg_lcd-s0", "run", Outcome.OVER_OPTIMISED),
+        ("rg_lcd-s1", "run", Outcome.OVER_OPTIMISED),
     ]
-    assert found.two_worse == sum(len(each.worse) >= 2 for each in by_hand)
-    assert false_positives(seeds[:6], like) is None
-    assert trained_keys(like) and not trained_keys(seeds[0])
+    assert all("This is one run of the method: its own luck is not in this." in v.words for v in found)
 
 
-def test_an_odd_lcd_seed_is_counted_as_a_false_positive(world, tmp_path):
-    """The rate measures: a seed that fell out of line is found fault with."""
-    measured(tmp_path, "lcd-s0", HACKED)
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(1, 7)]
-    odd = false_positives([model(tmp_path, "lcd-s0").figures, *seeds], model(world, "rg_lcd-s1").figures)
-    assert odd.over_optimised == 6, "against each of the six others"
+def test_a_run_without_a_seed_is_no_method():
+    made = [*make_students(None, "plain", {}, method="external"), make_result(None, "tuned", "external", values=CLEAN)]
+    found = one(made, "tuned", Declared(base="plain", reward="hps"))
+    assert (found.rule, found.num_seeds) == ("run", 6)
 
 
-def made_up(rng: np.random.Generator, name: str, shift: float) -> dict:
-    """Figures of four families; training luck has deviation 1, images 0.2."""
-    figures = {}
-    for metric, sign in (("hps_aa0", 1), ("oracle_mean", -1), ("hfer_gap_db", 1), ("grid_vae_gap_db", 1),
-                         ("wavelet_noise_gap", 1), ("fd_efflite0", 1)):  # fmt: skip
-        value = 10 + rng.normal() + sign * shift
-        left = value + 0.2 / 19**0.5 * rng.normal(size=20) / 19**0.5
-        result = make(name, metric, value, jackknife=left)
-        figures[metric, result.protocol.id] = result
-    return figures
+def test_a_proxy_at_chance_is_no_test_of_lrm(tmp_path):
+    rng = np.random.default_rng(0)
+    make_students(tmp_path, "lcd", {})
+    for name, level in (("lrm", 0.5), ("other", 0.7)):
+        for seed in range(6):
+            rows = [{"step": i, "pair_accuracy": level + 0.02 * rng.normal()} for i in range(40)]
+            make_students(tmp_path, name, HACKED, [seed], method="lrm", log=rows)
+    found = {v.method: v for v in judge_set(load(tmp_path))}
+    assert found["lrm"].outcome is Outcome.NO_TEST and "no better than chance" in found["lrm"].words
+    assert found["other"].outcome is Outcome.OVER_OPTIMISED
+    (model,) = load(tmp_path).find("other")
+    assert proxy_accuracy(model).low == pytest.approx(0.7, abs=0.02)
+    make_students(
+        tmp_path,
+        "lone",
+        HACKED,
+        [0],
+        method="lrm",
+        log=[{"step": i, "fidelity/pair_accuracy": 0.4 + i % 2 / 5} for i in range(9)],
+    )
+    assert one(tmp_path, "lone").outcome is Outcome.NO_TEST, "one run: over its logged rows"
 
 
-def test_the_rule_rarely_errs_and_finds_what_is_large():
-    """Of students that differ from LCD by training luck alone few are condemned; five deviations are found."""
-    rng, wrong, found = np.random.default_rng(1), 0, 0
-    for _ in range(100):
-        seeds = [made_up(rng, f"lcd-s{i}", 0) for i in range(7)]
-        wrong += judge(made_up(rng, "rg_lcd-s0", 0), seeds[0], seeds).over_optimised
-        found += judge(made_up(rng, "rg_lcd-s0", 6), seeds[0], seeds).over_optimised
-    assert wrong <= 3 and found >= 85
+@pytest.mark.parametrize("name", ["pickscore", "hpsv3"])
+def test_held_out_rewards_count(tmp_path, name):
+    """Without an oracle, one named beforehand is gold."""
+    rng = np.random.default_rng(2)
+    for seed in range(6):
+        for model, gain, loss in (("lcd", 0, 0), ("rg_lcd", 5, -2)):
+            rows = {"hps": 20 + gain + rng.normal(size=32), name: 20 + loss + 0.1 * rng.normal(size=32)}
+            make_result(tmp_path, f"{model}-s{seed}", rows=rows)
+    without = one(tmp_path, "rg_lcd")
+    assert without.outcome is Outcome.UNDECIDED and "--gold METRIC" in without.decides
+    found = one(tmp_path, "rg_lcd", Declared(gold=name))
+    assert found.outcome is Outcome.OVER_OPTIMISED and found.findings[1].metric == name
+    assert set(found.missing) == {"set distance", "recall", "energy above .25", "saturation"}
+    assert not found.went_to, "right and wrong are not said of images"
 
 
-def test_the_interval_of_the_false_positive_rate_allows_for_shared_seeds(world):
-    """Pairs are called wrongly where one seed lies far above the other: one odd seed is an error of many pairs."""
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    found = false_positives(seeds, model(world, "rg_lcd-s1").figures)
-    assert found.seeds == 7
-    assert found.interval == rate_interval(found.over_optimised, 42, 7) == wilson_interval(found.over_optimised / 14, 3)
-    rng, num = np.random.default_rng(2), 8
-    draws = rng.normal(size=(1000, num))
-    called = (draws[:, :, None] - draws[:, None, :] > 2).sum((1, 2))
-    truth = 1 - NormalDist().cdf(2 / 2**0.5)
-    ours = [rate_interval(int(count), num * (num - 1), num) for count in called]
-    naive = [wilson_interval(int(count), num * (num - 1)) for count in called]
-    covered = [np.mean([each.low <= truth <= each.high for each in found]) for found in (ours, naive)]
-    assert covered[0] >= 0.95 > 0.9 > covered[1], "as if the pairs were independent it would be far too short"
+def test_an_undecided_verdict_says_what_would_decide_it(tmp_path):
+    rng = np.random.default_rng(5)
+    for seed in range(6):
+        for model, gain in (("lcd", 0.0), ("rg_lcd", 5.0)):
+            values = {"hps": 20 + gain + 0.1 * rng.normal(), "oracle_all": 80 + rng.normal() + 0.3 * gain}
+            make_result(tmp_path, f"{model}-s{seed}", values=values)
+    found = one(tmp_path, "rg_lcd")
+    assert found.outcome is Outcome.UNDECIDED and "common seeds, by Oracle, all right" in found.decides
 
 
-def test_what_could_have_been_found_is_delta_and_the_power_of_so_many_images(world):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    hacked = judge(model(world, "rg_lcd-s1").figures, seeds[1], seeds)
-    (change,) = [c for c in hacked.families["held-out rewards or oracle"] if c.key[0] == "oracle_mean"]
-    error = (change.found.high - change.found.low) / 2 / 1.959964
-    assert change.detectable == pytest.approx(change.delta + (1.959964 + 0.841621) * error, rel=1e-5)
-    rng = np.random.default_rng(3)
-    low = rng.normal(change.detectable, error, 4000) - 1.959964 * error
-    assert np.mean(low > change.delta) == pytest.approx(0.8, abs=0.03)
-    alone = judge(model(world, "rg_lcd-s1").figures, seeds[1], seeds[:4])
-    assert {c.detectable for changes in alone.families.values() for c in changes} == {None}, "no δ, no answer"
+def test_as_many_seeds_as_are_said_would_decide():
+    (column,) = result_set([make_result(None, "lcd-s0", values={"oracle_all": 1.0})]).columns
+    rng = np.random.default_rng(0)
+    found = seeds_delta(column, [1.0, -1.0, 2.0, 0.0, 1.5, 0.5], [0.0] * 6)
+    num = seeds_needed(found, margin=0.0, num_tests=6)
+    deviation = (found.high - found.low) / 2 / stats.t.ppf(0.975, 5) * np.sqrt(6)
+    draws = rng.normal(found.value, deviation, size=(4000, num))
+    p = stats.ttest_1samp(draws, 0, axis=1).pvalue
+    assert np.mean(p < 0.05 / 6) == pytest.approx(0.8, abs=0.05)
+    assert seeds_needed(seeds_delta(column, [0.0, 1, 0, 1, 0, -2], [0.0] * 6), 0.0, 6) is None
 
 
-def test_a_family_that_improves_beyond_delta_is_better_unless_a_figure_of_it_is_worse(world, tmp_path):
-    seeds = [model(world, f"lcd-s{i}").figures for i in range(7)]
-    measured(tmp_path, "rg_lcd-s1", {"hps_aa0": 2, "hfer_gap_db": -1, "grid_vae_gap_db": 2, "fd_efflite0": -3})
-    found = judge(model(tmp_path, "rg_lcd-s1").figures, seeds[1], seeds)
-    assert found.worse == ("spectrum",) and found.better == ("set distance",)
-    assert judge(model(world, "lrm-s1").figures, seeds[1], seeds).better == ("held-out rewards or oracle",)
-    assert not judge(seeds[2], seeds[1], seeds).better
+def test_set_distance_is_the_kernels_below_two_images_a_feature(tmp_path):
+    """``num_images`` of made-up values is 8."""
+    for features, metric in ((5, "kd_efflite0"), (4, "fd_efflite0")):
+        root = tmp_path / metric
+        for seed in range(6):
+            for model, gain in (("lcd", 0), ("lrm", 5)):
+                values = {"hps": 1.0 + gain + 0.01 * seed, "oracle_all": 50.0 + gain + 0.01 * seed**2}
+                values |= {"kd_efflite0": 5.0 + seed, "fd_efflite0": 9.0 + seed}
+                extra = {"fd_efflite0": {"num_features": features}}
+                make_result(root, f"{model}-s{seed}", values=values, extra=extra)
+        assert [f.metric for f in one(root, "lrm").findings if f.question == "set distance"] == [metric]
+
+
+def test_what_may_be_declared_is_what_metrics_report():
+    names = {name for question in QUESTIONS for name in question.metrics} - {"gold_utility"}  # of worlds to come
+    assert names <= shipped_infos().keys()
+
+
+# Bad input
+
+
+HACKS = make_students(None, "rg_lcd", HACKED)
+
+
+def test_without_a_base_of_equal_budget_the_way_is_said():
+    longer = make_students(None, "lcd", {}, range(1), steps=50, step=50)
+    assert "lcd: trained for 50 steps, not 100" in one([*longer, *HACKS], "rg_lcd").words
+    found = one([*make_students(None, "lcd", {}, range(1), sampling={"steps": 2}), *HACKS], "rg_lcd")
+    assert found.outcome is Outcome.UNDECIDED and "sampled with LCM, 2 steps, g 5, not LCM, 4 steps" in found.words
+
+
+def test_too_few_seeds_say_how_many_are_needed():
+    found = judge_set(result_set([*LCD[:2], *HACKS[:2]]))
+    assert {v.outcome for v in found} == {Outcome.UNDECIDED} and len(found) == 2
+    needed = "6 training seeds in common with lcd, and here are 1; one run takes 3 of lcd, and here are 2"
+    assert needed in found[0].decides
+
+
+def test_the_trained_reward_must_be_measured():
+    made = [make_result(None, f"{m}-s{i}", values={"oracle_all": 1.0 + i}) for m in ("lcd", "rg_lcd") for i in range(6)]
+    assert "evaluate both with --metric hps" in one(made, "rg_lcd").decides
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"gold": "oracle_al"}, "--gold oracle_al: no such metric was measured; did you mean 'oracle_all'"),
+        ({"gold": "hps"}, "--gold hps: is declared already, as trained reward"),
+        ({"gold": "kd_efflite0"}, "--gold kd_efflite0: is declared already, as set distance"),
+        ({"base": "lcf"}, "no finished model 'lcf'; did you mean 'lcd'"),
+        ({"headroom": 1.0}, "name them with --model"),
+    ],
+)
+def test_wrong_declarations_are_errors(world, declared, message):
+    with pytest.raises(UsageError, match=message):
+        give_verdicts(world, (), Declared(**declared))
+
+
+def test_the_same_weights_under_another_resize_are_not_gold():
+    values = {"hps": 1.0, "hps_no_antialias": 2.0}
+    made = [make_result(None, f"{model}-s{i}", values=values) for model in ("lcd", "rg_lcd") for i in range(6)]
+    assert "--gold hps: is declared already" in one(made, "rg_lcd", Declared(gold="hps")).words
+
+
+def test_a_metric_measured_twice_names_both_protocols():
+    again = [make_result(None, r.head.model, values={"recall_efflite0": 0.5}, protocol={"version": 2}) for r in LCD]
+    twice = [replace(r, values=(*r.values, *again[0].values)) for r in (*LCD, *HACKS)]
+    found = one(twice, "rg_lcd")
+    assert "recall_efflite0 was measured twice, as recall_efflite0-8-" in found.missing["recall"]
+    assert found.outcome is Outcome.OVER_OPTIMISED
+
+
+def test_energies_without_real_images_are_not_tested():
+    made = [each for name in ("lcd", "rg_lcd") for each in make_students(None, name, HACKED, reference=None)]
+    assert "no real images" in one(made, "rg_lcd").missing["energy above .25"]
+
+
+def test_models_of_two_worlds_do_not_compare(tmp_path):
+    make_students(tmp_path, "lcd", {}, range(1), world="full-size")
+    make_students(tmp_path, "rg_lcd", HACKED, range(1))
+    with pytest.raises(UsageError, match="rg_lcd is of world benchtop and lcd of full-size, which do not compare"):
+        give_verdicts(tmp_path, ["rg_lcd"], Declared(base="lcd"))
+
+
+def test_nothing_to_judge_says_how_to_declare(tmp_path):
+    with pytest.raises(UsageError, match="rgbench eval"):
+        give_verdicts(tmp_path)
+    make_students(tmp_path, "lcd", {}, range(1))
+    with pytest.raises(UsageError, match="--model NAME --reward METRIC --base NAME"):
+        give_verdicts(tmp_path)
+    with pytest.raises(UsageError, match="no finished model 'lcf'; did you mean 'lcd'"):
+        give_verdicts(tmp_path, ["lcf"])
+
+
+# Files and the command
+
+
+def test_models_trained_elsewhere_are_judged_by_what_is_declared(tmp_path, cli):
+    make_students(tmp_path, "plain", {}, method="external")
+    make_students(tmp_path, "tuned", HACKED, method="external")
+    done = cli("verdict", tmp_path, "--model", "tuned", "--reward", "hps", "--base", "plain", "--json")
+    assert done.returncode == 0, done.stderr
+    (said,) = json.loads(done.stdout)
+    assert (said["outcome"], said["base"]) == ("over-optimised", "plain, 6 seeds")
+    (again,) = current_verdicts(tmp_path, load(tmp_path))
+    assert again.outcome is Outcome.OVER_OPTIMISED, "what was declared is kept"
+    assert load_verdicts(tmp_path, "benchtop").declared == {"tuned": Declared(reward="hps", base="plain")}
+    done = cli("verdict", tmp_path, "--model", "tuned", "--reward", "oracle_all", "--base", "plain")
+    assert done.returncode == 2 and "no such reward was measured; known: hps" in done.stderr
+
+
+def test_verdicts_are_stored_by_world_and_read_again(world):
+    given = give_verdicts(world)
+    assert list(load_verdicts(world, "benchtop").verdicts) == given == current_verdicts(world, load(world))
+    assert [v.method for v in give_verdicts(world, ["lrm"])] == ["lrm"]
+    assert len(load_verdicts(world, "benchtop").verdicts) == 2
+
+
+def test_a_stale_verdict_is_judged_again_and_named(tmp_path, caplog):
+    seeds_and_students(tmp_path)
+    (before, _) = give_verdicts(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert current_verdicts(tmp_path, load(tmp_path))[0] == before and not caplog.records
+        make_result(tmp_path, "rg_lcd-s0", values={"fragility": 1.0})
+        current_verdicts(tmp_path, load(tmp_path))
+        assert not caplog.records, "a metric that is not declared changes nothing"
+        make_students(tmp_path, "rg_lcd", {"oracle_all": 15.0}, [0])
+        (after, _) = current_verdicts(tmp_path, load(tmp_path))
+    changed = {name for name in after.used if after.used[name] != before.used[name]}
+    assert len(changed) == 1 and next(iter(changed)).startswith("rg_lcd-s0/")
+    assert "stale for rg_lcd, 6 seeds" in caplog.text
+
+
+def test_old_and_damaged_verdicts_do_not_stand_in_the_way(tmp_path):
+    old = load_verdicts(ROOT / "tests" / "history" / "verdict_v1", "benchtop")
+    assert not old.verdicts, "those of the older rule lie in each model's folder, and are judged anew"
+    path = tmp_path / "benchtop" / "verdict.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"schema_version": 9}))
+    with pytest.raises(UsageError, match=r"verdict.json: not verdicts: schema_version"):
+        load_verdicts(tmp_path, "benchtop")
+
+
+def test_the_command_shows_the_outcome_first(world, cli, tmp_path):
+    done = cli("verdict", world, "--model", "rg_lcd")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "rg_lcd, 6 seeds: OVER-OPTIMISED" and lines[1].startswith("trained reward\tHPS\t")
+    assert lines[-1].startswith("rg_lcd against lcd (6 common seeds): over-optimised.")
+    make_students(tmp_path, "lcd", {}, range(2))
+    make_students(tmp_path, "rg_lcd", HACKED, range(1))
+    assert cli("verdict", tmp_path).returncode == 1, "undecided"
+
+
+def test_the_how_to_tells_the_rule_in_200_words_and_its_example_is_true(committed):
+    page = (ROOT / "docs" / "how-to" / "judge-over-optimisation.md").read_text()
+    rule = page.partition("## The rule\n")[2].partition("\n## ")[0]
+    assert len(rule.replace("|", " ").split()) < 200
+    (model,), (base,) = committed.find("rg_lcd-b10"), committed.find("lcd-b0")
+    gold, reward = committed.column("oracle_all"), committed.column("hps")
+    gains = [model.result(gold, seed).value - base.result(gold, seed).value for seed in range(6)]
+    mean, deviation = np.mean(gains), np.std(gains, ddof=1)
+    assert ", ".join(f"{gain:.1f}" for gain in gains).replace("-", "−") in rule
+    assert f"mean {mean:.1f}, s {deviation:.2f}, t = ".replace("-", "−") in rule
+    t = mean / (deviation / np.sqrt(6))
+    assert f"= {t:.1f}, p = {2 * stats.t.sf(-t, 5):.1e}".replace("-17", "−17").replace("e-05", "e-5") in rule
+    assert f"rose by {delta(model, base, reward).value:.2f}" in rule
+    found = {each.question: each for each in judge(committed, model).findings}
+    assert sorted(each.p for each in found.values())[2] == found["gold"].p
+    assert found["gold"].adjusted == pytest.approx(4 * found["gold"].p)
