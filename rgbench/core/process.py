@@ -143,22 +143,27 @@ def take_own_gpu() -> None:
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """Have a GPU compute float32 in float32.
+    """Compute float32 on a GPU in float32, and restore the setting on leaving.
 
-    By default torch lets its convolutions round their operands to TF32 (10 bits of mantissa), so that features, and the
-    distances and rewards made of them, would differ between a GPU and a CPU by more than rounding.
+    By default torch rounds the operands of convolutions to TF32 (10 bits of mantissa), so that features, and the
+    distances and rewards made of them, would differ between a GPU and a CPU by more than rounding. The setting of each
+    operation, which this uses, holds over the older ``allow_tf32`` and the settings of whole back ends.
     """
     import torch
 
-    flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [flag.allow_tf32 for flag in flags]
+    operations: tuple[Any, ...] = (
+        torch.backends.cuda.matmul,
+        torch.backends.cudnn.conv,
+        torch.backends.cudnn.rnn,
+    )
+    before = [operation.fp32_precision for operation in operations]
     try:
-        for flag in flags:
-            flag.allow_tf32 = False
+        for operation in operations:
+            operation.fp32_precision = "ieee"
         yield
     finally:
-        for flag, allowed in zip(flags, before, strict=True):
-            flag.allow_tf32 = allowed
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
 
 
 class StopRequest:

@@ -13,15 +13,14 @@ import os
 import platform
 import subprocess
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rgbench import __version__
-from rgbench.core.config import dump_yaml, load_yaml
+from rgbench.core.config import dump_yaml
 from rgbench.core.errors import UsageError
 from rgbench.core.io import parse_json, read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 
@@ -145,24 +144,19 @@ class RunDirectory:
             raise UsageError(f"{path}: not a run (no run.json); see: rgbench ls runs")
         return run
 
-    def create(
-        self, config: Mapping[str, Any], meta: Mapping[str, Any], free: Collection[str] = (), device_type: str = "cpu"
-    ) -> RunDirectory:
-        """Begin a run here, or go on with the same one; the directory is then this process's alone.
+    def create(self, config: Mapping[str, Any], meta: Mapping[str, Any], device_type: str = "cpu") -> RunDirectory:
+        """Begin a run, or open the one that exists; the directory is then this process's alone.
 
         Args:
             config: the resolved recipe, plain data.
             meta: the first contents of ``run.json``.
-            free: dotted keys of the config that may differ from those the run began with, ``*`` for any item of a list;
-                what stays written is the config of its beginning.
             device_type: ``cpu`` or ``cuda``, for ``environment.json``.
 
         Raises:
-            UsageError: the directory holds a run of another config (the keys are named), something
-                that is no run, or a run that another process is training now. Nothing is overwritten.
+            UsageError: the directory holds something that is no run, or a run that another process is training now.
+                Nothing is overwritten.
         """
         if self.run_file.is_file():
-            self._refuse_other_config(config, free)
             self._lock_for_writing()
             return self
         if self.path.exists() and not self._only_begun():
@@ -184,20 +178,6 @@ class RunDirectory:
             and all(entry.name in own or entry.name.endswith(".tmp") for entry in os.scandir(self.path))
             and not any(self.checkpoints.glob("step-*"))
         )
-
-    def _refuse_other_config(self, config: Mapping[str, Any], free: Collection[str]) -> None:
-        kept, _ = load_yaml(self.config_file)
-        old, new = _flat(kept), _flat(json.loads(json.dumps(config)))
-        both = old.keys() & new.keys()
-        changed = sorted((old.keys() ^ new.keys()) | {key for key in both if old[key] != new[key]})
-        changed = [key for key in changed if not any(fnmatchcase(key, pattern) for pattern in free)]
-        if changed:
-            shown = ", ".join(f"{key}: {old.get(key, '-')} → {new.get(key, '-')}" for key in changed[:5])
-            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            raise UsageError(
-                f"{self.path}: holds a run of another config ({shown}{more}); "
-                "choose another place with --out, or move the old run away"
-            )
 
     def _lock_for_writing(self) -> None:
         if self._lock is not None:
@@ -250,15 +230,3 @@ class RunDirectory:
                 continue
             if raw.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
                 yield row, raw
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key; items of a list of sections by their number."""
-    if isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
-        data = dict(enumerate(data))
-    if not isinstance(data, dict) or not data:
-        return {prefix: data}
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return out

@@ -47,7 +47,7 @@ from PIL import Image
 from torch import Tensor
 
 from rgbench.core.config import load_yaml, validate
-from rgbench.core.errors import ConfigError, RgbenchError, UsageError, suggest
+from rgbench.core.errors import RgbenchError, UsageError, suggest
 from rgbench.core.io import open_image
 from rgbench.core.registry import TABLES, resolve
 from rgbench.data.prompts import Prompt
@@ -225,9 +225,6 @@ def from_file(name: str, context: Context) -> RewardJudge:
 
 def _load_file(path: Path, context: Context) -> Any:
     values, lines = load_yaml(path)
-    for unused in ("scale", "window", "logit_scale"):
-        if unused in values:
-            raise ConfigError("is for training; a judge's scores are shown as they are", path=path, key=unused)
     return load_reward(validate(OneReward, values, lines, path), device=context.device, key=f"{path}: reward")
 
 

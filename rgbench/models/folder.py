@@ -7,6 +7,7 @@ component is loaded from its plain file where it has one, else from its only var
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import read_json, sha256_file
+from rgbench.core.io import read_json, sha256_file, sha256_tree
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 CONFIGS = (*(f"{component}/config.json" for component in STEMS), "scheduler/scheduler_config.json")
@@ -174,6 +175,18 @@ def weights_sha256(folder: Path) -> str:
             content = _sha256_once(file.resolve(), stat.st_size, stat.st_mtime_ns)
             digest.update(f"{component}/{file.name} {content}\n".encode())
     return digest.hexdigest()
+
+
+def config_sha256(folder: Path) -> dict[str, str]:
+    """Hashes of what else decides a folder's outputs: its configurations, with the noise schedule, and its tokenizer.
+
+    Fields that name a library's version or a path, with a leading underscore, are left out.
+    """
+    hashes = {"tokenizer": sha256_tree(folder / "tokenizer")}
+    for name in CONFIGS:
+        content = {k: v for k, v in read_config(folder / name).items() if k == "_class_name" or not k.startswith("_")}
+        hashes[name.partition("/")[0]] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashes
 
 
 @lru_cache(maxsize=256)

@@ -18,8 +18,8 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from rgbench import checkpoint
-from rgbench.run import RunDirectory
+from rgbench.core import checkpoint
+from rgbench.core.run import RunDirectory
 from tests.resume.loops import assert_same, everything, make_loop, run_to_end
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 options = {"steps": 6 * kills, "save_every": 2, "log_every": 1}

@@ -17,7 +17,6 @@ from rgbench.core.process import (
     pick_device,
     take_own_gpu,
     tune_process,
-    whole_float32,
 )
 from tests.conftest import ROOT
 
@@ -37,7 +36,7 @@ def fresh(code: str, **environment: str) -> str:
 
 SHOW = """
 import os, sys
-from rgbench.process import SPIN_COUNT, tune_process
+from rgbench.core.process import SPIN_COUNT, tune_process
 count = tune_process({})
 assert "torch" not in sys.modules
 import torch
@@ -69,7 +68,7 @@ def test_too_late_is_an_error() -> None:
 
 HEAP = """
 import ctypes
-from rgbench.process import SPIN_COUNT, keep_freed_memory
+from rgbench.core.process import SPIN_COUNT, keep_freed_memory
 assert keep_freed_memory() == {tuned}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -98,18 +97,48 @@ def test_devices() -> None:
             pick_device("cuda")
 
 
+TF32 = """
+import os, torch
+from rgbench.core.process import whole_float32
+backends = torch.backends
+operations = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+
+def precisions():
+    return [operation.fp32_precision for operation in operations]
+
+def check(how, expected):
+    exec(how)
+    before = precisions()
+    assert " ".join(before) == expected, (how, before)
+    try:
+        with whole_float32():
+            assert precisions() == ["ieee"] * 3, (how, precisions())
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        assert precisions() == before, (how, precisions())
+
+for how, expected in {cases}:
+    child = os.fork()  # each with settings of its own
+    if not child:
+        check(how, expected)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, how
+"""
+# Each way of setting TF32, and the precision of products, convolutions and recurrences that torch then reports.
+TF32_CASES = [
+    ("pass", "none tf32 tf32"),
+    ("backends.cudnn.allow_tf32 = False", "none none none"),
+    ("backends.cuda.matmul.allow_tf32 = True", "tf32 tf32 tf32"),
+    ("torch.set_float32_matmul_precision('high')", "tf32 tf32 tf32"),
+    ("backends.fp32_precision = 'tf32'", "tf32 tf32 tf32"),
+    ("backends.fp32_precision = 'ieee'", "ieee ieee ieee"),
+    ("backends.cuda.matmul.fp32_precision = 'tf32'", "tf32 tf32 tf32"),
+    ("backends.cudnn.conv.fp32_precision = 'ieee'", "none ieee tf32"),
+]
+
+
 def test_float32_is_whole_inside_and_as_it_was_after() -> None:
-    import torch
-
-    def allowed() -> tuple[bool, bool]:
-        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-
-    before = allowed()
-    assert before[0], "torch's default, which this is about"
-    with pytest.raises(ZeroDivisionError), whole_float32():
-        assert allowed() == (False, False)
-        raise ZeroDivisionError
-    assert allowed() == before
+    fresh(TF32.format(cases=TF32_CASES))
 
 
 @pytest.mark.parametrize(("rank", "chosen"), [("0", 0), ("3", 3), ("5", 1)])

@@ -159,7 +159,7 @@ def gradients(subject: Subject) -> dict[str, list[Tensor]]:
     loop.updater.backward(result, 1)
     found = {
         name: [p.grad.clone() for p in learner.parameters if p.grad is not None]
-        for name, learner in loop.learners.items()
+        for name, learner in loop.updater.groups.items()
     }
     loop.updater.drop()
     return found

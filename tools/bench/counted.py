@@ -91,7 +91,7 @@ def held(trainer: LCD) -> dict[str, int]:
     parts += [trainer.proxy] if isinstance(trainer, LRM) else []
     networks = [part for part in parts if isinstance(part, torch.nn.Module)]
     tensors = {id(t): t.nbytes for network in networks for t in (*network.parameters(), *network.buffers())}
-    learning = [p for learner in trainer.learners().values() for p in learner.parameters]
+    learning = [p for group in trainer.optimiser_groups().values() for p in group.parameters]
     return {"networks": sum(tensors.values()), "learning": (1 + MOMENTS) * sum(p.nbytes for p in learning)}
 
 

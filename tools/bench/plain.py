@@ -274,9 +274,9 @@ def _adamw(
 
 
 def _scale(trainer: RGLCD) -> float:
-    scale = trainer.recipe.reward.scale
-    if not isinstance(scale, float):
-        raise UsageError("bench: the plain step takes a number for reward.scale, no share of the gradient")
+    scale = trainer.recipe.guidance.scale
+    if scale is None:
+        raise UsageError("bench: the plain step takes guidance.scale, no guidance.share")
     return scale
 
 
@@ -285,7 +285,7 @@ def _check(trainer: LCD) -> None:
     wrong = "lora" if is_lora(trainer.student) else None
     if isinstance(recipe, RGLCDRecipe) and isinstance(trainer, RGLCD):
         _scale(trainer)
-        wrong = "reward.window" if recipe.reward.window else wrong
+        wrong = "guidance.window" if recipe.guidance.window else wrong
         wrong = "another reward than hps, or a view of it" if type(trainer.expert) is not HPSReward else wrong
     if isinstance(recipe, LRMRecipe) and recipe.proxy.loss != "kl":
         wrong = f"proxy.loss {recipe.proxy.loss}"

@@ -98,7 +98,7 @@ def main(settings: dict[str, Any], file: Path) -> None:
         steps.append(clock.seconds(loop.train_step))
         for name, values in shares.items():
             values.append(spent.get(name, 0.0))
-    numel = sum(p.numel() for learner in loop.learners.values() for p in learner.parameters)
+    numel = sum(p.numel() for group in loop.updater.groups.values() for p in group.parameters)
     alone = [clock.seconds(lambda: ranks.average([torch.zeros(numel, device=ranks.device)])) for _ in range(9)]
     if ranks.is_main:
         size = recipe.train.batch_size

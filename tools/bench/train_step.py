@@ -74,7 +74,7 @@ class Contenders:
 
     def held_by(self, name: str) -> int:
         """Bytes that one contender holds between steps and the others do not: its optimisers' moments."""
-        optimisers = self.plain.optimisers if name == PLAIN else self.subject.loop.optimisers
+        optimisers = self.plain.optimisers if name == PLAIN else self.subject.loop.updater.optimisers
         states = (value for o in optimisers.values() for state in o.state.values() for value in state.values())
         return sum(v.nbytes for v in states if isinstance(v, torch.Tensor) and v.device.type == self.device.type)
 

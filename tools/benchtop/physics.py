@@ -84,7 +84,7 @@ def run_physics(
     for seed in range(seeds):
         for method, scale in [("lcd", 0.0), *((m, s) for s in scales for m in methods)]:
             run = out / f"{method}-b{scale:g}-s{seed}"
-            settings = [f"seed={seed}", *overrides] + [f"reward.scale={scale:g}"] * (method != "lcd")
+            settings = [f"seed={seed}", *overrides] + [f"guidance.scale={scale:g}"] * (method != "lcd")
             if not (run / "pipeline" / "model_index.json").exists():
                 train(method, settings, out=run, device=str(device))
             outcomes.append(_read(assets, run, method, scale, seed, num, device))
