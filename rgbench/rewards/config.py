@@ -181,22 +181,28 @@ class Weighted(Section):
     scale: NonNegative = 1.0
 
 
-class HPSTerm(HPS, Weighted): ...
+class HPSTerm(HPS, Weighted):
+    """An HPS in a sum."""
 
 
-class CLIPScoreTerm(CLIPScore, Weighted): ...
+class CLIPScoreTerm(CLIPScore, Weighted):
+    """A CLIPScore in a sum."""
 
 
-class PickScoreTerm(PickScore, Weighted): ...
+class PickScoreTerm(PickScore, Weighted):
+    """A PickScore in a sum."""
 
 
-class AestheticTerm(Aesthetic, Weighted): ...
+class AestheticTerm(Aesthetic, Weighted):
+    """An aesthetic rating in a sum."""
 
 
-class ProcessTerm(Process, Weighted): ...
+class ProcessTerm(Process, Weighted):
+    """A process in a sum."""
 
 
-class PluginTerm(Plugin, Weighted): ...
+class PluginTerm(Plugin, Weighted):
+    """A plug-in in a sum."""
 
 
 Term = Annotated[

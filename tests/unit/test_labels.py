@@ -125,7 +125,8 @@ def test_what_is_not_finite_stops_the_run_unchanged(models, tmp_path, how):
     own = loop(trainer, tmp_path)
     for _ in range(2):
         own.train_step()
-    before, moments = state(trainer.student), own.updater.optimisers["student"].state_dict()["state"][0]["exp_avg"].clone()
+    adamw = own.updater.optimisers["student"]
+    before, moments = state(trainer.student), adamw.state_dict()["state"][0]["exp_avg"].clone()
     first_id = own.load_batch(2).ids[0]
     what = {
         "value": f"loss term reward of the student is not finite for {first_id};",
@@ -135,5 +136,5 @@ def test_what_is_not_finite_stops_the_run_unchanged(models, tmp_path, how):
         own.train_step()
     assert first_id in str(caught.value) and "no parameter was changed" in str(caught.value)
     assert_equal(state(trainer.student), before)
-    assert torch.equal(own.updater.optimisers["student"].state_dict()["state"][0]["exp_avg"], moments)
+    assert torch.equal(adamw.state_dict()["state"][0]["exp_avg"], moments)
     assert own.step == 2

@@ -156,7 +156,7 @@ def test_a_damaged_row_is_found(recipe):
 
 
 def test_data_without_end_is_refused(recipe):
-    with pytest.raises(UsageError, match=r"without end cannot be cached; give data\.num"):
+    with pytest.raises(UsageError, match=r"data\.num: endless data"):
         cache(recipe, ["data={kind: scenes}"], device="cpu")
 
 
