@@ -151,11 +151,8 @@ def whole_float32() -> Iterator[None]:
     """
     import torch
 
-    operations: tuple[Any, ...] = (
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-        torch.backends.cudnn.rnn,
-    )
+    backends: Any = torch.backends
+    operations = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [operation.fp32_precision for operation in operations]
     try:
         for operation in operations:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from rgbench.core.errors import RgbenchError, UsageError
@@ -54,34 +54,6 @@ class Reward(Protocol):
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [0, 1], float32 at least; no gradient reaches the reward's weights."""
-        ...
-
-
-class LatentReward(Protocol):
-    """A reward that reads latents, already divided by the scaling factor, and learns; a ``torch.nn.Module``."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """As a module's."""
-        ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any:
-        """As a module's."""
-        ...
-
-    def __call__(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Raw cosines (B,) of unscaled latents (B, C, h, w)."""
-        ...
-
-    def logit_scale(self) -> Tensor:
-        """The learnable factor from cosine to logit; a scalar with gradient."""
-        ...
-
-    def clamp_logit_scale(self) -> None:
-        """Hold the logit scale at 100 or below, in place; called after each update."""
-        ...
-
-    def unfreeze(self, image_layers: int | str, text_layers: int | str) -> list[nn.Parameter]:
-        """Make the last layers of each tower trainable and freeze the rest; returns the trainable parameters."""
         ...
 
 

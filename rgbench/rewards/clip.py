@@ -12,7 +12,7 @@ or without antialiasing, whose overshoot is not clamped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -369,15 +369,24 @@ def folder_tokenizer(folder: Path) -> Any:
         UsageError: the folder names Python code of its own, or a text tower on the hub; neither is loaded.
     """
     text = _model_cfg(folder).get("text_cfg", {})
-    unknown = sorted(set(text.get("tokenizer_kwargs") or ()) - TOKENIZER_OPTIONS)
-    if unknown or text.get("hf_model_name"):
-        key = f"tokenizer_kwargs.{unknown[0]}" if unknown else "hf_model_name"
-        raise UsageError(f"{folder / CONFIG}: text_cfg.{key} is refused; give a CLIP with a text tower of its own")
+    check_text_cfg(text, folder / CONFIG)
     for file in (folder / "tokenizer_config.json", folder / "config.json"):
         if file.is_file() and "auto_map" in read_json(file):
             raise UsageError(f"{file}: auto_map names code of the folder, which is never run; remove it")
     code = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
     return open_clip.get_tokenizer(f"local-dir:{folder}", **code)
+
+
+def check_text_cfg(text: Mapping[str, Any], file: Path) -> None:
+    """Refuse a ``text_cfg`` that would load code, or a text tower from the hub.
+
+    Raises:
+        UsageError: names the file and the key.
+    """
+    unknown = sorted(set(text.get("tokenizer_kwargs") or ()) - TOKENIZER_OPTIONS)
+    if unknown or text.get("hf_model_name"):
+        key = f"tokenizer_kwargs.{unknown[0]}" if unknown else "hf_model_name"
+        raise UsageError(f"{file}: text_cfg.{key} is refused; give a CLIP with a text tower of its own")
 
 
 def _model_cfg(folder: Path) -> dict[str, Any]:

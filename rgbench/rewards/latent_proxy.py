@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import load_safetensors, read_json, save_safetensors_atomic, write_json_atomic
-from rgbench.rewards.clip import FeatureCache, folder_tokenizer, read_clip, unit
+from rgbench.rewards.clip import FeatureCache, check_text_cfg, folder_tokenizer, read_clip, unit
 
 CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
 MAX_LOG_SCALE = math.log(100)  # CLIP, arXiv 2103.00020, section 2.5
@@ -50,6 +50,10 @@ class LatentCLIP(nn.Module):
     def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None) -> None:
         super().__init__()
         self.config, self.tokenizer_folder = config, tokenizer_folder
+        if tokenizer_folder is None:
+            self.tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+        else:
+            self.tokenizer = folder_tokenizer(tokenizer_folder)
         self._frozen_texts: FeatureCache | None = None  # where the text tower does not learn
         self.clip = open_clip.CLIP(
             config["embed_dim"],
@@ -61,10 +65,6 @@ class LatentCLIP(nn.Module):
         self.clip.visual.conv1 = nn.Conv2d(
             config["latent_channels"], pixels.out_channels, pixels.kernel_size, pixels.stride, bias=False
         )
-        if tokenizer_folder is None:
-            self.tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-        else:
-            self.tokenizer = folder_tokenizer(tokenizer_folder)
 
     @classmethod
     def from_clip(
@@ -119,7 +119,9 @@ class LatentCLIP(nn.Module):
         for file in (CONFIG, WEIGHTS, CLIP_CONFIG):
             if not (folder / file).is_file():
                 raise UsageError(f"{folder / file}: missing; a latent CLIP folder is needed")
-        proxy = cls(read_json(folder / CONFIG), folder)
+        config = read_json(folder / CONFIG)
+        check_text_cfg(config["text_cfg"], folder / CONFIG)
+        proxy = cls(config, folder)
         weights = load_safetensors(folder / WEIGHTS)
         expected = proxy.clip.state_dict()
         wrong = [name for name in expected | weights if _shape(expected, name) != _shape(weights, name)]

@@ -38,7 +38,7 @@ from rgbench.data.batches import Batch
 from rgbench.data.sources import open_source
 from rgbench.diffusion.ddim import ddim_grid
 from rgbench.models.pipeline import DiffusionModels, decode_images
-from rgbench.rewards.base import LatentReward, Reward, score
+from rgbench.rewards.base import Reward, score
 from rgbench.rewards.latent_proxy import PAIRS, LatentCLIP, pair_losses
 from rgbench.train.base import OptimiserGroup, Stateful, StepDraws, StepResult, lr_factor
 from rgbench.train.lcd import Distillation, Inputs, distil
@@ -89,12 +89,12 @@ class LRM(RGLCD):
 
     recipe: LRMRecipe
 
-    def __init__(self, recipe: LRMRecipe, models: DiffusionModels, expert: Reward, proxy: LatentReward) -> None:
+    def __init__(self, recipe: LRMRecipe, models: DiffusionModels, expert: Reward, proxy: LatentCLIP) -> None:
         super().__init__(recipe, models, expert)
         logit_scale = recipe.proxy.logit_scale or getattr(expert, "logit_scale", None)
         if logit_scale is None:
             raise UsageError(
-                f"proxy.logit_scale: {expert.name} has none; give the factor from its score to the logit of a preference"
+                f"proxy.logit_scale: {expert.name} has none; give the factor from its scores to logits of a preference"
             )
         self.logit_scale, self.proxy = float(logit_scale), proxy
         section, trainable = recipe.proxy.fidelity, recipe.proxy.trainable

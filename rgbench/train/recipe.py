@@ -207,7 +207,7 @@ class GuidanceSection(Section):
     scale: NonNegative | None = 1.0
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_scale: Positive = 1e4
-    window: Annotated[tuple[Timestep, Timestep], Field(strict=False)] | None = None  # a list, after a "before" validator
+    window: Annotated[tuple[Timestep, Timestep], Field(strict=False)] | None = None  # not strict: a list for a tuple
 
     @model_validator(mode="before")
     @classmethod

@@ -120,14 +120,10 @@ def load_expert(recipe: RGLCDRecipe, models: DiffusionModels) -> Any:
     if isinstance(settings, Sum) and settings.standardise == "calibrated":
         batch = open_source(recipe.data).load(list(range(settings.calibration_images)))
         assert batch.images_BCHW is not None  # of a source, not of a cache
-        expert.calibrate(reconstruct(models, batch.images_BCHW), batch.prompts)
+        # through the autoencoder and back, as the reward will see images
+        latents = [models.encode_images(part)[0] * models.scaling_factor for part in batch.images_BCHW.split(8)]
+        expert.calibrate(torch.cat([models.decode(part) for part in latents]), batch.prompts)
     return expert
-
-
-def reconstruct(models: DiffusionModels, images: Tensor) -> Tensor:
-    """Images through the autoencoder and back, as the reward will see them."""
-    parts = [models.encode_images(part)[0] * models.scaling_factor for part in images.split(8)]
-    return torch.cat([models.decode(latents) for latents in parts])
 
 
 def crop_offsets(expert: Reward, rng: StepDraws) -> Tensor | None:
