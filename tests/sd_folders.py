@@ -141,7 +141,7 @@ def save_parts(root: Path) -> Path:
     return root
 
 
-UNUSED = {"lcd": ("reward", "proxy", "gradients"), "rg_lcd": ("proxy",), "lrm": ()}
+UNUSED = {"lcd": ("reward", "guidance", "proxy", "gradients"), "rg_lcd": ("proxy",), "lrm": ()}
 
 
 def write_recipe(parts: Path, folder: Path, kind: str, teacher: str, changes: dict) -> Path:

@@ -27,7 +27,7 @@ from rgbench.core.io import read_json, sha256_tree
 from rgbench.data.config import HFDatasetData, ImageFolderData, WebDatasetData
 from rgbench.models.folder import check_folder, read_config
 from rgbench.models.presets import PRESETS, MissingFiles, is_offline, readable_size
-from rgbench.rewards.config import HPS, Aesthetic, Plugin, Process, RewardFields, Sum, find_published
+from rgbench.rewards.config import HPS, Aesthetic, Plugin, Process, RewardSection, Sum, find_published
 from rgbench.rewards.remote import look
 from rgbench.train.recipe import (
     BaseRecipe,
@@ -224,7 +224,7 @@ def recipe_checks(name_or_path: str, overrides: list[str] | None = None) -> list
     Raises:
         ConfigError: the recipe itself is wrong.
     """
-    recipe = load_recipe(name_or_path, overrides)
+    recipe = load_recipe(name_or_path, overrides or [])
     found = [Check("recipe", "ok", f"{find_recipe(name_or_path)}: {recipe.kind}, {recipe.train.steps} steps")]
     found.append(_look("teacher", lambda: _teacher(recipe)))
     if isinstance(recipe, RGLCDRecipe):
@@ -277,7 +277,7 @@ def _side(folder: Path) -> int:
 def _rewards(recipe: RGLCDRecipe) -> Iterator[Check]:
     """The reward, or each term of a sum; of the aesthetic predictor its head as well."""
     section = recipe.reward
-    terms: dict[str, RewardFields] = {"reward": section}
+    terms: dict[str, RewardSection] = {"reward": section}
     if isinstance(section, Sum):
         terms = {f"reward.terms.{i}": term for i, term in enumerate(section.terms)}
     for key, term in terms.items():
@@ -287,7 +287,7 @@ def _rewards(recipe: RGLCDRecipe) -> Iterator[Check]:
             yield _look(f"{key} ({term.kind} head)", partial(_path_or, path, f"{key}.head_path", name))
 
 
-def _reward(recipe: RGLCDRecipe, term: RewardFields, key: str) -> str:
+def _reward(recipe: RGLCDRecipe, term: RewardSection, key: str) -> str:
     """Where a reward's weights are looked for, as :func:`rgbench.rewards.load.load_reward` does."""
     path = getattr(term, "path", None)
     if isinstance(term, Process):

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -186,30 +186,24 @@ def lacks_memory(error: RuntimeError) -> bool:
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """Have a GPU compute float32 in float32.
+    """Compute float32 on a GPU in float32, and restore the setting on leaving.
 
-    By default torch rounds the operands of convolutions to TF32 (10 bits of mantissa), so that metric values would
-    differ between a GPU and a CPU by more than rounding. torch has an old and a new interface to this; both are set,
-    for it raises an error where they disagree.
+    By default torch rounds the operands of convolutions to TF32 (10 bits of mantissa), so that features, and the
+    distances and rewards made of them, would differ between a GPU and a CPU by more than rounding. The setting of each
+    operation, which this uses, holds over the older ``allow_tf32`` and the settings of whole back ends.
     """
     import torch
 
-    cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    settings = [(cudnn, cudnn.conv), (cudnn, cudnn.rnn), (matmul, matmul)]
-    before = [new.fp32_precision for _, new in settings]
+    backends: Any = torch.backends
+    operations = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [operation.fp32_precision for operation in operations]
     try:
-        _set_precision(settings, ["ieee"] * len(settings))
+        for operation in operations:
+            operation.fp32_precision = "ieee"
         yield
     finally:
-        _set_precision(settings, before)
-
-
-def _set_precision(settings: Sequence[tuple[Any, Any]], precisions: Sequence[str]) -> None:
-    for (old, _), precision in zip(settings, precisions, strict=True):
-        old.allow_tf32 = precision == "tf32"
-    for (_, new), precision in zip(settings, precisions, strict=True):
-        new.fp32_precision = precision
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
 
 
 class StopRequest:

@@ -13,15 +13,14 @@ import os
 import platform
 import subprocess
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rgbench import __version__
-from rgbench.core.config import dump_yaml, load_yaml
+from rgbench.core.config import dump_yaml
 from rgbench.core.errors import UsageError
 from rgbench.core.io import (
     is_folder_name,
@@ -108,24 +107,19 @@ class RunDirectory:
             raise UsageError(f"{path}: not a run (no run.json); see: rgbench ls runs")
         return run
 
-    def create(
-        self, config: Mapping[str, Any], meta: Mapping[str, Any], free: Collection[str] = (), device_type: str = "cpu"
-    ) -> RunDirectory:
-        """Start a run here, or continue the same one, and lock the directory for this process.
+    def create(self, config: Mapping[str, Any], meta: Mapping[str, Any], device_type: str = "cpu") -> RunDirectory:
+        """Start a run, or open the one that exists, and lock the directory for this process.
 
         Args:
             config: the resolved recipe, plain data.
             meta: the first contents of ``run.json``.
-            free: dotted keys that may differ from the stored config, ``*`` for any item of a list; the stored config
-                stays as it is.
             device_type: ``cpu`` or ``cuda``, for ``environment.json``.
 
         Raises:
-            UsageError: the directory holds a run of another config (names the keys), something that is no run, or a
-                run that another process is training. Nothing is overwritten.
+            UsageError: the directory holds something that is no run, or a run that another process is training.
+                Nothing is overwritten.
         """
         if self.run_file.is_file():
-            self._refuse_other_config(config, free)
             self._lock_for_writing()
             return self
         if self.path.exists() and not self._is_unstarted():
@@ -147,20 +141,6 @@ class RunDirectory:
             and all(name in own or name.endswith(".tmp") for name in os.listdir(self.path))
             and not any(self.checkpoints.glob("step-*"))
         )
-
-    def _refuse_other_config(self, config: Mapping[str, Any], free: Collection[str]) -> None:
-        stored, _ = load_yaml(self.config_file)
-        old, new = _flat(stored), _flat(json.loads(json.dumps(config)))
-        both = old.keys() & new.keys()
-        changed = sorted((old.keys() ^ new.keys()) | {key for key in both if old[key] != new[key]})
-        changed = [key for key in changed if not any(fnmatchcase(key, pattern) for pattern in free)]
-        if changed:
-            shown = ", ".join(f"{key}: {old.get(key, '-')} → {new.get(key, '-')}" for key in changed[:5])
-            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            raise UsageError(
-                f"{self.path}: holds a run of another config ({shown}{more}); "
-                "choose another place with --out, or move the old run away"
-            )
 
     def _lock_for_writing(self) -> None:
         if self._lock is not None:
@@ -217,18 +197,6 @@ class RunDirectory:
                 continue
             if raw.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
                 yield row, raw
-
-
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Index values by dotted key, and items of a list of sections by their number."""
-    if isinstance(data, list) and data and all(isinstance(item, dict) for item in data):
-        data = dict(enumerate(data))
-    if not isinstance(data, dict) or not data:
-        return {prefix: data}
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        out |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return out
 
 
 def provenance(device_type: str = "cpu") -> dict[str, Any]:

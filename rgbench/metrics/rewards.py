@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 from rgbench.core.config import load_yaml, validate
-from rgbench.core.errors import ConfigError, RgbenchError, UsageError, suggest
+from rgbench.core.errors import RgbenchError, UsageError, suggest
 from rgbench.core.io import open_image
 from rgbench.core.registry import TABLES, names, resolve
 from rgbench.data.prompts import Prompt
@@ -295,9 +295,6 @@ class FileReward(HeldOutReward):
             )
         path = self.context.judges[self.name]
         values, lines = load_yaml(path)
-        for unused in ("scale", "window", "logit_scale"):
-            if unused in values:
-                raise ConfigError("is for training; a judge's scores are shown as they are", path=path, key=unused)
         section: Any = validate(OneReward, values, lines, path)
         return load_reward(section, device=self.context.device, key=f"{path}: reward"), 1.0
 

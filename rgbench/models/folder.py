@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import read_json, sha256_file
+from rgbench.core.io import read_json, sha256_file, sha256_tree
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
@@ -147,20 +147,20 @@ def weights_sha256(folder: Path) -> str:
 
 
 def config_sha256(folder: Path) -> str:
-    """One hash over what else decides a pipeline's images: configurations, noise schedule, tokenizer.
+    """One hash over what else decides a pipeline's images; see :func:`config_hashes`."""
+    return hashlib.sha256(json.dumps(config_hashes(folder), sort_keys=True).encode()).hexdigest()
 
-    Notes of the writing library (keys that begin with an underscore) change nothing.
+
+def config_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of what else decides a folder's outputs: its configurations, with the noise schedule, and its tokenizer.
+
+    Fields that name a library's version or a path, with a leading underscore, are left out.
     """
-    configs = {
-        name: {key: value for key, value in read_config(folder / name).items() if not key.startswith("_")}
-        for name in CONFIGS
-    }
-    configs["scheduler"] = {"class": read_config(folder / CONFIGS[-1]).get("_class_name")}
-    digest = hashlib.sha256(json.dumps(configs, sort_keys=True).encode())
-    for name in sorted({name for names in TOKENIZERS for name in names}):
-        file = folder / "tokenizer" / name
-        digest.update(f"{name} {sha256_file(file) if file.is_file() else None}\n".encode())
-    return digest.hexdigest()
+    hashes = {"tokenizer": sha256_tree(folder / "tokenizer")}
+    for name in CONFIGS:
+        content = {k: v for k, v in read_config(folder / name).items() if k == "_class_name" or not k.startswith("_")}
+        hashes[name.partition("/")[0]] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashes
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,6 @@
-"""LAION's aesthetic predictors: a head on the image features of OpenAI's CLIP ViT-L/14; the prompt plays no part.
+"""LAION's aesthetic predictors: a head on the image features of OpenAI's CLIP ViT-L/14; the prompt is not read.
 
-Two different heads are published, and their scores cannot be compared:
+Two heads are published, whose scores are not comparable:
 
 - ``mlp``: "improved aesthetic predictor", ``sac+logos+ava1-l14-linearMSE.pth``, five linear layers without
   activations between them (768 → 1024 → 128 → 64 → 16 → 1), ratings 1 to 10;
@@ -27,7 +27,7 @@ HeadKind = Literal["mlp", "linear"]
 def make_head(kind: HeadKind, width: int) -> nn.Module:
     """A head with the parameter names of its published file; ``width`` features in, 768 in both.
 
-    The MLP's layers are numbered as published: between them stand dropouts, which do nothing here.
+    The dropouts do nothing here; they number the MLP's layers as published.
     """
     if kind == "linear":
         return nn.Linear(width, 1)
@@ -50,8 +50,7 @@ class AestheticReward:
 
     name = "aesthetic"
     differentiable = True
-    # A rating is no log-odds of a preference: an LRM needs reward.logit_scale beside this reward.
-    logit_scale: float | None = None
+    logit_scale: float | None = None  # a rating is no log-odds of a preference: an LRM needs proxy.logit_scale
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class AestheticReward:
             dtype: floating type of weights and arithmetic.
 
         Raises:
-            UsageError: a file is missing, or the head is another.
+            UsageError: a file is missing, or it is not this head.
         """
         folder, file = Path(path), Path(head_path)
         model = load_clip(folder, device, dtype)
@@ -131,5 +130,7 @@ class AestheticReward:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Ratings (B,) of images (B, 3, H, W) in [0, 1], whatever the prompts; gradient reaches the images alone."""
         pixels = clip_preprocess(images.to(self.model.dtype), self.size, self.antialias)
+        features = image_features(self.model, pixels).to(self.model.dtype)
         head = self.head if isinstance(self.head, nn.Linear) else self.head["layers"]
-        return head(image_features(self.model, pixels)).squeeze(-1)
+        with torch.autocast(images.device.type, enabled=False):  # it would round ratings of 5 to multiples of 0.03
+            return head(features).squeeze(-1)

@@ -1,9 +1,7 @@
-"""What a recipe may say of a reward: one pydantic model per kind, weighted sums, plug-ins.
+"""Rewards in a recipe: one model a kind, weighted sums, plug-ins; and where their published weights lie.
 
-Where the published weights of each reward are looked for: in local caches alone, never on a network.
-
-What is not here is named, with its size and the command that gets it; ``HF_HUB_OFFLINE`` changes nothing, since
-nothing is ever fetched.
+Published weights are looked up in the local caches alone. A missing file is an error that names its size and the
+command that fetches it.
 """
 
 from __future__ import annotations
@@ -24,56 +22,25 @@ from rgbench.models.presets import HPS_REPO, HPS_REVISION
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Options = dict[str, bool | int | float | str | list[bool | int | float | str] | None]
-Timestep = Annotated[int, Field(ge=0, le=999)]
 
 
-class GradientShare(Section):
-    """A reward's weight by what it does: the share of its gradient in the gradient at the student's prediction.
-
-    Each sample's weight is β = s/(1 − s) · ‖∂L_LCD/∂f‖ / ‖∂R/∂f‖ (Esser et al. 2021, eq. 7, taken for each sample, so
-    that batch splits and ranks cannot change it).
-
-    Attributes:
-        share: s = β‖∂R/∂f‖ / (‖∂L_LCD/∂f‖ + β‖∂R/∂f‖).
-        max_scale: upper bound of β, for samples on which the reward is flat (Esser et al.: 10⁴).
-    """
-
-    share: Annotated[float, Field(gt=0, lt=1)]
-    max_scale: Positive = 1e4
-
-
-class RewardFields(Section):
-    """What every reward has, a sum included.
+class RewardSection(Section):
+    """A reward of a recipe.
 
     Attributes:
         kind: its name in the registry.
-        scale: β, weight of the reward against the distillation loss, as a number or as a share of the gradient; in a
-            sum, a term's weight.
-        window: first and last timestep at which the reward guides the student; null: all.
-        logit_scale: factor from score to the logit of a preference, by which an LRM's proxy learns it; null: the
-            reward's own.
     """
 
     kind: str
-    scale: NonNegative | GradientShare = 1.0
-    window: tuple[Timestep, Timestep] | None = None
-    logit_scale: Positive | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> RewardFields:
-        if self.window and self.window[0] > self.window[1]:
-            raise ValueError(f"window {list(self.window)} ends before it begins")
-        return self
 
 
-class ViewFields(RewardFields):
-    """What every reward has that looks at images.
+class SingleReward(RewardSection):
+    """A reward that is not a sum.
 
     Attributes:
-        path: its weights; null for the preset's, or for the published ones in the local model hub cache.
+        path: its weights; null for the preset's, or the published ones in the local cache.
         blur_sigma: standard deviation, in pixels of the decoded image, of a Gaussian blur before the reward; 0: none.
-        random_crop: share of each side that a window at a random place keeps, drawn for each sample and step; null:
-            the whole image.
+        random_crop: share of each side that the reward sees, at a place drawn per sample and step; null: all.
     """
 
     path: str | None = None
@@ -81,21 +48,21 @@ class ViewFields(RewardFields):
     random_crop: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
-class PixelReward(ViewFields):
-    """What every reward has that looks at images with a resize of ours.
+class PixelReward(SingleReward):
+    """A reward that rgbench resizes the images for.
 
     Attributes:
-        antialias: whether its image resize filters before it subsamples. No default: it changes the result.
+        antialias: filter before subsampling. No default: it changes the result.
     """
 
     antialias: bool
 
 
 class HPS(PixelReward):
-    """HPSv2.1 or v2.0, or any open_clip folder scored the same way, such as the benchtop's reward.
+    """HPSv2.1, HPSv2.0, or an open_clip folder scored the same way, such as the benchtop's reward.
 
     Attributes:
-        version: the published checkpoint, from the local model hub cache; null: ``path`` or the preset's reward.
+        version: the published checkpoint in the local cache; null: ``path``, or the preset's reward.
     """
 
     kind: Literal["hps"] = "hps"
@@ -124,7 +91,7 @@ class Aesthetic(PixelReward):
     """LAION's aesthetic predictor.
 
     Attributes:
-        head: ``mlp``, the improved predictor, or ``linear``, the first one; their scores cannot be compared.
+        head: ``mlp``, the improved predictor, or ``linear``, the first one; their scores are not comparable.
         head_path: the head's file; null for the published one in the local cache.
     """
 
@@ -133,16 +100,16 @@ class Aesthetic(PixelReward):
     head_path: str | None = None
 
 
-class Process(ViewFields):
-    """A reward in another Python environment, whose worker process scores; it gives no gradient.
+class Process(SingleReward):
+    """A reward that a worker process computes in another Python environment; without gradient.
 
     Attributes:
-        path: its weights; null for where the scorer looks by itself.
+        path: its weights; null for where the scorer itself looks.
         python: interpreter of that environment.
         worker: a scorer that comes with rgbench, a .py file, or a module of that environment.
         options: keyword arguments of the scorer's ``load``.
-        device: of torch, for the worker; null for rgbench's own.
-        timeout: seconds without a sign of progress after which the worker is given up.
+        device: torch device of the worker; null for rgbench's own.
+        timeout: seconds without progress after which the worker is stopped.
     """
 
     kind: Literal["process"]
@@ -181,20 +148,15 @@ class Plugin(PixelReward):
         return kind
 
 
-CLOSED: dict[str, type[ViewFields]] = {"hps": HPS, "clip_score": CLIPScore, "pickscore": PickScore}
-CLOSED |= {"aesthetic": Aesthetic, "process": Process}
+CLOSED: dict[str, type[SingleReward]] = {
+    "hps": HPS, "clip_score": CLIPScore, "pickscore": PickScore, "aesthetic": Aesthetic, "process": Process
+}  # fmt: skip
 
 
-def _term_tag(value: Any) -> str:
-    """Name of the model that validates a reward: that of its kind; ``hps`` where no kind is said."""
+def _class_name(value: Any) -> str:
+    """Name of the model that validates a reward; a missing ``kind`` is ``hps``, an unknown one a plug-in's."""
     kind = value.get("kind", "hps") if isinstance(value, dict) else getattr(value, "kind", "hps")
     return CLOSED[kind].__name__ if isinstance(kind, str) and kind in CLOSED else "Plugin"
-
-
-def _tag(value: Any) -> str:
-    """The same, with sums."""
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-    return "Sum" if kind == "sum" else _term_tag(value)
 
 
 OneReward = Annotated[
@@ -204,36 +166,76 @@ OneReward = Annotated[
     | Annotated[Aesthetic, Tag("Aesthetic")]
     | Annotated[Process, Tag("Process")]
     | Annotated[Plugin, Tag("Plugin")],
-    Discriminator(_term_tag),
+    Discriminator(_class_name),
 ]
 
 
-class Sum(RewardFields):
+class Weighted(Section):
+    """What a term of a sum has in addition.
+
+    Attributes:
+        scale: the term's weight.
+    """
+
+    scale: NonNegative = 1.0
+
+
+class HPSTerm(HPS, Weighted):
+    """An HPS in a sum."""
+
+
+class CLIPScoreTerm(CLIPScore, Weighted):
+    """A CLIPScore in a sum."""
+
+
+class PickScoreTerm(PickScore, Weighted):
+    """A PickScore in a sum."""
+
+
+class AestheticTerm(Aesthetic, Weighted):
+    """An aesthetic rating in a sum."""
+
+
+class ProcessTerm(Process, Weighted):
+    """A process in a sum."""
+
+
+class PluginTerm(Plugin, Weighted):
+    """A plug-in in a sum."""
+
+
+Term = Annotated[
+    Annotated[HPSTerm, Tag("HPSTerm")]
+    | Annotated[CLIPScoreTerm, Tag("CLIPScoreTerm")]
+    | Annotated[PickScoreTerm, Tag("PickScoreTerm")]
+    | Annotated[AestheticTerm, Tag("AestheticTerm")]
+    | Annotated[ProcessTerm, Tag("ProcessTerm")]
+    | Annotated[PluginTerm, Tag("PluginTerm")],
+    Discriminator(lambda value: f"{_class_name(value)}Term"),
+]
+
+
+class Sum(RewardSection):
     """A weighted sum of rewards.
 
     Attributes:
-        terms: its rewards; a term's ``scale`` is its weight.
-        standardise: ``calibrated``: each term as (score − mean) / std, with mean and std over images of the training
-            data before the first step, recorded in the checkpoint; ``none``: raw scores.
+        terms: its rewards and their weights.
+        standardise: ``calibrated``: each term is (score − mean) / std over images of the training data, measured before
+            the first step and kept in the checkpoint; ``none``: raw scores.
         calibration_images: how many images that takes.
-        balance: ``gradient``: each term pulls on the image with the same force per weight, whatever its scores'
-            steepness; ``none``: as its scores are.
+        balance: ``gradient``: each term's gradient at the image gets the same length per weight; ``none``: as it is.
     """
 
     kind: Literal["sum"]
-    terms: Annotated[list[OneReward], Field(min_length=2)]
+    terms: Annotated[list[Term], Field(min_length=2)]
     standardise: Literal["calibrated", "none"] = "calibrated"
     calibration_images: Annotated[int, Field(ge=2)] = 64
     balance: Literal["none", "gradient"] = "none"
 
-    @model_validator(mode="after")
-    def _weights(self) -> Sum:
-        for i, term in enumerate(self.terms):
-            if isinstance(term.scale, GradientShare):
-                raise ValueError(f"terms.{i}.scale: a weight is a number; a share belongs to the sum's own scale")
-            if term.window or term.logit_scale:
-                raise ValueError(f"terms.{i}: window and logit_scale belong to the sum")
-        return self
+
+def _class_name_or_sum(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "Sum" if kind == "sum" else _class_name(value)
 
 
 RewardConfig = Annotated[
@@ -244,7 +246,7 @@ RewardConfig = Annotated[
     | Annotated[Process, Tag("Process")]
     | Annotated[Plugin, Tag("Plugin")]
     | Annotated[Sum, Tag("Sum")],
-    Discriminator(_tag),
+    Discriminator(_class_name_or_sum),
 ]
 
 
@@ -277,19 +279,19 @@ class HubWeights:
         return paths[0].parent if self.whole else paths[0]
 
     def command(self) -> str:
-        """What fetches them into the cache."""
+        """The command that fetches them into the cache."""
         return shlex.join(["hf", "download", self.repo, *self.files, "--revision", self.revision])
 
 
 @dataclass(frozen=True)
 class FileWeights:
-    """One file that is no model of a hub.
+    """One published file outside of a model hub.
 
     Attributes:
         name: in the local cache.
         url: where it is published, at one commit.
         size: for people.
-        sha256: of its bytes; None where nobody has published one. The commit of the address then has to do.
+        sha256: of its bytes; None where none is published, so that the commit of the address has to do.
     """
 
     name: str
@@ -306,7 +308,7 @@ class FileWeights:
         """The file, or None.
 
         Raises:
-            UsageError: another file lies there, such as half a download.
+            UsageError: another file is in its place, such as half a download.
         """
         if not self.path.is_file():
             return None
@@ -319,7 +321,7 @@ class FileWeights:
         return self.path
 
     def command(self) -> str:
-        """What fetches it to where it is looked for."""
+        """The command that fetches it to :attr:`path`."""
         return shlex.join(["curl", "--fail", "--location", "--create-dirs", "--output", str(self.path), self.url])
 
 
@@ -366,7 +368,7 @@ def find_published(name: str, key: str) -> Path:
         key: of the recipe, that may name another place.
 
     Raises:
-        UsageError: names the files, their size and the command that gets them.
+        UsageError: names the files, their size and the command that fetches them.
     """
     weights = PUBLISHED[name]
     found = weights.find()

@@ -1,21 +1,15 @@
-"""The latent proxy reward R^L: a CLIP that reads VAE latents instead of pixels (RG-LCD, arXiv 2403.11027, 4.2).
+"""The latent proxy R^L: a CLIP that reads VAE latents instead of pixels (RG-LCD, arXiv 2403.11027, section 4.2).
 
-An open_clip ``CLIP`` whose patch embedding takes the latent's channels and whose ``image_size`` and ``patch_size``
-count latent pixels. At full size: ViT on 4×64×64, patch 4, 12 layers of width 512, projected to 1024; text tower of
-ViT-H-14.
+It is an open_clip ``CLIP`` whose patch embedding takes the latent's channels; ``image_size`` and ``patch_size`` count
+latent pixels. At full size: ViT on 4×64×64, patch 4, 12 layers of width 512, projected to 1024; text tower of ViT-H-14.
 
-Contrastive loss of latents and captions (CLIP, arXiv 2103.00020, figure 3), one value per sample.
-
-Equal captions in a batch are no negatives of each other: their rows share the label.
-
-Pair losses by which the latent proxy learns its expert (RG-LCD, arXiv 2403.11027, section 4.2).
-
-Three images of one prompt form three pairs: (prediction, target), (prediction, ground truth), (target, ground truth).
-The loss of a sample is the sum over its pairs.
+It learns from its expert by pairs. Three images of one prompt form the pairs (prediction, target), (prediction, ground
+truth) and (target, ground truth); a sample's loss is the sum over its pairs. Before that, it is pre-trained by the
+contrastive loss of CLIP (arXiv 2103.00020, figure 3).
 
 | symbol | name | meaning, shape |
 |---|---|---|
-| – | ``expert_logits`` | cosine × the expert's logit scale; rows prediction, target, ground truth; (3, B) |
+| – | ``expert_logits`` | the expert's score × its logit scale; rows prediction, target, ground truth; (3, B) |
 | – | ``proxy_logits`` | the proxy's cosine × its own learnable logit scale, same rows, (3, B) |
 """
 
@@ -33,11 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_safetensors, read_json, refuse_code, save_safetensors_atomic, write_json_atomic
-from rgbench.rewards.clip import FeatureCache, read_clip
+from rgbench.core.io import load_safetensors, read_json, save_safetensors_atomic, write_json_atomic
+from rgbench.rewards.clip import FeatureCache, check_text_cfg, folder_tokenizer, read_clip, unit
 
 CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
 MAX_LOG_SCALE = math.log(100)  # CLIP, arXiv 2103.00020, section 2.5
+PairLoss = Literal["kl", "smooth", "cross_entropy"]
+PAIRS = ((0, 1), (0, 2), (1, 2))
+GROUND_TRUTH = 2
 
 
 class LatentCLIP(nn.Module):
@@ -53,7 +50,11 @@ class LatentCLIP(nn.Module):
     def __init__(self, config: dict[str, Any], tokenizer_folder: Path | None) -> None:
         super().__init__()
         self.config, self.tokenizer_folder = config, tokenizer_folder
-        self._kept_texts: FeatureCache | None = None  # of a text tower that does not learn
+        if tokenizer_folder is None:
+            self.tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+        else:
+            self.tokenizer = folder_tokenizer(tokenizer_folder)
+        self._frozen_texts: FeatureCache | None = None  # where the text tower does not learn
         self.clip = open_clip.CLIP(
             config["embed_dim"],
             dict(config["vision_cfg"]),
@@ -64,17 +65,14 @@ class LatentCLIP(nn.Module):
         self.clip.visual.conv1 = nn.Conv2d(
             config["latent_channels"], pixels.out_channels, pixels.kernel_size, pixels.stride, bias=False
         )
-        if tokenizer_folder is None:
-            self.tokenizer = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
-        else:
-            refuse_code(tokenizer_folder)
-            self.tokenizer = open_clip.get_tokenizer(f"local-dir:{tokenizer_folder}")
 
     @classmethod
     def from_clip(
         cls, clip: str | Path, vision_cfg: dict[str, Any], *, latent_channels: int, latent_scale: float
     ) -> LatentCLIP:
-        """A proxy with the text tower and logit scale of a CLIP and a fresh image tower.
+        """A proxy with the text tower and logit scale of a CLIP, and a fresh image tower.
+
+        The fresh weights come from torch's global generator: seed it first.
 
         Args:
             clip: an open_clip folder, or a file of ViT-H-14 weights such as an HPS checkpoint.
@@ -83,10 +81,8 @@ class LatentCLIP(nn.Module):
             latent_channels: C.
             latent_scale: the VAE's scaling factor.
 
-        The fresh weights come from torch's global generator: seed it first.
-
         Raises:
-            UsageError: no CLIP there, its text tower is another than its configuration says, or patches do not divide
+            UsageError: no CLIP there, a text tower that does not fit its configuration, or patches that do not divide
                 the latents.
         """
         size, patch = vision_cfg["image_size"], vision_cfg["patch_size"]
@@ -123,7 +119,9 @@ class LatentCLIP(nn.Module):
         for file in (CONFIG, WEIGHTS, CLIP_CONFIG):
             if not (folder / file).is_file():
                 raise UsageError(f"{folder / file}: missing; a latent CLIP folder is needed")
-        proxy = cls(read_json(folder / CONFIG), folder)
+        config = read_json(folder / CONFIG)
+        check_text_cfg(config["text_cfg"], folder / CONFIG)
+        proxy = cls(config, folder)
         weights = load_safetensors(folder / WEIGHTS)
         expected = proxy.clip.state_dict()
         wrong = [name for name in expected | weights if _shape(expected, name) != _shape(weights, name)]
@@ -147,12 +145,12 @@ class LatentCLIP(nn.Module):
                 shutil.copyfile(file, folder / file.name)
 
     def check_fits(self, latent_shape: tuple[int, int, int], scaling_factor: float, source: str | Path) -> None:
-        """Whether the proxy reads the latents of a model.
+        """Refuse a proxy that does not read the latents of a model.
 
         Args:
             latent_shape: (C, h, w).
             scaling_factor: of the model's VAE.
-            source: where the proxy came from, for the message.
+            source: of the proxy, for the message.
 
         Raises:
             UsageError: other channels, another size, or another scale.
@@ -165,26 +163,26 @@ class LatentCLIP(nn.Module):
             raise UsageError(f"{source}: made for latents × {scale}, the model's scaling factor is {scaling_factor}")
 
     def encode_latents(self, latents: Tensor) -> Tensor:
-        """Normalised features (B, D) of unscaled latents (B, C, h, w); scaled to unit variance first."""
-        return F.normalize(self.clip.encode_image(latents * self.config["latent_scale"]), dim=-1)
+        """Unit features (B, D) of unscaled latents (B, C, h, w), which are scaled to unit variance first."""
+        return unit(self.clip.encode_image(latents * self.config["latent_scale"]))
 
     def encode_texts(self, prompts: Sequence[str]) -> Tensor:
-        """Normalised features (B, D) of prompts; each distinct prompt is encoded once.
+        """Unit features (B, D) of prompts; each distinct prompt is encoded once.
 
-        A text tower that :meth:`unfreeze` left frozen also keeps those of the last call.
+        Where :meth:`unfreeze` left the text tower frozen, those of the last call are kept.
         """
-        if self._kept_texts is not None:
-            return self._kept_texts(prompts)
+        if self._frozen_texts is not None:
+            return self._frozen_texts(prompts)
         unique = list(dict.fromkeys(prompts))
         rows = {prompt: i for i, prompt in enumerate(unique)}
         return self._encode_texts(unique)[[rows[prompt] for prompt in prompts]]
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(texts).to(self.clip.logit_scale.device)
-        return F.normalize(self.clip.encode_text(tokens), dim=-1)
+        return unit(self.clip.encode_text(tokens))
 
     def forward(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Raw cosines (B,) of unscaled latents (B, C, h, w) and prompts."""
+        """Raw cosines (B,), float32 at least, of unscaled latents (B, C, h, w) and prompts."""
         return (self.encode_latents(latents) * self.encode_texts(prompts)).sum(-1)
 
     def logit_scale(self) -> Tensor:
@@ -193,7 +191,7 @@ class LatentCLIP(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Hold the logit scale at 100 or below, in place; to be called after each update."""
+        """Hold the logit scale at 100 or below, in place; called after each update."""
         self.clip.logit_scale.clamp_(max=MAX_LOG_SCALE)
 
     def unfreeze(self, image_layers: int | str, text_layers: int | str) -> list[nn.Parameter]:
@@ -214,12 +212,12 @@ class LatentCLIP(nn.Module):
             prefixes = image if name.startswith("visual.") else text
             parameter.requires_grad_(name == "logit_scale" or name.startswith(prefixes))
             chosen += [parameter] if parameter.requires_grad else []
-        self._kept_texts = None if text_layers else FeatureCache(self._encode_texts)
+        self._frozen_texts = None if text_layers else FeatureCache(self._encode_texts)
         return chosen
 
 
 def _prefixes(count: int | str, tower: str, depth: int) -> tuple[str, ...]:
-    """Names under which the trainable parameters of a tower stand; an empty tuple matches none."""
+    """Name prefixes of a tower's trainable parameters; an empty tuple matches none."""
     if count == "all":
         return (tower,)
     blocks = range(max(depth - int(count), 0), depth)
@@ -248,15 +246,11 @@ def contrastive_losses(images: Tensor, texts: Tensor, scale: Tensor, captions: S
     key = torch.tensor([rows[caption] for caption in captions], device=images.device)
     same = (key[:, None] == key[None]).to(images.dtype)
     label = same / same.sum(1, keepdim=True)
-    logits = scale * images @ texts.T
+    with torch.autocast(images.device.type, enabled=False):  # it would round the cosines to bfloat16
+        logits = scale * images @ texts.T
     to_text, to_image = (-(label * x.log_softmax(1)).sum(1) for x in (logits, logits.T))
     found = key[logits.detach().argmax(1)] == key
     return 0.5 * (to_text + to_image), found.to(images.dtype)
-
-
-PairLoss = Literal["kl", "smooth", "cross_entropy"]
-PAIRS = ((0, 1), (0, 2), (1, 2))
-GROUND_TRUTH = 2
 
 
 def pair_losses(expert_logits: Tensor, proxy_logits: Tensor, kind: PairLoss) -> tuple[Tensor, Tensor]:

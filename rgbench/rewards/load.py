@@ -1,4 +1,4 @@
-"""From what a recipe says of a reward to the reward itself."""
+"""From the ``reward:`` section of a recipe to a reward."""
 
 from __future__ import annotations
 
@@ -10,25 +10,14 @@ import torch
 
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.registry import resolve
-from rgbench.rewards.base import CallableReward, Reward, ViewedReward, WeightedReward
-from rgbench.rewards.config import (
-    HPS,
-    Aesthetic,
-    GradientShare,
-    PixelReward,
-    Plugin,
-    Process,
-    RewardFields,
-    Sum,
-    ViewFields,
-    find_published,
-)
+from rgbench.rewards.base import CallableReward, ViewedReward, WeightedReward
+from rgbench.rewards.config import HPS, Aesthetic, PixelReward, Plugin, Process, RewardSection, Sum, find_published
 
 MEMBERS = ("name", "differentiable", "fingerprint")
 
 
 def load_reward(
-    section: RewardFields,
+    section: RewardSection,
     *,
     device: str | torch.device,
     dtype: torch.dtype = torch.float32,
@@ -41,11 +30,11 @@ def load_reward(
         section: from :mod:`rgbench.rewards.config`.
         device: where to put the weights.
         dtype: floating type of weights and arithmetic.
-        preset_path: the HPS weights that a preset brings, for ``path: null``.
+        preset_path: the HPS weights of the preset, for ``path: null``.
         key: of the section, for messages.
 
     Returns:
-        A :class:`Reward` with a ``logit_scale``, which is None where neither the reward nor the section has one.
+        A :class:`rgbench.rewards.base.Reward`.
 
     Raises:
         UsageError: unknown, missing or unfit.
@@ -58,36 +47,39 @@ def load_reward(
         ]
         return WeightedReward(
             terms,
-            [0.0 if isinstance(term.scale, GradientShare) else term.scale for term in section.terms],
+            [term.scale for term in section.terms],
             standardise=section.standardise == "calibrated",
             balance=section.balance == "gradient",
-            logit_scale=section.logit_scale,
         )
-    assert isinstance(section, ViewFields)
-    options = {"device": device, "dtype": dtype}
     reward: Any
     if isinstance(section, Process):
-        reward = _load_process(section, key, str(device))
-    elif isinstance(section, Plugin):
-        reward = _load_plugin(section, key, options)
+        reward = resolve("reward", "process").load(
+            section.python,
+            section.worker,
+            path=section.path,
+            options=section.options,
+            device=section.device or str(device),
+            timeout=section.timeout,
+            key=key,
+        )
     else:
         assert isinstance(section, PixelReward)
-        reward = _load_own(section, preset_path, key, options)
-    if section.logit_scale is not None:
-        reward.logit_scale = section.logit_scale
-    elif not hasattr(reward, "logit_scale"):
-        reward.logit_scale = None
+        arguments = {"antialias": section.antialias, "device": device, "dtype": dtype}
+        if isinstance(section, Plugin):
+            reward = _load_plugin(section, key, arguments)
+        else:
+            reward = _load_own(section, preset_path, key, arguments)
     if section.blur_sigma or section.random_crop:
         return ViewedReward(reward, blur_sigma=section.blur_sigma, random_crop=section.random_crop)
     return reward
 
 
-def _load_own(section: PixelReward, preset_path: Path | None, key: str, options: dict[str, Any]) -> Reward:
+def _load_own(section: PixelReward, preset_path: Path | None, key: str, arguments: dict[str, Any]) -> Any:
     path = section.path or _default_path(section, preset_path, key)
     if isinstance(section, Aesthetic):
         head_path = section.head_path or find_published(f"aesthetic {section.head} head", f"{key}.head_path")
-        options = options | {"head": section.head, "head_path": head_path}
-    return resolve("reward", section.kind).load(path, antialias=section.antialias, **options)
+        arguments = arguments | {"head": section.head, "head_path": head_path}
+    return resolve("reward", section.kind).load(path, **arguments)
 
 
 def _default_path(section: PixelReward, preset_path: Path | None, key: str) -> Path:
@@ -101,33 +93,23 @@ def _default_path(section: PixelReward, preset_path: Path | None, key: str) -> P
     return preset_path
 
 
-def _load_process(section: Process, key: str, device: str) -> Reward:
-    return resolve("reward", section.kind).load(
-        section.python,
-        section.worker,
-        path=section.path,
-        options=section.options,
-        device=section.device or device,
-        timeout=section.timeout,
-        key=key,
-    )
-
-
-def _load_plugin(section: Plugin, key: str, options: dict[str, Any]) -> Reward:
+def _load_plugin(section: Plugin, key: str, arguments: dict[str, Any]) -> Any:
     """A plug-in is a class with ``load(path, *, antialias, device, dtype, **options)``, or a scoring function."""
-    found = resolve("reward", section.kind)
-    if not hasattr(found, "load"):
+    plugin = resolve("reward", section.kind)
+    if not hasattr(plugin, "load"):
         if section.options or section.path:
             raise UsageError(f"{key}: {section.kind} is a function of images and prompts; it takes no path or options")
-        return CallableReward(found, section.kind)
-    arguments = {"antialias": section.antialias, **options, **section.options}
+        return CallableReward(plugin, section.kind)
+    arguments = arguments | section.options
     try:
-        inspect.signature(found.load).bind(section.path, **arguments)
+        inspect.signature(plugin.load).bind(section.path, **arguments)
     except TypeError as error:
         raise UsageError(f"{key}.options: {section.kind} does not take them: {error}") from error
-    reward = found.load(section.path, **arguments)
+    reward = plugin.load(section.path, **arguments)
     absent = [member for member in MEMBERS if not hasattr(reward, member)]
     if absent or not callable(reward):
-        raise RgbenchError(f"reward '{section.kind}': the plug-in's load gave {type(reward).__name__}, which lacks "
-                           f"{', '.join(absent) or '__call__'}")  # fmt: skip
+        lacks = ", ".join(absent) or "__call__"
+        raise RgbenchError(
+            f"reward '{section.kind}': the plug-in's load gave {type(reward).__name__}, which lacks {lacks}"
+        )
     return reward

@@ -1,13 +1,8 @@
-"""A reward that needs another Python environment: a worker process there scores the images that are sent to it.
+"""Rewards in another Python environment: a worker process there scores the images that it is sent.
 
-Behind the reward contract like any other, but without gradient: an LRM's expert, or a held-out judge.
-
-A worker process in another Python environment, and the frames that go to it and come from it.
-
-The other end is :mod:`rgbench.rewards.workers.runner`, whose docstring has the protocol. The worker has a session of
-its own, so that a Ctrl-C reaches rgbench alone, which ends it; and it ends by itself as soon as rgbench is gone.
-
-Scorers that run in another Python environment: which there are, where they stand, what they need there.
+A :class:`ProcessReward` keeps the reward contract without gradient: it can be an LRM's expert or a held-out judge.
+:mod:`rgbench.rewards.workers.runner` is the worker's end and documents the protocol. A worker has its own session, so
+that Ctrl-C reaches rgbench alone, and it ends with its stdin, so that none outlives rgbench.
 """
 
 from __future__ import annotations
@@ -33,33 +28,203 @@ from rgbench.core.io import parse_json, user_cache
 from rgbench.core.process import BUSY_SPINS, IDLE_SPINS
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor  # `rgbench doctor` looks at an environment without torch
 
+WORKERS = ("hpsv3", "imagereward", "vqascore")  # scorers that come with rgbench, files of rgbench.rewards.workers
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 RUNNER = Path(__file__).with_name("workers") / "runner.py"
 PROTOCOL = 1
 HEAD = struct.Struct(">II")
 MAX_BYTES = 1 << 20  # of an answer's header, and of its scores
-KEPT_LOGS = 20
-LOG_LINES = 8  # of the log, shown in a message
+LOOK_TIMEOUT_SEC = 120.0
 GRACE_SEC = 2.0
-# What tells a process that it is one rank of several, which the worker is not; and what would reach its imports.
+KEPT_LOGS = 20
+LOG_LINES = 8  # shown in a message
+# Variables that make a process one rank of several, or change its imports.
 NOT_PASSED = re.compile(
     r"(RANK|LOCAL_RANK|GROUP_RANK|ROLE_\w+|(LOCAL_|GROUP_)?WORLD_SIZE|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|ACCELERATE_\w+"
     r"|PYTHON\w+|__PYVENV_LAUNCHER__)"
 )
 
 
+class ProcessReward:
+    """Scores by a worker process.
+
+    Args:
+        worker: running.
+        ready: its ``ready`` header.
+        options: arguments of its ``load``, which change its scores.
+
+    Attributes:
+        logit_scale: factor from score to the logit of a preference, where the scorer knows it.
+    """
+
+    differentiable = False
+
+    def __init__(self, worker: Worker, ready: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        contract = dict(ready["contract"])
+        self.worker, self.name = worker, str(ready["name"])
+        self.logit_scale: float | None = contract.pop("logit_scale", None)
+        self.takes: str = contract["takes"]
+        self._fingerprint = {
+            **contract,
+            "name": self.name,
+            "kind": "process",
+            "protocol": ready["protocol"],
+            "code_sha256": ready["code_sha256"],
+            "python": ready["python"],
+            "versions": ready["versions"],
+            "options": dict(options),
+        }
+
+    @classmethod
+    def load(
+        cls,
+        python: str,
+        worker: str,
+        *,
+        path: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+        timeout: float = 600.0,
+        key: str = "reward",
+    ) -> ProcessReward:
+        """Start a worker and wait until it can score.
+
+        Args:
+            python: interpreter of the other environment.
+            worker: a name in :data:`WORKERS`, a .py file, or a module of that environment.
+            path: weights; None for where the scorer itself looks.
+            options: further arguments of the scorer's ``load``.
+            device: torch device of the worker.
+            timeout: seconds without progress after which the worker is stopped.
+            key: of the recipe's section, for messages.
+
+        Raises:
+            UsageError: no such interpreter or scorer, a package missing there, arguments that the scorer does not
+                take, or a worker that ended before it could score; with its last lines.
+        """
+        scorer = find_scorer(worker, key)
+        process = Worker(python, scorer["worker"], key, timeout)
+        place = {"path": path and str(Path(path).expanduser().absolute()), "device": device}
+        ready = _start(process, {**scorer, **place, "options": dict(options or {}), "look": False}, key)
+        return cls(process, ready, options or {})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The scorer's contract, code and options, and the versions in its environment."""
+        return self._fingerprint
+
+    def close(self) -> None:
+        """End the worker; it ends with this process at the latest."""
+        self.worker.close()
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1], on their device, float32 at least.
+
+        A scorer of 8-bit images gets the nearest, as a lossless file of the image would hold them.
+
+        Raises:
+            UsageError: the images require a gradient.
+            RgbenchError: the worker ended or hangs.
+        """
+        import torch
+
+        if torch.is_grad_enabled() and images.requires_grad:
+            raise UsageError(f"reward {self.name}: runs in another process and gives no gradient; kind: lrm needs none")
+        pixels = images.detach().float().cpu()
+        if self.takes == "uint8":
+            pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        array = pixels.contiguous().numpy()
+        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        values = self.worker.score(array.shape, list(prompts), data)
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        scores = torch.tensor(values, dtype=dtype, device=images.device)
+        return scores.masked_fill(~images.detach().isfinite().flatten(1).all(1), float("nan"))
+
+
+def look(python: str, worker: str, key: str = "reward") -> str:
+    """The versions that an environment has of what a scorer needs, in words; loads no weights.
+
+    Raises:
+        UsageError: no such interpreter or scorer, or a package is missing; with the command that installs it.
+    """
+    scorer = find_scorer(worker, key)
+    process = Worker(python, scorer["worker"], key, LOOK_TIMEOUT_SEC)
+    try:
+        ready = _start(process, {**scorer, "options": {}, "look": True, "path": None, "device": "cpu"}, key)
+    finally:
+        process.close()
+    versions = ready["versions"]
+    package = scorer_module(worker).PACKAGES[0] if worker in WORKERS else None
+    if package and versions[package] is None:
+        raise UsageError(_missing(process, f"no package {package}", ready["install"], key))
+    installed = [f"{name} {version}" for name, version in versions.items() if version]
+    return ", ".join([f"{process.python}: Python {ready['python']}", *installed])
+
+
+def find_scorer(worker: str, key: str) -> dict[str, Any]:
+    """Name, file and import folder of a scorer, as the runner's ``start`` takes them; a module has no file.
+
+    Raises:
+        UsageError: no such file, and no name of a module.
+    """
+    if worker in WORKERS:
+        return {"worker": worker, "file": str(scorer_module(worker).__file__), "folder": None}
+    if worker.endswith(".py"):
+        file = Path(worker).expanduser().absolute()
+        if not file.is_file():
+            raise UsageError(f"{key}.worker {worker}: no such file")
+        return {"worker": file.stem, "file": str(file), "folder": str(file.parent)}
+    if not MODULE.fullmatch(worker):
+        raise UsageError(f"{key}.worker {worker[:80]!r}: no .py file and no module; {suggest(worker, WORKERS)}")
+    return {"worker": worker, "file": None, "folder": None}
+
+
+def scorer_module(name: str) -> Any:
+    """The module of a scorer that comes with rgbench; its ``INSTALL`` makes the environment."""
+    return import_module(f"rgbench.rewards.workers.{name}")
+
+
+def _start(process: Worker, settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Have a worker load its scorer; its ``ready`` header.
+
+    Args:
+        process: the worker.
+        settings: fields of the runner's ``start``.
+        key: of the recipe's section, for messages.
+
+    Raises:
+        UsageError: it cannot; with the reason.
+    """
+    header = process.start(dict(settings))
+    if header["type"] == "ready":
+        return header
+    process.close()
+    if header["what"] == "options":
+        raise UsageError(f"{key}.options: {process.name} does not take them: {header['message']}")
+    known = "" if settings["file"] else f"; {suggest(settings['worker'], WORKERS)}"
+    raise UsageError(_missing(process, header["message"], header["install"], key) + known)
+
+
+def _missing(process: Worker, what: str, install: str | None, key: str) -> str:
+    place = f"{process.python} -m"
+    if Path(process.python).parent == Path(sys.executable).parent:
+        place = "in another environment than rgbench's own, which its pins would break:"
+    command = "" if install is None else f"; install it with: {place} {install}"
+    return f"{key}.python {process.python}: {process.name} cannot be imported there: {what}{command}"
+
+
 class Worker:
-    """One running worker.
+    """A worker process, and the frames to and from it.
 
     Args:
         python: interpreter of the other environment.
         name: of the scorer, for messages and the log.
-        key: of the recipe that named the interpreter, for messages.
-        timeout: seconds without a sign of progress after which it is given up.
+        key: of the recipe's section that names the interpreter, for messages.
+        timeout: seconds without progress after which it is stopped.
 
     Attributes:
-        log: file that has what the worker printed.
+        log: file of what the worker prints.
 
     Raises:
         UsageError: no such interpreter.
@@ -98,20 +263,20 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._process.pid
 
     def start(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Have it load its scorer.
 
         Args:
-            settings: what the runner's ``start`` has.
+            settings: fields of the runner's ``start``.
 
         Returns:
             The ``ready`` or ``failed`` header.
 
         Raises:
-            UsageError: it ended instead, spoke another protocol, or nothing at all.
+            UsageError: it ended, gave no sign of life, or speaks another protocol.
         """
         try:
             self._send({"type": "start", **settings})
@@ -131,12 +296,12 @@ class Worker:
         """Scores of images.
 
         Args:
-            shape: of the array that ``pixels`` holds.
+            shape: of the array in ``pixels``.
             prompts: as many as images.
             pixels: of the type that the scorer takes, little-endian.
 
         Raises:
-            RgbenchError: the worker ended, or gave no sign of progress in time.
+            RgbenchError: the worker ended, or made no progress in time.
         """
         if not self._finalizer.alive:
             raise RgbenchError(f"{self.name}: the worker has ended already; see {self.log}")
@@ -191,7 +356,7 @@ class Worker:
         return bytes(data)
 
     def _wait(self, descriptor: int, event: int) -> None:
-        """Until something can be read or written; every such moment is progress."""
+        """Wait until a pipe can be read or written; each such moment is progress."""
         poll = select.poll()
         poll.register(descriptor, event)
         if not poll.poll(self.timeout * 1000):
@@ -202,7 +367,7 @@ class Worker:
             )
 
     def _ended(self) -> RgbenchError:
-        """What is to be said of a worker that is gone."""
+        """The error for a worker that is gone."""
         try:
             code = self._process.wait(GRACE_SEC)
         except subprocess.TimeoutExpired:
@@ -216,12 +381,12 @@ class Worker:
 
     def _last_lines(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-        said = ":\n  " + "\n  ".join(line[:400] for line in lines) if lines else "; it printed nothing"
-        return f"{said}\nall that it printed: {shlex.quote(str(self.log))}"
+        shown = ":\n  " + "\n  ".join(line[:400] for line in lines) if lines else "; it printed nothing"
+        return f"{shown}\nall that it printed: {shlex.quote(str(self.log))}"
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Close its stdin, at which it ends; else kill it and what it started. No process and no zombie is left."""
+    """Close its stdin, at which it ends, or kill it and what it started; no process and no zombie is left."""
     if os.getpid() != owner:  # a fork's exit is not the end of what its parent started
         return
     for pipe in (process.stdin, process.stdout):
@@ -243,176 +408,3 @@ def _new_log(name: str) -> Path:
         file.unlink(missing_ok=True)
     stem = re.sub(r"[^\w.-]", "_", name)
     return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.monotonic_ns() % 10**9:09d}-{os.getpid()}-{stem}.log"
-
-
-WORKERS = ("hpsv3", "imagereward", "vqascore")  # files of rgbench.rewards.workers
-LOOK_TIMEOUT_SEC = 120.0
-MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-
-
-def look(python: str, worker: str, key: str = "reward") -> str:
-    """What an environment has of what a scorer needs, in words; no weights are loaded.
-
-    Raises:
-        UsageError: no such interpreter or scorer, or a package is missing; says how to get it.
-    """
-    scorer = find_scorer(worker, key)
-    running = Worker(python, scorer["worker"], key, LOOK_TIMEOUT_SEC)
-    try:
-        ready = started(running, {**scorer, "options": {}, "look": True, "path": None, "device": "cpu"}, key)
-    finally:
-        running.close()
-    versions = ready["versions"]
-    package = scorer_module(worker).PACKAGES[0] if worker in WORKERS else None
-    if package and versions[package] is None:
-        raise UsageError(_missing(running, f"no package {package}", ready["install"], key))
-    found = [f"{name} {version}" for name, version in versions.items() if version]
-    return ", ".join([f"{running.python}: Python {ready['python']}", *found])
-
-
-def find_scorer(worker: str, key: str) -> dict[str, Any]:
-    """Of a scorer, what the runner's ``start`` wants: its name, its file if it is no module of the other environment,
-    and the folder that the file may import from.
-
-    Raises:
-        UsageError: no such file, and no name of a module.
-    """
-    if worker in WORKERS:
-        return {"worker": worker, "file": str(scorer_module(worker).__file__), "folder": None}
-    if worker.endswith(".py"):
-        file = Path(worker).expanduser().absolute()
-        if not file.is_file():
-            raise UsageError(f"{key}.worker {worker}: no such file")
-        return {"worker": file.stem, "file": str(file), "folder": str(file.parent)}
-    if not MODULE.fullmatch(worker):
-        raise UsageError(f"{key}.worker {worker[:80]!r}: no .py file and no module; {suggest(worker, WORKERS)}")
-    return {"worker": worker, "file": None, "folder": None}
-
-
-def scorer_module(name: str) -> Any:
-    """The module of a scorer that comes with rgbench; its ``INSTALL`` makes the environment."""
-    return import_module(f"rgbench.rewards.workers.{name}")
-
-
-def started(running: Worker, settings: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """What a worker says when it can score.
-
-    Args:
-        running: the worker.
-        settings: what the runner's ``start`` has.
-        key: of the recipe's section, for messages.
-
-    Raises:
-        UsageError: it cannot; says why.
-    """
-    header = running.start(dict(settings))
-    if header["type"] == "ready":
-        return header
-    running.close()
-    if header["what"] == "options":
-        raise UsageError(f"{key}.options: {running.name} does not take them: {header['message']}")
-    known = "" if settings["file"] else f"; {suggest(settings['worker'], WORKERS)}"
-    raise UsageError(_missing(running, header["message"], header["install"], key) + known)
-
-
-def _missing(running: Worker, what: str, install: str | None, key: str) -> str:
-    place = f"{running.python} -m"
-    if Path(running.python).parent == Path(sys.executable).parent:
-        place = "in another environment than rgbench's own, which its pins would break:"
-    command = "" if install is None else f"; install it with: {place} {install}"
-    return f"{key}.python {running.python}: {running.name} cannot be imported there: {what}{command}"
-
-
-class ProcessReward:
-    """Scores by a worker process.
-
-    Args:
-        worker: running.
-        ready: what it said of itself when it was.
-        options: arguments of its ``load``, which change its scores.
-
-    Attributes:
-        logit_scale: factor from score to the logit of a preference, where its scorer knows it.
-    """
-
-    differentiable = False
-
-    def __init__(self, worker: Worker, ready: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-        contract = dict(ready["contract"])
-        self.worker, self.name = worker, str(ready["name"])
-        self.logit_scale: float | None = contract.pop("logit_scale", None)
-        self.takes: str = contract["takes"]
-        self._fingerprint = {
-            **contract,
-            "name": self.name,
-            "kind": "process",
-            "protocol": ready["protocol"],
-            "code_sha256": ready["code_sha256"],
-            "python": ready["python"],
-            "versions": ready["versions"],
-            "options": dict(options),
-        }
-
-    @classmethod
-    def load(
-        cls,
-        python: str,
-        worker: str,
-        *,
-        path: str | None = None,
-        options: Mapping[str, Any] | None = None,
-        device: str = "cpu",
-        timeout: float = 600.0,
-        key: str = "reward",
-    ) -> ProcessReward:
-        """Start a worker and wait until it can score.
-
-        Args:
-            python: interpreter of the other environment.
-            worker: a name in :data:`rgbench.rewards.remote.WORKERS`, a .py file, or a module of that environment.
-            path: weights; None for where the scorer looks by itself.
-            options: further arguments of the scorer's ``load``.
-            device: of torch, as the worker sees them.
-            timeout: seconds without a sign of progress after which the worker is given up.
-            key: of the recipe's section, for messages.
-
-        Raises:
-            UsageError: no such interpreter or scorer, a package missing there, arguments that the scorer does not
-                take, or the worker ended before it could score; with its last words.
-        """
-        scorer = find_scorer(worker, key)
-        running = Worker(python, scorer["worker"], key, timeout)
-        given = {"path": path and str(Path(path).expanduser().absolute()), "device": device}
-        settings = {**scorer, **given, "options": dict(options or {}), "look": False}
-        return cls(running, started(running, settings, key), options or {})
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What the scorer says of itself, its code, its options, and the versions in its environment."""
-        return self._fingerprint
-
-    def close(self) -> None:
-        """End the worker; it ends with this process at the latest."""
-        self.worker.close()
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores (B,) of images (B, 3, H, W) in [0, 1], on their device and of float32 at least.
-
-        A scorer that takes 8-bit images is given the nearest: what a lossless file of the image would hold.
-
-        Raises:
-            UsageError: the images want a gradient.
-            RgbenchError: the worker ended or hangs.
-        """
-        import torch
-
-        if torch.is_grad_enabled() and images.requires_grad:
-            raise UsageError(f"reward {self.name}: runs in another process and gives no gradient; kind: lrm needs none")
-        pixels = images.detach().float().cpu()
-        if self.takes == "uint8":
-            pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-        array = pixels.contiguous().numpy()
-        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-        scores = self.worker.score(array.shape, list(prompts), data)
-        dtype = torch.promote_types(images.dtype, torch.float32)
-        found = torch.tensor(scores, dtype=dtype, device=images.device)
-        return found.masked_fill(~images.detach().isfinite().flatten(1).all(1), float("nan"))

@@ -1,4 +1,4 @@
-"""``rgbench cache``: encode a recipe's data once; and training from it where it is there."""
+"""``rgbench cache``: encode a recipe's data once, and train from that where it exists."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import sha256_file, sha256_tree
@@ -25,18 +26,22 @@ log = logging.getLogger("rgbench")
 
 
 def encode(models: DiffusionModels, batch: Batch) -> Encoded:
-    """VAE moments and text states of a batch, from the cache where it brings them, on the models' device."""
+    """VAE moments and text states of a batch, cached or computed, on the models' device."""
+    cached = batch.encoded
+    embeds = models.encode_prompts(batch.prompts) if cached is None else cached.prompt_embeds.to(models.device)
+    return Encoded(*encode_latents(models, batch), embeds)
+
+
+def encode_latents(models: DiffusionModels, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the VAE's posterior, cached or computed, on the models' device."""
     if batch.encoded is not None:
-        device = models.device
-        return Encoded(
-            *(part.to(device) for part in (batch.encoded.mean, batch.encoded.std, batch.encoded.prompt_embeds))
-        )
+        return batch.encoded.mean.to(models.device), batch.encoded.std.to(models.device)
     assert batch.images_BCHW is not None
-    return Encoded(*models.encode_images(batch.images_BCHW), models.encode_prompts(batch.prompts))
+    return models.encode_images(batch.images_BCHW)
 
 
 def cache_of(settings: BaseRecipe, source: DataSource, folder: Path) -> LatentsCache:
-    """The cache that a recipe's data and encoders name, there or not.
+    """The cache of a recipe's data and encoders, complete or not.
 
     Args:
         settings: the recipe; its ``train.dtype`` is the encoders' arithmetic.
@@ -44,10 +49,10 @@ def cache_of(settings: BaseRecipe, source: DataSource, folder: Path) -> LatentsC
         folder: of the model.
 
     Raises:
-        UsageError: data without end.
+        UsageError: endless data.
     """
     if source.length is None:
-        raise UsageError("data without end cannot be cached; give data.num")
+        raise UsageError("data.num: endless data cannot be cached; give the number of samples")
     identity: dict[str, Any] = {"data": source.fingerprint(), "dtype": settings.train.dtype}
     for part in ("vae", "text_encoder"):
         files = [*find_weights(folder / part, part).files, folder / part / "config.json"]
@@ -57,16 +62,16 @@ def cache_of(settings: BaseRecipe, source: DataSource, folder: Path) -> LatentsC
 
 
 def open_cached(settings: BaseRecipe, source: DataSource, folder: Path, wanted: str) -> DataSource:
-    """The source itself, or the cache in its place.
+    """The source itself, or its cache.
 
     Args:
         settings: the recipe.
         source: its data.
         folder: of the model.
-        wanted: ``auto`` for a cache where a complete one is, ``always``, or ``never``.
+        wanted: ``auto`` for a cache where a complete one exists, ``always``, or ``never``.
 
     Raises:
-        UsageError: ``always``, and there is none.
+        UsageError: ``always``, and none exists.
     """
     root = cache_root(settings.train.latents_cache_root)
     if wanted == "never" or (wanted == "auto" and (source.length is None or not root.is_dir())):
@@ -79,19 +84,19 @@ def open_cached(settings: BaseRecipe, source: DataSource, folder: Path, wanted: 
 
 
 def cache(recipe: str, overrides: list[str], *, device: str = "auto", say: Callable[[str], None] | None = None) -> Path:
-    """Encode the data of a recipe; shards that are there already are kept. Under torchrun, one rank's shards.
+    """Encode the data of a recipe; existing shards are kept. Under torchrun, this rank's shards.
 
     Args:
         recipe: a YAML file, or a packaged recipe by name.
         overrides: ``key.path=value`` settings.
         device: ``auto``, ``cpu`` or ``cuda``.
-        say: told about progress.
+        say: shows progress.
 
     Returns:
         The cache's folder.
 
     Raises:
-        UsageError: a missing part, or data without end.
+        UsageError: a missing part, or endless data.
     """
     settings = load_recipe(recipe, overrides)
     ranks = Ranks.join(pick_device(device))
@@ -111,14 +116,14 @@ def cache(recipe: str, overrides: list[str], *, device: str = "auto", say: Calla
 def fill(
     settings: BaseRecipe, source: DataSource, found: LatentsCache, ranks: Ranks, say: Callable[[str], None]
 ) -> None:
-    """Encode and write one rank's share of the shards that are not there.
+    """Encode and write one rank's share of the missing shards.
 
     Args:
         settings: the recipe.
         source: its data.
-        found: where they go.
+        found: the cache.
         ranks: those that share the work.
-        say: told about each shard.
+        say: shows each shard.
     """
     models = load_models(settings.model.teacher_folder(), ranks.device, torch.float32)
     shards = list(found.shards())

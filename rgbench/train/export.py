@@ -1,7 +1,4 @@
-"""The trained student as a plain diffusers folder with a model card; of a LoRA student its adapters as well.
-
-Model cards of exported students: what was trained, from what, on which rewards, and how to sample it.
-"""
+"""Export of a student: a plain diffusers folder with a model card; of a LoRA student its adapters as well."""
 
 from __future__ import annotations
 
@@ -9,35 +6,86 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from diffusers import (
-    DiffusionPipeline,
-    LatentConsistencyModelPipeline,
-    LCMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 from rgbench import __version__
-from rgbench.core.io import read_json, save_safetensors_atomic, write_text_atomic
+from rgbench.core.io import save_safetensors_atomic, write_text_atomic
 from rgbench.core.run import provenance
-from rgbench.models.lora import EMBEDDING_FILE
-from rgbench.models.student import ADAPTER, COND_PROJ, is_lora, lora_state, merged
-from rgbench.train.base import Trainer
+from rgbench.models.student import ADAPTER, is_lora, lora_state, merged
+from rgbench.train.base import Network, StudentTrainer
 from rgbench.train.recipe import LCDRecipe
 
 NETWORKS = {"target": "EMA (target)", "student": "online (student)"}
+LORA_FOLDER, EMBEDDING_FILE = "lora", "guidance_embedding.safetensors"
+EMBEDDING_WEIGHT = "time_embedding.cond_proj.weight"
 
 
-def model_card(recipe: LCDRecipe, meta: Mapping[str, Any], network: str) -> str:
-    """README.md of an exported pipeline folder.
+def export_pipeline(
+    trainer: StudentTrainer, meta: dict[str, Any], folder: Path, network: Network | None = None
+) -> None:
+    """Write the student so that ``DiffusionPipeline.from_pretrained(folder)`` loads it.
+
+    A LoRA student's adapters are merged into the UNet there, and written to ``lora/`` in diffusers' layout, for
+    ``load_lora_weights``.
+
+    Args:
+        trainer: with both networks.
+        meta: the run's run.json, for the card.
+        folder: replaced as a whole.
+        network: ``target`` (the EMA) or ``student`` (online); the recipe's ``sampling.network`` by default.
+    """
+    recipe, unet = trainer.recipe, trainer.network(network)
+    weights = NETWORKS[network or recipe.sampling.network]
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    _pipeline(trainer, merged(unet)).save_pretrained(temporary, safe_serialization=True)
+    if is_lora(unet):
+        _save_lora(unet, temporary / LORA_FOLDER)
+        write_text_atomic(temporary / LORA_FOLDER / "README.md", lora_card(recipe, meta, weights))
+    write_text_atomic(temporary / "README.md", model_card(recipe, meta, weights))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def _pipeline(trainer: StudentTrainer, unet: UNet2DConditionModel) -> DiffusionPipeline:
+    """diffusers' pipeline for the student: one that embeds w where the student has a guidance embedding."""
+    models = trainer.models
+    embeds_w = unet.config.time_cond_proj_dim is not None
+    return (LatentConsistencyModelPipeline if embeds_w else StableDiffusionPipeline)(
+        vae=models.vae,
+        text_encoder=models.text_encoder,
+        tokenizer=models.tokenizer,
+        unet=unet,
+        scheduler=trainer.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+    """``pytorch_lora_weights.safetensors`` with rank and α in its header, and the guidance embedding, if any."""
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=lora_state(unet),
+        unet_lora_adapter_metadata=unet.peft_config[ADAPTER].to_dict(),
+        safe_serialization=True,
+    )
+    if unet.config.time_cond_proj_dim is not None:
+        weight = unet.time_embedding.cond_proj.weight.detach().cpu().contiguous()
+        save_safetensors_atomic({EMBEDDING_WEIGHT: weight}, folder / EMBEDDING_FILE)
+
+
+def model_card(recipe: LCDRecipe, meta: Mapping[str, Any], weights: str) -> str:
+    """README.md of an exported pipeline folder: what was trained, from what, on which rewards, and how to sample it.
 
     Args:
         recipe: of the run.
         meta: the run's run.json.
-        network: ``target`` or ``student``, whose weights are in the folder.
+        weights: which network's, in words.
     """
     sampling = recipe.sampling
     lora = f", adapters of rank {recipe.lora.rank} added to the teacher's weights" if recipe.lora else ""
@@ -47,7 +95,7 @@ def model_card(recipe: LCDRecipe, meta: Mapping[str, Any], network: str) -> str:
 
 # {meta["name"]}
 
-A few-step text-to-image student, distilled by `{recipe.kind}` with rgbench; {NETWORKS[network]} weights{lora},
+A few-step text-to-image student, distilled by `{recipe.kind}` with rgbench; {weights} weights{lora},
 after {meta["step"]} optimiser steps of batch {recipe.train.batch_size}, seed {recipe.seed}.
 
 {_origin(meta)}
@@ -75,7 +123,7 @@ image = pipeline("a prompt", num_inference_steps={sampling.steps}, guidance_scal
 """
 
 
-def lora_card(recipe: LCDRecipe, meta: Mapping[str, Any], network: str) -> str:
+def lora_card(recipe: LCDRecipe, meta: Mapping[str, Any], weights: str) -> str:
     """README.md of the adapters' folder; arguments as of :func:`model_card`."""
     assert recipe.lora is not None
     teacher, sampling, lcd = meta["teacher"], recipe.sampling, recipe.lcd
@@ -102,7 +150,7 @@ pipeline = LatentConsistencyModelPipeline.from_pretrained({source}, unet=unet)""
 
 # {meta["name"]}: LoRA
 
-Adapters of rank {recipe.lora.rank} of the student in the folder above; {NETWORKS[network]} weights.
+Adapters of rank {recipe.lora.rank} of the student in the folder above; {weights} weights.
 
 {_origin(meta)}
 
@@ -135,18 +183,19 @@ def _header(recipe: LCDRecipe, meta: Mapping[str, Any], relation: str = "finetun
 
 
 def _origin(meta: Mapping[str, Any]) -> str:
-    """Teacher, data and code, a line each."""
+    """Teacher, data, recipe and code, a line each."""
     teacher, git = meta["teacher"], provenance()["git"]
     where = f"`{teacher['repo']}` at `{teacher['revision']}`" if "repo" in teacher else meta["world"]
-    data = json.dumps(meta["data"], ensure_ascii=False)
+    data, digest = json.dumps(meta["data"], ensure_ascii=False), meta.get("recipe_sha256")
     code = f"`{git['revision']}`{', with changes' if git['changed'] else ''}" if git else "of a release"
     return f"""- Teacher: {where}, weights sha256 `{teacher["sha256"]}`; its licence holds for this student too
 - Data: `{data}`
+- Recipe: {f"sha256 `{digest}`, the same for every training seed" if digest else "below"}
 - Code: rgbench {__version__}, revision {code}"""
 
 
 def _rewards(meta: Mapping[str, Any]) -> str:
-    """One line a reward, each marked as in-sample."""
+    """A line a reward, each marked as in-sample."""
     lines = []
     for reward in meta["rewards"]:
         fingerprint = reward["fingerprint"]
@@ -166,88 +215,10 @@ def _guidance(recipe: LCDRecipe) -> str:
     w_min, w_max = recipe.lcd.w_min, recipe.lcd.w_max
     if recipe.lcd.time_cond_proj_dim is None:
         return (
-            f"Guidance for w from {w_min:g} to {w_max:g}, in the LCM form c + w(c − u), is trained in: the student is "
-            "not told w, and\n`guidance_scale` above 1 comes on top of it. Keep it between 1 and 2."
+            f"Guidance for w from {w_min:g} to {w_max:g}, in the LCM form c + w(c − u), is trained in;\n"
+            "`guidance_scale` above 1 comes on top of it. Keep it between 1 and 2."
         )
     return (
         f"Guidance was trained for w from {w_min:g} to {w_max:g} in the LCM form c + w(c − u). The pipeline embeds\n"
         f"w = guidance_scale − 1, so `guidance_scale` belongs between {w_min + 1:g} and {w_max + 1:g}."
     )
-
-
-Network = Literal["target", "student"]
-LORA_FOLDER = "lora"
-
-# What of the teacher's scheduler belongs to the noise schedule, not to its sampler.
-SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-
-
-def make_scheduler(trainer: Trainer, recipe: LCDRecipe) -> LCMScheduler:
-    """The sampler a student of this recipe needs: on its training grid and with its timestep scaling."""
-    config = read_json(trainer.models.path / "scheduler" / "scheduler_config.json")
-    return LCMScheduler(
-        **{key: config[key] for key in SCHEDULE_KEYS if key in config},
-        original_inference_steps=recipe.lcd.num_ddim_timesteps,
-        timestep_scaling=recipe.lcd.timestep_scaling,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,  # read by nobody here; StableDiffusionPipeline warns of any other value
-    )
-
-
-def export_pipeline(
-    trainer: Trainer, recipe: LCDRecipe, meta: dict[str, Any], folder: Path, network: Network | None = None
-) -> None:
-    """Write the student so that ``DiffusionPipeline.from_pretrained(folder)`` loads it.
-
-    A LoRA student's adapters are added to the UNet's weights there, and lie beside it in ``lora/`` in diffusers'
-    layout, for ``load_lora_weights``.
-
-    Args:
-        trainer: with both networks.
-        recipe: of the run.
-        meta: the run's run.json, for the card.
-        folder: replaced as a whole.
-        network: ``target`` (the EMA) or ``student`` (online); the recipe's ``sampling.network`` by default.
-    """
-    network = network or recipe.sampling.network
-    unet = trainer.target if network == "target" else trainer.student
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    _pipeline(trainer, recipe, merged(unet)).save_pretrained(temporary, safe_serialization=True)
-    if is_lora(unet):
-        _save_lora(unet, temporary / LORA_FOLDER)
-        make_scheduler(trainer, recipe).save_pretrained(temporary / LORA_FOLDER)  # its grid, for rgbench eval --lora
-        write_text_atomic(temporary / LORA_FOLDER / "README.md", lora_card(recipe, meta, network))
-    write_text_atomic(temporary / "README.md", model_card(recipe, meta, network))
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-
-
-def _pipeline(trainer: Trainer, recipe: LCDRecipe, unet: UNet2DConditionModel) -> DiffusionPipeline:
-    """diffusers' pipeline for the student: one that embeds w where the student is told it."""
-    models = trainer.models
-    told = unet.config.time_cond_proj_dim is not None
-    return (LatentConsistencyModelPipeline if told else StableDiffusionPipeline)(
-        vae=models.vae,
-        text_encoder=models.text_encoder,
-        tokenizer=models.tokenizer,
-        unet=unet,
-        scheduler=make_scheduler(trainer, recipe),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def _save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
-    """``pytorch_lora_weights.safetensors`` with rank and α in its header, and the guidance embedding, if any."""
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=lora_state(unet),
-        unet_lora_adapter_metadata=unet.peft_config[ADAPTER].to_dict(),
-        safe_serialization=True,
-    )
-    if unet.config.time_cond_proj_dim is not None:
-        weight = unet.time_embedding.cond_proj.weight.detach().cpu().contiguous()
-        save_safetensors_atomic({COND_PROJ: weight}, folder / EMBEDDING_FILE)

@@ -11,14 +11,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import LCMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from rgbench.core.io import read_json
 from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch
 from rgbench.diffusion.consistency import consistency_function, guidance_embedding, pseudo_huber, squared_error
@@ -26,7 +28,7 @@ from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
 from rgbench.diffusion.schedule import add_noise
 from rgbench.models.pipeline import DiffusionModels
 from rgbench.models.student import Learned, is_lora, make_lora_student, make_student, present, trainable
-from rgbench.train.base import Learner, Reader, Stateful, StepDraws, StepResult
+from rgbench.train.base import CaptionTokenizer, Network, OptimiserGroup, Stateful, StepDraws, StepResult, autocast
 from rgbench.train.cache import encode
 from rgbench.train.export import export_pipeline
 from rgbench.train.recipe import LCDRecipe, LCDSection
@@ -36,6 +38,8 @@ LCM_LORA_MODULES = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
 )
+# The part of a teacher's scheduler configuration that is the noise schedule, not its sampler.
+SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What lines 2–8 start from: one batch with its draws.
+    """One batch with its draws, from which lines 2–8 start.
 
     Attributes:
         latents, noise: (B, C, h, w).
@@ -70,12 +74,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Distillation:
-    """What lines 2–8 produce; only ``prediction`` and ``losses`` carry gradient.
+    """Results of lines 2–8; only ``prediction`` and ``losses`` carry gradient.
 
     Attributes:
         start_timesteps, timesteps: (B,) int64.
         noisy: z_{n+k}.
-        w_embedding: (B, d); None for a student that is not told w.
+        w_embedding: (B, d); None for a student without guidance embedding.
         prediction: f_θ(z_{n+k}), scaled latents.
         previous: z_n of the solver.
         target: f_θ⁻(z_n).
@@ -103,7 +107,7 @@ def distil(networks: Networks, settings: LCDSection, inputs: Inputs) -> Distilla
     # 3. z_{n+k} = α z + σ ε
     noisy = add_noise(latents, inputs.noise, start_timesteps, cumprod)
 
-    # 4. embedding of w, where the student is told it
+    # 4. embedding of w, where the student has one
     dim = networks.student.config.time_cond_proj_dim
     w_embedding = guidance_embedding(w, dim) if dim else None
 
@@ -134,8 +138,9 @@ def distil(networks: Networks, settings: LCDSection, inputs: Inputs) -> Distilla
 def _call(
     unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, embeds: Tensor, w_embedding: Tensor | None = None
 ) -> Tensor:
-    """Model output (B, C, h, w)."""
-    return unet(latents, timesteps, encoder_hidden_states=embeds, timestep_cond=w_embedding, return_dict=False)[0]
+    """Model output (B, C, h, w) in the latents' dtype: what follows an autocast network is not rounded again."""
+    output = unet(latents, timesteps, encoder_hidden_states=embeds, timestep_cond=w_embedding, return_dict=False)[0]
+    return output.to(latents.dtype)
 
 
 @torch.no_grad()
@@ -157,7 +162,7 @@ def new_student(recipe: LCDRecipe, teacher: UNet2DConditionModel) -> UNet2DCondi
 
 
 class LCD:
-    """The LCD trainer, and what RG-LCD and LRM share with it.
+    """The LCD trainer, and what other distillation methods share with it.
 
     Args:
         recipe: validated.
@@ -167,21 +172,23 @@ class LCD:
     def __init__(self, recipe: LCDRecipe, models: DiffusionModels) -> None:
         self.recipe, self.models = recipe, models
         self.student = new_student(recipe, models.unet)
-        self.target = new_student(recipe, models.unet).requires_grad_(False)  # begins as the student's equal
+        self.target = new_student(recipe, models.unet).requires_grad_(False)  # equals the student at the start
         self.networks = Networks(models.unet, self.student, self.target, models.alphas_cumprod, models.prediction_type)
-        self.uncond_embeds = models.encode_prompts([""])
+        with autocast(recipe.train.dtype, models.device.type):  # as the prompts, from which guidance subtracts it
+            self.uncond_embeds = models.encode_prompts([""])
 
     @classmethod
     def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> LCD:
-        """The trainer of a recipe; subclasses load what else they need."""
+        """The trainer of a recipe; subclasses load their rewards here."""
         return cls(recipe, models)
 
-    def learners(self) -> dict[str, Learner]:
-        """All of the student that learns."""
-        return {"student": Learner(trainable(self.student), self.recipe.train.lr)}
+    def optimiser_groups(self) -> dict[str, OptimiserGroup]:
+        """The student."""
+        train = self.recipe.train
+        return {"student": OptimiserGroup(trainable(self.student), train.lr, train)}
 
     def modules(self) -> dict[str, Stateful]:
-        """Student and target; of a LoRA student what it learned."""
+        """Student and target; of a LoRA student the adapters."""
         networks = {"student": self.student, "target": self.target}
         return {k: Learned(v, self.student) for k, v in networks.items()} if is_lora(self.student) else networks
 
@@ -189,10 +196,10 @@ class LCD:
         """No reward."""
         return []
 
-    def readers(self) -> dict[str, Reader]:
-        """The teacher's text encoder."""
+    def tokenizers(self) -> dict[str, CaptionTokenizer]:
+        """The text encoder's."""
         tokenizer = self.models.tokenizer
-        return {"text_encoder": Reader(tokenizer, tokenizer.model_max_length)}
+        return {"text_encoder": CaptionTokenizer(tokenizer, tokenizer.model_max_length)}
 
     def prepare(self, batch: Batch, rng: StepDraws) -> Inputs:
         """Line 1 and the draws of lines 2–4, the same for every method at one seed."""
@@ -219,7 +226,29 @@ class LCD:
         """Line 9, whose AdamW and clipping are the loop's: θ⁻ ← μ θ⁻ + (1 − μ) θ."""
         ema_update(self.target, self.student, self.recipe.train.ema_decay)
 
+    def network(self, name: Network | None = None) -> UNet2DConditionModel:
+        """The EMA or the online network; the recipe's ``sampling.network`` by default."""
+        return self.target if (name or self.recipe.sampling.network) == "target" else self.student
+
+    def scheduler(self) -> LCMScheduler:
+        """diffusers' sampler on the training grid, with the training's timestep scaling."""
+        config = read_json(self.models.path / "scheduler" / "scheduler_config.json")
+        return LCMScheduler(
+            **{key: config[key] for key in SCHEDULE_KEYS if key in config},
+            original_inference_steps=self.recipe.lcd.num_ddim_timesteps,
+            timestep_scaling=self.recipe.lcd.timestep_scaling,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,  # unused here; StableDiffusionPipeline warns of any other value
+        )
+
+    def sample(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] of the network that is exported, sampled as the recipe says."""
+        settings, lcd = self.recipe.sampling, self.recipe.lcd
+        models = self.models.with_student(self.network(), lcd.num_ddim_timesteps, lcd.timestep_scaling)
+        return models.sample(prompts, generators, num_steps=settings.steps, guidance_scale=settings.guidance_scale)
+
     def export(self, run: RunDirectory) -> Path:
         """Write the student as a diffusers pipeline; returns its folder."""
-        export_pipeline(self, self.recipe, run.read(), run.pipeline)
+        export_pipeline(self, run.read(), run.pipeline)
         return run.pipeline

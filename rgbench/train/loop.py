@@ -1,12 +1,7 @@
-"""The one loop: data by the step counter, a trainer's step, and everything around it.
+"""The training loop: it alone loads data, reduces losses, checks, clips, steps, logs, saves and stops.
 
-A trainer returns per-sample losses; this module alone reduces them, checks that they are finite on all ranks, clips,
-steps, logs, saves and stops. Nothing here depends on what was drawn before, on the rank or on the micro-batch, so a
-run resumed at step k repeats what the uninterrupted run did, and two ranks what one did, up to the order of sums.
-
-From losses to changed parameters: backward, the mean over ranks, the loss scale, clipping, AdamW.
-
-What the steps of one global batch measured: every sample's losses, from all micro-batches and ranks.
+A trainer returns per-sample losses. Nothing here depends on earlier draws, on the rank or on the micro-batch: a run
+resumed at step k repeats the uninterrupted run, and two ranks repeat one, up to the order of sums.
 """
 
 from __future__ import annotations
@@ -18,189 +13,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rgbench.core import checkpoint
 from rgbench.core.errors import Interrupted, RgbenchError, UsageError
 from rgbench.core.launch import Ranks
 from rgbench.core.process import StopRequest, lacks_memory
-from rgbench.core.run import RunDirectory
+from rgbench.core.run import RunDirectory, stream_generator
 from rgbench.data.batches import Batch, BatchLoader, DataSource
-from rgbench.train.base import CaptionCount, Learner, StepDraws, StepResult, Trainer, autocast, total
-from rgbench.train.log import NUM_PROMPTS, CostMeter, Monitor, check_wandb, of_all_ranks, sample_grid, write_png
-from rgbench.train.recipe import BaseRecipe, LCDRecipe, TrainSection
+from rgbench.train.base import OptimiserGroup, StepDraws, StepResult, Trainer, autocast
+from rgbench.train.log import CaptionCount, CostMeter, Monitor, check_wandb, merge_costs, merge_counts, tile
+from rgbench.train.recipe import BaseRecipe, TrainSection
 
+SAMPLED_PROMPTS = 8  # of a sample grid, the first of the data
 SMALLEST_LOSS_SCALE = 1.0  # below it, float16's gradients are not too large but wrong
-
-
-class Updater:
-    """The optimisers of a run and what stands before each of their steps.
-
-    Args:
-        learners: what learns, by the name under which a step groups its losses.
-        train: the recipe's section.
-        ranks: those whose gradients are averaged.
-        device_type: ``cpu`` or ``cuda``.
-
-    Attributes:
-        optimisers: AdamW by learner.
-        num_skipped: optimiser steps left out because float16 overflowed, since the start of the run.
-    """
-
-    def __init__(self, learners: dict[str, Learner], train: TrainSection, ranks: Ranks, device_type: str) -> None:
-        self.learners, self.train, self.ranks, self.device_type = learners, train, ranks, device_type
-        self.optimisers = {name: learner.adamw(train.betas, train.weight_decay) for name, learner in learners.items()}
-        self.scaler = torch.amp.GradScaler(device_type, enabled=train.dtype == "float16")
-        self.num_skipped = 0
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Mixed precision of a step, and of all else that calls the networks while they train."""
-        return autocast(self.train.dtype, self.device_type)
-
-    def backward(self, result: StepResult, share: float) -> None:
-        """Add one micro-batch's gradients.
-
-        Args:
-            result: per-sample losses; an optimiser minimises the sum of its terms' means.
-            share: of the micro-batch in this rank's part of the batch, in (0, 1].
-        """
-        for terms in result.losses.values():
-            loss = torch.stack([term.mean() for term in terms.values()]).sum()
-            self.scaler.scale(loss if share == 1 else loss * share).backward()
-
-    def reduce(self) -> dict[str, Tensor]:
-        """Average the gradients over the ranks and clip them.
-
-        Returns:
-            Each optimiser's gradient norm before clipping, the same on all ranks.
-        """
-        norms = {}
-        for name, learner in self.learners.items():
-            gradients = [p.grad for p in learner.parameters if p.grad is not None]
-            self.ranks.average(gradients)
-            if gradients:
-                self.scaler.unscale_(self.optimisers[name])
-            norms[name] = learner.clip(self.train.max_grad_norm)
-        return norms
-
-    def step(self, step: int, finite: bool) -> bool:
-        """Change the parameters.
-
-        Args:
-            step: optimiser step, from 0, for learning rates that change.
-            finite: whether all gradient norms are; with float16 an overflow lowers the loss scale instead.
-
-        Returns:
-            Whether they were changed.
-
-        Raises:
-            RgbenchError: float16's loss scale has no room left.
-        """
-        for name, optimiser in self.optimisers.items():
-            self.learners[name].set_lr(optimiser, step)
-            if finite:
-                self.scaler.step(optimiser)
-            optimiser.zero_grad(set_to_none=True)
-        if self.scales:
-            self.scaler.update()
-            if self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
-                raise RgbenchError("the gradient overflows float16 at any loss scale; train with train.dtype=bfloat16")
-        self.num_skipped += not finite
-        return finite
-
-    @property
-    def scales(self) -> bool:
-        """Whether a gradient that is not finite lowers a loss scale instead of ending the run."""
-        return self.scaler.is_enabled()
-
-    def describe(self, norms: dict[str, float]) -> dict[str, float]:
-        """What of the update the log shows; a norm that overflowed is no number and is left out."""
-        values = {f"grad_norm/{name}": norm for name, norm in norms.items() if math.isfinite(norm)}
-        return values | ({"loss_scale": self.scaler.get_scale()} if self.scales else {})
-
-    def drop(self) -> None:
-        """Forget the gradients of a step that is given up."""
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-
-    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Tensors by file stem and plain data for a checkpoint."""
-        tensors: dict[str, dict[str, Tensor]] = {}
-        settings: dict[str, Any] = {}
-        for name, optimiser in self.optimisers.items():
-            tensors[f"optimiser-{name}"], settings[name] = checkpoint.flatten_optimiser(optimiser)
-        return tensors, {"optimisers": settings, "loss_scale": self.scaler.state_dict(), "skipped": self.num_skipped}
-
-    def restore(self, tensors: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> None:
-        """Undo :meth:`state`."""
-        for name, optimiser in self.optimisers.items():
-            checkpoint.restore_optimiser(optimiser, tensors[f"optimiser-{name}"], meta["optimisers"][name])
-        if self.scales:
-            self.scaler.load_state_dict(meta["loss_scale"])
-        self.num_skipped = meta.get("skipped", 0)  # not in checkpoints of the first version
-
-
-class Measured:
-    """Per-sample losses and statistics of one optimiser step.
-
-    Attributes:
-        ids: names of this rank's samples so far.
-        reward_calls: images the expert scored on this rank.
-    """
-
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-        self.reward_calls = 0
-        self._terms: dict[str, list[Tensor]] = {}
-        self._names: dict[str, str] = {}
-
-    def add(self, result: StepResult, ids: list[str]) -> None:
-        """Take one micro-batch's values.
-
-        Raises:
-            RgbenchError: a loss term or statistic that is not one value per sample.
-        """
-        rows = {
-            f"loss/{term}": (f"loss term {term} of the {name}", value)
-            for name, losses in result.losses.items()
-            for term, value in losses.items()
-        }
-        rows |= {name: (f"statistic {name}", value) for name, value in result.stats.items()}
-        device = next(value for _, value in rows.values()).device  # a loss's; a statistic may be made on the CPU
-        for key, (name, value) in rows.items():
-            if value.shape != (len(ids),):
-                shape = tuple(value.shape)
-                raise RgbenchError(f"{name} has shape {shape}: a reward gives one score per image, (B,)")
-            self._names[key] = name
-            self._terms.setdefault(key, []).append(value.detach().to(device, torch.float64))
-        self.ids += ids
-        self.reward_calls += result.reward_calls
-
-    def gather(self, ranks: Ranks) -> Tensor:
-        """All samples' values in the order of the global batch, (B, names)."""
-        return ranks.gather_rows(torch.stack([torch.cat(parts) for parts in self._terms.values()], dim=1))
-
-    def means(self, rows: Tensor) -> dict[str, float]:
-        """By the log's names, from what :meth:`gather` gave.
-
-        A statistic that is no finite number is left out, as a gradient's where float16 overflowed: the step is skipped,
-        and neither JSON nor a curve can hold it.
-        """
-        means = zip(self._terms, rows.mean(0).tolist(), strict=True)
-        return {name: value for name, value in means if math.isfinite(value)}
-
-    def fault(self, rows: Tensor) -> tuple[str, list[int]] | None:
-        """The first loss term that is not finite, and its samples' positions in the global batch."""
-        if rows.isfinite().all():
-            return None
-        for column, (key, name) in enumerate(self._names.items()):
-            wrong = (~rows[:, column].isfinite()).nonzero().flatten().tolist()
-            if key.startswith("loss/") and wrong:
-                return name, wrong
-        return None
-
-
-ADVICE = "no parameter was changed; look at these samples, or lower train.lr or reward.scale"
+ADVICE = "no parameter was changed; look at these samples, or lower train.lr or guidance.scale"
 
 
 class Loop:
@@ -229,9 +56,7 @@ class Loop:
         check_split(train, self.ranks.size)
         if train.wandb is not None:
             check_wandb()
-        self.learners = trainer.learners()
-        self.updater = Updater(self.learners, train, self.ranks, trainer.models.device.type)
-        self.optimisers = self.updater.optimisers
+        self.updater = Updater(trainer.optimiser_groups(), train.dtype, self.ranks, trainer.models.device.type)
         _prepare_networks(trainer, train)
         positions, num_micro = self.ranks.part_of(train.batch_size), train.gradient_accumulation_steps
         self.loader = BatchLoader(
@@ -239,20 +64,20 @@ class Loop:
         )
         self.step = 0
         self.cost = CostMeter(device_type=trainer.models.device.type)
-        self.captions = CaptionCount(trainer.readers())
+        self.captions = CaptionCount(trainer.tokenizers())
 
     def train(self, stop: StopRequest, resume_command: str) -> None:
         """Run the remaining steps.
 
         Args:
             stop: asked between two steps; one rank's signal stops all.
-            resume_command: what an interrupted run tells its user.
+            resume_command: shown to the user of an interrupted run.
 
         Raises:
             Interrupted: a signal came; the state is saved.
             RgbenchError: a loss or gradient is not finite; parameters are those before that step.
         """
-        first = list(range(min(NUM_PROMPTS, self.source.length or NUM_PROMPTS)))
+        first = list(range(min(SAMPLED_PROMPTS, self.source.length or SAMPLED_PROMPTS)))
         prompts = self.ranks.together(lambda: self.source.load(first).prompts)
         train = self.recipe.train
         with contextlib.ExitStack() as stack:
@@ -268,9 +93,9 @@ class Loop:
                     values = self.train_step()
                 if monitor is not None:
                     monitor.show(self.step, values, time.monotonic() - start)
-                self._keep(monitor, values, prompts)
+                self._record(monitor, values, prompts)
 
-    def _keep(self, monitor: Monitor | None, values: dict[str, float], prompts: list[str]) -> None:
+    def _record(self, monitor: Monitor | None, values: dict[str, float], prompts: list[str]) -> None:
         """Log, save and sample where this step is due."""
         train, last = self.recipe.train, self.step == self.recipe.train.steps
         if monitor is not None and (self.step % train.log_every == 0 or last):
@@ -278,16 +103,17 @@ class Loop:
         if self.step % train.save_every == 0 or last:
             self.save()
         if train.sample_every and (self.step % train.sample_every == 0 or last):
-            self.ranks.together(lambda: self._sample(monitor, prompts))
+            with memory_explained(self.step):
+                self.ranks.together(lambda: self._sample(monitor, prompts))
 
     def _sample(self, monitor: Monitor | None, prompts: list[str]) -> None:
+        """Log a grid of the same prompts and seeds at every look, so that one sees the student learn."""
         if monitor is None:
             return
-        assert isinstance(self.recipe, LCDRecipe)
+        generators = [stream_generator(self.recipe.seed, "preview", 0, i) for i in range(len(prompts))]
         with self.updater.autocast():
-            grid = sample_grid(self.trainer, self.recipe, prompts)
-        write_png(grid, self.run.samples / f"step-{self.step:08d}.png")
-        monitor.log_grid(self.step, grid)
+            images = self.trainer.sample(prompts, generators)  # type: ignore[attr-defined]  # a student's recipe alone
+        monitor.log_grid(self.step, tile(images.cpu()))
 
     def _stop_if_asked(self, stop: StopRequest, resume_command: str) -> None:
         (number,) = self.ranks.largest(stop.signal or 0)
@@ -305,7 +131,7 @@ class Loop:
         Returns:
             Means of all loss terms and statistics over the global batch, and the gradient norms before clipping.
         """
-        measured = Measured()
+        samples = StepSamples()
         batches = self.ranks.together(lambda: self._load(self.step))
         for positions, batch in zip(self.loader.micro, batches, strict=True):
             draws = StepDraws(
@@ -313,22 +139,24 @@ class Loop:
             )
             with self.updater.autocast():
                 result = self.trainer.step(batch, draws)
-            measured.add(result, batch.ids)
-            self.captions.see(batch)
+            samples.add(result, batch.ids)
+            self.captions.add(batch)
             self.updater.backward(result, 1 / len(batches))
-        rows, norms = _fetch(measured.gather(self.ranks), self.updater.reduce())
-        self._check(measured, rows, norms)
+        rows, norms = _fetch(samples.of_all_ranks(self.ranks), self.updater.reduce())
+        self._check(samples, rows, norms)
         if self.updater.step(self.step, finite=all(map(math.isfinite, norms.values()))):
             self.trainer.after_update()
         self.step += 1
         self.cost.images += self.recipe.train.batch_size
-        self.cost.reward_calls += measured.reward_calls * self.ranks.size
-        return measured.means(rows) | self.updater.describe(norms)
+        self.cost.reward_calls += samples.reward_calls * self.ranks.size
+        return samples.means(rows) | self.updater.describe(norms)
 
     def _load(self, step: int) -> list[Batch]:
-        batches = self.loader.load(step)
-        for batch in batches:
-            self._check_size(batch)
+        batches, side = self.loader.load(step), self.trainer.models.resolution
+        for images in (batch.images_BCHW for batch in batches if batch.images_BCHW is not None):
+            if images.shape[2:] != (side, side):
+                size = "×".join(str(n) for n in images.shape[2:])
+                raise UsageError(f"data.resolution: images of {size} pixels, the model takes {side}×{side}")
         return batches
 
     def load_batch(self, step: int) -> Batch:
@@ -339,26 +167,18 @@ class Loop:
         """
         return self._load(step)[0]
 
-    def _check_size(self, batch: Batch) -> None:
-        side = self.trainer.models.resolution
-        if batch.images_BCHW is None:
-            return  # encoded by this very model
-        if batch.images_BCHW.shape[2:] != (side, side):
-            found = "×".join(str(n) for n in batch.images_BCHW.shape[2:])
-            raise UsageError(f"data gives images of {found} pixels, the model takes {side}×{side}: set data.resolution")
-
-    def _check(self, measured: Measured, rows: Tensor, norms: dict[str, float]) -> None:
+    def _check(self, samples: StepSamples, rows: Tensor, norms: dict[str, float]) -> None:
         """Stop all ranks before anything changes where a loss or gradient is not finite.
 
         Raises:
             RgbenchError: names the step, the term and the samples.
         """
-        fault = measured.fault(rows)
+        fault = samples.fault(rows)
         wrong = [name for name, norm in norms.items() if not math.isfinite(norm)]
         if fault is None and (not wrong or self.updater.scales):
             return
         self.updater.drop()
-        ids = self.ranks.gather_lists(measured.ids)
+        ids = self.ranks.gather_lists(samples.ids)
         if fault is not None:
             what = f"{fault[0]} is not finite for {_listed([ids[position] for position in fault[1]])}"
         else:
@@ -366,16 +186,17 @@ class Loop:
         self.ranks.stop_all(RgbenchError(f"step {self.step}: {what}; {ADVICE}"))
 
     def save(self) -> None:
-        """Commit a checkpoint of the steps done, and note it in run.json; the other ranks wait for the main one."""
-        for name, learner in self.learners.items():
-            self.ranks.check_equal(learner.parameters, f"the {name}")
+        """Commit a checkpoint and update run.json; the other ranks wait for the main one."""
+        for name, group in self.updater.groups.items():
+            self.ranks.check_equal(group.parameters, f"the {name}")
         counts = self.read_counts()
         self.ranks.on_main(lambda: self._commit(counts))
 
     def read_counts(self) -> dict[str, Any]:
         """Cost and captions of the run, from all ranks."""
-        costs, captions = self.ranks.gather_lists([self.cost.read()]), self.ranks.gather_lists([self.captions.read()])
-        return {"cost": of_all_ranks(costs), "captions": total(captions)}
+        costs = self.ranks.gather_lists([self.cost.read()])
+        captions = self.ranks.gather_lists([self.captions.state_dict()])
+        return {"cost": merge_costs(costs), "captions": merge_counts(captions)}
 
     def _commit(self, counts: dict[str, Any]) -> None:
         tensors = {stem: dict(module.state_dict()) for stem, module in self.trainer.modules().items()}
@@ -385,7 +206,7 @@ class Loop:
         self.run.update(step=self.step, **counts)
 
     def restore(self) -> None:
-        """Go on from the newest intact checkpoint, or from the start where there is none."""
+        """Continue from the newest intact checkpoint, or from the start where there is none."""
         newest = self.ranks.together(lambda: checkpoint.latest(self.run.checkpoints) if self.ranks.is_main else None)
         (step,) = self.ranks.largest(-1 if newest is None else checkpoint.step_of(newest))
         if step < 0:
@@ -396,16 +217,186 @@ class Loop:
             module.load_state_dict(tensors[stem])
         self.updater.restore(tensors, meta)
         self.step = meta["step"]
-        if self.ranks.is_main:  # the others count on from nothing: what is kept is the sum
+        if self.ranks.is_main:  # it holds the sum; the others start from zero
             self.cost = CostMeter(meta["cost"], self.trainer.models.device.type)
-            self.captions.restore(meta.get("captions", self.captions.read()))
+            self.captions.load_state_dict(meta.get("captions", self.captions.state_dict()))
+
+
+class Updater:
+    """From losses to changed parameters: backward, mean over ranks, loss scale, clipping, AdamW.
+
+    Args:
+        groups: by the name under which a step groups its losses.
+        dtype: ``train.dtype`` of the recipe.
+        ranks: those whose gradients are averaged.
+        device_type: ``cpu`` or ``cuda``.
+
+    Attributes:
+        optimisers: AdamW by group.
+        num_skipped: optimiser steps skipped because float16 overflowed, since the start of the run.
+    """
+
+    def __init__(self, groups: dict[str, OptimiserGroup], dtype: str, ranks: Ranks, device_type: str) -> None:
+        self.groups, self.dtype, self.ranks, self.device_type = groups, dtype, ranks, device_type
+        self.optimisers = {name: group.adamw() for name, group in groups.items()}
+        self.scaler = torch.amp.GradScaler(device_type, enabled=dtype == "float16")
+        self.num_skipped = 0
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision of a step, and of everything else that calls the networks while they train."""
+        return autocast(self.dtype, self.device_type)
+
+    def backward(self, result: StepResult, share: float) -> None:
+        """Add one micro-batch's gradients.
+
+        Args:
+            result: per-sample losses; an optimiser minimises the sum of its terms' means.
+            share: of the micro-batch in this rank's part of the batch, in (0, 1].
+        """
+        for terms in result.losses.values():
+            loss = torch.stack([term.mean() for term in terms.values()]).sum()
+            self.scaler.scale(loss if share == 1 else loss * share).backward()
+
+    def reduce(self) -> dict[str, Tensor]:
+        """Average the gradients over the ranks and clip them.
+
+        Returns:
+            Each group's gradient norm before clipping, the same on all ranks.
+        """
+        norms = {}
+        for name, group in self.groups.items():
+            gradients = [p.grad for p in group.parameters if p.grad is not None]
+            self.ranks.average(gradients)
+            if gradients:
+                self.scaler.unscale_(self.optimisers[name])
+            norms[name] = nn.utils.clip_grad_norm_(group.parameters, group.section.max_grad_norm)
+        return norms
+
+    def step(self, step: int, finite: bool) -> bool:
+        """Change the parameters.
+
+        Args:
+            step: optimiser step, from 0, for learning rates that change.
+            finite: whether all gradient norms are; with float16 an overflow lowers the loss scale instead.
+
+        Returns:
+            Whether they were changed.
+
+        Raises:
+            RgbenchError: float16's loss scale has no room left.
+        """
+        for name, optimiser in self.optimisers.items():
+            group = self.groups[name]
+            if group.lr_factor is not None:
+                for own in optimiser.param_groups:
+                    own["lr"] = group.lr * group.lr_factor(step)
+            if finite:
+                self.scaler.step(optimiser)
+            optimiser.zero_grad(set_to_none=True)
+        if self.scales:
+            self.scaler.update()
+            if self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
+                raise RgbenchError("the gradient overflows float16 at any loss scale; train with train.dtype=bfloat16")
+        self.num_skipped += not finite
+        return finite
+
+    @property
+    def scales(self) -> bool:
+        """Whether a gradient that is not finite lowers a loss scale instead of ending the run."""
+        return self.scaler.is_enabled()
+
+    def describe(self, norms: dict[str, float]) -> dict[str, float]:
+        """Values for the log; a norm that overflowed is left out."""
+        values = {f"grad_norm/{name}": norm for name, norm in norms.items() if math.isfinite(norm)}
+        return values | ({"loss_scale": self.scaler.get_scale()} if self.scales else {})
+
+    def drop(self) -> None:
+        """Drop the gradients of a step that is given up."""
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors by file stem and plain data for a checkpoint."""
+        tensors: dict[str, dict[str, Tensor]] = {}
+        settings: dict[str, Any] = {}
+        for name, optimiser in self.optimisers.items():
+            tensors[f"optimiser-{name}"], settings[name] = checkpoint.flatten_optimiser(optimiser)
+        return tensors, {"optimisers": settings, "loss_scale": self.scaler.state_dict(), "skipped": self.num_skipped}
+
+    def restore(self, tensors: dict[str, dict[str, Tensor]], meta: dict[str, Any]) -> None:
+        """Restore :meth:`state`."""
+        for name, optimiser in self.optimisers.items():
+            checkpoint.restore_optimiser(optimiser, tensors[f"optimiser-{name}"], meta["optimisers"][name])
+        if self.scales:
+            self.scaler.load_state_dict(meta["loss_scale"])
+        self.num_skipped = meta.get("skipped", 0)  # not in checkpoints of the first version
+
+
+class StepSamples:
+    """Per-sample losses and statistics of one optimiser step, from all its micro-batches.
+
+    Attributes:
+        ids: of this rank's samples so far.
+        reward_calls: images the expert scored on this rank.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.reward_calls = 0
+        self._columns: dict[str, list[Tensor]] = {}
+        self._titles: dict[str, str] = {}
+
+    def add(self, result: StepResult, ids: list[str]) -> None:
+        """Take one micro-batch's values.
+
+        Raises:
+            RgbenchError: a loss term or statistic that is not one value per sample.
+        """
+        columns = {
+            f"loss/{term}": (f"loss term {term} of the {name}", value)
+            for name, losses in result.losses.items()
+            for term, value in losses.items()
+        }
+        columns |= {name: (f"statistic {name}", value) for name, value in result.stats.items()}
+        device = next(value for _, value in columns.values()).device  # a loss's; a statistic may be on the CPU
+        for key, (title, value) in columns.items():
+            if value.shape != (len(ids),):
+                shape = tuple(value.shape)
+                raise RgbenchError(f"{title} has shape {shape}: a reward gives one score per image, (B,)")
+            self._titles[key] = title
+            self._columns.setdefault(key, []).append(value.detach().to(device, torch.float64))
+        self.ids += ids
+        self.reward_calls += result.reward_calls
+
+    def of_all_ranks(self, ranks: Ranks) -> Tensor:
+        """All samples' values in the order of the global batch, (B, columns)."""
+        return ranks.gather_rows(torch.stack([torch.cat(parts) for parts in self._columns.values()], dim=1))
+
+    def means(self, rows: Tensor) -> dict[str, float]:
+        """Means by name, of the rows of :meth:`of_all_ranks`.
+
+        One that is not finite is left out, since neither JSON nor a curve can hold it: a gradient's where float16
+        overflowed, and the step is skipped.
+        """
+        means = zip(self._columns, rows.mean(0).tolist(), strict=True)
+        return {name: value for name, value in means if math.isfinite(value)}
+
+    def fault(self, rows: Tensor) -> tuple[str, list[int]] | None:
+        """The first loss term that is not finite, and its samples' positions in the global batch."""
+        if rows.isfinite().all():
+            return None
+        for column, (key, title) in enumerate(self._titles.items()):
+            wrong = (~rows[:, column].isfinite()).nonzero().flatten().tolist()
+            if key.startswith("loss/") and wrong:
+                return title, wrong
+        return None
 
 
 def check_split(train: TrainSection, num_ranks: int) -> None:
     """Refuse a batch that ranks and micro-batches do not divide.
 
     Raises:
-        UsageError: says which numbers do not go together.
+        UsageError: names the numbers.
     """
     parts = num_ranks * train.gradient_accumulation_steps
     if train.batch_size % parts:
@@ -417,7 +408,7 @@ def check_split(train: TrainSection, num_ranks: int) -> None:
 
 @contextlib.contextmanager
 def memory_explained(step: int) -> Iterator[None]:
-    """Say what to do where a GPU's memory does not suffice.
+    """Turn a GPU's lack of memory into advice.
 
     Raises:
         RgbenchError: in place of torch's own.
@@ -433,18 +424,18 @@ def memory_explained(step: int) -> Iterator[None]:
         ) from error
 
 
-def _prepare_networks(trainer: Trainer, train: TrainSection) -> None:
-    """What trades time for memory or start-up for speed, and changes no number beyond rounding."""
+def _prepare_networks(trainer: Any, train: TrainSection) -> None:
+    """Trade time for memory or start-up for speed; changes no number beyond rounding."""
     if train.gradient_checkpointing:
         trainer.student.enable_gradient_checkpointing()
-        trainer.models.vae.enable_gradient_checkpointing()  # in the reward's way through the decoder
+        trainer.models.vae.enable_gradient_checkpointing()  # for the reward's gradient through the decoder
     if train.compile:
         for network in (trainer.models.unet, trainer.student, trainer.target):
             network.compile()  # in place: names in checkpoints stay
 
 
 def _fetch(rows: Tensor, norms: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Everything the host must know before the update, in one look at the device."""
+    """Everything the host must know before the update, in one synchronisation with the device."""
     fetched = torch.cat([rows.flatten(), torch.stack(list(norms.values())).to(rows.dtype)]).cpu()
     return fetched[: rows.numel()].view_as(rows), dict(zip(norms, fetched[rows.numel() :].tolist(), strict=True))
 

@@ -1,7 +1,6 @@
-"""Contrastive pre-training of a latent proxy on (latent, caption) pairs: what LRM starts from.
+"""Contrastive pre-training of a latent proxy on (latent, caption) pairs, which LRM starts from.
 
-Nobody has published latent CLIPs, so this is a trainer like the others: the same data, loop, checkpoints and resume.
-The text tower starts from a CLIP's, the image tower from nothing.
+Nobody has published latent CLIPs. The text tower starts from a CLIP's, the image tower from random weights.
 
     loss = ½ · (cross-entropy of latents over captions + of captions over latents)     (CLIP, arXiv 2103.00020)
 """
@@ -17,7 +16,8 @@ from rgbench.core.run import RunDirectory, stream_seed
 from rgbench.data.batches import Batch
 from rgbench.models.pipeline import DiffusionModels
 from rgbench.rewards.latent_proxy import LatentCLIP, contrastive_losses
-from rgbench.train.base import Learner, Reader, Stateful, StepDraws, StepResult, schedule
+from rgbench.train.base import CaptionTokenizer, OptimiserGroup, Stateful, StepDraws, StepResult, lr_factor
+from rgbench.train.cache import encode_latents
 from rgbench.train.recipe import PROXY_FOLDER, BaseRecipe, LRMPretrainRecipe, find_clip
 
 
@@ -51,11 +51,14 @@ class LRMPretrain:
             proxy = LatentCLIP.from_clip(clip, vision, latent_channels=channels, latent_scale=models.scaling_factor)
         return cls(recipe, models, proxy.to(models.device, models.dtype))
 
-    def learners(self) -> dict[str, Learner]:
-        """Of the proxy what the recipe lets learn."""
+    def optimiser_groups(self) -> dict[str, OptimiserGroup]:
+        """The proxy's trainable part."""
         train = self.recipe.train
-        factor = schedule(self.recipe.proxy.optimiser, train.steps)
-        return {"proxy": Learner(self.parameters, train.lr, factor=factor)}
+        return {
+            "proxy": OptimiserGroup(
+                self.parameters, train.lr, train, lr_factor(self.recipe.proxy.optimiser, train.steps)
+            )
+        }
 
     def modules(self) -> dict[str, Stateful]:
         """The proxy."""
@@ -65,20 +68,15 @@ class LRMPretrain:
         """No reward."""
         return []
 
-    def readers(self) -> dict[str, Reader]:
-        """The proxy."""
-        return {"proxy": Reader(self.proxy.tokenizer, int(self.proxy.clip.context_length))}
+    def tokenizers(self) -> dict[str, CaptionTokenizer]:
+        """The proxy's."""
+        return {"proxy": CaptionTokenizer(self.proxy.tokenizer, int(self.proxy.clip.context_length))}
 
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         """One contrastive step; the captions of a micro-batch are its negatives."""
         # 1. z = vae.encode(image).sample(), unscaled
-        device, cached = self.models.device, batch.encoded
-        if cached is not None:
-            mean, std = cached.mean.to(device), cached.std.to(device)
-        else:
-            assert batch.images_BCHW is not None
-            mean, std = self.models.encode_images(batch.images_BCHW)
-        latents = mean + std * rng.normal("vae", self.models.latent_shape).to(device)
+        mean, std = encode_latents(self.models, batch)
+        latents = mean + std * rng.normal("vae", self.models.latent_shape).to(self.models.device)
 
         # 2. unit features of latents and captions
         images, texts = self.proxy.encode_latents(latents), self.proxy.encode_texts(batch.prompts)

@@ -1,26 +1,21 @@
-"""What a training recipe may say: one pydantic model per section, defaults with their source.
+"""Training recipes: one pydantic model a section, defaults with their source.
 
-Defaults are those of the full-size method (docs/method.md, "Defaults at full scale"); the benchtop's numbers stand
-in its recipe files.
-
-What a recipe may say of its teacher, and of what of the student learns.
-
-What a recipe may say of the latent proxy: what learns, how, how it is checked, and how it is pre-trained.
-
-Where an LRM's latent proxy lies, what its pre-training starts from, and the command that makes one.
+Defaults are those of the full-size method (docs/method.md, "Defaults at full scale"); the benchtop's recipes carry
+their own numbers.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from rgbench.core.config import Section, apply_overrides, find_recipe, load_yaml, validate
-from rgbench.core.errors import UsageError, suggest
+from rgbench.core.errors import ConfigError, UsageError, suggest
 from rgbench.data.config import DataConfig
 from rgbench.models.presets import PRESETS, HubFiles, Preset, find_preset
 from rgbench.rewards.config import HPS, Process, RewardConfig, Sum, find_published
@@ -28,15 +23,20 @@ from rgbench.rewards.config import HPS, Process, RewardConfig, Sum, find_publish
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Interval = Annotated[int, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Timestep = Annotated[int, Field(ge=0, le=999)]
+Layers = Annotated[int, Field(ge=0)] | Literal["all"]
+
+PROXY_FOLDER = "latent_proxy"  # in the run of a pre-training
 
 
 class ModelSection(Section):
-    """The teacher; exactly one of the two.
+    """The teacher: a preset or a folder.
 
     Attributes:
         preset: ``benchtop``, ``sd15``, ``sd21-base`` or ``sd21``.
-        path: any local ``StableDiffusionPipeline`` folder that predicts epsilon, v or the sample.
+        path: a local ``StableDiffusionPipeline`` folder that predicts epsilon, v or the sample.
     """
 
     preset: str | None = None
@@ -51,7 +51,7 @@ class ModelSection(Section):
         return self
 
     def find(self, key: str) -> Preset:
-        """The preset, for a part whose own ``key`` is null.
+        """The preset, which brings the part whose recipe ``key`` is null.
 
         Raises:
             UsageError: the model is a folder, so ``key`` must be given.
@@ -64,7 +64,7 @@ class ModelSection(Section):
         """The teacher's folder.
 
         Raises:
-            UsageError: it is not there.
+            UsageError: it is missing.
         """
         if self.path is None:
             return self.find("model.path").teacher_folder()
@@ -82,7 +82,7 @@ class ModelSection(Section):
 
     @property
     def world(self) -> str:
-        """Name under which results are kept: the preset's or the folder's."""
+        """Name under which results are stored: the preset's or the folder's."""
         return self.preset or Path(str(self.path)).resolve().name
 
 
@@ -92,8 +92,8 @@ class LoRASection(Section):
     Attributes:
         rank: r (LCM-LoRA: 64).
         alpha: α; null for the rank, so that the factor is 1.
-        modules: ends of the names of the layers that are adapted; null for LCM-LoRA's: attention, feed-forward,
-            convolutions and time embedding projections.
+        modules: name endings of the adapted layers; null for LCM-LoRA's: attention, feed-forward, convolutions and
+            time embedding projections.
     """
 
     rank: Count = 64
@@ -101,11 +101,148 @@ class LoRASection(Section):
     modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
 
-Layers = Annotated[int, Field(ge=0)] | Literal["all"]
+class TrainSection(Section):
+    """Optimisation, logging and saving.
+
+    Attributes:
+        steps: optimiser steps (LCM: 10,000).
+        batch_size: images per optimiser step, over all processes and micro-batches (16 per GPU).
+        gradient_accumulation_steps: micro-batches per optimiser step in each process; more take less memory.
+        gradient_checkpointing: recompute activations instead of keeping them.
+        compile: ``torch.compile`` the UNets: minutes at the start, faster steps on a GPU.
+        lr: the student's constant learning rate.
+        betas: AdamW's.
+        weight_decay: AdamW's.
+        max_grad_norm: gradients are clipped to this L2 norm.
+        ema_decay: of the target network, every step.
+        save_every: steps between checkpoints.
+        keep_checkpoints: how many of the newest stay.
+        sample_every: steps between sample grids; 0 for none.
+        log_every: steps between log rows.
+        dtype: of the networks' arithmetic. ``bfloat16`` and ``float16`` are mixed precision: autocast over float32
+            weights, ``float16`` with a loss scale.
+        latents_cache: ``auto`` reads VAE moments and text states from the cache of this data and model where
+            ``rgbench cache`` made one, ``always`` requires it, ``never`` encodes in every step.
+        latents_cache_root: folder of caches; null for ``$XDG_CACHE_HOME/rgbench/latents``.
+        wandb: project at Weights & Biases that gets what TensorBoard gets; null for none.
+        num_workers: threads that read data ahead; 0 reads between steps.
+    """
+
+    steps: Count = 10_000
+    batch_size: Count = 16
+    gradient_accumulation_steps: Count = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    lr: Positive = 1e-6
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    ema_decay: Decay = 0.95
+    save_every: Count = 500
+    keep_checkpoints: Count = 2
+    sample_every: Interval = 500
+    log_every: Count = 10
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    wandb: str | None = None
+    latents_cache: Literal["auto", "always", "never"] = "auto"
+    latents_cache_root: str | None = None
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+
+
+class LCDSection(Section):
+    """Consistency distillation (docs/method.md, "LCD, one step").
+
+    Attributes:
+        num_ddim_timesteps: N, points of the solver's grid.
+        w_min: lower end of the guidance drawn, LCM form.
+        w_max: upper end.
+        loss: ``huber`` or ``l2``.
+        huber_c: c of the pseudo-Huber loss.
+        timestep_scaling: s of the boundary scalings.
+        time_cond_proj_dim: d of the guidance embedding; null for a student without one, as LCM-LoRA
+            (arXiv 2311.05556), which is sampled at guidance 1 to 2.
+    """
+
+    num_ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 50
+    w_min: NonNegative = 5.0
+    w_max: NonNegative = 15.0
+    loss: Literal["huber", "l2"] = "huber"
+    huber_c: Positive = 0.001
+    timestep_scaling: Positive = 10.0
+    time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = 256
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LCDSection:
+        if self.w_min > self.w_max:
+            raise ValueError(f"w_min {self.w_min} is above w_max {self.w_max}")
+        return self
+
+
+class SamplingSection(Section):
+    """How the student is sampled, in the sample grids and by default in evaluation.
+
+    Attributes:
+        steps: network evaluations per image.
+        guidance_scale: g in the pipelines' form; the student gets w = g − 1.
+        network: ``target``, the EMA, or ``student``, the online network; what is sampled and exported.
+    """
+
+    steps: Count = 4
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.5
+    network: Literal["target", "student"] = "target"
+
+
+class GuidanceSection(Section):
+    """How the reward guides the student (docs/method.md, "RG-LCD"): by ``scale`` or by ``share``.
+
+    Attributes:
+        scale: β, weight of the reward against the distillation loss (RG-LCD: 1); null with a share.
+        share: s in (0, 1), share of the reward in the gradient at the student's prediction. Each sample's β is
+            s/(1 − s) · ‖∂L_LCD/∂f‖ / ‖∂R/∂f‖ (Esser et al. 2021, eq. 7, taken per sample, so that batch splits and
+            ranks cannot change it).
+        max_scale: upper bound of β under a share, for samples on which the reward is flat (Esser et al.: 10⁴).
+        window: first and last timestep at which the reward guides; null: all.
+    """
+
+    scale: NonNegative | None = 1.0
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    max_scale: Positive = 1e4
+    window: Annotated[tuple[Timestep, Timestep], Field(strict=False)] | None = None  # not strict: a list for a tuple
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("share") is not None:
+            return {"scale": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> GuidanceSection:
+        if (self.scale is None) == (self.share is None):
+            raise ValueError("give scale, or share with scale: null")
+        if self.window and self.window[0] > self.window[1]:
+            raise ValueError(f"window {list(self.window)} ends before it begins")
+        return self
+
+
+class GradientsSection(Section):
+    """Accounting of the distillation's and the reward's gradient; logged, never part of the training.
+
+    Attributes:
+        at_prediction: norms and angle at the student's prediction, every step, per timestep bin; costs no backward
+            pass.
+        bins: number of timestep bins.
+        every: steps between measurements over all of the student's parameters, which take two more backward passes
+            and the memory of two gradients; 0 for none.
+    """
+
+    at_prediction: bool = True
+    bins: Annotated[int, Field(ge=1, le=50)] = 4
+    every: Interval = 0
 
 
 class TrainableSection(Section):
-    """What of the latent proxy learns; its logit scale always does.
+    """The part of the latent proxy that learns; its logit scale always does.
 
     Attributes:
         image_layers: the last n image blocks with the final norm and the projection; 0 for none, ``all`` for the
@@ -121,16 +258,16 @@ class ScheduleSection(Section):
     """How a learning rate changes over the run.
 
     Attributes:
-        schedule: after the warm-up: ``constant``, or ``linear`` or ``cosine`` down to nothing at the last step.
-        warmup: steps of linear rise from nothing.
+        schedule: after the warm-up: ``constant``, or ``linear`` or ``cosine`` down to zero at the last step.
+        warmup: steps of linear rise from zero.
     """
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Interval = 0
 
 
 class OptimiserSection(ScheduleSection):
-    """The proxy's own AdamW, beside the student's.
+    """The proxy's AdamW.
 
     Attributes:
         betas: AdamW's.
@@ -144,18 +281,18 @@ class OptimiserSection(ScheduleSection):
 
 
 class FidelitySection(Section):
-    """How well the proxy stands for its expert, on samples of the student that it does not learn from.
+    """How well the proxy agrees with its expert, on samples of the student that it does not learn from.
 
     Attributes:
         every: steps between measurements; 0 for none.
-        prompts: prompts looked at, the first of ``data``.
-        samples: student samples for each prompt and timestep bin, which are ranked among themselves.
-        bins: ranges of timesteps.
-        data: where prompts and ground truths come from; null: the training data, with noise of its own.
-        gate: hold the reward back while Kendall's τ is under this; null: never.
+        prompts: number of prompts, the first of ``data``.
+        samples: student samples per prompt and timestep bin, which are ranked among themselves.
+        bins: number of timestep bins.
+        data: source of prompts and ground truths; null: the training data, with noise of its own.
+        gate: switch the reward off while Kendall's τ is under this; null: never.
     """
 
-    every: Annotated[int, Field(ge=0)] = 0
+    every: Interval = 0
     prompts: Count = 8
     samples: Annotated[int, Field(ge=2)] = 4
     bins: Annotated[int, Field(ge=1, le=20)] = 4
@@ -170,27 +307,29 @@ class FidelitySection(Section):
 
 
 class ProxySection(Section):
-    """The latent proxy and how it learns from its expert (docs/method.md, "RG-LCD + LRM").
+    """The latent proxy, and how it learns from its expert (docs/method.md, "RG-LCD + LRM").
 
     Attributes:
         path: a latent CLIP folder; null for the preset's.
-        lr: AdamW's learning rate of the proxy.
+        lr: the proxy's learning rate (RG-LCD: 3.3e-6).
         loss: ``kl``, ``smooth`` or ``cross_entropy`` over pairs.
-        trainable: what of it learns.
+        logit_scale: factor from the expert's score to the logit of a preference; null: the expert's own (HPS: 100).
+        trainable: which part learns.
         optimiser: the rest of its AdamW.
-        fidelity: how it is checked.
+        fidelity: how its agreement with the expert is measured.
     """
 
     path: str | None = None
     lr: Positive = 3.3e-6
     loss: Literal["kl", "smooth", "cross_entropy"] = "kl"
+    logit_scale: Positive | None = None
     trainable: TrainableSection = TrainableSection()
     optimiser: OptimiserSection = OptimiserSection()
     fidelity: FidelitySection = FidelitySection()
 
 
 class VisionSection(Section):
-    """A fresh image tower: ViT on latents. Defaults are the full-size proxy's.
+    """A fresh image tower: a ViT on latents. Defaults are the full-size proxy's.
 
     Attributes:
         patch_size: in latent pixels.
@@ -212,13 +351,13 @@ class VisionSection(Section):
 
 
 class PretrainProxySection(Section):
-    """The latent proxy that is pre-trained: the text tower of a CLIP, an image tower of its own.
+    """The latent proxy in pre-training: the text tower of a CLIP, and a fresh image tower.
 
     Attributes:
         clip: an open_clip folder, or a file of ViT-H-14 weights such as an HPS checkpoint; null for the preset's
-            reward, which is one.
+            reward.
         vision: the image tower.
-        trainable: what learns.
+        trainable: which part learns.
         optimiser: the schedule of ``train.lr``.
     """
 
@@ -228,137 +367,17 @@ class PretrainProxySection(Section):
     optimiser: ScheduleSection = ScheduleSection(schedule="cosine")
 
 
-# What a run may be gone on with changed: how it computes and what it keeps, and where things lie, since the contents of
-# a teacher, reward and data set are compared by their hashes.
-FREE_KEYS = frozenset(
-    {f"train.{key}" for key in ("gradient_accumulation_steps", "gradient_checkpointing", "compile", "num_workers")}
-    | {f"train.{key}" for key in ("save_every", "keep_checkpoints", "sample_every", "log_every")}
-    | {"train.wandb", "train.latents_cache", "train.latents_cache_root"}
-    | {f"{section}.path" for section in ("model", "data", "reward", "proxy", "reward.terms.*")}
-    | {f"{reward}.{key}" for reward in ("reward", "reward.terms.*") for key in ("head_path", "version")}
-    | {f"{reward}.{key}" for reward in ("reward", "reward.terms.*") for key in ("python", "device", "timeout")}
-)
+class PretrainTrainSection(TrainSection):
+    """As for students, but a proxy has no sample grids, EMA or UNet."""
 
-
-class TrainSection(Section):
-    """Optimisation and bookkeeping.
-
-    Attributes:
-        steps: optimiser steps (LCM: 10,000).
-        batch_size: images per optimiser step, over all processes and micro-batches (16 per GPU).
-        gradient_accumulation_steps: micro-batches per optimiser step in each process; more take less memory.
-        gradient_checkpointing: compute activations twice instead of keeping them.
-        compile: ``torch.compile`` the UNets; minutes at the start, faster steps on a GPU.
-        lr: AdamW's learning rate of the student, constant.
-        betas: AdamW's.
-        weight_decay: AdamW's.
-        max_grad_norm: gradients are clipped to this L2 norm.
-        ema_decay: of the target network, every step.
-        save_every: steps between checkpoints.
-        keep_checkpoints: how many of the newest stay.
-        sample_every: steps between sample grids; 0 for none.
-        log_every: steps between log lines.
-        dtype: of the networks' arithmetic. ``bfloat16`` and ``float16`` are mixed precision: autocast over float32
-            weights, ``float16`` with a loss scale.
-        latents_cache: ``auto`` takes VAE moments and text states from the cache of this data and model where one was
-            made (``rgbench cache``), ``always`` insists on it, ``never`` encodes in every step.
-        latents_cache_root: folder of caches; null for ``$XDG_CACHE_HOME/rgbench/latents``.
-        wandb: project at Weights & Biases that is told what TensorBoard is told; null for none.
-        num_workers: threads that read data ahead; 0 reads between steps.
-    """
-
-    steps: Count = 10_000
-    batch_size: Count = 16
-    gradient_accumulation_steps: Count = 1
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    lr: Positive = 1e-6
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    weight_decay: NonNegative = 0.0
-    max_grad_norm: Positive = 1.0
-    ema_decay: Decay = 0.95
-    save_every: Count = 500
-    keep_checkpoints: Count = 2
-    sample_every: Annotated[int, Field(ge=0)] = 500
-    log_every: Count = 10
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    wandb: str | None = None
-    latents_cache: Literal["auto", "always", "never"] = "auto"
-    latents_cache_root: str | None = None
-    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
-
-
-class LCDSection(Section):
-    """Consistency distillation (docs/method.md, "LCD, one step").
-
-    Attributes:
-        num_ddim_timesteps: N, points of the solver's grid.
-        w_min: lower end of the guidance drawn, LCM form.
-        w_max: upper end.
-        loss: ``huber`` or ``l2``.
-        huber_c: c of the pseudo-Huber loss.
-        timestep_scaling: s of the boundary scalings.
-        time_cond_proj_dim: d of the guidance embedding; null for a student that is not told w, as LCM-LoRA
-            (arXiv 2311.05556): it is then sampled at guidance 1 to 2.
-    """
-
-    num_ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 50
-    w_min: NonNegative = 5.0
-    w_max: NonNegative = 15.0
-    loss: Literal["huber", "l2"] = "huber"
-    huber_c: Positive = 0.001
-    timestep_scaling: Positive = 10.0
-    time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = 256
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LCDSection:
-        if self.w_min > self.w_max:
-            raise ValueError(f"w_min {self.w_min} is above w_max {self.w_max}")
-        return self
-
-
-class GradientsSection(Section):
-    """Accounting of the distillation's and the reward's gradient; logged, never part of the training.
-
-    Attributes:
-        at_prediction: norms and angle at the student's prediction, every step, per timestep bin; costs no backward
-            pass.
-        bins: ranges of timesteps that are told apart.
-        every: steps between measurements over all of the student's parameters, which take two more backward passes
-            and the memory of two gradients; 0 for none.
-    """
-
-    at_prediction: bool = True
-    bins: Annotated[int, Field(ge=1, le=50)] = 4
-    every: Annotated[int, Field(ge=0)] = 0
-
-
-class SamplingSection(Section):
-    """How the student is sampled, in the sample grids and by default in evaluation.
-
-    Attributes:
-        steps: network evaluations per image.
-        guidance_scale: in the pipelines' form; the student is given w = guidance_scale − 1.
-        network: ``target``, the EMA, or ``student``, the online network; what is sampled and exported.
-    """
-
-    steps: Count = 4
-    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.5
-    network: Literal["target", "student"] = "target"
-
-
-def check_logged(key: str, every: int, log_every: int) -> None:
-    """Refuse measurements at steps that are not logged.
-
-    Raises:
-        ValueError: ``every`` is no multiple of ``log_every``.
-    """
-    if every % log_every:
-        raise ValueError(f"{key} {every} is no multiple of train.log_every {log_every}: it would not be logged")
+    sample_every: Literal[0] = 0  # type: ignore[assignment]
+    ema_decay: Annotated[float, Field(ge=0, le=0)] = 0.0
+    gradient_checkpointing: Literal[False] = False  # type: ignore[assignment]
+    compile: Literal[False] = False  # type: ignore[assignment]
 
 
 class BaseRecipe(Section):
-    """What every recipe has. Attributes are the sections of the file."""
+    """What every recipe has; attributes are the sections of the file."""
 
     kind: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -384,8 +403,8 @@ class LCDRecipe(BaseRecipe):
             )
         if self.lcd.time_cond_proj_dim is None and self.sampling.guidance_scale > 2:
             raise ValueError(
-                f"sampling.guidance_scale {self.sampling.guidance_scale} guides a student that is guided already: "
-                "without lcd.time_cond_proj_dim it belongs between 1 and 2"
+                f"sampling.guidance_scale {self.sampling.guidance_scale}: without lcd.time_cond_proj_dim, guidance is "
+                "trained in; use 1 to 2"
             )
         return self
 
@@ -395,24 +414,26 @@ class RGLCDRecipe(LCDRecipe):
 
     kind: Literal["rg_lcd"]  # type: ignore[assignment]
     reward: RewardConfig
+    guidance: GuidanceSection = GuidanceSection()
     gradients: GradientsSection = GradientsSection()
 
     @model_validator(mode="after")
-    def _measurements_are_logged(self) -> RGLCDRecipe:
-        check_logged("gradients.every", self.gradients.every, self.train.log_every)
+    def _differentiable(self) -> RGLCDRecipe:
+        self.check_logged("gradients.every", self.gradients.every)
         self.refuse_float16("gradients.every", self.gradients.every)
         self.refuse_float16("reward.balance", isinstance(self.reward, Sum) and self.reward.balance == "gradient")
-        if self.kind == "rg_lcd" and self.reward.logit_scale is not None:
-            raise ValueError("reward.logit_scale: rg_lcd takes the raw score; it is for lrm")
         terms = self.reward.terms if isinstance(self.reward, Sum) else [self.reward]
         if self.kind == "rg_lcd" and any(isinstance(term, Process) for term in terms):
-            raise ValueError(
-                "reward.kind: a process gives no gradient, and rg_lcd needs it; lrm learns from its scores alone"
-            )
+            raise ValueError("reward.kind: a process gives no gradient, which rg_lcd needs; use kind: lrm")
         return self
 
+    def check_logged(self, key: str, every: int) -> None:
+        """Refuse measurements at steps that are not logged."""
+        if every % self.train.log_every:
+            raise ValueError(f"{key} {every} is no multiple of train.log_every {self.train.log_every}")
+
     def refuse_float16(self, key: str, asked: int | bool) -> None:
-        """Gradients that are taken apart from the losses' own know no loss scale: float16 would round them to zero."""
+        """Refuse gradients that are taken without the loss scale: float16 would round them to zero."""
         if asked and self.train.dtype == "float16":
             raise ValueError(f"{key}: takes gradients that float16 may round to zero; use train.dtype: bfloat16")
 
@@ -424,21 +445,12 @@ class LRMRecipe(RGLCDRecipe):
     proxy: ProxySection = ProxySection()
 
     @model_validator(mode="after")
-    def _fidelity_is_logged(self) -> LRMRecipe:
-        check_logged("proxy.fidelity.every", self.proxy.fidelity.every, self.train.log_every)
+    def _proxy_learns_from_labels(self) -> LRMRecipe:
+        self.check_logged("proxy.fidelity.every", self.proxy.fidelity.every)
         self.refuse_float16("proxy.fidelity.every", self.proxy.fidelity.every)
         if isinstance(self.reward, Sum) and self.reward.balance == "gradient":
             raise ValueError("reward.balance: lrm takes labels from the sum, not its gradient; use none")
         return self
-
-
-class PretrainTrainSection(TrainSection):
-    """As for students, whose sample grids, EMA and UNet a proxy has not."""
-
-    sample_every: Literal[0] = 0  # type: ignore[assignment]
-    ema_decay: Annotated[float, Field(ge=0, le=0)] = 0.0
-    gradient_checkpointing: Literal[False] = False  # type: ignore[assignment]
-    compile: Literal[False] = False  # type: ignore[assignment]
 
 
 class LRMPretrainRecipe(BaseRecipe):
@@ -452,7 +464,7 @@ class LRMPretrainRecipe(BaseRecipe):
 Recipe = Annotated[LCDRecipe | RGLCDRecipe | LRMRecipe | LRMPretrainRecipe, Field(discriminator="kind")]
 
 
-def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Any:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Any:
     """Read, override and validate a recipe.
 
     Args:
@@ -467,12 +479,30 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Any:
         UsageError: no such recipe.
     """
     path = find_recipe(name_or_path)
-    values, lines = load_yaml(path)
-    given = overrides or []
-    return validate(Recipe, apply_overrides(values, given), lines, path, given)
+    written, lines = load_yaml(path)
+    values = apply_overrides(written, overrides)
+    _refuse_moved_keys(values, lines, path, overrides)
+    return validate(Recipe, values, lines, path, overrides)
 
 
-PROXY_FOLDER = "latent_proxy"  # in the run of a pre-training
+MOVED = {"scale": "guidance.scale", "window": "guidance.window", "logit_scale": "proxy.logit_scale"}  # from reward
+
+
+def _refuse_moved_keys(
+    values: Mapping[str, Any], lines: Mapping[str, int], path: Path, overrides: Sequence[str]
+) -> None:
+    """Name the new place of keys that older recipes have under ``reward``."""
+    kind, reward = values.get("kind"), values.get("reward")
+    given = [override.partition("=")[0] for override in overrides]
+    for name, new in MOVED.items():
+        if kind not in ("rg_lcd", "lrm") or not isinstance(reward, dict) or name not in reward:
+            continue
+        key, what = f"reward.{name}", f"moved to {'guidance.share' if isinstance(reward[name], dict) else new}"
+        if kind == "rg_lcd" and name == "logit_scale":
+            what = "is gone: rg_lcd takes the raw score; remove it"
+        if any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in given):
+            raise ConfigError(what, path="command line", key=key)
+        raise ConfigError(what, path=path, line=lines.get(key), key=key)
 
 
 class MissingProxy(UsageError):
@@ -489,7 +519,7 @@ class MissingProxy(UsageError):
 
 
 def find_proxy(recipe: LRMRecipe) -> Path:
-    """The latent CLIP folder that a recipe names, or the preset's.
+    """The latent CLIP folder of a recipe, or the preset's.
 
     Raises:
         MissingProxy: it is not there.
@@ -502,21 +532,21 @@ def find_proxy(recipe: LRMRecipe) -> Path:
         return folder
     preset = recipe.model.find("proxy.path")
     if preset.latent_proxy is None:
-        what = f"proxy.path: nobody has published a latent CLIP for {preset.name}; name one, of your own training"
+        what = f"proxy.path: nobody has published a latent CLIP for {preset.name}; give one of your own"
         raise MissingProxy(what, pretrain_command(recipe))
     return preset.latent_proxy_folder()
 
 
 def pretrain_command(recipe: LRMRecipe) -> str:
-    """The command that pre-trains a proxy for a recipe: its model and data, written where the recipe looks."""
+    """The command that pre-trains a proxy on a recipe's model and data, into the folder that the recipe names."""
     base = "lrm_pretrain" if recipe.model.preset == "benchtop" else "sd21/lrm_pretrain"
-    wanted = load_recipe(base)
+    packaged = load_recipe(base)
     words = ["rgbench", "train", base]
-    if recipe.model != wanted.model:
+    if recipe.model != packaged.model:
         words += [f"model={_flow(recipe.model.model_dump(exclude_none=True))}"]
     if isinstance(recipe.reward, HPS) and recipe.reward.path is not None:
         words += [f"proxy.clip={recipe.reward.path}"]
-    if recipe.data != wanted.data:
+    if recipe.data != packaged.data:
         words += [f"data={_flow(recipe.data.model_dump(exclude_defaults=True) | {'kind': recipe.data.kind})}"]
     path = Path(recipe.proxy.path or "")
     if path.name == PROXY_FOLDER:
@@ -533,7 +563,7 @@ def find_clip(recipe: LRMPretrainRecipe) -> Path:
     """The CLIP whose text tower a pre-training starts from: the recipe's, the preset's reward, or HPSv2.1.
 
     Raises:
-        UsageError: it is not there; says how to get it.
+        UsageError: it is not there; with the command that fetches it.
     """
     if recipe.proxy.clip is not None:
         return Path(recipe.proxy.clip)

@@ -28,7 +28,7 @@ torch.save({"epoch": 1, "name": "random", "state_dict": state}, sys.argv[1])
 """
 SCORE = """
 import resource, sys, torch
-from rgbench.rewards.hps import HPSReward
+from rgbench.rewards.clip import HPSReward
 images = torch.rand(2, 3, 512, 512, generator=torch.Generator().manual_seed(0))
 texts = ["a cat", "a dog on a red sofa"]
 loaded = HPSReward.load(sys.argv[1], antialias=True, device="cpu")

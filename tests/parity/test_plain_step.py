@@ -50,7 +50,7 @@ def ours(trainer: LCD, updater: Updater, dtype: torch.dtype, step: int) -> dict[
     """One step as the loop takes it; the gradients before clipping."""
     result = trainer.step(batch(), StepDraws(0, step, 4, dtype=dtype))
     updater.backward(result, 1)
-    found = gradients(updater.learners["student"].parameters, trainer)
+    found = gradients(updater.groups["student"].parameters, trainer)
     updater.reduce()
     assert updater.step(step, finite=True)
     trainer.after_update()
@@ -73,7 +73,7 @@ def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 def test_one_step_has_the_plain_steps_gradients(method, folder, dtype, limit):
     trainer = build(method, folder, dtype)
     plain = PlainStep(copy.deepcopy(trainer))
-    updater = Updater(trainer.learners(), trainer.recipe.train, Ranks(), "cpu")
+    updater = Updater(trainer.optimiser_groups(), trainer.recipe.train.dtype, Ranks(), "cpu")
     found = ours(trainer, updater, dtype, 0)
     for loss in plain.losses(batch(), StepDraws(0, 0, 4, dtype=dtype)).values():
         loss.backward()
@@ -93,7 +93,7 @@ def test_v_prediction_has_the_plain_steps_gradients(tmp_path):
 def test_two_updates_lead_to_the_same_networks(method, folder):
     trainer = build(method, folder, torch.float64, lcd={"loss": "l2" if method == "lcd" else "huber"})
     plain = PlainStep(copy.deepcopy(trainer))
-    updater = Updater(trainer.learners(), trainer.recipe.train, Ranks(), "cpu")
+    updater = Updater(trainer.optimiser_groups(), trainer.recipe.train.dtype, Ranks(), "cpu")
     for step in range(2):
         ours(trainer, updater, torch.float64, step)
         values = plain(batch(), StepDraws(0, step, 4, dtype=torch.float64))
@@ -119,8 +119,8 @@ def test_its_own_draws_have_the_trainers_ranges():
 @pytest.mark.parametrize(
     ("method", "sections", "message"),
     [
-        ("rg_lcd", {"reward": {"window": [0, 499]}}, "reward.window"),
-        ("rg_lcd", {"reward": {"scale": {"share": 0.3}}}, "reward.scale"),
+        ("rg_lcd", {"guidance": {"window": [0, 499]}}, "guidance.window"),
+        ("rg_lcd", {"guidance": {"scale": None, "share": 0.3}}, "guidance.scale"),
         ("lrm", {"proxy": {"loss": "smooth"}}, "proxy.loss smooth"),
     ],
 )

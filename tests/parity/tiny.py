@@ -139,7 +139,8 @@ def recipe(**sections) -> LRMRecipe:
         "data": {"kind": "scenes"},
         "train": {"steps": 12, "batch_size": 4, "lr": 1e-3, "sample_every": 0},
         "lcd": {"w_min": 2.0, "w_max": 6.0, "time_cond_proj_dim": 16},
-        "reward": {"antialias": True, "scale": 2.0},
+        "reward": {"antialias": True},
+        "guidance": {"scale": 2.0},
         "proxy": {"lr": 1e-3, "trainable": {"image_layers": 1, "text_layers": 1}},
     }
     for name, section in sections.items():

@@ -76,7 +76,7 @@ def everything(loop: Loop) -> dict[str, torch.Tensor]:
     out = {}
     for stem, module in loop.trainer.modules().items():
         out |= {f"{stem}.{name}": value.clone() for name, value in module.state_dict().items()}
-    for name, optimiser in loop.optimisers.items():
+    for name, optimiser in loop.updater.optimisers.items():
         tensors, _ = checkpoint.flatten_optimiser(optimiser)
         out |= {f"optimiser-{name}.{key}": value.clone() for key, value in tensors.items()}
     for step in range(loop.step, loop.step + 8):
@@ -108,7 +108,7 @@ def gradients(loop: Loop) -> list[torch.Tensor]:
     update = loop.updater.step
 
     def take(step: int, finite: bool) -> bool:
-        caught.extend(parameter.grad.clone() for parameter in loop.learners["student"].parameters)
+        caught.extend(parameter.grad.clone() for parameter in loop.updater.groups["student"].parameters)
         return update(step, finite)
 
     loop.updater.step = take  # type: ignore[method-assign]

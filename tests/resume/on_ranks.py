@@ -145,7 +145,7 @@ def failures(folder: Path, ranks: Ranks) -> None:
     loop.train_step()
     if ranks.rank == 1:
         with torch.no_grad():
-            loop.learners["student"].parameters[3].add_(1e-6)
+            loop.updater.groups["student"].parameters[3].add_(1e-6)
     expected = (
         pytest.raises(RgbenchError, match="the student differs between ranks")
         if ranks.is_main

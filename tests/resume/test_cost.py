@@ -13,10 +13,10 @@ from torch import nn
 from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch
 from rgbench.models.pipeline import load_models
-from rgbench.train.base import Learner, Reader, StepDraws, StepResult
+from rgbench.train.base import CaptionTokenizer, OptimiserGroup, StepDraws, StepResult
 from rgbench.train.lcd import LCD
 from rgbench.train.loop import Loop
-from rgbench.train.recipe import load_recipe
+from rgbench.train.recipe import TrainSection, load_recipe
 from tests.parity import tiny
 from tests.resume.loops import run_to_end
 
@@ -30,15 +30,15 @@ class Idle:
         self.models = models
         self.student = self.target = nn.Linear(1, 1, bias=False)
 
-    def learners(self):
-        return {"student": Learner(list(self.student.parameters()), 1e-3)}
+    def optimiser_groups(self):
+        return {"student": OptimiserGroup(list(self.student.parameters()), 1e-3, TrainSection())}
 
     def modules(self):
         return {"student": self.student}
 
-    def readers(self):
+    def tokenizers(self):
         tokenizer = self.models.tokenizer
-        return {"text_encoder": Reader(tokenizer, tokenizer.model_max_length)}
+        return {"text_encoder": CaptionTokenizer(tokenizer, tokenizer.model_max_length)}
 
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         losses = self.student(torch.ones(len(batch.ids), 1))[:, 0]

@@ -18,7 +18,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from rgbench import checkpoint
+from rgbench.core import checkpoint
 from rgbench.core.run import RunDirectory
 from tests.resume.loops import assert_same, everything, make_loop, run_to_end
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])

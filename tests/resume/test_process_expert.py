@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from rgbench.core.errors import RgbenchError, UsageError
@@ -44,8 +43,7 @@ def quiet(monkeypatch, tmp_path):
 def test_the_same_expert_in_another_process_trains_the_same_student(recipe, world, tmp_path):
     """The tiny world's HPS, written once more in a scorer that knows nothing of rgbench; float images arrive whole."""
     here = train(str(recipe), ["train.sample_every=0"], out=tmp_path / "here")
-    scale = yaml.safe_load(recipe.read_text())["reward"]["scale"]
-    there = section(scorer(tmp_path, HPS), path=str(world / "reward"), options={"antialias": True}, scale=scale)
+    there = section(scorer(tmp_path, HPS), path=str(world / "reward"), options={"antialias": True})
     other = train(str(recipe), [there, "train.sample_every=0"], out=tmp_path / "there")
     assert_equal(weights(here), weights(other))
     first, second = (RunDirectory.open(path).read()["rewards"][0]["fingerprint"] for path in (here, other))
@@ -56,7 +54,7 @@ def test_the_same_expert_in_another_process_trains_the_same_student(recipe, worl
 def test_stopped_and_gone_on_with(recipe, tmp_path, monkeypatch):
     """As if it had never stopped; and not at all once the scorer is another."""
     worker = scorer(tmp_path, CHECKSUM.format(takes="uint8"))
-    options = [section(worker, logit_scale=1e-3), "train.sample_every=0", "train.save_every=1"]
+    options = [section(worker), "proxy.logit_scale=1e-3", "train.sample_every=0", "train.save_every=1"]
     straight = train(str(recipe), options, out=tmp_path / "straight")
 
     # Ctrl-C reaches rgbench alone, in a step that the worker is busy with
@@ -65,16 +63,16 @@ def test_stopped_and_gone_on_with(recipe, tmp_path, monkeypatch):
     stopping = scorer(tmp_path, text, "stopping")
     run = tmp_path / "stopped"
     with pytest.raises(RgbenchError, match="1 of 3 steps are saved"):
-        train(str(recipe), [section(stopping, logit_scale=1e-3), *options[1:]], out=run)
+        train(str(recipe), [section(stopping), *options[1:]], out=run)
     monkeypatch.delenv("RGBENCH_TEST_PARENT")
-    train(str(recipe), [section(stopping, logit_scale=1e-3, timeout=99, device="cpu"), *options[1:]], out=run)
+    train(str(recipe), [section(stopping, timeout=99, device="cpu"), *options[1:]], out=run)
     assert_equal(weights(straight), weights(run))
 
     scorer(tmp_path, text + "\n# another\n", "stopping")
     meta = RunDirectory.open(run)
     meta.update(status="interrupted")
     with pytest.raises(UsageError, match="its rewards changed since the run began"):
-        train(str(recipe), [section(stopping, logit_scale=1e-3), *options[1:]], out=run)
+        train(str(recipe), [section(stopping), *options[1:]], out=run)
 
 
 CALLED = """def __call__(self, images, prompts):
@@ -87,7 +85,7 @@ CALLED = """def __call__(self, images, prompts):
 def test_a_worker_that_dies_in_training_leaves_the_last_checkpoint(recipe, tmp_path):
     dying = "(self.__dict__.setdefault('n', []).append(1), len(self.n) == 3 and os.kill(os.getpid(), 9))"
     worker = scorer(tmp_path, SIMPLE % dying)
-    options = [section(worker, logit_scale=1.0), "train.sample_every=0", "train.save_every=1"]
+    options = [section(worker), "proxy.logit_scale=1", "train.sample_every=0", "train.save_every=1"]
     with pytest.raises(RgbenchError, match="mine: the worker was killed by SIGKILL while scoring"):
         train(str(recipe), options, out=tmp_path / "run")
     assert RunDirectory.open(tmp_path / "run").read()["step"] == 2
@@ -97,10 +95,10 @@ def test_a_worker_that_dies_in_training_leaves_the_last_checkpoint(recipe, tmp_p
 def test_scores_that_are_not_finite_stop_the_run(recipe, tmp_path):
     worker = scorer(tmp_path, SIMPLE % "return [float('nan')] * len(prompts)")
     with pytest.raises(RgbenchError, match=r"step 0: .*not finite for .*png"):
-        train(str(recipe), [section(worker, logit_scale=1.0)], out=tmp_path / "run")
+        train(str(recipe), [section(worker), "proxy.logit_scale=1"], out=tmp_path / "run")
 
 
 def test_a_scale_is_asked_for(recipe, tmp_path):
-    with pytest.raises(UsageError, match=r"reward\.logit_scale: mine does not say"):
+    with pytest.raises(UsageError, match=r"proxy\.logit_scale: mine has none"):
         train(str(recipe), [section(scorer(tmp_path, SIMPLE % "pass"))], out=tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

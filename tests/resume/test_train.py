@@ -72,7 +72,7 @@ def test_a_finished_run_is_left_alone(recipe, capsys):
     assert train(str(recipe), ["train.steps=1"]) == path
     assert "finished already" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    with pytest.raises(UsageError, match="use --resume auto"):
+    with pytest.raises(UsageError, match="--resume auto"):
         train(str(recipe), ["train.steps=1"], resume="never")
     with pytest.raises(UsageError, match=r"train\.lr"):
         train(str(recipe), ["train.steps=1", "train.lr=0.5"])

@@ -9,8 +9,10 @@ import pytest
 from transformers import CLIPTokenizer
 
 from rgbench.data.batches import Batch
-from rgbench.rewards.clip import ClipTokenizer, num_tokens
-from rgbench.train.base import CaptionCount, Reader, total
+from rgbench.rewards.base import num_tokens
+from rgbench.rewards.clip import ClipTokenizer
+from rgbench.train.base import CaptionTokenizer
+from rgbench.train.log import CaptionCount, merge_counts
 from tests.parity import tiny
 from tests.resume.loops import make_loop
 
@@ -54,19 +56,19 @@ def test_a_published_clips_tokenizer_counts_as_its_own_does(tmp_path):
 
 def test_cut_captions_are_counted_and_the_first_is_said(caplog):
     tokenizer = CLIPTokenizer.from_pretrained(tiny.TOKENIZER)
-    count = CaptionCount({"text_encoder": Reader(tokenizer, 32), "hps": Reader(tokenizer, 4)})
+    count = CaptionCount({"text_encoder": CaptionTokenizer(tokenizer, 32), "hps": CaptionTokenizer(tokenizer, 4)})
     batch = Batch(None, [TEXTS[0], TEXTS[2], TEXTS[2]], ["x/1", "x/2", "x/3"])
     with caplog.at_level(logging.WARNING):
-        count.see(batch)
-        count.see(batch)
-    assert count.read() == {"seen": 6, "cut": {"text_encoder": 4, "hps": 6}}
+        count.add(batch)
+        count.add(batch)
+    assert count.state_dict() == {"seen": 6, "cut": {"text_encoder": 4, "hps": 6}}
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
         f"the caption of x/2 has {num_tokens(tokenizer, TEXTS)[2]} tokens",
         f"the caption of x/1 has {num_tokens(tokenizer, TEXTS)[0]} tokens",
     ]
-    again = CaptionCount(count.readers)
-    again.restore(count.read())
-    assert total([again.read(), count.read()]) == {"seen": 12, "cut": {"text_encoder": 8, "hps": 12}}
+    again = CaptionCount(count.tokenizers)
+    again.load_state_dict(count.state_dict())
+    assert merge_counts([again.state_dict(), count.state_dict()]) == {"seen": 12, "cut": {"text_encoder": 8, "hps": 12}}
 
 
 def test_the_loop_counts_for_the_text_encoder_and_the_reward(tmp_path):
@@ -83,4 +85,4 @@ def test_the_loop_counts_for_the_text_encoder_and_the_reward(tmp_path):
     assert loop.run.read()["captions"] == wanted
     again = make_loop("rg_lcd", folder, tmp_path / "run", Wordy())
     again.restore()
-    assert again.captions.read() == wanted
+    assert again.captions.state_dict() == wanted

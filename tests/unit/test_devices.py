@@ -109,7 +109,7 @@ def assert_on_cuda(trainer, batch: Batch) -> None:
     result = trainer.step(batch, StepDraws(0, 0, 4))
     values = [value for terms in result.losses.values() for value in terms.values()]
     assert {value.device for value in (*values, *result.stats.values())} == {CUDA}
-    for learner in trainer.learners().values():
+    for learner in trainer.optimiser_groups().values():
         assert learner.parameters and {parameter.device for parameter in learner.parameters} == {CUDA}
     assert all(value.shape == (4,) and value.requires_grad for value in values)
     trainer.after_update()

@@ -12,7 +12,7 @@ from rgbench.core.errors import ConfigError
 from rgbench.core.run import RunDirectory
 from rgbench.models.pipeline import DiffusionModels
 from rgbench.train.loop import Loop
-from rgbench.train.lrm import LRM, Candidate, Fidelity, calibration_error, gradient_cosine
+from rgbench.train.lrm import LRM, Fidelity, Scores, calibration_error, gradient_cosine
 from rgbench.train.recipe import FidelitySection, load_recipe
 from tests.parity import tiny
 from tests.unit.test_trainers import DecodedExpert
@@ -36,13 +36,13 @@ class Scripted:
         expert = self.noise[-1].T.clone()
         proxy = torch.where(index < 25, expert, -expert)
         cosine = torch.where(index < 25, 1.0, -1.0)[:1] if compare else torch.zeros(0)
-        return Candidate(expert, proxy, cosine)
+        return Scores(expert, proxy, cosine)
 
 
-def scripted(judge: Scripted, **section) -> Fidelity:
+def scripted(score: Scripted, **section) -> Fidelity:
     batch = tiny.TinySource().load([0, 1, 2])
     options = {"every": 5, "prompts": 3, "samples": 9, "bins": 2} | section
-    return Fidelity(FidelitySection(**options), batch, seed=0, num_ddim_timesteps=50, judge=judge)
+    return Fidelity(FidelitySection(**options), batch, 0, 50, score)
 
 
 def test_figures_of_a_proxy_that_is_right_at_small_timesteps_alone():
@@ -94,8 +94,8 @@ def test_the_expert_as_its_own_proxy_is_faithful(models):
 def _check_against_scipy(trainer: LRM, values: dict[str, float]) -> None:
     """τ of one bin worked out from the images, outside of the class."""
     seen = []
-    judge = trainer.fidelity.judge
-    trainer.fidelity.judge = lambda *arguments: seen.append(judge(*arguments)) or seen[-1]
+    score = trainer.fidelity.score_samples
+    trainer.fidelity.score_samples = lambda *arguments: seen.append(score(*arguments)) or seen[-1]
     trainer.fidelity.measure()
     taus = [kendalltau(c.expert[0].numpy(), c.proxy[0].numpy()).statistic for c in seen[:2]]
     assert values["fidelity/kendall_tau/t000-499"] == pytest.approx(sum(taus) / 2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rgbench.core.config import packaged_recipes
 from rgbench.core.errors import ConfigError, UsageError
 from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch
@@ -101,7 +102,7 @@ def test_gradients_over_all_parameters(models):
 
 @pytest.mark.parametrize("kind", [RGLCD, LRM])
 def test_a_share_of_the_gradient(models, kind):
-    recipe = tiny.recipe(reward={"scale": {"share": 0.25}})
+    recipe = tiny.recipe(guidance={"scale": None, "share": 0.25})
     trainer = kind(recipe, models, tiny.expert(), *([tiny.proxy()] if kind is LRM else []))
     stats = step(trainer).stats
     assert torch.allclose(stats["gradient/share"], torch.full((4,), 0.25).double(), atol=1e-5)
@@ -111,9 +112,9 @@ def test_a_share_of_the_gradient(models, kind):
 
 def test_a_share_is_what_reaches_the_student(models):
     """Equal to a run whose β is the number that the share comes to, sample by sample."""
-    shared = RGLCD(tiny.recipe(reward={"scale": {"share": 0.4}}), models, tiny.expert())
+    shared = RGLCD(tiny.recipe(guidance={"scale": None, "share": 0.4}), models, tiny.expert())
     scales = step(shared).stats["gradient/scale"]
-    plain = RGLCD(tiny.recipe(reward={"scale": 1.0}), models, tiny.expert())
+    plain = RGLCD(tiny.recipe(guidance={"scale": 1.0}), models, tiny.expert())
     result = plain.step(batch(), tiny.draws())
     (result.losses["student"]["lcd"].mean() + (scales * result.losses["student"]["reward"]).mean()).backward()
     for own, wanted in zip(shared.student.parameters(), plain.student.parameters(), strict=True):
@@ -121,15 +122,15 @@ def test_a_share_is_what_reaches_the_student(models):
 
 
 def test_a_share_has_an_upper_bound(models):
-    scale = {"share": 0.9, "max_scale": 0.5}
-    stats = step(RGLCD(tiny.recipe(reward={"scale": scale}), models, tiny.expert())).stats
+    settings = {"scale": None, "share": 0.9, "max_scale": 0.5}
+    stats = step(RGLCD(tiny.recipe(guidance=settings), models, tiny.expert())).stats
     assert torch.equal(stats["gradient/scale"], torch.full((4,), 0.5).double()) and stats["gradient/share"].max() < 0.9
 
 
 def test_the_window_holds_the_reward_back(models):
     timesteps = gradients_at_prediction(models)[2]
     middle = int(timesteps.sort().values[2])
-    trainer = RGLCD(tiny.recipe(reward={"window": [middle, 999]}), models, tiny.expert())
+    trainer = RGLCD(tiny.recipe(guidance={"window": [middle, 999]}), models, tiny.expert())
     result = step(trainer)
     guided = timesteps >= middle
     assert 0 < guided.sum() < 4
@@ -148,9 +149,9 @@ def contrast(images: Tensor, prompts: Sequence[str]) -> list[float]:
 
 def test_an_lrm_learns_from_a_function_without_gradient(models):
     section = {"loss": "kl", "trainable": {"image_layers": "all", "text_layers": "all"}}
-    expert = CallableReward(contrast, "contrast", logit_scale=50.0)
-    trainer = LRM(tiny.recipe(proxy=section), models, expert, tiny.proxy())
-    optimiser = torch.optim.AdamW(trainer.learners()["proxy"].parameters, lr=3e-3)
+    expert = CallableReward(contrast, "contrast")
+    trainer = LRM(tiny.recipe(proxy={"logit_scale": 50.0, **section}), models, expert, tiny.proxy())
+    optimiser = torch.optim.AdamW(trainer.optimiser_groups()["proxy"].parameters, lr=3e-3)
     losses = []
     for _ in range(12):
         pairs = trainer.step(batch(), tiny.draws()).losses["proxy"]["pairs"].mean()
@@ -165,9 +166,9 @@ def test_an_lrm_learns_from_a_function_without_gradient(models):
 def test_what_cannot_guide_or_label_is_refused(models, monkeypatch):
     without_gradient = CallableReward(contrast, "contrast")
     monkeypatch.setattr("rgbench.train.rg_lcd.load_expert", lambda recipe, models: without_gradient)
-    with pytest.raises(UsageError, match="gives no gradient, and rg_lcd needs it; kind: lrm"):
+    with pytest.raises(UsageError, match=r"reward\.kind .*gives no gradient.*lrm"):
         RGLCD.build(tiny.recipe(), models)
-    with pytest.raises(UsageError, match=r"reward\.logit_scale: contrast does not say"):
+    with pytest.raises(UsageError, match=r"proxy\.logit_scale: contrast has none"):
         LRM(tiny.recipe(), models, without_gradient, tiny.proxy())
 
 
@@ -175,9 +176,9 @@ def test_windows_are_drawn_by_step_and_shared_by_the_images_of_a_prompt(models):
     seen: list[Tensor] = []
 
     class Watched(ViewedReward):
-        def __call__(self, images, prompts, places=None):
-            seen.append(places)
-            return super().__call__(images, prompts, places)
+        def __call__(self, images, prompts, crop_offsets=None):
+            seen.append(crop_offsets)
+            return super().__call__(images, prompts, crop_offsets)
 
     expert = Watched(tiny.expert(), blur_sigma=0.0, random_crop=0.5)
     trainer = LRM(tiny.recipe(), models, expert, tiny.proxy())
@@ -191,7 +192,7 @@ def test_windows_are_drawn_by_step_and_shared_by_the_images_of_a_prompt(models):
 
 # ---- recipes ----------------------------------------------------------------------------
 
-SUM = "{kind: sum, scale: 2, terms: [{kind: hps, antialias: true, scale: 2}, {kind: pickscore, antialias: false}]}"
+SUM = "{kind: sum, terms: [{kind: hps, antialias: true, scale: 2}, {kind: pickscore, antialias: false}]}"
 
 
 @pytest.mark.parametrize(
@@ -199,8 +200,8 @@ SUM = "{kind: sum, scale: 2, terms: [{kind: hps, antialias: true, scale: 2}, {ki
     [
         "reward={kind: clip_score, path: x, antialias: true}",
         "reward={kind: pickscore, path: x, antialias: true, blur_sigma: 1, random_crop: 0.8}",
-        "reward={kind: aesthetic, path: x, antialias: true, head: mlp, head_path: y, scale: 0.1}",
-        "reward={kind: hps, version: '2.0', antialias: false, scale: {share: 0.3}, window: [0, 499]}",
+        "reward={kind: aesthetic, path: x, antialias: true, head: mlp, head_path: y}",
+        "reward={kind: hps, version: '2.0', antialias: false}",
         f"reward={SUM}",
     ],
 )
@@ -217,11 +218,17 @@ def test_a_recipe_may_name_any_reward(override):
         ("reward={kind: pickscore}", "reward.antialias", "missing"),
         ("reward={kind: aesthetic, antialias: true}", "reward.head", "missing"),
         ("reward.random_crop=1.5", "reward.random_crop", "less than 1"),
-        ("reward.window=[900, 100]", "reward", "ends before it begins"),
-        ("reward.scale={share: 1.5}", "reward.scale", ""),
-        (f"reward={SUM.replace('scale: 2}', 'scale: {share: 0.5}}')}", "reward", "a share belongs to the sum's own"),
+        (f"reward={SUM.replace('scale: 2}', 'scale: {share: 0.5}}')}", "reward.terms.0.scale", "valid number"),
+        (f"reward={SUM.replace('scale: 2}', 'window: [0, 9]}')}", "reward.terms.0.window", "unknown key"),
         (f"reward={SUM.replace('pickscore', 'sum')}", "reward.terms.1.kind", "a sum cannot be a term of a sum"),
-        ("reward.logit_scale=10", "", "reward.logit_scale: rg_lcd takes the raw score"),
+        ("guidance.window=[900, 100]", "guidance", "ends before it begins"),
+        ("guidance={share: 1.5}", "guidance.share", ""),
+        ("guidance.share=0.5", "guidance", "give scale, or share with scale: null"),
+        ("guidance.scale=null", "guidance", "give scale, or share with scale: null"),
+        ("reward.scale=2", "command line:reward.scale", "moved to guidance.scale"),
+        ("reward.scale={share: 0.2}", "command line:reward.scale", "moved to guidance.share"),
+        ("reward={kind: hps, antialias: true, window: [0, 9]}", "reward.window", "moved to guidance.window"),
+        ("reward.logit_scale=10", "reward.logit_scale", "rg_lcd takes the raw score"),
         ("gradients.every=3", "", "no multiple of train.log_every"),
     ],
 )
@@ -230,3 +237,22 @@ def test_a_wrong_reward_section_is_explained(override, key, message):
     with pytest.raises(ConfigError) as caught:
         load_recipe("rg_lcd", [override, *extra])
     assert key in str(caught.value) and message in str(caught.value), str(caught.value)
+
+
+def test_a_recipe_of_an_older_version_is_told_where_its_keys_are_now(tmp_path):
+    text = packaged_recipes()["lrm"].read_text()
+    keys = {"scale: 2": "guidance.scale", "window: [0, 499]": "guidance.window", "logit_scale: 9": "proxy.logit_scale"}
+    for number, (old, new) in enumerate(keys.items()):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text.replace("  antialias: true", f"  {old}\n  antialias: true"))
+        line = next(i for i, row in enumerate(file.read_text().splitlines(), 1) if row == f"  {old}")
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(str(file))
+        assert str(caught.value) == f"{file}:{line}:reward.{old.partition(':')[0]}: moved to {new}"
+
+
+def test_a_share_stands_in_for_the_scale():
+    given = load_recipe("rg_lcd", ["guidance={share: 0.2}"]).guidance
+    assert (given.scale, given.share) == (None, 0.2)
+    assert load_recipe("rg_lcd", ["guidance.scale=null", "guidance.share=0.2"]).guidance == given
+    assert type(given).model_validate(given.model_dump()) == given, "as a run's config.yaml is read again"

@@ -139,7 +139,7 @@ def test_a_process_is_a_metric(tmp_path, monkeypatch):
 WRONG_FILES = [
     ("kind: process\npython: p\n", "mine.yaml:.*worker: missing"),
     ("kind: sum\nterms: []\n", "a sum cannot be a term of a sum|mine.yaml"),
-    ("kind: hps\nantialias: true\nscale: 2\n", "mine.yaml:scale: is for training"),
+    ("kind: hps\nantialias: true\nscale: 2\n", "mine.yaml:.*scale: unknown key"),
     (
         "kind: process\npython: /nowhere/python\nworker: hpsv3\n",
         "mine.yaml: reward.python /nowhere/python: cannot be st",

@@ -79,7 +79,7 @@ def test_the_expert_labels_each_image_by_its_own_prompt(models):
 def test_each_pair_loss_trains_the_proxy(models, loss):
     sections = {"loss": loss, "trainable": {"image_layers": "all", "text_layers": "all"}}
     trainer = make("lrm", models, proxy=sections)
-    optimiser = torch.optim.AdamW(trainer.learners()["proxy"].parameters, lr=3e-3)
+    optimiser = torch.optim.AdamW(trainer.optimiser_groups()["proxy"].parameters, lr=3e-3)
     values = []
     for _ in range(12):
         result = trainer.step(batch(), tiny.draws())
@@ -125,7 +125,8 @@ def test_what_is_not_finite_stops_the_run_unchanged(models, tmp_path, how):
     own = loop(trainer, tmp_path)
     for _ in range(2):
         own.train_step()
-    before, moments = state(trainer.student), own.optimisers["student"].state_dict()["state"][0]["exp_avg"].clone()
+    adamw = own.updater.optimisers["student"]
+    before, moments = state(trainer.student), adamw.state_dict()["state"][0]["exp_avg"].clone()
     first_id = own.load_batch(2).ids[0]
     what = {
         "value": f"loss term reward of the student is not finite for {first_id};",
@@ -135,5 +136,5 @@ def test_what_is_not_finite_stops_the_run_unchanged(models, tmp_path, how):
         own.train_step()
     assert first_id in str(caught.value) and "no parameter was changed" in str(caught.value)
     assert_equal(state(trainer.student), before)
-    assert torch.equal(own.optimisers["student"].state_dict()["state"][0]["exp_avg"], moments)
+    assert torch.equal(adamw.state_dict()["state"][0]["exp_avg"], moments)
     assert own.step == 2

@@ -176,7 +176,7 @@ def test_one_flipped_bit_is_never_used_in_silence(recipe):
 
 
 def test_data_without_end_is_refused(recipe):
-    with pytest.raises(UsageError, match=r"without end cannot be cached; give data\.num"):
+    with pytest.raises(UsageError, match=r"data\.num: endless data"):
         cache(recipe, ["data={kind: scenes}"], device="cpu")
 
 

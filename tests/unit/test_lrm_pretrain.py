@@ -17,7 +17,7 @@ from rgbench.data.batches import Batch
 from rgbench.evaluate.targets import resolve_targets
 from rgbench.models.pipeline import DiffusionModels
 from rgbench.rewards.latent_proxy import LatentCLIP, contrastive_losses
-from rgbench.train.base import schedule
+from rgbench.train.base import lr_factor
 from rgbench.train.log import write_png
 from rgbench.train.loop import Loop
 from rgbench.train.lrm import LRM
@@ -157,19 +157,19 @@ def test_a_text_tower_from_a_checkpoint_file(monkeypatch, tmp_path):
 
 def test_schedules():
     factors = {
-        kind: schedule(ScheduleSection(schedule=kind, warmup=2), 10) for kind in ("constant", "linear", "cosine")
+        kind: lr_factor(ScheduleSection(schedule=kind, warmup=2), 10) for kind in ("constant", "linear", "cosine")
     }
     assert [factors["constant"](s) for s in (0, 1, 2, 9)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert [factors["linear"](s) for s in (2, 6, 9)] == pytest.approx([1, 0.5, 0.125])
     assert [factors["cosine"](s) for s in (2, 6)] == pytest.approx([1, 0.5])
 
 
-def test_the_loop_gives_each_learner_its_own_optimiser(models, tmp_path):
+def test_each_group_has_its_own_optimiser(models, tmp_path):
     own = {"betas": [0.5, 0.9], "weight_decay": 0.3, "max_grad_norm": 0.01, "schedule": "linear", "warmup": 1}
     settings = tiny.recipe(proxy={"optimiser": own, "lr": 0.01}, train={"steps": 5})
     trainer = LRM(settings, models, tiny.expert(), tiny.proxy())
     loop = Loop(trainer, tiny.TinySource(), settings, RunDirectory(tmp_path))
-    groups = {name: optimiser.param_groups[0] for name, optimiser in loop.optimisers.items()}
+    groups = {name: optimiser.param_groups[0] for name, optimiser in loop.updater.optimisers.items()}
     assert (groups["proxy"]["betas"], groups["proxy"]["weight_decay"]) == ((0.5, 0.9), 0.3)
     assert (groups["student"]["betas"], groups["student"]["weight_decay"]) == ((0.9, 0.999), 0.0)
     rates = []
@@ -180,7 +180,7 @@ def test_the_loop_gives_each_learner_its_own_optimiser(models, tmp_path):
     assert row["grad_norm/proxy"] > 0.01
     for parameter in trainer.proxy_parameters:
         parameter.grad = torch.ones_like(parameter)
-    loop.learners["proxy"].clip(1.0)
+    loop.updater.reduce()
     assert float(torch.stack([p.grad.norm() for p in trainer.proxy_parameters]).norm()) == pytest.approx(0.01, rel=1e-3)
 
 

@@ -33,9 +33,9 @@ def test_a_plan_says_what_would_be_trained(parts, tmp_path, cli: Cli):
     rows = dict(line.split("\t", 1) for line in done.stdout.splitlines())
     assert rows["run"].endswith("tiny-s0, new")
     assert "v_prediction, 64 px, latents 4×8×8" in rows["teacher"]
-    assert rows["student"] == "LoRA of rank 2; told w by an embedding of 16"
-    learned, held = map(float, re.findall(r"([0-9.]+) M", rows["student learns"]))
-    assert 0 < learned < held
+    assert rows["student"] == "LoRA of rank 2, guidance embedding 16"
+    learned, total = map(float, re.findall(r"([0-9.]+) M", rows["student learns"]))
+    assert 0 < learned < total
     assert {"proxy learns", "reward", "data", "checkpoints"} <= rows.keys()
     assert rows["steps"] == "6 of 2 images: 12 images, 3 epochs"
     assert re.fullmatch(r"lcd \S+, reward \S+, pairs \S+", rows["first step"])

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from rgbench.core.process import (
     spin_count,
     take_own_gpu,
     tune_process,
-    whole_float32,
 )
 from tests.conftest import ROOT
 
@@ -133,30 +131,48 @@ def test_devices() -> None:
             pick_device("cuda")
 
 
-def use_old_interface() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = True
+TF32 = """
+import os, torch
+from rgbench.core.process import whole_float32
+backends = torch.backends
+operations = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+
+def precisions():
+    return [operation.fp32_precision for operation in operations]
+
+def check(how, expected):
+    exec(how)
+    before = precisions()
+    assert " ".join(before) == expected, (how, before)
+    try:
+        with whole_float32():
+            assert precisions() == ["ieee"] * 3, (how, precisions())
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        assert precisions() == before, (how, precisions())
+
+for how, expected in {cases}:
+    child = os.fork()  # each with settings of its own
+    if not child:
+        check(how, expected)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, how
+"""
+# Each way of setting TF32, and the precision of products, convolutions and recurrences that torch then reports.
+TF32_CASES = [
+    ("pass", "none tf32 tf32"),
+    ("backends.cudnn.allow_tf32 = False", "none none none"),
+    ("backends.cuda.matmul.allow_tf32 = True", "tf32 tf32 tf32"),
+    ("torch.set_float32_matmul_precision('high')", "tf32 tf32 tf32"),
+    ("backends.fp32_precision = 'tf32'", "tf32 tf32 tf32"),
+    ("backends.fp32_precision = 'ieee'", "ieee ieee ieee"),
+    ("backends.cuda.matmul.fp32_precision = 'tf32'", "tf32 tf32 tf32"),
+    ("backends.cudnn.conv.fp32_precision = 'ieee'", "none ieee tf32"),
+]
 
 
-def use_new_interface() -> None:
-    torch.backends.cuda.matmul.fp32_precision = "tf32"  # from here on torch refuses to read allow_tf32
-
-
-@pytest.mark.parametrize("before", [lambda: None, use_old_interface, use_new_interface])
-def test_float32_is_whole_inside_and_as_it_was_after(before: Callable[[], None]) -> None:
-    backends = torch.backends
-
-    def precisions() -> list[str]:
-        return [setting.fp32_precision for setting in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)]
-
-    assert precisions() == ["tf32", "tf32", "none"], "torch's default, which this is about"
-    before()
-    kept = precisions()
-    with pytest.raises(ZeroDivisionError), whole_float32():
-        assert precisions() == ["ieee"] * 3
-        raise ZeroDivisionError
-    assert precisions() == kept
-    backends.cuda.matmul.allow_tf32 = False
-    backends.cuda.matmul.fp32_precision = "none"
+def test_float32_is_whole_inside_and_as_it_was_after() -> None:
+    fresh(TF32.format(cases=TF32_CASES))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -20,7 +20,8 @@ from rgbench.rewards.config import HPS, Process
 from rgbench.rewards.load import load_reward
 from rgbench.rewards.remote import KEPT_LOGS, PROTOCOL, WORKERS, ProcessReward, find_scorer, scorer_module
 from rgbench.rewards.workers import runner
-from rgbench.train.recipe import FREE_KEYS, load_recipe
+from rgbench.train.identity import FREE_KEYS
+from rgbench.train.recipe import load_recipe
 from tests.process_workers import CHECKSUM, doing, scorer
 
 PROMPTS = ["a red circle", "", "zwölf 🦊 \x00 \ud800", "a red circle"]
@@ -111,10 +112,8 @@ def test_what_a_recipe_says_reaches_the_worker(tmp_path):
     reward = load_reward(section, device="cpu")
     assert reward.worker.log.read_text() == f"cpu {os.getcwd()}/w.pt [1, 2.5]\n" and reward.logit_scale == 3.0
     assert "logit_scale" not in reward.fingerprint() and "path" not in reward.fingerprint()
-    viewed = load_reward(
-        section.model_copy(update={"device": "meta", "blur_sigma": 1.0, "logit_scale": 2.0}), device="cpu"
-    )
-    assert isinstance(viewed, ViewedReward) and viewed.logit_scale == 2.0
+    viewed = load_reward(section.model_copy(update={"device": "meta", "blur_sigma": 1.0}), device="cpu")
+    assert isinstance(viewed, ViewedReward) and viewed.logit_scale == 3.0
     assert viewed.reward.worker.log.read_text().startswith("meta ")
     assert viewed.fingerprint() == reward.fingerprint() | {"blur_sigma": 1.0}
 
@@ -135,11 +134,9 @@ def test_a_wrong_section_is_explained(override, message):
 
 def test_it_guides_no_student_directly():
     section = "{kind: process, python: p, worker: x}"
-    assert load_recipe("lrm", [f"reward={section}", "reward.logit_scale=2"]).reward.worker == "x"
+    assert load_recipe("lrm", [f"reward={section}", "proxy.logit_scale=2"]).reward.worker == "x"
     for reward in (section, f"{{kind: sum, terms: [{section}, {{kind: pickscore, antialias: true}}]}}"):
-        with pytest.raises(
-            ConfigError, match="a process gives no gradient, and rg_lcd needs it; lrm learns from its sc"
-        ):
+        with pytest.raises(ConfigError, match=r"reward\.kind: a process gives no gradient.*lrm"):
             load_recipe("rg_lcd", [f"reward={reward}"])
     assert {"reward.python", "reward.terms.*.device", "reward.timeout"} <= FREE_KEYS
     assert "reward.worker" not in FREE_KEYS and HPS(antialias=True).kind == "hps"

@@ -220,7 +220,7 @@ def test_what_would_mislead_the_worker_is_not_passed_on(tmp_path, monkeypatch):
 
 PARENT = """
 import signal, sys
-from rgbench.rewards.worker import Worker
+from rgbench.rewards.remote import Worker
 worker = Worker(sys.executable, "mine", "reward", 60.0)
 start = {"worker": "mine", "file": sys.argv[1], "folder": None, "path": None}
 start.update(device="cpu", options={}, look=False)

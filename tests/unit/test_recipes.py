@@ -68,7 +68,7 @@ def test_full_size_recipes_are_the_papers_defaults():
         assert recipe.lcd == LCDSection() and recipe.lora is None
         assert recipe.sampling == type(recipe.sampling)()
     lrm = load_recipe("sd21/lrm")
-    assert lrm.reward.scale == 1.0 and lrm.reward.antialias is True  # type: ignore[attr-defined]
+    assert lrm.guidance.scale == 1.0 and lrm.reward.antialias is True  # type: ignore[attr-defined]
     assert lrm.proxy == type(lrm.proxy)(path=lrm.proxy.path)  # type: ignore[attr-defined]
 
 
@@ -128,7 +128,7 @@ def test_validation_imports_no_torch():
 
 def test_training_without_a_reward_imports_no_reward_library():
     """They take seconds; a single process needs accelerate no more than diffusers does."""
-    code = "import sys, rgbench.train.train, rgbench.train.lcd; from rgbench.train.base import CaptionCount"
+    code = "import sys, rgbench.train.train, rgbench.train.lcd; from rgbench.train.log import CaptionCount"
     code += "; print(*[m for m in ('open_clip', 'timm', 'datasets', 'wandb', 'torch.distributed.launcher') "
     code += "if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=600, capture_output=True, text=True)

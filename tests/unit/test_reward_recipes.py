@@ -97,14 +97,13 @@ def test_a_recipes_fields_reach_the_reward(clip_folder, tmp_path):
     adapter = TypeAdapter(RewardConfig)
     plain = load_reward(adapter.validate_python(common), device="cpu")
     assert not plain.antialias and plain.logit_scale == pytest.approx(1 / 0.07, rel=1e-3)
-    scaled = load_reward(adapter.validate_python({**common, "logit_scale": 7.0}), device="cpu", dtype=torch.float64)
-    assert scaled.logit_scale == 7 and scaled.model.dtype == torch.float64
+    assert load_reward(adapter.validate_python(common), device="cpu", dtype=torch.float64).model.dtype == torch.float64
     viewed = load_reward(adapter.validate_python({**common, "blur_sigma": 1.5, "random_crop": 0.5}), device="cpu")
     assert (viewed.blur_sigma, viewed.random_crop, viewed.logit_scale) == (1.5, 0.5, plain.logit_scale)
     terms = [{**common, "scale": 3.0}, {**common, "antialias": True, "random_crop": 0.9}]
-    total = {"kind": "sum", "terms": terms, "standardise": "none", "balance": "gradient", "logit_scale": 2.0}
+    total = {"kind": "sum", "terms": terms, "standardise": "none", "balance": "gradient"}
     both = load_reward(adapter.validate_python(total), device="cpu")
-    assert (both.weights, both.standardise, both.balance, both.logit_scale) == ([3.0, 1.0], False, True, 2.0)
+    assert (both.weights, both.standardise, both.balance) == ([3.0, 1.0], False, True)
     assert both.random_crop and [f["weight"] for f in both.fingerprints()] == [3.0, 1.0]
 
 
@@ -143,9 +142,8 @@ def test_plug_ins(monkeypatch):
     def load(**section):
         return load_reward(TypeAdapter(RewardConfig).validate_python({"antialias": True, **section}), device="cpu")
 
-    warm = load(kind="warmth", options={"size": 14}, blur_sigma=1.0, logit_scale=3.0)
-    assert warm.fingerprint() == {"name": "warmth", "size": 14, "blur_sigma": 1.0} and warm.logit_scale == 3
-    assert load(kind="warmth").logit_scale is None
+    warm = load(kind="warmth", options={"size": 14}, blur_sigma=1.0)
+    assert warm.fingerprint() == {"name": "warmth", "size": 14, "blur_sigma": 1.0}
     with pytest.raises(UsageError, match=r"reward\.options: warmth does not take them: .*'sise'"):
         load(kind="warmth", options={"sise": 14})
     assert isinstance(load(kind="brightness"), CallableReward)

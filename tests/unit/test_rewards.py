@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import open_clip
 import pytest
@@ -13,6 +14,7 @@ from rgbench.core.errors import UsageError
 from rgbench.models.presets import WEIGHTS
 from rgbench.rewards.base import fingerprint_id
 from rgbench.rewards.clip import CLIP_MEAN, CLIP_STD, HPSReward, hps_preprocess
+from rgbench.rewards.latent_proxy import LatentCLIP
 from tests.parity import tiny
 
 BENCHTOP_REWARD = WEIGHTS / "reward"
@@ -155,3 +157,45 @@ def test_hps_2_has_the_tensors_that_vit_h_14_has():
         model = open_clip.create_model("ViT-H-14", pretrained=None, device="meta")
     assert len(model.state_dict()) == 686
     assert sum(p.numel() for p in model.parameters()) == 986_109_441
+
+
+CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("executed").touch()
+from transformers import CLIPTokenizer
+class OwnTokenizer(CLIPTokenizer):
+    pass
+"""
+VISION = {"image_size": 8, "patch_size": 2, "layers": 1, "width": 8, "head_width": 8}
+HOSTILE = {
+    "trust_remote_code": ({"tokenizer_kwargs": {"trust_remote_code": True}}, {}),
+    "auto_map": ({}, {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer"] * 2}}),
+    "hf_model_name": ({"hf_model_name": "someone/text-tower"}, {}),
+}
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_a_folder_that_names_code_is_refused(tmp_path, key):
+    """As reward, as latent proxy, and as the CLIP that a proxy starts from; nothing is run or asked on stdin."""
+    text, tokenizer = HOSTILE[key]
+    loads = {
+        "reward": lambda folder: HPSReward.load(folder, antialias=True, device="cpu"),
+        "latent_proxy": lambda folder: LatentCLIP.load(folder, "cpu"),
+        "clip": lambda folder: LatentCLIP.from_clip(folder, VISION, latent_channels=4, latent_scale=1.0),
+    }
+    for part, load in loads.items():
+        folder = tmp_path / part
+        shutil.copytree(WEIGHTS / part, folder)
+        (folder / "own.py").write_text(CODE)
+        config = json.loads((folder / "open_clip_config.json").read_text())
+        config["model_cfg"]["text_cfg"] |= text
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        if part == "latent_proxy":
+            own = json.loads((folder / "config.json").read_text())
+            own["text_cfg"] |= text
+            (folder / "config.json").write_text(json.dumps(own))
+        own = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(own | tokenizer))
+        with pytest.raises(UsageError, match=rf"{part}/\w+\.json: .*{key}"):
+            load(folder)
+        assert not (folder / "executed").exists()

@@ -32,7 +32,7 @@ def models(folder) -> DiffusionModels:
 
 
 def test_rg_lcd_without_reward_is_lcd(models, tmp_path):
-    lcd, direct = make("lcd", models), make("rg_lcd", models, reward={"scale": 0.0})
+    lcd, direct = make("lcd", models), make("rg_lcd", models, guidance={"scale": 0.0})
     for trainer in (lcd, direct):
         own = loop(trainer, tmp_path)
         for _ in range(10):
@@ -145,14 +145,14 @@ def test_the_proxys_loss_reaches_its_trainable_parameters_alone(models):
     trainer = make("lrm", models)
     backward(trainer.step(batch(), tiny.draws()), "proxy")
     assert all(p.grad is None for p in trainer.student.parameters())
-    learning = {id(p) for p in trainer.learners()["proxy"].parameters}
+    learning = {id(p) for p in trainer.optimiser_groups()["proxy"].parameters}
     assert all((p.grad is not None) == (id(p) in learning) for p in trainer.proxy.parameters())
 
 
 def test_the_proxys_reward_moves_the_student(models):
     gradients = []
     for scale in (0.0, 5.0):
-        trainer = make("lrm", models, reward={"scale": scale})
+        trainer = make("lrm", models, guidance={"scale": scale})
         backward(trainer.step(batch(), tiny.draws()), "student")
         gradients.append(trainer.student.conv_out.weight.grad.clone())
     assert (gradients[0] - gradients[1]).abs().max() > 1e-4

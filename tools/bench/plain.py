@@ -260,9 +260,9 @@ def _adamw(
 
 
 def _scale(trainer: RGLCD) -> float:
-    scale = trainer.recipe.reward.scale
-    if not isinstance(scale, float):
-        raise UsageError("bench: the plain step needs a number as reward.scale")
+    scale = trainer.recipe.guidance.scale
+    if scale is None:
+        raise UsageError("bench: the plain step takes guidance.scale, no guidance.share")
     return scale
 
 
@@ -271,7 +271,7 @@ def _check(trainer: LCD) -> None:
     lacking = ["lora"] if is_lora(trainer.student) else []
     if isinstance(recipe, RGLCDRecipe) and isinstance(trainer, RGLCD):
         _scale(trainer)
-        lacking += ["reward.window"] if recipe.reward.window else []
+        lacking += ["guidance.window"] if recipe.guidance.window else []
         lacking += ["reward but hps"] if type(trainer.expert) is not HPSReward else []
     if isinstance(recipe, LRMRecipe) and recipe.proxy.loss != "kl":
         lacking.append(f"proxy.loss {recipe.proxy.loss}")

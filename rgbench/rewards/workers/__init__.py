@@ -1,5 +1,5 @@
-"""What runs in another Python environment: the worker's side of the protocol, and one scorer per file.
+"""Code for other Python environments: the worker's end of the protocol, and one scorer a file.
 
-These files import nothing of rgbench and nothing but the standard library before they are started, since they are run
-by the Python of an environment that has neither rgbench nor its dependencies. They keep to Python 3.8.
+The Python that runs these files has neither rgbench nor its dependencies: they import the standard library alone before
+``load``, and keep to Python 3.8.
 """

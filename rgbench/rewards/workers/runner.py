@@ -1,6 +1,6 @@
-"""The worker's end of a process reward: reads images on stdin, has a scorer score them, writes scores on stdout.
+"""The worker's end of a process reward: images on stdin, scores on stdout.
 
-Run by the Python of another environment, as ``python -I -u runner.py``; never imported by rgbench. Every message is a
+The Python of another environment runs it as ``python -I -u runner.py``; rgbench never imports it. Every message is a
 frame: two big-endian uint32, the lengths of header and payload, then a JSON object in UTF-8, then the payload.
 
     to the worker:    start  {worker, file, folder, path, device, options, look}
@@ -28,7 +28,7 @@ from importlib import metadata
 
 PROTOCOL = 1
 HEAD = struct.Struct(">II")
-ALWAYS = ("numpy", "pillow", "torch", "torchvision", "transformers")  # what scores of nearly all models hang on
+ALWAYS = ("numpy", "pillow", "torch", "torchvision", "transformers")  # change the scores of nearly all models
 TAKES = ("uint8", "float32")
 
 
@@ -42,7 +42,7 @@ class Pipe:
         os.dup2(null, 0)
         os.close(null)
         self.frames: queue.Queue = queue.Queue()
-        # Reads while the scorer computes, and so knows at once when the process at the other end is gone.
+        # Reads while the scorer computes, and so notices at once when the process at the other end is gone.
         threading.Thread(target=self._read_on, daemon=True).start()
 
     def _read_on(self):
@@ -83,7 +83,7 @@ def find(start):
 
 
 def versions(module):
-    """Installed versions of what its scores hang on; None for what it names and is not here."""
+    """Installed versions of the packages that change its scores; None for one that it names and is missing."""
     found: dict[str, str | None] = {}
     for name in (*ALWAYS, *getattr(module, "PACKAGES", ())):
         try:
@@ -111,10 +111,10 @@ def describe(start, module):
 
 
 def check(contract):
-    """What the scorer says of itself.
+    """The scorer's contract.
 
     Raises:
-        ValueError: says too little to tell its scores from another's.
+        ValueError: it lacks what tells its scores from another's.
     """
     for key in ("weights_sha256", "antialias"):
         if key not in contract:
@@ -125,7 +125,7 @@ def check(contract):
 
 
 def load(pipe, start):
-    """Start the scorer and say so; or say what is missing, and end."""
+    """Load the scorer and report it ready, or report what is missing; None where there is nothing to serve."""
     install = None
     try:
         module = find(start)
@@ -152,7 +152,7 @@ def load(pipe, start):
 
 
 def serve(pipe, scorer):
-    """Answer until there is nothing more to answer."""
+    """Answer requests until stdin ends."""
     import numpy
 
     dtype = numpy.dtype(scorer.contract["takes"]).newbyteorder("<")
