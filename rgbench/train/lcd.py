@@ -217,10 +217,13 @@ class LCD:
             guidance_scale=rng.uniform("w", settings.w_min, settings.w_max).to(device),
         )
 
+    def distil(self, inputs: Inputs) -> Distillation:
+        """Lines 2–8, which other distillation methods replace."""
+        return distil(self.networks, self.recipe.lcd, inputs)
+
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         """Lines 1–8."""
-        distilled = distil(self.networks, self.recipe.lcd, self.prepare(batch, rng))
-        return StepResult({"student": {"lcd": distilled.losses}})
+        return StepResult({"student": {"lcd": self.distil(self.prepare(batch, rng)).losses}})
 
     def after_update(self) -> None:
         """Line 9, whose AdamW and clipping are the loop's: θ⁻ ← μ θ⁻ + (1 − μ) θ."""

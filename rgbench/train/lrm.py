@@ -41,7 +41,7 @@ from rgbench.models.pipeline import DiffusionModels, decode_images
 from rgbench.rewards.base import Reward, score
 from rgbench.rewards.latent_proxy import PAIRS, LatentCLIP, pair_losses
 from rgbench.train.base import OptimiserGroup, Stateful, StepDraws, StepResult, lr_factor
-from rgbench.train.lcd import Distillation, Inputs, distil
+from rgbench.train.lcd import Distillation, Inputs
 from rgbench.train.recipe import FidelitySection, LCDRecipe, LRMRecipe, find_proxy
 from rgbench.train.rg_lcd import RGLCD, TINY, crop_offsets, inside, load_expert, timestep_bins
 
@@ -140,7 +140,7 @@ class LRM(RGLCD):
 
         # 1–8. as LCD
         inputs = self.prepare(batch, rng)
-        distilled = distil(self.networks, self.recipe.lcd, inputs)
+        distilled = self.distil(inputs)
 
         # 9. L_LCD − β · R^L(f / scaling_factor, prompt), the proxy frozen
         def reward(prediction: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class LRM(RGLCD):
         scaling_factor, offsets = self.models.scaling_factor, crop_offsets(self.expert, draws)
         with torch.no_grad():
             inputs = replace(self.prepare(batch, draws), index=index.to(self.models.device))
-            distilled = distil(self.networks, self.recipe.lcd, inputs)
+            distilled = self.distil(inputs)
             candidates = self.candidates(inputs, distilled, batch.prompts)
             expert = self.expert_scores(candidates, offsets) * self.logit_scale
             proxy = self.proxy_logits(candidates)

@@ -33,7 +33,7 @@ from rgbench.rewards.base import Reward, WeightedReward, score
 from rgbench.rewards.config import Sum
 from rgbench.rewards.load import load_reward
 from rgbench.train.base import CaptionTokenizer, Stateful, StepDraws, StepResult
-from rgbench.train.lcd import LCD, Distillation, distil
+from rgbench.train.lcd import LCD, Distillation
 from rgbench.train.recipe import GradientsSection, GuidanceSection, LCDRecipe, RGLCDRecipe
 
 TINY = 1e-30  # below any norm of a gradient that is not zero
@@ -94,7 +94,7 @@ class RGLCD(LCD):
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         """Lines 1–8 of LCD, then the reward."""
         # 1–8. as LCD
-        distilled = distil(self.networks, self.recipe.lcd, self.prepare(batch, rng))
+        distilled = self.distil(self.prepare(batch, rng))
 
         # 9. decode the single-step prediction, (decode(f / scaling_factor)/2 + ½).clamp(0, 1); score it
         def reward(prediction: Tensor) -> Tensor:
