@@ -1,16 +1,10 @@
-"""The oracle: did the image show what the caption says?
+"""The oracle: which of a caption's attributes does an image show?
 
-Three judges vote on each attribute; a render-and-match check that learns nothing reads
-the same attributes by matched filtering. The vote is the oracle's answer, the agreement
-of all four is reported beside it, because a network alone can be fooled.
-
-The oracle's judges: three architectures that read a scene's attributes off its image.
-
-Render-and-match: read a scene by matched filtering against rendered templates.
-
-Nothing is learned. For every colour, the error of explaining a pixel by that colour
-minus the error of explaining it by the local background is summed under each template
-(shape, size, rotation) at each place, by FFT; the lowest sum is the best explanation.
+Three attribute classifiers of different architectures, trained apart, vote on each attribute. Render-and-match, which
+learns nothing, reads the same attributes by matched filtering: for every colour, the error of explaining a pixel by
+that colour minus the error of explaining it by the background is summed under each template (shape, size, rotation) at
+each place, by FFT; the lowest sum is the best explanation. The vote is the oracle's answer, and the agreement of all
+four is reported beside it, because a network alone can be fooled.
 """
 
 from __future__ import annotations
@@ -42,7 +36,7 @@ from rgbench.benchtop.scenes import (
     coverage,
 )
 
-# Heads in output order: attribute name, slot, number of classes.
+# Heads in output order: attribute, slot, number of classes.
 HEADS = (
     ("layout", None, len(LAYOUTS)),
     ("shape", 0, len(SHAPES)),
@@ -52,11 +46,107 @@ HEADS = (
     ("colour", 1, len(COLOURS)),
     ("size", 1, len(SIZES)),
 )
-JUDGES = ("resnet", "vit", "convnext")
+ATTRIBUTES = ("shape", "colour", "size", "layout")
+CLASSIFIERS = ("resnet", "vit", "convnext")
+_ROTATIONS = (-0.75 * MAX_ROTATION, 0.0, 0.75 * MAX_ROTATION)
+_SLACK = 2.0  # pixels beyond the scenes' own jitter
 
 
-class Judge(nn.Module):
-    """(B, 3, 64, 64) images in [0, 1] → seven tensors of logits, one per entry of ``HEADS``."""
+def load_oracle(folder: Path, device: torch.device | str = "cpu") -> Oracle:
+    """The oracle from the folder of the classifiers."""
+    return Oracle({name: load_classifier(folder / name, device) for name in CLASSIFIERS}, device)
+
+
+class Oracle:
+    """Reads and scores benchtop images.
+
+    Args:
+        classifiers: by name.
+        device: where they run.
+    """
+
+    def __init__(self, classifiers: dict[str, Classifier], device: torch.device | str = "cpu") -> None:
+        self.classifiers, self.device = classifiers, device
+
+    @torch.inference_mode()
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        """Predicted class per classifier and head.
+
+        Args:
+            images: (B, 3, 64, 64) in [0, 1].
+
+        Returns:
+            classifier → (B, 7) int64, columns as ``HEADS``.
+        """
+        images = images.to(self.device)
+        return {name: torch.stack([x.argmax(1) for x in net(images)], 1) for name, net in self.classifiers.items()}
+
+    def vote(self, readings: dict[str, Tensor]) -> Tensor:
+        """(B, 7) majority of the classifiers; -1 where all differ."""
+        stacked = torch.stack(list(readings.values()))
+        mode = stacked.mode(0).values
+        return torch.where((stacked == mode).sum(0) > len(stacked) // 2, mode, -1)
+
+    def score(self, images: Tensor, scenes: list[dict[str, str]] | Scenes, match: bool = False) -> dict[str, Tensor]:
+        """Share of each attribute that is right, per image.
+
+        Args:
+            images: (B, 3, 64, 64) in [0, 1].
+            scenes: the wanted attributes of each image.
+            match: also run render-and-match (slow), as ``match_mean`` and ``match_agreement``.
+
+        Returns:
+            (B,) float32 each: ``shape``, ``colour``, ``size``, ``layout`` over the scene's slots, ``mean`` over
+            attributes, ``all`` (1 where everything is right), ``agreement`` (share of heads on which the classifiers
+            are unanimous), and each classifier's own ``mean:{name}``.
+        """
+        wanted = scenes if isinstance(scenes, Scenes) else Scenes.from_dicts(scenes)
+        readings = {name: r.cpu() for name, r in self.read(images).items()}
+        out = score_reading(self.vote(readings), wanted)
+        present = heads_present(wanted)
+        stacked = torch.stack(list(readings.values()))
+        unanimous = (stacked == stacked[0]).all(0)
+        out["agreement"] = _share(unanimous, present)
+        for name, reading in readings.items():
+            out[f"mean:{name}"] = score_reading(reading, wanted)["mean"]
+        if match:
+            matched = render_and_match(images.cpu(), wanted.count)
+            out["match_mean"] = score_reading(matched, wanted)["mean"]
+            out["match_agreement"] = _share(matched == self.vote(readings), present)
+        return out
+
+
+def heads_present(wanted: Scenes) -> Tensor:
+    """(B, 7) bool: the heads that the wanted scene's slots fill."""
+    two = wanted.count == 2
+    return torch.stack([two | (slot != 1) for _, slot, _ in HEADS], 1)
+
+
+def score_reading(reading: Tensor, wanted: Scenes) -> dict[str, Tensor]:
+    """Share right per attribute, ``mean`` over the four attributes, and ``all``, each (B,).
+
+    Args:
+        reading: (B, 7) predicted classes, columns as ``HEADS``.
+        wanted: the wanted scenes.
+    """
+    truth = torch.stack([wanted.layout if s is None else getattr(wanted, n)[:, s] for n, s, _ in HEADS], 1)
+    present = heads_present(wanted)
+    right = (reading == truth) & present
+    out = {}
+    for attribute in ATTRIBUTES:
+        columns = [i for i, (name, _, _) in enumerate(HEADS) if name == attribute]
+        out[attribute] = _share(right[:, columns], present[:, columns])
+    out["mean"] = torch.stack([out[a] for a in ATTRIBUTES]).mean(0)
+    out["all"] = (right | ~present).all(1).float()
+    return out
+
+
+def _share(hits: Tensor, present: Tensor) -> Tensor:
+    return (hits & present).sum(1).float() / present.sum(1).float()
+
+
+class Classifier(nn.Module):
+    """An attribute classifier: (B, 3, 64, 64) images in [0, 1] → seven tensors of logits, one per head."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -91,7 +181,15 @@ def _backbone(kind: str) -> tuple[Any, int]:
     if kind == "convnext":
         network = ConvNeXt(3, num_classes=0, depths=(1, 1, 2, 1), dims=(24, 48, 96, 96), patch_size=2, output_stride=16)
         return network, 96 * 4 * 4
-    raise ValueError(f"unknown judge {kind!r}; known: {', '.join(JUDGES)}")
+    raise ValueError(f"unknown classifier {kind!r}; known: {', '.join(CLASSIFIERS)}")
+
+
+def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Classifier:
+    """A trained classifier, frozen; the folder's name is its architecture."""
+    classifier = Classifier(folder.name)
+    state = load_file(folder / "model.safetensors")
+    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return classifier.eval().requires_grad_(False).to(device)
 
 
 def targets(scenes: Scenes) -> list[Tensor]:
@@ -99,16 +197,44 @@ def targets(scenes: Scenes) -> list[Tensor]:
     return [scenes.layout if slot is None else getattr(scenes, name)[:, slot] for name, slot, _ in HEADS]
 
 
-def load_judge(folder: Path, device: torch.device | str = "cpu") -> Judge:
-    """A trained judge, frozen; the folder's name is its architecture."""
-    judge = Judge(folder.name)
-    state = load_file(folder / "model.safetensors")
-    judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return judge.eval().requires_grad_(False).to(device)
+@torch.no_grad()
+def render_and_match(images: Tensor, count: Tensor) -> Tensor:
+    """Read every head by matched filtering.
+
+    Args:
+        images: (B, 3, 64, 64) in [0, 1].
+        count: (B,) number of objects, 1 or 2.
+
+    Returns:
+        (B, 7) int64 classes in the order of ``HEADS``; slot 1 is -1 for one object.
+    """
+    return torch.cat([_match(x, c) for x, c in zip(images.float().split(16), count.split(16), strict=True)])
 
 
-_ROTATIONS = (-0.75 * MAX_ROTATION, 0.0, 0.75 * MAX_ROTATION)
-_SLACK = 2.0  # pixels beyond the scenes' own jitter
+def _match(images: Tensor, count: Tensor) -> Tensor:
+    spectra, labels = _templates()
+    windows, pairs = _windows()
+    background = images.flatten(2).median(-1).values[:, :, None, None]
+    to_background = (images - background).pow(2).sum(1)
+    to_colour = torch.stack([(images - torch.tensor(c)[:, None, None]).pow(2).sum(1) for c in PALETTE], 1)
+    gain = torch.fft.rfft2(to_colour - to_background[:, None])  # (B, C, s, s//2+1)
+    best = []  # for each window: lowest score, its colour and its template
+    scores = torch.fft.irfft2(gain[:, :, None] * spectra.conj()[None, None], s=(IMAGE_SIZE, IMAGE_SIZE))
+    flat = scores.flatten(1, 2).flatten(2)  # (B, C·T, s·s)
+    for window in windows:
+        low, where = flat[:, :, window.flatten()].amin(-1).min(-1)
+        best.append((low, where // len(labels), labels[where % len(labels)]))
+    out = torch.full((len(images), 7), -1)
+    for b in range(len(images)):
+        two = int(count[b]) == 2
+        options = [k for k in range(len(LAYOUTS)) if (k >= len(POSITIONS)) == two]
+        totals = [sum(float(best[w][0][b]) for w, (k, _) in enumerate(pairs) if k == layout) for layout in options]
+        out[b, 0] = layout = options[totals.index(min(totals))]
+        for w, (k, slot) in enumerate(pairs):
+            if k == layout:
+                _, colour, label = best[w]
+                out[b, 1 + 3 * slot : 4 + 3 * slot] = torch.stack([label[b, 0], colour[b], label[b, 1]])
+    return out
 
 
 @lru_cache(maxsize=1)
@@ -136,139 +262,3 @@ def _windows() -> tuple[Tensor, list[tuple[int, int]]]:
         reach = JITTER[k >= len(POSITIONS)] + _SLACK
         windows.append(((grid - y).abs() <= reach)[:, None] & ((grid - x).abs() <= reach)[None])
     return torch.stack(windows), pairs
-
-
-@torch.no_grad()
-def render_and_match(images: Tensor, count: Tensor) -> Tensor:
-    """Read every head by matched filtering.
-
-    Args:
-        images: (B, 3, 64, 64) in [0, 1].
-        count: (B,) number of objects to look for, 1 or 2.
-
-    Returns:
-        (B, 7) int64 classes in the order of ``judges.HEADS``; slot 1 is -1 for one object.
-    """
-    return torch.cat([_match(x, c) for x, c in zip(images.float().split(16), count.split(16), strict=True)])
-
-
-def _match(images: Tensor, count: Tensor) -> Tensor:
-    spectra, labels = _templates()
-    windows, pairs = _windows()
-    background = images.flatten(2).median(-1).values[:, :, None, None]
-    to_background = (images - background).pow(2).sum(1)
-    to_colour = torch.stack([(images - torch.tensor(c)[:, None, None]).pow(2).sum(1) for c in PALETTE], 1)
-    gain = torch.fft.rfft2(to_colour - to_background[:, None])  # (B, C, s, s//2+1)
-    best = []  # per window: lowest score, its colour and its template
-    scores = torch.fft.irfft2(gain[:, :, None] * spectra.conj()[None, None], s=(IMAGE_SIZE, IMAGE_SIZE))
-    flat = scores.flatten(1, 2).flatten(2)  # (B, C·T, s·s)
-    for window in windows:
-        low, where = flat[:, :, window.flatten()].amin(-1).min(-1)
-        best.append((low, where // len(labels), labels[where % len(labels)]))
-    out = torch.full((len(images), 7), -1)
-    for b in range(len(images)):
-        two = int(count[b]) == 2
-        options = [k for k in range(len(LAYOUTS)) if (k >= len(POSITIONS)) == two]
-        totals = [sum(float(best[w][0][b]) for w, (k, _) in enumerate(pairs) if k == layout) for layout in options]
-        out[b, 0] = layout = options[totals.index(min(totals))]
-        for w, (k, slot) in enumerate(pairs):
-            if k == layout:
-                _, colour, label = best[w]
-                out[b, 1 + 3 * slot : 4 + 3 * slot] = torch.stack([label[b, 0], colour[b], label[b, 1]])
-    return out
-
-
-ATTRIBUTES = ("shape", "colour", "size", "layout")
-
-
-class Oracle:
-    """Reads and scores benchtop images.
-
-    Args:
-        judges: the judges by name.
-        device: where they run.
-    """
-
-    def __init__(self, judges: dict[str, Judge], device: torch.device | str = "cpu") -> None:
-        self.judges, self.device = judges, device
-
-    @torch.inference_mode()
-    def read(self, images: Tensor) -> dict[str, Tensor]:
-        """Predicted class per judge and head.
-
-        Args:
-            images: (B, 3, 64, 64) in [0, 1].
-
-        Returns:
-            judge name → (B, 7) int64, columns as ``HEADS``.
-        """
-        images = images.to(self.device)
-        return {name: torch.stack([x.argmax(1) for x in judge(images)], 1) for name, judge in self.judges.items()}
-
-    def vote(self, readings: dict[str, Tensor]) -> Tensor:
-        """(B, 7) majority of the judges; -1 where all differ."""
-        stacked = torch.stack(list(readings.values()))
-        mode = stacked.mode(0).values
-        return torch.where((stacked == mode).sum(0) > len(stacked) // 2, mode, -1)
-
-    def score(self, images: Tensor, scenes: list[dict[str, str]] | Scenes, match: bool = False) -> dict[str, Tensor]:
-        """Share of each attribute that is right, per image.
-
-        Args:
-            images: (B, 3, 64, 64) in [0, 1].
-            scenes: what each image should show.
-            match: also run render-and-match (slow), as ``match_mean`` and ``match_agreement``.
-
-        Returns:
-            (B,) float32 each: ``shape``, ``colour``, ``size``, ``layout`` over the scene's slots,
-            ``mean`` over attributes, ``all`` (1 where everything is right), ``agreement`` (share
-            of heads on which the judges are unanimous), and every judge's own ``mean:{judge}``.
-        """
-        wanted = scenes if isinstance(scenes, Scenes) else Scenes.from_dicts(scenes)
-        readings = {name: r.cpu() for name, r in self.read(images).items()}
-        out = score_reading(self.vote(readings), wanted)
-        present = heads_present(wanted)
-        stacked = torch.stack(list(readings.values()))
-        unanimous = (stacked == stacked[0]).all(0)
-        out["agreement"] = _share(unanimous, present)
-        for name, reading in readings.items():
-            out[f"mean:{name}"] = score_reading(reading, wanted)["mean"]
-        if match:
-            matched = render_and_match(images.cpu(), wanted.count)
-            out["match_mean"] = score_reading(matched, wanted)["mean"]
-            out["match_agreement"] = _share(matched == self.vote(readings), present)
-        return out
-
-
-def heads_present(wanted: Scenes) -> Tensor:
-    """(B, 7) bool: the heads that the wanted scene's slots fill."""
-    two = wanted.count == 2
-    return torch.stack([two | (slot != 1) for _, slot, _ in HEADS], 1)
-
-
-def score_reading(reading: Tensor, wanted: Scenes) -> dict[str, Tensor]:
-    """Share right per attribute, ``mean`` over the four attributes, and ``all``, each (B,).
-
-    Args:
-        reading: (B, 7) predicted classes, columns as ``HEADS``.
-        wanted: the scenes asked for.
-    """
-    truth = torch.stack([wanted.layout if s is None else getattr(wanted, n)[:, s] for n, s, _ in HEADS], 1)
-    present = heads_present(wanted)
-    right = (reading == truth) & present
-    out = {}
-    for attribute in ATTRIBUTES:
-        columns = [i for i, (name, _, _) in enumerate(HEADS) if name == attribute]
-        out[attribute] = _share(right[:, columns], present[:, columns])
-    out["mean"] = torch.stack([out[a] for a in ATTRIBUTES]).mean(0)
-    out["all"] = (right | ~present).all(1).float()
-    return out
-
-
-def _share(hits: Tensor, present: Tensor) -> Tensor:
-    return (hits & present).sum(1).float() / present.sum(1).float()
-
-
-def load_oracle(folder: Path, device: torch.device | str = "cpu") -> Oracle:
-    """The oracle from a world's ``judges`` folder."""
-    return Oracle({name: load_judge(folder / name, device) for name in JUDGES}, device)

@@ -1,8 +1,8 @@
 """Simulated human preferences: which of two images suits a prompt better.
 
-Utility of an image = share of the caption's attributes that are right − λ · strength
-of its degradation; choices follow Bradley–Terry on the difference, and a share of
-them is flipped. Some degradations are kept from training, to test the reward on.
+Utility of an image = share of the caption's attributes that are right − λ · strength of its degradation. Choices follow
+Bradley–Terry on the difference, and a share of them is flipped. Some degradations are kept from training, to test the
+reward on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PreferenceConfig:
 
 
 def corrupt(scenes: Scenes, num_wrong: Tensor, generator: torch.Generator) -> Scenes:
-    """Scenes with ``num_wrong`` (B,) attributes changed to another value.
+    """Change ``num_wrong`` (B,) attributes of scenes to another value.
 
     The object count stays; no held-out combination is made from a scene without one.
     """
@@ -61,7 +61,7 @@ def corrupt(scenes: Scenes, num_wrong: Tensor, generator: torch.Generator) -> Sc
 
 
 def swap_objects(scenes: Scenes, where: Tensor) -> Scenes:
-    """Scenes whose two objects change places where ``where`` (B,) holds; one-object scenes stay."""
+    """Swap the two objects of scenes where ``where`` (B,) holds; one-object scenes stay."""
     where = (where & (scenes.count == 2))[:, None]
     shape, colour, size = (torch.where(where, x.flip(1), x) for x in (scenes.shape, scenes.colour, scenes.size))
     return Scenes(scenes.layout, shape, colour, size)
@@ -74,7 +74,7 @@ def _next_but(values: Tensor, skipped: Tensor, n: int) -> Tensor:
 
 
 def share_right(scenes: Scenes, wanted: Scenes) -> Tensor:
-    """(B,) share of the wanted scene's attributes that a scene of the same count has."""
+    """Share (B,) of the wanted scene's attributes that a scene of the same count has."""
     slots = wanted.shape >= 0
     hits = (scenes.layout == wanted.layout).float()
     for name in ("shape", "colour", "size"):
@@ -83,12 +83,12 @@ def share_right(scenes: Scenes, wanted: Scenes) -> Tensor:
 
 
 def utility(right: Tensor, degradation: Tensor, config: PreferenceConfig) -> Tensor:
-    """(B,) utility of images with a share of attributes right and a degradation in [0, 1]."""
+    """Utility (B,) of images with a share of attributes right and a degradation in [0, 1]."""
     return right - config.degradation_weight * degradation
 
 
 def choose(difference: Tensor, config: PreferenceConfig, generator: torch.Generator) -> Tensor:
-    """(B,) bool: the first image is preferred, given utility differences."""
+    """Whether the first image of each pair is preferred, (B,) bool, given utility differences."""
     p = torch.sigmoid(config.sharpness * difference)
     first = torch.rand(p.shape, generator=generator) < p
     flip = torch.rand(p.shape, generator=generator) < config.flip_rate
@@ -160,7 +160,7 @@ HELDOUT_DEGRADATIONS = (pixelate, salt_and_pepper, motion_blur)
 
 
 def degrade(images: Tensor, strength: Tensor, kinds: tuple, generator: torch.Generator) -> Tensor:
-    """Each image under one kind of degradation drawn at random, clamped to [0, 1].
+    """Degrade each image by one kind drawn at random, clamped to [0, 1].
 
     Args:
         images: (B, 3, H, W) in [0, 1].

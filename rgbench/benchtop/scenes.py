@@ -1,16 +1,12 @@
-"""Benchtop scenes: rendered images whose every attribute is known.
+"""Benchtop scenes: rendered images whose every attribute is known, and their captions.
 
-A scene holds one or two flat-shaded objects (shape, colour, size, position or
-relation) on a textured background whose power falls as 1/f^a, so that spectra
-mean something. Scene ``i`` of a split is a pure function of (split, i): all
-random numbers come from a counter-based hash, never from a stateful generator.
+A scene holds one or two flat-shaded objects (shape, colour, size, position or relation) on a textured background whose
+power falls as 1/f^a, so that spectra mean something. Captions come from templates in varied wording and name every
+attribute. Scene ``i`` of a split is a pure function of (split, i): all random numbers come from a counter-based hash,
+never from a stateful generator.
 
-Slots: slot 0 is the only object, or the left / upper one; slot 1 is the right /
-lower one and holds -1 where there is a single object.
-
-The shapes of benchtop scenes, as signed distances and as pixel coverage.
-
-Template captions in varied wording; every caption names every attribute of its scene.
+Slots: slot 0 is the only object, or the left or upper one; slot 1 is the right or lower one and holds -1 where there is
+a single object.
 """
 
 from __future__ import annotations
@@ -22,61 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
-
-
-def coverage(shape: Tensor, x: Tensor, y: Tensor, angle: Tensor, radius: Tensor) -> Tensor:
-    """(B, s, s) share of each pixel that the shape covers, from its signed distance."""
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    x, y = (cos * x + sin * y) / radius[:, None, None], (cos * y - sin * x) / radius[:, None, None]
-    distance = torch.zeros_like(x)
-    for k, name in enumerate(SHAPES):
-        rows = shape == k
-        if rows.any():
-            distance[rows] = signed_distance(name, x[rows], y[rows])
-    return (0.5 - distance * radius[:, None, None]).clamp(0, 1)
-
-
-def signed_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance of unit-radius shapes, negative inside (y grows downwards)."""
-    if name == "circle":
-        return torch.hypot(x, y) - 0.95
-    if name == "square":
-        return torch.maximum(x.abs(), y.abs()) - 0.82
-    if name == "triangle":
-        return torch.maximum(0.866 * x.abs() - 0.5 * (y - 0.15), y - 0.15) - 0.55
-    if name == "cross":
-        bar = torch.maximum(x.abs() - 0.32, y.abs() - 1.0)
-        return torch.minimum(bar, torch.maximum(x.abs() - 1.0, y.abs() - 0.32))
-    if name == "ring":
-        return (torch.hypot(x, y) - 0.72).abs() - 0.26
-    if name == "star":
-        return _star(x, y)
-    raise ValueError(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
-
-
-def _star(x: Tensor, y: Tensor, outer: float = 1.12, inner: float = 0.5) -> Tensor:
-    """Five-pointed star, one point up: distance to the edge of the folded sector."""
-    angle = torch.atan2(x, -y)
-    sector = 2 * math.pi / 5
-    folded = (torch.remainder(angle + sector / 2, sector) - sector / 2).abs()
-    r = torch.hypot(x, y)
-    px, py = r * folded.cos(), r * folded.sin()
-    ex, ey = inner * math.cos(sector / 2) - outer, inner * math.sin(sector / 2)
-    t = (((px - outer) * ex + py * ey) / (ex * ex + ey * ey)).clamp(0, 1)
-    dx, dy = px - outer - t * ex, py - t * ey
-    inside = (px - outer) * ey - py * ex > 0
-    distance = torch.hypot(dx, dy)
-    return torch.where(inside, distance, -distance)
-
+from rgbench.core.run import splitmix64
 
 IMAGE_SIZE = 64
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
 SIZES = ("small", "large")
 POSITIONS = ("centre", "left", "right", "top", "bottom")
 RELATIONS = ("left of", "above", "diagonal")
 LAYOUTS = POSITIONS + RELATIONS
-
 PALETTE = (
     (0.86, 0.12, 0.12),
     (0.96, 0.52, 0.06),
@@ -101,37 +51,28 @@ CENTRES = {
 }
 JITTER = (3.0, 1.5)  # pixels, one and two objects
 MAX_ROTATION = 0.2  # radians
-
 SPLITS = ("train", "test", "heldout", "all")
+SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
+POSITION_WORDS = {
+    "centre": ("in the centre", "in the middle"),
+    "left": ("on the left", "at the left side"),
+    "right": ("on the right", "at the right side"),
+    "top": ("at the top", "in the upper part"),
+    "bottom": ("at the bottom", "in the lower part"),
+}
+OBJECT_TEMPLATES = ("a {size} {colour} {shape}", "a {size} {shape} in {colour}", "one {size} {colour} {shape}")
+SINGLE_TEMPLATES = ("{a} {position}", "{position} there is {a}", "a picture of {a} {position}", "{a}, {position}")
+RELATION_TEMPLATES = {
+    "left of": ("{a} to the left of {b}", "{b} to the right of {a}", "{a} left of {b}", "{b} right of {a}"),
+    "above": ("{a} above {b}", "{b} below {a}", "{a} over {b}", "{b} under {a}"),
+    "diagonal": (
+        "{a} up and to the left of {b}",
+        "{b} down and to the right of {a}",
+        "{a} diagonally above {b}",
+        "{b} diagonally below {a}",
+    ),
+}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def is_heldout(shape: Tensor, colour: Tensor) -> Tensor:
-    """Whether a (shape, colour) pair is one of the 6 of 48 kept from training."""
-    return colour == (3 * shape + 1) % len(COLOURS)
-
-
-def hash_uniform(stream: int, index: np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers in (0, 1), a pure function of (stream, index, position).
-
-    Args:
-        stream: name of the stream as an integer.
-        index: (B,) non-negative integers.
-        count: numbers per index.
-
-    Returns:
-        (B, count) float64; splitmix64 finaliser (Steele et al., 2014).
-    """
-    with np.errstate(over="ignore"):
-        state = _mix(index.astype(np.uint64) + _GOLDEN * np.uint64(stream + 1))
-        x = _mix(state[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)[None])
-    return ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -162,11 +103,11 @@ class Scenes:
         return Scenes(*(getattr(self, f.name)[item] for f in fields(self)))
 
     def heldout(self) -> Tensor:
-        """(B,) bool: the scene holds a combination kept from training."""
+        """(B,) bool: whether a scene holds a combination kept from training."""
         return is_heldout(self.shape, self.colour).any(1)
 
     def to_dict(self, i: int) -> dict[str, str]:
-        """Attributes of scene ``i`` by name, as they travel with a prompt."""
+        """Attributes of scene ``i`` by name, as a prompt holds them."""
         out = {"layout": LAYOUTS[int(self.layout[i])]}
         for slot in range(int(self.count[i])):
             out[f"shape{slot}"] = SHAPES[int(self.shape[i, slot])]
@@ -176,7 +117,7 @@ class Scenes:
 
     @staticmethod
     def from_dicts(rows: list[dict[str, str]]) -> Scenes:
-        """Inverse of :meth:`to_dict`.
+        """Build scenes from their attributes by name, the inverse of :meth:`to_dict`.
 
         Raises:
             ValueError: an attribute is missing or its value unknown.
@@ -202,17 +143,23 @@ class Scenes:
         )
 
 
-def _stream(split: str, part: int) -> int:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    return 1000 * (SPLITS.index(split) + 1) + part
+def scene_batch(split: str, indices: np.ndarray | list[int] | range) -> tuple[Tensor, Scenes]:
+    """Images and attributes of the scenes at ``indices``: ``((B, 3, 64, 64), Scenes)``."""
+    scenes = sample_scenes(split, indices)
+    return render(scenes, split, indices), scenes
+
+
+def training_batch(split: str, indices: np.ndarray | list[int] | range) -> tuple[Tensor, Scenes, list[str]]:
+    """Images, attributes and captions of a split, as training and exports read them."""
+    images, scenes = scene_batch(split, indices)
+    return images, scenes, captions(scenes, split, indices)
 
 
 def sample_scenes(split: str, indices: np.ndarray | list[int] | range) -> Scenes:
     """Attributes of the scenes at ``indices`` of a split.
 
-    ``train`` and ``test`` never hold a held-out combination, ``heldout`` always
-    holds at least one, ``all`` is unrestricted (for the judges).
+    ``train`` and ``test`` never hold a held-out combination, ``heldout`` always holds at least one, ``all`` is
+    unrestricted (for the attribute classifiers).
     """
     index = np.asarray(indices)
     u = hash_uniform(_stream(split, 0), index, 12)
@@ -243,8 +190,8 @@ def render(scenes: Scenes, split: str, indices: np.ndarray | list[int] | range) 
 
     Args:
         scenes: attributes of B scenes.
-        split: the split whose nuisance stream (jitter, rotation, texture) is used.
-        indices: (B,) position in that stream.
+        split: names the stream of jitter, rotation and texture.
+        indices: (B,) positions in that stream.
 
     Returns:
         (B, 3, 64, 64) float32 in [0, 1].
@@ -278,6 +225,48 @@ def render(scenes: Scenes, split: str, indices: np.ndarray | list[int] | range) 
     return image.clamp(0, 1)
 
 
+def captions(scenes: Scenes, split: str, indices: np.ndarray | list[int] | range) -> list[str]:
+    """One caption per scene, its wording a pure function of (split, index)."""
+    u = hash_uniform(5000 + SPLITS.index(split), np.asarray(indices), 8)
+    return [_caption(scenes, i, u[i]) for i in range(len(scenes))]
+
+
+def vocabulary() -> list[str]:
+    """All words of captions, sorted."""
+    texts = [*OBJECT_TEMPLATES, *SINGLE_TEMPLATES, *(t for ts in RELATION_TEMPLATES.values() for t in ts)]
+    texts += [w for ws in (*SIZE_WORDS.values(), *POSITION_WORDS.values()) for w in ws]
+    words = {w.strip(",") for text in texts for w in text.split() if "{" not in w}
+    return sorted(words | set(COLOURS) | set(SHAPES))
+
+
+def is_heldout(shape: Tensor, colour: Tensor) -> Tensor:
+    """Whether a (shape, colour) pair is one of the 6 of 48 kept from training."""
+    return colour == (3 * shape + 1) % len(COLOURS)
+
+
+def hash_uniform(stream: int, index: np.ndarray, count: int) -> np.ndarray:
+    """Uniform numbers in (0, 1), a pure function of (stream, index, position).
+
+    Args:
+        stream: number of the stream.
+        index: (B,) non-negative integers.
+        count: numbers per index.
+
+    Returns:
+        (B, count) float64.
+    """
+    with np.errstate(over="ignore"):
+        state = splitmix64(index.astype(np.uint64) + _GOLDEN * np.uint64(stream + 1))
+        x = splitmix64(state[:, None] + _GOLDEN * np.arange(1, count + 1, dtype=np.uint64)[None])
+    return ((x >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def _stream(split: str, part: int) -> int:
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    return 1000 * (SPLITS.index(split) + 1) + part
+
+
 def _background(split: str, index: np.ndarray, u: Tensor) -> Tensor:
     n, s = len(index), IMAGE_SIZE
     exponent = (1.5 + 0.5 * u[:, 0])[:, None, None, None]
@@ -292,8 +281,8 @@ def _background(split: str, index: np.ndarray, u: Tensor) -> Tensor:
 def _pink_noise(uniform: np.ndarray, exponent: Tensor) -> Tensor:
     """(B, 1, s, s) noise of unit variance, its power falling as f^-exponent.
 
-    NumPy transforms each image alone; torch's threaded inverse of a single image
-    differs in the last bits from that of a batch, and a scene must not.
+    NumPy transforms each image alone; torch's threaded inverse of a single image differs in the last bits from that of
+    a batch, and a scene must not.
     """
     s = IMAGE_SIZE
     white = uniform.reshape(-1, 1, s, s) - 0.5
@@ -305,38 +294,49 @@ def _pink_noise(uniform: np.ndarray, exponent: Tensor) -> Tensor:
     return torch.from_numpy(noise / noise.std(axis=(-2, -1), ddof=1, keepdims=True)).float()
 
 
-def scene_batch(split: str, indices: np.ndarray | list[int] | range) -> tuple[Tensor, Scenes]:
-    """Images and attributes of the scenes at ``indices``: ``((B, 3, 64, 64), Scenes)``."""
-    scenes = sample_scenes(split, indices)
-    return render(scenes, split, indices), scenes
+def coverage(shape: Tensor, x: Tensor, y: Tensor, angle: Tensor, radius: Tensor) -> Tensor:
+    """Share of each pixel that a shape covers, (B, s, s), from its signed distance."""
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    x, y = (cos * x + sin * y) / radius[:, None, None], (cos * y - sin * x) / radius[:, None, None]
+    distance = torch.zeros_like(x)
+    for k, name in enumerate(SHAPES):
+        rows = shape == k
+        if rows.any():
+            distance[rows] = signed_distance(name, x[rows], y[rows])
+    return (0.5 - distance * radius[:, None, None]).clamp(0, 1)
 
 
-SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
-POSITION_WORDS = {
-    "centre": ("in the centre", "in the middle"),
-    "left": ("on the left", "at the left side"),
-    "right": ("on the right", "at the right side"),
-    "top": ("at the top", "in the upper part"),
-    "bottom": ("at the bottom", "in the lower part"),
-}
-OBJECT_TEMPLATES = ("a {size} {colour} {shape}", "a {size} {shape} in {colour}", "one {size} {colour} {shape}")
-SINGLE_TEMPLATES = ("{a} {position}", "{position} there is {a}", "a picture of {a} {position}", "{a}, {position}")
-RELATION_TEMPLATES = {
-    "left of": ("{a} to the left of {b}", "{b} to the right of {a}", "{a} left of {b}", "{b} right of {a}"),
-    "above": ("{a} above {b}", "{b} below {a}", "{a} over {b}", "{b} under {a}"),
-    "diagonal": (
-        "{a} up and to the left of {b}",
-        "{b} down and to the right of {a}",
-        "{a} diagonally above {b}",
-        "{b} diagonally below {a}",
-    ),
-}
+def signed_distance(name: str, x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance of unit-radius shapes, negative inside (y grows downwards)."""
+    if name == "circle":
+        return torch.hypot(x, y) - 0.95
+    if name == "square":
+        return torch.maximum(x.abs(), y.abs()) - 0.82
+    if name == "triangle":
+        return torch.maximum(0.866 * x.abs() - 0.5 * (y - 0.15), y - 0.15) - 0.55
+    if name == "cross":
+        bar = torch.maximum(x.abs() - 0.32, y.abs() - 1.0)
+        return torch.minimum(bar, torch.maximum(x.abs() - 1.0, y.abs() - 0.32))
+    if name == "ring":
+        return (torch.hypot(x, y) - 0.72).abs() - 0.26
+    if name == "star":
+        return _star(x, y)
+    raise ValueError(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
 
 
-def captions(scenes: Scenes, split: str, indices: np.ndarray | list[int] | range) -> list[str]:
-    """One caption per scene, its wording a pure function of (split, index)."""
-    u = hash_uniform(5000 + SPLITS.index(split), np.asarray(indices), 8)
-    return [_caption(scenes, i, u[i]) for i in range(len(scenes))]
+def _star(x: Tensor, y: Tensor, outer: float = 1.12, inner: float = 0.5) -> Tensor:
+    """Signed distance of a five-pointed star, one point up: to the edge of the folded sector."""
+    angle = torch.atan2(x, -y)
+    sector = 2 * math.pi / 5
+    folded = (torch.remainder(angle + sector / 2, sector) - sector / 2).abs()
+    r = torch.hypot(x, y)
+    px, py = r * folded.cos(), r * folded.sin()
+    ex, ey = inner * math.cos(sector / 2) - outer, inner * math.sin(sector / 2)
+    t = (((px - outer) * ex + py * ey) / (ex * ex + ey * ey)).clamp(0, 1)
+    dx, dy = px - outer - t * ex, py - t * ey
+    inside = (px - outer) * ey - py * ex > 0
+    distance = torch.hypot(dx, dy)
+    return torch.where(inside, distance, -distance)
 
 
 def _caption(scenes: Scenes, i: int, u: np.ndarray) -> str:
@@ -357,11 +357,3 @@ def _object(scenes: Scenes, i: int, slot: int, u: np.ndarray) -> str:
 
 def _choose(options: tuple[str, ...], u: float) -> str:
     return options[int(u * len(options))]
-
-
-def vocabulary() -> list[str]:
-    """Every word that a caption can hold, sorted."""
-    texts = [*OBJECT_TEMPLATES, *SINGLE_TEMPLATES, *(t for ts in RELATION_TEMPLATES.values() for t in ts)]
-    texts += [w for ws in (*SIZE_WORDS.values(), *POSITION_WORDS.values()) for w in ws]
-    words = {w.strip(",") for text in texts for w in text.split() if "{" not in w}
-    return sorted(words | set(COLOURS) | set(SHAPES))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch
+from rgbench.benchtop.scenes import captions, sample_scenes, training_batch
 from rgbench.core.errors import UsageError
 from rgbench.core.registry import resolve
 from rgbench.data.batches import Batch, DataSource
@@ -78,9 +78,8 @@ class ScenesSource:
 
     def load(self, indices: list[int]) -> Batch:
         """Render the scenes at ``indices``; (B, 3, 64, 64)."""
-        images, scenes = scene_batch(self._split, indices)
-        ids = [f"{self._split}/{index}" for index in indices]
-        return Batch(images, captions(scenes, self._split, indices), ids)
+        images, _, texts = training_batch(self._split, indices)
+        return Batch(images, texts, [f"{self._split}/{index}" for index in indices])
 
 
 class ImageFolderSource:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rgbench.benchtop.scenes import SPLITS, captions, scene_batch
+from rgbench.benchtop.scenes import SPLITS, training_batch
 from rgbench.core.errors import UsageError
 from rgbench.core.io import (
     TarMember,
@@ -318,9 +318,8 @@ def shard_bytes(split: str, first: int, count: int, quality: int) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for start in range(first, first + count, RENDER_BATCH):
             indices = range(start, min(start + RENDER_BATCH, first + count))
-            images, scenes = scene_batch(split, indices)
+            images, scenes, texts = training_batch(split, indices)
             pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            texts = captions(scenes, split, indices)
             for row, index in enumerate(indices):
                 key = f"{index:09d}"
                 attributes = {"split": split, "index": index, **scenes.to_dict(row)}

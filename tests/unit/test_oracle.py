@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rgbench.benchtop.oracle import HEADS, JUDGES, Judge, Oracle, render_and_match, score_reading
+from rgbench.benchtop.oracle import CLASSIFIERS, HEADS, Classifier, Oracle, render_and_match, score_reading
 from rgbench.benchtop.scenes import Scenes, sample_scenes, scene_batch
 
 
@@ -68,9 +68,9 @@ def test_majority_outvotes_one_judge_and_three_way_split_is_nobodys():
     assert (split["all"] == 0).all()
 
 
-@pytest.mark.parametrize("kind", JUDGES)
+@pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_judges_give_one_logit_per_class(kind):
-    logits = Judge(kind)(torch.rand(2, 3, 64, 64))
+    logits = Classifier(kind)(torch.rand(2, 3, 64, 64))
     assert [x.shape for x in logits] == [(2, n) for _, _, n in HEADS]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rgbench.benchtop.oracle import ATTRIBUTES, JUDGES, Oracle, load_oracle, render_and_match, score_reading
+from rgbench.benchtop.oracle import ATTRIBUTES, CLASSIFIERS, Oracle, load_oracle, render_and_match, score_reading
 from rgbench.benchtop.preferences import (
     HELDOUT_DEGRADATIONS,
     TRAINED_DEGRADATIONS,
@@ -139,7 +139,7 @@ def classifier_rows(oracle: Oracle, num: int) -> list[Row]:
     for split in ("test", "heldout"):
         images, scenes = scene_batch(split, range(num))
         readings = [oracle.read(x) for x in images.split(ORACLE_BATCH)]
-        for name in JUDGES:
+        for name in CLASSIFIERS:
             scores = score_reading(torch.cat([r[name].cpu() for r in readings]), scenes)
             rows += [Row(f"classifier {name}, {a}, {split} scenes", _mean(scores[a]), 0.99) for a in ATTRIBUTES]
         few = slice(0, min(num, NUM_MATCHED))
@@ -275,7 +275,7 @@ def agreement_rows(oracle: Oracle, images: Tensor, scenes: Scenes, name: str) ->
     """Agreement of the attribute classifiers with one another and with render-and-match, on generated images."""
     few = slice(0, NUM_MATCHED)
     scores = oracle.score(images[few], scenes[few], match=True)
-    keys = ("agreement", "match_agreement", "mean", "match_mean", *(f"mean:{j}" for j in JUDGES))
+    keys = ("agreement", "match_agreement", "mean", "match_mean", *(f"mean:{j}" for j in CLASSIFIERS))
     return [Row(f"oracle on {name}: {k.replace(':', ' of ').replace('_', ' ')}", _mean(scores[k])) for k in keys]
 
 

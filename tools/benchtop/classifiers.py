@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rgbench.benchtop.oracle import JUDGES, Judge, targets
+from rgbench.benchtop.oracle import CLASSIFIERS, Classifier, targets
 from rgbench.benchtop.preferences import blur, noise
 from rgbench.benchtop.scenes import scene_batch
 from tools.benchtop.stage import StageLog, autocast, linear_decay, set_lr, stage_seed
@@ -33,7 +33,7 @@ class ClassifierConfig:
 
 def train_classifiers(config: ClassifierConfig, out: Path, device: torch.device) -> None:
     """Train all classifiers; write ``out/judges/{architecture}/model.safetensors`` in fp16."""
-    for number, name in enumerate(JUDGES):
+    for number, name in enumerate(CLASSIFIERS):
         folder = out / "judges" / name
         if not (folder / "model.safetensors").exists():
             classifier = _train(name, number, config, out, device)
@@ -43,10 +43,10 @@ def train_classifiers(config: ClassifierConfig, out: Path, device: torch.device)
             save_file(state, folder / "model.safetensors")
 
 
-def _train(name: str, number: int, config: ClassifierConfig, out: Path, device: torch.device) -> Judge:
+def _train(name: str, number: int, config: ClassifierConfig, out: Path, device: torch.device) -> Classifier:
     stage = f"judge_{name}"  # the seeds of the shipped weights
     torch.manual_seed(stage_seed(config.seed, stage, -1))
-    classifier = Judge(name).to(device).train()
+    classifier = Classifier(name).to(device).train()
     lr = config.lr * (0.5 if name == "vit" else 1.0)
     optimiser = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=0.05)
     log = StageLog(out / f"classifier_{name}.jsonl")
