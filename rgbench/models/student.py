@@ -31,14 +31,13 @@ COND_PROJ = "time_embedding.cond_proj.weight"
 
 
 def make_student(teacher: UNet2DConditionModel, time_cond_proj_dim: int | None) -> UNet2DConditionModel:
-    """The teacher's copy with a guidance embedding that starts as no guidance at all.
+    """Copy the teacher and add a guidance embedding of zeros.
 
-    The weights are the teacher's; the new ``cond_proj`` starts at zero, so that the student begins as exactly the
-    teacher, whatever w it is given.
+    So the student begins as exactly the teacher for every w.
 
     Args:
         teacher: without ``time_cond_proj_dim``.
-        time_cond_proj_dim: d of the guidance embedding; None for a student that is not told w.
+        time_cond_proj_dim: d of the guidance embedding; None for a student without w.
 
     Returns:
         A trainable network on the teacher's device and of its dtype.
@@ -59,16 +58,16 @@ def make_lora_student(
     modules: Sequence[str],
     seed: int,
 ) -> UNet2DConditionModel:
-    """The teacher with adapters W + (α/r)·B·A, of which A, B and the guidance embedding learn.
+    """Put adapters W + (α/r)·B·A on the teacher; A, B and the guidance embedding are trainable.
 
     B starts at zero, so that the student begins as exactly the teacher.
 
     Args:
         teacher: without ``time_cond_proj_dim``; its weights are shared, not copied.
-        time_cond_proj_dim: d of the guidance embedding; None for a student that is not told w, as LCM-LoRA.
+        time_cond_proj_dim: d of the guidance embedding; None for a student without w, as LCM-LoRA.
         rank: r.
         alpha: α.
-        modules: ends of the names of the layers that are adapted; each names one at least.
+        modules: ends of the names of the adapted layers; each must name at least one.
         seed: of A.
 
     Returns:
@@ -94,7 +93,7 @@ def make_lora_student(
 
 
 def adaptable(network: nn.Module) -> list[str]:
-    """Names of the layers that an adapter can be put on."""
+    """Names of the layers that can take an adapter."""
     return [name for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
 
 
@@ -103,7 +102,7 @@ def _named(names: Sequence[str], module: str) -> bool:
 
 
 def present(network: nn.Module, modules: Sequence[str]) -> list[str]:
-    """Those of some names that a network has a layer for: a small UNet has no ``conv_shortcut``."""
+    """The module names that occur in a network: a small UNet has no ``conv_shortcut``."""
     names = adaptable(network)
     return [module for module in modules if _named(names, module)]
 
@@ -136,16 +135,16 @@ def _around(
 
 
 def trainable(student: nn.Module) -> list[nn.Parameter]:
-    """The parameters that learn, in the module's order."""
+    """The trainable parameters, in the module's order."""
     return [parameter for parameter in student.parameters() if parameter.requires_grad]
 
 
 class Learned:
-    """What a student learned, as a checkpoint holds it: of a LoRA student without the teacher's weights.
+    """The learned tensors of a student or its target, for checkpoints; without a LoRA student's frozen weights.
 
     Args:
         network: the student or its target.
-        student: says which parameters learn.
+        student: its trainable parameters are the learned ones.
     """
 
     def __init__(self, network: nn.Module, student: nn.Module) -> None:
@@ -158,7 +157,7 @@ class Learned:
         return {name: state[name] for name in self.names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
-        """Take them back.
+        """Load learned tensors.
 
         Raises:
             RgbenchError: other names; nothing is changed then.
@@ -175,7 +174,7 @@ def is_lora(network: UNet2DConditionModel) -> bool:
 
 
 def merged(network: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A plain UNet with the adapters' products added to its weights; the network itself where it has none."""
+    """A plain UNet with the adapters' products added to its weights; a network without adapters as it is."""
     if not is_lora(network):
         return network
     whole = copy.deepcopy(network)
@@ -200,7 +199,7 @@ class Student:
     Attributes:
         base: a preset, or a pipeline folder.
         unet: a UNet folder in diffusers' layout, or a file of its tensors; None where it is a LoRA.
-        lora: a LoRA file of diffusers' or Kohya's layout, or its folder; None where it is a whole UNet.
+        lora: a LoRA file of diffusers', peft's or Kohya's layout, or its folder; None where it is a whole UNet.
     """
 
     base: str
@@ -209,17 +208,17 @@ class Student:
 
     @property
     def path(self) -> Path:
-        """Of the part."""
+        """Where the part lies."""
         path = self.unet or self.lora
         assert path is not None
         return path
 
 
 def load_student(student: Student, device: torch.device, dtype: torch.dtype) -> DiffusionModels:
-    """The base model with the student's weights, sampled as an LCM.
+    """Load a student's part into its base model.
 
-    A whole UNet is sampled as an LCM where it has a guidance embedding, and with the base's sampler where it has none;
-    a LoRA always as an LCM.
+    A LoRA is sampled as an LCM; a whole UNet as an LCM where it has a guidance embedding, else with the base's sampler.
+    N and s of the LCM are those of the scheduler beside the part, where there is one.
 
     Args:
         student: base and part.
@@ -239,12 +238,14 @@ def load_student(student: Student, device: torch.device, dtype: torch.dtype) -> 
     ours = hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
     both = hashlib.sha256(f"{models.weights_sha256} {ours}".encode()).hexdigest()
     models = replace(models, unet=unet, weights_sha256=both, path=student.path)
-    is_lcm = student.lora is not None or unet.config.time_cond_proj_dim is not None
-    return models.with_student(unet, *_lcm_settings(student.path)) if is_lcm else models
+    if student.lora is None and unet.config.time_cond_proj_dim is None:
+        return models
+    steps, scaling = _lcm_settings(student.path)
+    return models.with_student(unet, steps, scaling)
 
 
 def sampled_as(models: DiffusionModels, sampler: str) -> DiffusionModels:
-    """The same networks under another sampler than their folder names.
+    """Sample the same networks with another sampler than their folder's.
 
     Args:
         models: the model.
@@ -272,7 +273,10 @@ def _whole_unet(path: Path, base: UNet2DConditionModel, dtype: torch.dtype) -> t
         return unet, list(weights.files)
     if not path.is_file():
         raise UsageError(f"{path}: no such UNet; give a folder in diffusers' layout or a weight file")
-    state = {key.removeprefix("unet."): tensor for key, tensor in load_tensors(path).items()}
+    tensors = load_tensors(path)
+    state = {key.removeprefix("unet."): tensor for key, tensor in tensors.items()}
+    if len(state) < len(tensors):
+        raise UsageError(f"{path}: {len(tensors) - len(state)} tensors occur with and without the prefix 'unet.'")
     _check_fit(path, state, base)
     dim = _embedding_dim(path, state, base) if COND_PROJ in state else None
     return _around({key: tensor.to(base.device, dtype) for key, tensor in state.items()}, base, dim), [path]

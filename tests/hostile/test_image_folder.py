@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from pathlib import Path
 
 import pytest
@@ -13,23 +11,12 @@ from PIL import Image
 from rgbench.core.errors import UsageError
 from rgbench.data.config import ImageFolderData
 from rgbench.data.sources import open_source
+from tests.hostile.test_files import png_claiming
 
 
 def opened(path: Path, captions: str = "txt") -> None:
     keys = {"kind": "image_folder", "path": str(path), "resolution": 16, "captions": captions}
     open_source(ImageFolderData.model_validate(keys))
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    """A small valid-looking PNG whose header promises a huge image."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(4096))) + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(

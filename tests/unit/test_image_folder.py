@@ -13,7 +13,7 @@ from PIL import Image
 
 from rgbench.core.errors import UsageError
 from rgbench.data.config import ImageFolderData
-from rgbench.data.samples import fit_image
+from rgbench.data.samples import fit_image, to_batch
 from rgbench.data.sources import open_source
 
 
@@ -90,6 +90,14 @@ def test_fit_is_antialiased() -> None:
     board = np.indices((64, 64)).sum(0) % 2 * 255
     image = Image.fromarray(board.astype(np.uint8)).convert("RGB")
     assert np.abs(fit_image(image, 16)[2:-2, 2:-2].astype(float) - 127.5).max() < 5
+
+
+def test_a_batch_holds_each_value_as_torch_divides_it() -> None:
+    images = np.random.default_rng(0).permutation(np.arange(768, dtype=np.uint16) % 256).astype(np.uint8)
+    images = images.reshape(2, 8, 16, 3)
+    batch = to_batch(list(images))
+    assert batch.dtype == torch.float32 and batch.is_contiguous()
+    assert torch.equal(batch, torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
 
 
 def test_fingerprint_follows_the_data_and_not_the_place(tmp_path: Path) -> None:

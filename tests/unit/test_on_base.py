@@ -122,6 +122,11 @@ def test_a_distilled_unet_without_embedding_is_sampled_as_asked(shared, tmp_path
             {"base": "base", "unet": "wide.safetensors"},
             "1 of .* 'conv_in.bias' is .17,., the base has .16",
         ),
+        ({"base": "base", "unet": "twice.safetensors"}, "1 tensors occur with and without the prefix 'unet.'"),
+        (
+            {"base": "base", "unet": "embedding.safetensors"},
+            "embedding.safetensors: 'time_embedding.cond_proj.weight' is",
+        ),
         ({"base": "base", "lora": "absent"}, "absent: no such LoRA"),
         ({"base": "base", "lora": "wide.safetensors"}, "wide.safetensors: "),
     ],
@@ -130,6 +135,8 @@ def test_parts_that_do_not_fit_are_named(shared, tmp_path, monkeypatch, options,
     monkeypatch.chdir(tmp_path)
     state = load_file(shared / "student" / "unet" / WEIGHTS)
     save_file({**state, "conv_in.bias": torch.zeros(17)}, shared / "wide.safetensors")
+    save_file({**state, "unet.conv_in.bias": torch.zeros(16)}, shared / "twice.safetensors")
+    save_file({**state, "time_embedding.cond_proj.weight": torch.zeros(5, 16)}, shared / "embedding.safetensors")
     given = {key: str(shared / value) if key == "base" else shared / value for key, value in options.items()}
     with pytest.raises(UsageError, match=message):
         evaluate([], ["hps"], num=1, guidance=5.0, device="cpu", **given)
