@@ -117,6 +117,22 @@ def read_config(file: Path) -> dict[str, Any]:
     return content
 
 
+def image_side(folder: Path) -> int:
+    """Image side in pixels of a pipeline folder.
+
+    Raises:
+        UsageError: its configurations are missing, or do not say.
+    """
+    file = folder / "unet" / "config.json"
+    latent, blocks = (
+        read_config(file).get("sample_size"),
+        read_config(folder / "vae" / "config.json").get("block_out_channels"),
+    )
+    if not isinstance(latent, int) or not isinstance(blocks, list):
+        raise UsageError(f"{file}: sample_size {latent!r}; use a model of square images")
+    return latent * 2 ** (len(blocks) - 1)
+
+
 def check_class(folder: Path, component: str) -> None:
     """Check that a component's configuration names the class that rgbench loads.
 
