@@ -60,7 +60,7 @@ app = typer.Typer(
     cls=ExplainingGroup,
     help="Train, evaluate and compare reward-guided diffusion students.",
     epilog=DOCS,
-    **SETTINGS,
+    **SETTINGS | {"add_completion": True},
 )
 
 

@@ -21,8 +21,7 @@ from rgbench.evaluate.evaluate import sample
 from rgbench.evaluate.results import RESULT, SAMPLES, SHEET, ModelResult, NewerResult, load_results
 from rgbench.evaluate.targets import resolve_targets
 from rgbench.metrics.base import Metric
-from rgbench.metrics.rewards import reward_info
-from rgbench.metrics.values import Family, MetricValue, Protocol, metric_info
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol, metric_info
 from tests.tiny_models import BENCHTOP, run_eval, save_pipeline, save_run, stored_values
 
 LONG = "a small red circle with a thin white border and " * 12
@@ -54,7 +53,7 @@ class Flaky(Metric):
     """A metric that fails when it should give its value."""
 
     name = "flaky"
-    infos = (reward_info("flaky", "Flaky", "made up", Family.REWARD, 1),)
+    infos = (MetricInfo.of("flaky", "Flaky", "made up", Direction.HIGHER, Family.REWARD, decimals=1),)
     default = False
 
     def __init__(self, context):
@@ -364,6 +363,7 @@ def test_whatever_changes_an_image_changes_the_generation(shared, place):
     changes = {
         "scheduler/scheduler_config.json": {"beta_end": 0.02},
         "vae/config.json": {"scaling_factor": 0.5},
+        "tokenizer/tokenizer_config.json": {"model_max_length": 16},
         "unet/config.json": {"norm_eps": 1e-3},
     }
     ids = [run_eval([str(folder)], ["kid"], num=2, steps=1)[0].head.generation.id]
@@ -371,7 +371,7 @@ def test_whatever_changes_an_image_changes_the_generation(shared, place):
         config = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(config | change))
         ids.append(run_eval([str(folder)], ["kid"], num=2, steps=1)[0].head.generation.id)
-    assert len(set(ids)) == 4
+    assert len(set(ids)) == 5
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps(config | {"_diffusers_version": "0"}))
     assert run_eval([str(folder)], ["kid"], num=2, steps=1)[0].head.generation.id == ids[-1], "a note changes nothing"

@@ -21,8 +21,7 @@ from rgbench.evaluate.results import ModelResult, load_results
 from rgbench.evaluate.shards import FOLDER, Pass, stored_shards
 from rgbench.metrics.base import Metric
 from rgbench.metrics.features import FeatureRows
-from rgbench.metrics.rewards import reward_info
-from rgbench.metrics.values import Family, MetricValue, Protocol
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 from tests.tiny_models import run_eval, save_run, stored_values
 
 METRICS = ["kid", "prdc", "vendi", "hps", "spectrum"]  # rows, shared features and sums
@@ -51,7 +50,7 @@ class Counting(Metric):
     """A metric that counts what it sees, and may stop the process as it does so."""
 
     name = "counting"
-    infos = (reward_info("counting", "Counting", "made up", Family.REWARD, 1),)
+    infos = (MetricInfo.of("counting", "Counting", "made up", Direction.HIGHER, Family.REWARD, decimals=1),)
     per_image_state = ("seen",)
     summed_state = ("total",)
     num_updates = 0
