@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from rgbench.core.run import RunDirectory
 from rgbench.data.prompts import PromptSet
+from rgbench.evaluate.config import EvalConfig
+from rgbench.evaluate.evaluate import evaluate
+from rgbench.evaluate.results import ModelResult, load_results
 from rgbench.metrics.context import Context
 from rgbench.metrics.features import FeatureRows, FeatureSet
 from rgbench.metrics.networks import EFFLITE0_FEATURES, EffLite0Network
 from rgbench.metrics.reference import ReferenceScenes
+from rgbench.metrics.values import MetricValue
 from rgbench.models.presets import PRESETS
 from rgbench.rewards.base import fingerprint_id
 from rgbench.rewards.clip import HPSReward
@@ -24,8 +30,8 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 NOISE |= {"clip_sample": False, "steps_offset": 1}
 
 
-def save_pipeline(folder: Path, *, student: bool, seed: int = 0) -> Path:
-    """A diffusers folder of a random 64 px model with the benchtop's text encoder."""
+def save_pipeline(folder: Path, *, student: bool, seed: int = 0, sample_size: int = 8) -> Path:
+    """A diffusers folder of a random model with the benchtop's text encoder; by default it makes 64 px."""
     torch.manual_seed(seed)
     shipped = BENCHTOP.teacher_folder()
     text_encoder = CLIPTextModel.from_pretrained(shipped / "text_encoder")
@@ -37,7 +43,7 @@ def save_pipeline(folder: Path, *, student: bool, seed: int = 0) -> Path:
         latent_channels=4,
     )
     unet = UNet2DConditionModel(
-        sample_size=8,
+        sample_size=sample_size,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(16, 16),
@@ -99,3 +105,15 @@ def make_context(prompts: PromptSet, cache: Path, **fields: Any) -> Context:
         "device": torch.device("cpu"),
     }
     return Context(**{**given, **fields})
+
+
+def run_eval(targets: Sequence[str], metrics: Sequence[str] = (), **options: Any) -> list[ModelResult]:
+    """``rgbench eval`` from Python, on the CPU."""
+    return evaluate(EvalConfig(targets=targets, metrics=metrics, **{"device": "cpu", **options}))
+
+
+def stored_values(root: Path | str = "results") -> dict[str, MetricValue]:
+    """Values of the one result under a folder, by metric; their rows are loaded."""
+    (result,) = load_results(Path(root))
+    rows = {value.metric: result.rows(*value.key) for value in result.values}
+    return {value.metric: replace(value, rows=rows[value.metric]) for value in result.values}

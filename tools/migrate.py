@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rgbench.evaluate.store import Run, load_results, write_sheet, write_training_log, write_values
+from rgbench.evaluate.results import Run, load_results, write_sheet, write_training_log, write_values
 
 
 def migrate(root: Path) -> int:

@@ -35,7 +35,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 from rgbench.core.io import load_pickled_state_dict, write_json_atomic
 from rgbench.data.prompts import PromptSet, benchtop_prompts
 from rgbench.evaluate.images import noise_seed
-from rgbench.evaluate.store import ModelResult, load_results
+from rgbench.evaluate.results import ModelResult, load_results
 from rgbench.metrics.networks import efflite0_weights
 from rgbench.metrics.reference import ReferenceScenes
 from rgbench.metrics.values import MetricValue, metric_info

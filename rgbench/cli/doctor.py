@@ -1,9 +1,7 @@
-"""``rgbench doctor``: is this environment sound, and if not, what to do about it.
+"""Checks of ``rgbench doctor``: the installation, or what a recipe needs and how to get it.
 
-Each check survives a broken installation, for that is what it is there to explain:
-torch and torchvision are imported inside the checks alone.
-
-``rgbench doctor RECIPE``: what a recipe needs, what of it is here, and how to get the rest. Loads no weights.
+Each check survives a broken installation, which it is there to explain: torch and torchvision are imported inside the
+checks alone. No weights are loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from rgbench.core.config import find_recipe
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import read_json, sha256_tree
 from rgbench.data.config import HFDatasetData, ImageFolderData, WebDatasetData
-from rgbench.models.folder import check_folder, read_config
+from rgbench.models.folder import check_folder, image_side, read_config
 from rgbench.models.presets import PRESETS, MissingFiles, is_offline, readable_size
 from rgbench.rewards.config import HPS, Aesthetic, Plugin, Process, RewardSection, Sum, find_published
 from rgbench.rewards.remote import look
@@ -42,6 +40,7 @@ from rgbench.train.recipe import (
 
 _IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
 _NMS = "operator torchvision::nms does not exist"
+GET_TARS = 'see docs/how-to/train-on-my-own-teacher.md, "The data"'
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,10 @@ class Check:
     """One finding.
 
     Attributes:
-        name: what was looked at.
+        name: of the part.
         status: ``ok``; ``missing``: something will fail; ``note``: worth knowing.
         detail: what was found.
-        remedy: what to do; empty where nothing is.
+        remedy: what to do; empty for nothing.
     """
 
     name: str
@@ -76,7 +75,7 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """Installed versions against the floors that the package itself declares."""
+    """Compare installed versions with the lowest ones that the package declares."""
     try:
         declared = [Requirement(line) for line in requires("rgbench") or []]
     except PackageNotFoundError:
@@ -87,7 +86,7 @@ def _packages() -> Iterator[Check]:
     problems = list(filter(None, map(_unmet, wanted)))
     yield from problems
     if not problems:
-        yield Check("requirements", "ok", f"all {len(wanted)} at or above their floors")
+        yield Check("requirements", "ok", f"all {len(wanted)} at or above their lowest versions")
 
 
 def _unmet(requirement: Requirement) -> Check | None:
@@ -120,10 +119,10 @@ def _torchvision() -> Check:
 
 
 def explain_torchvision(error: BaseException) -> Check:
-    """Why torchvision does not load, and what to do.
+    """Explain why torchvision does not load, and what to do.
 
     Args:
-        error: what importing it raised.
+        error: of the import.
     """
     if _NMS in str(error):
         return Check(
@@ -148,7 +147,7 @@ def _device() -> Check:
     try:
         torch = import_module("torch")
     except _IMPORT_ERRORS:
-        return Check("device", "missing", "unknown without torch", "mend torch first")
+        return Check("device", "missing", "unknown without torch", "fix torch first")
     if torch.cuda.is_available():
         return _gpu(torch)
     detail = f"CPU, {torch.get_num_threads()} threads; no CUDA GPU"
@@ -158,7 +157,7 @@ def _device() -> Check:
 
 
 def _gpu(torch: Any) -> Check:
-    """Whether this torch has kernels for the GPU: it sees older ones that it cannot compute on."""
+    """Check that this torch has kernels for the GPU: it also sees older ones that it cannot use."""
     memory_gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     name = f"{torch.cuda.get_device_name()}, {memory_gib:.0f} GiB"
     try:
@@ -171,7 +170,7 @@ def _gpu(torch: Any) -> Check:
 
 
 def _world(world: str, root: Path) -> Iterator[Check]:
-    """The parts on disk against the sha256 that the build wrote down."""
+    """Compare the parts on disk with the sha256 that the build recorded."""
     name, remedy = f"world {world}", "reinstall rgbench"
     manifest = root / "manifest.json"
     try:
@@ -206,16 +205,13 @@ def _efflite0() -> Check:
 
 def _hub() -> Check:
     detail = (
-        f"HF_HUB_OFFLINE {'on' if is_offline() else 'off'}; rgbench fetches nothing: rgbench doctor RECIPE says how"
+        f"HF_HUB_OFFLINE {'on' if is_offline() else 'off'}; rgbench downloads nothing: rgbench doctor RECIPE says how"
     )
     return Check("model hub", "ok", detail)
 
 
-GET_TARS = 'see docs/how-to/train-on-my-own-teacher.md, "The data"'
-
-
 def recipe_checks(name_or_path: str, overrides: list[str] | None = None) -> list[Check]:
-    """What a recipe needs, one check a part.
+    """Check what a recipe needs, part by part.
 
     Args:
         name_or_path: a YAML file, or the name of a packaged recipe.
@@ -237,7 +233,7 @@ def recipe_checks(name_or_path: str, overrides: list[str] | None = None) -> list
 
 
 def _look(name: str, find: Callable[[], str]) -> Check:
-    """``ok`` with what is found, or ``missing`` with the reason and the command that mends it."""
+    """``ok`` with what is found, or ``missing`` with the reason and the command that gets it."""
     try:
         return Check(name, "ok", find())
     except (MissingFiles, MissingProxy) as error:
@@ -253,7 +249,7 @@ def _teacher(recipe: BaseRecipe) -> str:
     weights = check_folder(folder)
     size = sum(file.stat().st_size for part in weights.values() for file in part.files)
     kind = read_config(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
-    side = _side(folder)
+    side = image_side(folder)
     if recipe.model.preset:
         preset = recipe.model.find("model.preset")
         if (side, kind) != (preset.resolution, preset.prediction_type):
@@ -268,14 +264,8 @@ def _teacher(recipe: BaseRecipe) -> str:
     return f"{folder}: {side} px, {kind}, {readable_size(size)}{precision}"
 
 
-def _side(folder: Path) -> int:
-    """Image side in pixels of a pipeline folder."""
-    blocks = read_config(folder / "vae" / "config.json").get("block_out_channels", [64])
-    return read_config(folder / "unet" / "config.json").get("sample_size", 64) * 2 ** (len(blocks) - 1)
-
-
 def _rewards(recipe: RGLCDRecipe) -> Iterator[Check]:
-    """The reward, or each term of a sum; of the aesthetic predictor its head as well."""
+    """Check the reward, or each term of a sum, and the head of the aesthetic predictor."""
     section = recipe.reward
     terms: dict[str, RewardSection] = {"reward": section}
     if isinstance(section, Sum):
@@ -288,7 +278,7 @@ def _rewards(recipe: RGLCDRecipe) -> Iterator[Check]:
 
 
 def _reward(recipe: RGLCDRecipe, term: RewardSection, key: str) -> str:
-    """Where a reward's weights are looked for, as :func:`rgbench.rewards.load.load_reward` does."""
+    """Find a reward's weights where :func:`rgbench.rewards.load.load_reward` looks for them."""
     path = getattr(term, "path", None)
     if isinstance(term, Process):
         return look(term.python, term.worker, key) + (f"; {_described(Path(path), f'{key}.path')}" if path else "")
@@ -320,7 +310,7 @@ def _described(path: Path, key: str) -> str:
 
 
 def _data(recipe: BaseRecipe) -> Iterator[Check]:
-    """Whether the data lies where the recipe says; ``--dry-run`` reads it."""
+    """Check that the recipe's data exists; ``--dry-run`` reads it."""
     section = recipe.data
     if isinstance(section, ImageFolderData):
         path = Path(section.path)

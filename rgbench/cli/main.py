@@ -1,17 +1,15 @@
-"""The command line. Verbs import what they need when they run: ``--help`` imports no torch.
+"""The command line. Commands import what they need when they run: help and typos need no torch.
 
 Exit codes: 0; 1 failure; 2 wrong usage; 75 interrupted, resumable; 130 Ctrl-C.
-
-``rgbench export``: either network of a run as a diffusers pipeline folder.
-
-``rgbench doctor``: is this environment sound, has a recipe what it needs, does the code give the golden numbers.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,22 +19,24 @@ from rgbench.cli.options import (
     SETTINGS,
     Device,
     DeviceOption,
-    Dtype,
-    DtypeOption,
     ExplainingGroup,
     GuidanceOption,
     HeadOption,
-    Kind,
     LaunchOption,
     NodesOption,
     NprocOption,
     OverridesArgument,
+    RecipeArgument,
     ResultsOption,
     RunsOption,
-    Sampler,
     StepsOption,
     complain,
+    complete_metrics,
+    complete_recipes,
+    complete_runs,
+    complete_shown,
     launch_words,
+    options_from,
     print_paths,
     ready,
     say_what_matters,
@@ -44,8 +44,44 @@ from rgbench.cli.options import (
     start_processes,
     tune,
 )
-from rgbench.core.errors import UsageError
+from rgbench.core.errors import UsageError, suggest
 from rgbench.core.process import is_main_rank, launched
+from rgbench.evaluate.config import EvalConfig
+
+if TYPE_CHECKING:
+    from rgbench.evaluate.results import ModelResult
+    from rgbench.metrics.values import MetricValue
+
+START, JUDGE, LOOK, MAINTAIN = "Start", "Judge", "Look", "Maintain"
+DOCS = "Documentation: docs/ in the repository."
+ARROWS = {"lower": "↓", "higher": "↑", "reference": ""}
+
+app = typer.Typer(
+    cls=ExplainingGroup,
+    help="Train, evaluate and compare reward-guided diffusion students.",
+    epilog=DOCS,
+    **SETTINGS | {"add_completion": True},
+)
+
+
+class Kind(StrEnum):
+    """What ``rgbench ls`` lists."""
+
+    recipes = "recipes"
+    metrics = "metrics"
+    probes = "probes"
+    rewards = "rewards"
+    workers = "workers"
+    runs = "runs"
+    results = "results"
+    protocols = "protocols"
+
+
+class Resume(StrEnum):
+    """What ``rgbench train`` does where its run exists."""
+
+    auto = "auto"
+    never = "never"
 
 
 class Network(StrEnum):
@@ -55,38 +91,13 @@ class Network(StrEnum):
     target = "target"
 
 
-def export(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    network: Annotated[Network, typer.Option(help="The online network, or its EMA.")] = Network.student,
-    out: Annotated[Path | None, typer.Option(help="A new folder; {run}-{network} beside the run by default.")] = None,
-    device: DeviceOption = Device.auto,
-) -> None:
-    """Write a network of a run's newest checkpoint as a diffusers pipeline folder."""
-    where = ready(device)
-    from rgbench.train.train import export_run
+class Format(StrEnum):
+    """Files of a report."""
 
-    typer.echo(export_run(run, network.value, out, where))
-
-
-def doctor(
-    recipe: Annotated[str | None, typer.Argument(help="List what this recipe needs instead.")] = None,
-    overrides: OverridesArgument = None,
-) -> None:
-    """Check this environment, or what a recipe needs."""
-    from rgbench.cli.show import print_checks
-
-    tune()
-    if not print_checks(recipe, overrides or []):
-        raise typer.Exit(1)
-
-
-app = typer.Typer(cls=ExplainingGroup, help="Train, evaluate and compare reward-guided diffusion students.", **SETTINGS)
-app.command()(export)
-app.command()(doctor)
-app.add_typer(probes_app, name="probes")
-app.command()(compare)
-app.command()(verdict)
-app.command()(check)
+    md = "md"
+    csv = "csv"
+    tex = "tex"
+    html = "html"
 
 
 def main() -> None:
@@ -102,17 +113,21 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     say_what_matters()
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog="Example: rgbench train lrm train.steps=500 seed=1")
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
+    recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/{recipe}-s{seed} by default.")] = None,
-    resume: Annotated[str, typer.Option(help="auto goes on with an unfinished run; never refuses one.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/{recipe}-s{seed}.")] = None,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: resume if the run exists. never: fail if it exists.")
+    ] = Resume.auto,
     device: DeviceOption = Device.auto,
     launch: LaunchOption = None,
     nproc: NprocOption = None,
@@ -122,6 +137,8 @@ def train(
 ) -> None:
     """Train a student, in one process or in several."""
     words = launch_words(launch, nproc, nodes, head)
+    if not launched():
+        _check_recipe(recipe, overrides)
     if dry_run:
         tune()
         from rgbench.cli.show import print_plan
@@ -129,206 +146,145 @@ def train(
         print_plan(recipe, overrides or [], out, device.value)
         return
     if launch is not None and not launched():
-        options = [*(["--out", str(out)] if out else []), "--resume", resume, "--device", device.value]
+        options = [*(["--out", str(out)] if out else []), "--resume", resume.value, "--device", device.value]
         start_processes("train", recipe, overrides or [], options, launch, nproc, nodes, head)
         return
     tune()
     from rgbench.train.train import train as run
 
-    path = run(recipe, overrides or [], out=out, resume=resume, device=device.value, launch=words)
+    path = run(recipe, overrides or [], out=out, resume=resume.value, device=device.value, launch=words)
     if is_main_rank():
         typer.echo(path)
 
 
-@app.command()
-def cache(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a packaged recipe.")],
-    overrides: OverridesArgument = None,
-    device: DeviceOption = Device.auto,
-    launch: LaunchOption = None,
-    nproc: NprocOption = None,
-    nodes: NodesOption = 1,
-    head: HeadOption = None,
-) -> None:
-    """Encode a recipe's images and captions once, for every training from them."""
-    launch_words(launch, nproc, nodes, head)
-    if launch is not None and not launched():
-        start_processes("cache", recipe, overrides or [], ["--device", device.value], launch, nproc, nodes, head)
-        return
-    tune()
-    from rgbench.train.cache import cache as run
+def _check_recipe(recipe: str, overrides: list[str] | None) -> None:
+    """Answer a fault in a recipe before torch is imported."""
+    from rgbench.train.recipe import load_recipe
 
-    folder = run(recipe, overrides or [], device=device.value, say=lambda line: typer.echo(line, err=True))
-    if is_main_rank():
-        typer.echo(folder)
+    load_recipe(recipe, overrides or [])
 
 
-@app.command(name="eval")
+@app.command(name="eval", rich_help_panel=START, epilog="Example: rgbench eval runs/lrm-s0 --metric fid,hps")
+@options_from(EvalConfig, complete={"metrics": complete_metrics, "targets": complete_runs})
 def evaluate(
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TARGET", help="Runs, pipelines, folders of images, teacher; all finished runs by default."
-        ),
-    ] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Like fid,hps; all that fit by default.")] = None,
-    num: Annotated[int | None, typer.Option(min=1, help="Prompts; the protocol's own number by default.")] = None,
-    seeds: Annotated[str, typer.Option(help="Like 0,1,7 or 0-7: an image of each prompt for each.")] = "0",
-    prompts: Annotated[str | None, typer.Option(help="A .txt, .jsonl or COCO captions .json; the world's own.")] = None,
-    base: Annotated[str | None, typer.Option(help="Preset or pipeline folder under a student given as a part.")] = None,
-    unet: Annotated[Path | None, typer.Option(help="That student's UNet: a folder or a weight file.")] = None,
-    lora: Annotated[Path | None, typer.Option(help="That student's LoRA.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Like coco14-30k; see: rgbench ls protocols.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="Folder of real images for set metrics and probes.")] = None,
-    inception: Annotated[Path | None, typer.Option(help="The FID network's file, if not in its usual place.")] = None,
-    hps: Annotated[Path | None, typer.Option(help="HPS checkpoint or open_clip folder; the world's own.")] = None,
-    judge: Annotated[
-        list[str] | None, typer.Option(help="A judge's weights, clip_score=PATH; or any reward, NAME=FILE.yaml.")
-    ] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help="The model's own by default.")] = None,
-    steps: StepsOption = None,
-    guidance: GuidanceOption = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.")] = None,
-    results: ResultsOption = Path("results"),
-    runs: RunsOption = Path("runs"),
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.float32,
-    force: Annotated[bool, typer.Option(help="Measure again what is there already.")] = False,
-    keep_images: Annotated[int, typer.Option(min=0, help="Images kept for the report.")] = 64,
-    save_images: Annotated[bool, typer.Option("--save-images", help="Keep them all, as PNG.")] = False,
-    shard: Annotated[str | None, typer.Option(help="A share of the images: 3/64, auto; then rgbench merge.")] = None,
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Of each run its checkpoints too.")] = False,
+    config: EvalConfig,
+    paths: Annotated[
+        bool,
+        typer.Option("--paths", help="Print the files of the results, as into a pipe.", rich_help_panel="Results"),
+    ] = False,
 ) -> None:
-    """Generate images with trained students and their teacher, and measure them."""
+    """Generate images with models and measure them."""
+    from rgbench.evaluate.targets import check_inputs
+
+    check_inputs(config)
     tune()
     from rgbench.evaluate.evaluate import evaluate as run
 
-    print_paths(
-        run(
-            targets or [],
-            split_names(metric),
-            num=num,
-            seeds=seeds,
-            base=base,
-            unet=unet,
-            lora=lora,
-            prompts=prompts,
-            protocol=protocol,
-            reference=reference,
-            inception=inception,
-            hps=hps,
-            judge=judge or [],
-            runs=runs,
-            results=results,
-            sampler=sampler.value if sampler else None,
-            steps=steps,
-            guidance=guidance,
-            batch_size=batch_size,
-            device=device.value,
-            dtype=dtype.value,
-            force=force,
-            keep_images=keep_images,
-            checkpoints=checkpoints,
-            save_images=save_images,
-            shard=shard,
-        )
-    )
+    _print_results(run(config), paths)
 
 
-@app.command()
-def merge(results: ResultsOption = Path("results"), device: DeviceOption = Device.auto) -> None:
-    """Put the shards of evaluations together, and store their figures."""
-    tune()
-    from rgbench.evaluate.evaluate import merge as run
-
-    print_paths(run(results, device=device.value))
-
-
-@app.command()
-def export_data(
-    out: Annotated[Path, typer.Argument(help="Folder for the tars.")],
-    num: Annotated[int, typer.Option(min=1, help="Scenes.")] = 10_000,
-    split: Annotated[str, typer.Option(help="train, test, heldout or all.")] = "train",
-    shard_size: Annotated[int, typer.Option(min=1, help="Scenes per tar.")] = 1000,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
-) -> None:
-    """Write scenes as webdataset tars of JPEG and caption."""
-    tune()
-    from rgbench.data.tars import export_scenes
-
-    print_paths(export_scenes(out, num, split=split, shard_size=shard_size, quality=quality))
-
-
-@app.command()
+@app.command(rich_help_panel=START, epilog="Example: rgbench report results --format md")
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder of result files.")] = Path("results"),
-    out: Annotated[Path | None, typer.Option(help="Where it is written; RESULTS/report by default.")] = None,
-    format: Annotated[list[str] | None, typer.Option(help="md, csv, tex, html; all by default.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing: exit 1 unless it is there already.")] = False,
+    results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the report. Default: RESULTS/report.")] = None,
+    format: Annotated[list[str] | None, typer.Option(help="md, csv, tex, html. Default: all.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Do not write; exit 1 if the report on disk is out of date (for CI).")
+    ] = False,
 ) -> None:
-    """Write comparison tables, plots and one page from result files."""
+    """Write comparison tables, plots and one page from results."""
+    formats = split_names(format)
+    for name in formats:
+        if name not in list(Format):
+            raise UsageError(f"--format: unknown format {name!r}; {suggest(name, Format)}")
+    if not results.is_dir():
+        raise UsageError(f"{results}: no such folder of results; make some with: rgbench eval")
     tune()
     from rgbench.core.progress import image_progress, track_images
     from rgbench.report import report as api
 
     run = api.check if check else api.report
     with image_progress() as progress:
-        files = run(results, out or results / "report", split_names(format), track_images(progress))
+        files = run(results, out or results / "report", formats, track_images(progress))
     print_paths(files)
 
 
-@app.command()
+@app.command(rich_help_panel=START, epilog='Example: rgbench sample lrm-s0 --prompt "a small red circle"')
 def sample(
-    target: Annotated[str, typer.Argument(help="A run, a pipeline folder, or teacher.")],
-    prompt: Annotated[list[str], typer.Option(help="May be given several times.")],
-    out: Annotated[Path, typer.Option(help="Folder for the PNGs.")] = Path("samples"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    target: Annotated[str, typer.Argument(help="A run, a pipeline folder, or teacher.", autocompletion=complete_runs)],
+    prompt: Annotated[list[str], typer.Option(help="Prompt of an image; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder of the PNGs.")] = Path("samples"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     runs: RunsOption = Path("runs"),
     device: DeviceOption = Device.auto,
 ) -> None:
     """Make images from prompts."""
+    from rgbench.evaluate.targets import resolve_targets
+
+    resolve_targets([target], runs)
     tune()
     from rgbench.evaluate.evaluate import sample as run
 
     print_paths(run(target, prompt, out=out, seed=seed, steps=steps, guidance=guidance, device=device.value, runs=runs))
 
 
-@app.command()
-def ls(kind: Kind, runs: RunsOption = Path("runs"), results: ResultsOption = Path("results")) -> None:
+app.command(rich_help_panel=JUDGE)(verdict)
+app.command(rich_help_panel=JUDGE)(compare)
+app.command(rich_help_panel=JUDGE)(check)
+app.add_typer(probes_app, name="probes", rich_help_panel=JUDGE)
+
+
+@app.command(rich_help_panel=LOOK)
+def ls(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    runs: RunsOption = Path("runs"),
+    results: ResultsOption = Path("results"),
+) -> None:
     """List recipes, metrics, probes, rewards, workers, runs, results or protocols."""
     from rgbench.cli.show import listing, print_table
 
     print_table(*listing(kind.value, runs, results))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def show(
-    name: Annotated[str, typer.Argument(help="A recipe, a run or a result file.")], runs: RunsOption = Path("runs")
+    name: Annotated[
+        str, typer.Argument(help="A recipe, a run, or a folder of results.", autocompletion=complete_shown)
+    ],
+    runs: RunsOption = Path("runs"),
 ) -> None:
-    """Show a recipe, a run or a result."""
+    """Show a recipe, a run, or results."""
     from rgbench.cli.show import describe
 
     typer.echo(describe(name, runs))
 
 
-@app.command()
-def cp(recipe: str, dest: Path) -> None:
-    """Copy a recipe, to change it."""
-    from rgbench.core.config import find_recipe
-    from rgbench.core.io import write_bytes_atomic
+@app.command(rich_help_panel=LOOK)
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="List what this recipe needs instead.", autocompletion=complete_recipes)
+    ] = None,
+    overrides: OverridesArgument = None,
+) -> None:
+    """Check the installation, or what a recipe still needs."""
+    if recipe is not None:
+        _check_recipe(recipe, overrides)
+    from rgbench.cli.show import print_checks
 
-    source = find_recipe(recipe)
-    target = dest / source.name if dest.is_dir() else dest
-    if target.exists():
-        raise UsageError(f"{target}: exists already; nothing was overwritten. Choose another name")
-    write_bytes_atomic(target, source.read_bytes())
-    typer.echo(target)
+    tune()
+    if not print_checks(recipe, overrides or []):
+        raise typer.Exit(1)
 
 
-@app.command()
-def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE")]) -> None:
+@app.command(rich_help_panel=LOOK)
+def validate(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE", help="YAML files or packaged recipes.", autocompletion=complete_recipes),
+    ],
+) -> None:
     """Check recipes without running them."""
     from rgbench.train.recipe import load_recipe
 
@@ -343,3 +299,154 @@ def validate(recipes: Annotated[list[str], typer.Argument(metavar="RECIPE")]) ->
             typer.echo(f"{recipe}: ok ({loaded.kind})")
     if faults:
         raise typer.Exit(UsageError.exit_code)
+
+
+@app.command(rich_help_panel=MAINTAIN)
+def cp(
+    recipe: RecipeArgument,
+    dest: Annotated[Path | None, typer.Argument(help="New file or a folder. Default: ./RECIPE.yaml.")] = None,
+) -> None:
+    """Copy a recipe, to change it."""
+    from rgbench.core.config import find_recipe
+    from rgbench.core.io import write_bytes_atomic
+
+    source = find_recipe(recipe)
+    dest = dest or Path(source.name)
+    target = dest / source.name if dest.is_dir() else dest
+    if target.exists():
+        raise UsageError(f"{target}: exists already and was not overwritten; choose another name")
+    write_bytes_atomic(target, source.read_bytes())
+    typer.echo(target)
+
+
+@app.command(rich_help_panel=MAINTAIN)
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    network: Annotated[Network, typer.Option(help="The online network, or its EMA.")] = Network.student,
+    out: Annotated[Path | None, typer.Option(help="A new folder. Default: {run}-{network} beside the run.")] = None,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Write a network of a run's newest checkpoint as a diffusers pipeline folder."""
+    where = ready(device)
+    from rgbench.train.train import export_run
+
+    typer.echo(export_run(run, network.value, out, where))
+
+
+@app.command(rich_help_panel=MAINTAIN)
+def cache(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    device: DeviceOption = Device.auto,
+    launch: LaunchOption = None,
+    nproc: NprocOption = None,
+    nodes: NodesOption = 1,
+    head: HeadOption = None,
+) -> None:
+    """Encode a recipe's images and captions once, for every training from them."""
+    launch_words(launch, nproc, nodes, head)
+    if not launched():
+        _check_recipe(recipe, overrides)
+    if launch is not None and not launched():
+        start_processes("cache", recipe, overrides or [], ["--device", device.value], launch, nproc, nodes, head)
+        return
+    tune()
+    from rgbench.train.cache import cache as run
+
+    folder = run(recipe, overrides or [], device=device.value, say=lambda line: typer.echo(line, err=True))
+    if is_main_rank():
+        typer.echo(folder)
+
+
+@app.command(rich_help_panel=MAINTAIN)
+def merge(
+    results: ResultsOption = Path("results"),
+    device: DeviceOption = Device.auto,
+    paths: Annotated[bool, typer.Option("--paths", help="Print the files of the results, as into a pipe.")] = False,
+) -> None:
+    """Put the shards of evaluations together, and store their values."""
+    tune()
+    from rgbench.evaluate.evaluate import merge as run
+
+    _print_results(run(results, device=device.value), paths)
+
+
+@app.command(rich_help_panel=MAINTAIN)
+def export_data(
+    out: Annotated[Path, typer.Argument(help="Folder of the tars.")],
+    num: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 10_000,
+    split: Annotated[str, typer.Option(help="train, test, heldout or all.")] = "train",
+    shard_size: Annotated[int, typer.Option(min=1, help="Scenes per tar.")] = 1000,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
+) -> None:
+    """Write benchtop scenes as webdataset tars of JPEG and caption."""
+    tune()
+    from rgbench.data.tars import export_scenes
+
+    print_paths(export_scenes(out, num, split=split, shard_size=shard_size, quality=quality))
+
+
+def _print_results(results: Sequence[ModelResult], paths: bool) -> None:
+    """Print a table of models and metrics; the files on stdout where it is no terminal, and the table on stderr."""
+    piped = not sys.stdout.isatty()
+    if results:
+        typer.echo("\n".join(result_lines(results)), err=piped)
+    if paths or piped:
+        print_paths(result.folder / "result.json" for result in results if result.folder is not None)
+
+
+def result_lines(results: Sequence[ModelResult]) -> list[str]:
+    """A plain-text table, its longer side down, and what its marks mean.
+
+    Args:
+        results: of one evaluation.
+    """
+    from rgbench.metrics.values import metric_info
+
+    columns: dict[tuple[str, str], str] = {}
+    cells: dict[tuple[int, tuple[str, str]], str] = {}
+    flags: dict[str, list[str]] = {}
+    for row, result in enumerate(results):
+        for value in result.values:
+            info = metric_info(value.metric, result.head.metrics)
+            label = f"{info.label}{' gap' if value.reference else ''}"
+            columns.setdefault(
+                value.key, f"{label}{f', {info.unit}' if info.unit else ''} {ARROWS[info.direction]}".strip()
+            )
+            for flag in value.flags:
+                flags.setdefault(flag, []).append(label)
+            cells[row, value.key] = _cell(value, info.decimals)
+    rows = [[_row_name(result), *(cells.get((i, key), "") for key in columns)] for i, result in enumerate(results)]
+    table = [["", *columns.values()], *rows]
+    if len(columns) > len(results):
+        table = [list(line) for line in zip(*table, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    notes = [f"{flag}: {', '.join(dict.fromkeys(labels))}" for flag, labels in flags.items()]
+    if any(value.in_sample for result in results for value in result.values):
+        notes.insert(0, "†: the model was trained on this reward")
+    return [*lines, *notes]
+
+
+def _row_name(result: ModelResult) -> str:
+    fields, training = result.head.generation.fields, result.head.training
+    name = f"{result.head.model} @ {training['step']}" if result.is_checkpoint else result.head.model
+    return (
+        f"{name} ({fields['sampler']}, {fields['steps']} steps, g {fields['guidance_scale']:g})"
+        if "steps" in fields
+        else name
+    )
+
+
+def _cell(value: MetricValue, decimals: int) -> str:
+    """A value with half the width of its interval, or its ends where it is not in their middle."""
+    if value.value is None:
+        return "—"
+    text = f"{value.value:.{decimals}f}{'†' * value.in_sample}"
+    if value.interval is None:
+        return text
+    low, high = value.interval.low, value.interval.high
+    if abs((low + high) / 2 - value.value) * 10 <= high - low:
+        return f"{text} ± {(high - low) / 2:.{decimals}f}"
+    return f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"

@@ -1,28 +1,68 @@
-"""What all verbs share: options, the way errors are shown, the process made ready.
-
-``--launch``: several processes on this machine or on many, or a Slurm script that starts them.
-"""
+"""Shared command-line options, errors as one message and an exit code, and options made from a configuration model."""
 
 from __future__ import annotations
 
 import errno
+import inspect
+import logging
 import sys
-from collections.abc import Iterable, Sequence
-from enum import StrEnum
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
-from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.errors import Interrupted, RgbenchError, UsageError
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "pretty_exceptions_enable": False, "add_completion": False}
 
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT),
 }
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ExplainingGroup(TyperGroup):
+    """Turns our errors into one message on stderr and their exit code; a bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Interrupted as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(error.exit_code) from error
+        except RgbenchError as error:
+            complain(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # of pydantic, with which typer checks
+            raise
+        except KeyboardInterrupt as error:
+            typer.echo("Stopped.", err=True)
+            raise typer.Exit(130) from error
+        except OSError as error:
+            if error.errno not in _DISK_ERRORS:
+                raise
+            complain(f"{error.filename or 'disk'}: {error.strerror}; fix this and rerun the command")
+            raise typer.Exit(1) from error
+
+
+def complain(message: str) -> None:
+    """Print one error on stderr, never broken into lines."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text("error: ", "bold red") + Text(message), soft_wrap=True)
+
+
+# Options that several commands have
 
 
 class Device(StrEnum):
@@ -33,78 +73,151 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-class Dtype(StrEnum):
-    """Floating types of the networks that make images."""
+class Launch(StrEnum):
+    """How the processes of a run are started."""
 
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Sampler(StrEnum):
-    """Ways from noise to an image."""
-
-    ddim = "ddim"
-    lcm = "lcm"
-
-
-class Kind(StrEnum):
-    """What ``rgbench ls`` lists."""
-
-    recipes = "recipes"
-    metrics = "metrics"
-    probes = "probes"
-    rewards = "rewards"
-    workers = "workers"
-    runs = "runs"
-    results = "results"
-    protocols = "protocols"
-
-
-class ExplainingGroup(TyperGroup):
-    """Turns our errors into one message on stderr and their exit code; a bug keeps its traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except RgbenchError as error:
-            complain(str(error))
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            complain("interrupted")
-            raise typer.Exit(130) from error
-        except OSError as error:
-            if error.errno not in _DISK_ERRORS:
-                raise
-            complain(f"{error.filename or 'disk'}: {error.strerror}; mend this and run the same command again")
-            raise typer.Exit(1) from error
-
-
-def complain(message: str) -> None:
-    """One message on stderr, never broken into lines."""
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True).print(Text("error: ", "bold red") + Text(message), soft_wrap=True)
+    ddp = "ddp"
+    slurm = "slurm"
 
 
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the recipe's, like train.lr=1e-4.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes of the recipe, e.g. train.lr=1e-4.")
 ]
-DeviceOption = Annotated[Device, typer.Option(help="auto takes a CUDA GPU where there is one.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="Of the networks that make images; metrics are float32.")]
+DeviceOption = Annotated[Device, typer.Option(help="Device; auto takes a GPU if there is one.")]
 RunsOption = Annotated[Path, typer.Option(help="Folder of runs.")]
-ResultsOption = Annotated[Path, typer.Option(help="Folder of result files.")]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps; the model's own by default.")]
-GuidanceOption = Annotated[float | None, typer.Option(help="Guidance scale, in the pipelines' form.")]
+ResultsOption = Annotated[Path, typer.Option(help="Folder of results.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps. Default: the model's own.")]
+GuidanceOption = Annotated[
+    float | None, typer.Option(help="Guidance scale as in diffusers' pipelines. Default: the model's own.")
+]
+LaunchOption = Annotated[
+    Launch | None, typer.Option(help="ddp: train in several processes; slurm: print a job script that does.")
+]
+NprocOption = Annotated[int | None, typer.Option(min=1, help="Processes per machine. Default: one per GPU.")]
+NodesOption = Annotated[int, typer.Option(min=1, help="Machines; give the same command on each.")]
+HeadOption = Annotated[str | None, typer.Option(help="HOST:PORT where several machines meet, the same on each.")]
+
+
+# Options made from a model
+
+
+def options_from(
+    model: type[M], complete: Mapping[str, Callable[[str], list[str]]]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command whose function takes a configuration model: one option for each of the model's fields.
+
+    Args:
+        model: frozen; each field has a description and, in ``json_schema_extra``, ``panel``, ``flag``, ``metavar`` and
+            ``positional``.
+        complete: shell completions, by field.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        others = list(inspect.signature(command).parameters.values())[1:]
+        own = [each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY) for each in others]
+        made = [_parameter(name, info, complete.get(name)) for name, info in model.model_fields.items()]
+
+        def call(**values: Any) -> None:
+            given = {name: values.pop(name) for name in model.model_fields}
+            command(model(**{name: _plain(value) for name, value in given.items() if value is not None}), **values)
+
+        parameters = [*made, *own]
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate
+
+
+def _parameter(name: str, info: FieldInfo, complete: Callable[[str], list[str]] | None) -> inspect.Parameter:
+    """The typer parameter of a model's field."""
+    extra: Any = info.json_schema_extra
+    settings: dict[str, Any] = {"help": info.description, "rich_help_panel": extra["panel"]}
+    if extra["metavar"]:
+        settings["metavar"] = extra["metavar"]
+    if complete is not None:
+        settings["autocompletion"] = complete
+    for limit in info.metadata:
+        settings["min"] = limit.ge
+    kind: Any = info.annotation
+    default, enum = info.default, cast("Any", StrEnum)
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(each for each in get_args(kind) if each is not type(None))
+    if get_origin(kind) is Literal:
+        kind = enum(name, {choice: choice for choice in get_args(kind)})
+        default = default and kind(default)
+    elif get_origin(kind) is tuple:
+        kind, default = list[str], None
+    flag = extra["flag"] or f"--{name.replace('_', '-')}"
+    option = typer.Argument(**settings) if extra["positional"] else typer.Option(flag, **settings)
+    kind = kind | None if default is None else kind
+    annotation: Any = Annotated[kind, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+# Shell completion: without torch
+
+
+def complete_metrics(incomplete: str) -> list[str]:
+    """Metrics, after those that are there already: ``fid,h`` gives ``fid,hps``."""
+    from rgbench.core.registry import names
+
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in (*names("metric"), *names("probe")) if name.startswith(last)]
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    """Packaged recipes."""
+    from rgbench.core.config import packaged_recipes
+
+    return [name for name in packaged_recipes() if name.startswith(incomplete)]
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Runs under ``runs``, and the teacher."""
+    found = sorted(file.parent.name for file in Path("runs").glob("*/run.json"))
+    return [name for name in (*found, "teacher") if name.startswith(incomplete)]
+
+
+def complete_shown(incomplete: str) -> list[str]:
+    """What ``rgbench show`` takes by name: recipes and runs."""
+    return [*complete_recipes(incomplete), *(name for name in complete_runs(incomplete) if name != "teacher")]
+
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A YAML file, or the name of a packaged recipe.", autocompletion=complete_recipes)
+]
+
+
+# The process
 
 
 def say_what_matters() -> None:
-    """Our log lines on stderr: a checkpoint passed over, a run that goes on. Other libraries keep quiet."""
-    import logging
-
+    """Show our log lines on stderr, each once; other libraries keep quiet."""
     logging.basicConfig(format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Once())
     logging.getLogger("rgbench").setLevel(logging.INFO)
+
+
+class _Once(logging.Filter):
+    """Lets each message through once: what is left out for one model is left out for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._seen
+        self._seen.add(message)
+        return new
 
 
 def tune() -> None:
@@ -128,7 +241,7 @@ def ready(device: Device) -> str:
 
 
 def print_paths(paths: Iterable[Path]) -> None:
-    """One path per line on stdout."""
+    """Print one path per line on stdout."""
     for path in paths:
         typer.echo(path)
 
@@ -146,23 +259,8 @@ def split_names(values: Iterable[str] | None) -> list[str]:
     return found
 
 
-class Launch(StrEnum):
-    """How the processes of a run are started."""
-
-    ddp = "ddp"
-    slurm = "slurm"
-
-
-LaunchOption = Annotated[
-    Launch | None, typer.Option(help="ddp: train in several processes; slurm: print a job script that does.")
-]
-NprocOption = Annotated[int | None, typer.Option(min=1, help="Processes per machine; by default one per GPU.")]
-NodesOption = Annotated[int, typer.Option(min=1, help="Machines; the same command is given on each.")]
-HeadOption = Annotated[str | None, typer.Option(help="HOST:PORT where several machines meet, the same on each.")]
-
-
 def launch_words(launch: Launch | None, nproc: int | None, nodes: int, head: str | None) -> list[str]:
-    """The options of a launch as they were given, for the command that goes on with it.
+    """The options of a launch as they were given, for the command that continues it.
 
     Raises:
         UsageError: an option that says nothing without --launch.
@@ -188,17 +286,17 @@ def start_processes(
 
     Args:
         verb: ``train`` or ``cache``.
-        recipe: checked here, so that a fault in it is said once.
+        recipe: checked here, so that a fault in it is reported once.
         overrides: of the recipe.
         options: other options of the verb, for every process.
-        launch: where.
+        launch: how.
         nproc: processes per machine.
         nodes: machines.
         head: where they meet.
 
     Raises:
         ConfigError: a recipe that cannot be used.
-        UsageError: too little said about the processes.
+        UsageError: too little given about the processes.
         RgbenchError: a process was killed.
     """
     from rgbench.train.recipe import load_recipe

@@ -7,10 +7,12 @@ of ours. Nothing is imported before its name is resolved.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rgbench.core.errors import RgbenchError, UsageError, suggest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 TABLES: dict[str, dict[str, str]] = {
     "trainer": {
@@ -93,6 +95,8 @@ def resolve(table: str, name: str) -> Any:
 
 
 def _plugins(table: str) -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # slow to import, and not needed for --help
+
     return {entry.name: entry for entry in entry_points(group=f"rgbench.{table}")}
 
 

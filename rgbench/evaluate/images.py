@@ -1,12 +1,8 @@
-"""Images as a pure function of (prompt id, seed), streamed in batches.
+"""Images of a target: made by a model as a pure function of (prompt id, seed), or read from a folder.
 
-Each image has its own CPU generator, so neither the batch, nor the order, nor a resume
-can change its noise. At one batch size the bytes are the same too: a short last batch is
-filled up, because the kernels' rounding depends on the batch's size.
-
-Images that exist already, in place of a model: read once to check them, then streamed into the metrics.
-
-Images kept as PNG, with an index that says what each shows.
+Each image has its own CPU generator, so neither batch, order nor resume changes its noise. At one batch size its bytes
+are the same too: a short last batch is filled up, because the kernels' rounding depends on the batch's size. The images
+of a folder are matched to the prompts one to one; names at fault are listed.
 """
 
 from __future__ import annotations
@@ -18,7 +14,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -33,9 +30,9 @@ from torch import Tensor
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import (
     INDEX,
-    ImageHeader,
     file_stem,
     inspect_image,
+    normal_form,
     open_image,
     read_json,
     sha256_file,
@@ -44,9 +41,10 @@ from rgbench.core.io import (
 )
 from rgbench.core.process import available_bytes, available_cores, lacks_memory
 from rgbench.core.progress import Track, untracked
+from rgbench.data.files import IMAGE_SUFFIXES, clean_text, image_files, read_captions
 from rgbench.data.prompts import Prompt, PromptSet
-from rgbench.evaluate.results import Generation, identify
-from rgbench.evaluate.targets import NUM_NAMED, Target, match_images
+from rgbench.evaluate.results import Generation, SheetImage
+from rgbench.evaluate.targets import Target
 from rgbench.metrics.reference import to_uint8
 from rgbench.models.pipeline import DiffusionModels
 
@@ -54,6 +52,11 @@ BATCH_SIZE = 64
 BYTES_PER_PIXEL = 6 * 1024
 LCM_STEPS = 4  # of a student without a run (LCM, arXiv 2310.04378)
 OTHER_STEPS, OTHER_GUIDANCE = 50, 7.5  # of a pipeline of unknown origin: StableDiffusionPipeline's own
+METADATA = "metadata.jsonl"  # the layout of Hugging Face's image folders
+SUFFIX_OF = {"PNG": ".png", "BMP": ".bmp", "JPEG": ".jpg", "WEBP": ".webp"}  # by format, whatever a file is called
+LOSSY = (".jpg", ".webp")
+CHUNK = 256
+NUM_NAMED = 10  # names in a message
 
 log = logging.getLogger(__name__)
 
@@ -75,61 +78,69 @@ class Sampling:
     def network_evaluations(self, models: DiffusionModels) -> int:
         """Network evaluations per image: two a step under classifier-free guidance.
 
-        A student with a guidance embedding is told its scale and needs one.
+        A student with a guidance embedding reads its scale and needs one.
         """
         embedded = self.sampler == "lcm" and models.unet.config.time_cond_proj_dim
         return self.steps * (2 if self.guidance_scale > 1 and not embedded else 1)
 
     def generation(self, models: DiffusionModels) -> Generation:
-        """The generation id and its fields."""
+        """Everything that decides an image, but prompt and seed."""
         fields = {
             **asdict(self),
             "resolution": models.resolution,
             "dtype": str(models.dtype).removeprefix("torch."),
             "weights_sha256": models.weights_sha256,
+            "config_sha256": models.config_sha256,
         }
-        return Generation(id=identify(f"{self.sampler}{self.steps}", fields), fields=fields)
+        if self.sampler == "lcm":
+            fields["original_inference_steps"] = models.original_inference_steps
+            fields["timestep_scaling"] = models.timestep_scaling
+        return Generation.of(f"{self.sampler}{self.steps}", fields)
 
 
 def settle_sampling(target: Target, models: DiffusionModels, steps: int | None, guidance: float | None) -> Sampling:
-    """Sampler settings of a target: what is asked for, else its run's, else its world's, else diffusers'.
+    """Sampler settings of a target: those given, else its run's, else its world's, else diffusers'.
 
     Args:
         target: the model.
-        models: it, loaded.
-        steps: asked for, or None.
-        guidance: asked for, or None.
+        models: its networks.
+        steps: given, or None.
+        guidance: given, or None.
 
     Raises:
         UsageError: a student without a run and without ``guidance``, or steps that its sampler cannot take.
     """
     lcm, preset = models.sampler == "lcm", target.preset
-    known = target.method != "external" or models.resolution == preset.resolution
     if lcm and guidance is None and not target.sampling:
         raise UsageError(f"{target.folder}: a student without run.json does not say its guidance; give --guidance")
     if steps is None:
-        steps = target.sampling.get("steps", LCM_STEPS) if lcm else preset.teacher_steps if known else OTHER_STEPS
+        teacher_steps = preset.teacher_steps if preset else OTHER_STEPS
+        steps = target.sampling.get("steps", LCM_STEPS) if lcm else teacher_steps
     if guidance is None:
-        teachers = preset.teacher_guidance if known else OTHER_GUIDANCE
-        guidance = target.sampling["guidance_scale"] if lcm else teachers
+        teacher_guidance = preset.teacher_guidance if preset else OTHER_GUIDANCE
+        guidance = target.sampling["guidance_scale"] if lcm else teacher_guidance
     chosen = Sampling(models.sampler, steps, float(guidance))
     most = models.original_inference_steps if lcm else len(models.alphas_cumprod)
     if most is not None and not 1 <= chosen.steps <= most:
         raise UsageError(f"{target.name}: cannot sample in {chosen.steps} steps; use 1 to {most}")
     if not np.isfinite(chosen.guidance_scale):
         raise UsageError(f"{target.name}: guidance {chosen.guidance_scale} is not a finite number")
+    if chosen.guidance_scale < 1:
+        embedded = lcm and models.unet.config.time_cond_proj_dim
+        effect = f"the student is given w = {chosen.guidance_scale - 1:g}" if embedded else "images are not guided"
+        log.warning("%s: guidance %g is below 1, which is none: %s", target.name, chosen.guidance_scale, effect)
     return chosen
 
 
 def fitting_batch_size(resolution: int, device: torch.device, available: int | None = None) -> int:
     """How many images fit into memory, a power of two from 1 to 64.
 
-    On a GPU 64, which :class:`ImageStream` halves until it fits. On a CPU by half of the memory that is free, at six
-    tensors of the decoder's widest layer at full size (256 float32 channels: 1 KiB a pixel) for each image.
+    On a GPU 64, which :class:`ImageStream` halves until it fits. On a CPU by half of the free memory, at six tensors of
+    the decoder's widest layer at full size (256 float32 channels: 1 KiB a pixel) for each image.
 
     Args:
         resolution: side in pixels.
-        device: where they are made.
+        device: of the networks.
         available: bytes of free memory; the machine's by default.
     """
     if device.type != "cpu":
@@ -161,14 +172,19 @@ class ImageBatch:
 
 
 class ImageStream:
-    """Images of prompts, batch by batch; counts them and the seconds spent on making them.
+    """Images that a model makes of prompts, batch by batch.
 
     Args:
         models: the model.
         prompts: one image each, from the noise of its seed.
         sampling: sampler settings.
-        batch_size: images at once; None for as many as memory allows, at most 64. Halved where a GPU's memory does
-            not suffice.
+        batch_size: images at once; None for as many as memory allows, at most 64. Halved where a GPU's memory is full.
+
+    Attributes:
+        generation: how they are made.
+        resolution: their side in pixels.
+        jpeg: lossy compression that they went through, as a protocol says it: None.
+        network_evaluations: per image.
     """
 
     def __init__(
@@ -183,24 +199,24 @@ class ImageStream:
 
     @property
     def label(self) -> str:
-        """What a progress bar says."""
+        """Sampler settings, for a progress bar."""
         settings = self.sampling
         return f"{settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g}"
 
     @property
     def images_per_sec(self) -> float | None:
-        """Of generation alone; None before the first batch."""
+        """Rate of generation alone; None before the first batch."""
         return self.num_images / self.seconds if self.seconds else None
 
     def __iter__(self) -> Iterator[ImageBatch]:
         return self.stream(np.arange(len(self.prompts)))
 
-    def stream(self, positions: np.ndarray, step: Callable[[float], None] | None = None) -> Iterator[ImageBatch]:
+    def stream(self, positions: np.ndarray, advance: Callable[[float], None] | None = None) -> Iterator[ImageBatch]:
         """Images at positions of the prompt list, batch by batch.
 
         Args:
             positions: in the list.
-            step: told after each sampling step of a batch how many images' worth of work was done.
+            advance: called after each sampling step of a batch with the number of images' worth of work done.
         """
         start = 0
         while start < len(positions):
@@ -208,7 +224,7 @@ class ImageStream:
             batch = [self.prompts[i] for i in at]
             began = time.perf_counter()
             try:
-                with self._told(step, len(batch)):
+                with self._counted(advance, len(batch)):
                     images = self._make(batch)
             except RuntimeError as error:
                 if not lacks_memory(error):
@@ -221,12 +237,12 @@ class ImageStream:
             yield ImageBatch(images, batch, at)
 
     @contextmanager
-    def _told(self, step: Callable[[float], None] | None, num: int) -> Iterator[None]:
-        """Both samplers call the network once a step: a batch of minutes can say how far it is."""
-        if step is None:
+    def _counted(self, advance: Callable[[float], None] | None, num: int) -> Iterator[None]:
+        """Both samplers call the network once a step, so that a batch of minutes can show its progress."""
+        if advance is None:
             yield
             return
-        handle = self.models.unet.register_forward_hook(lambda *_: step(num / self.sampling.steps))
+        handle = self.models.unet.register_forward_hook(lambda *_: advance(num / self.sampling.steps))
         try:
             yield
         finally:
@@ -238,8 +254,8 @@ class ImageStream:
                 f"{self.models.path}: one image of {self.resolution} px does not fit into the memory of "
                 f"{self.models.device}; free some, or use --device cpu"
             ) from error
-        log.warning("%s images at once do not fit into memory; half as many from now on", self.batch_size)
         self.batch_size //= 2
+        log.warning("batches do not fit into memory; halved to %s images", self.batch_size)
         if self.models.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -252,19 +268,15 @@ class ImageStream:
             generators,
             num_steps=self.sampling.steps,
             guidance_scale=self.sampling.guidance_scale,
-        )[: len(batch)].float()  # before it is rounded to levels, as in diffusers
+        )[: len(batch)].float()  # before it is rounded to 8 bits, as in diffusers
         finite = images.isfinite().flatten(1).all(1)
         if not finite.all():
             bad = [prompt.id for prompt, fine in zip(batch, finite.tolist(), strict=True) if not fine]
             raise RgbenchError(
-                f"{self.models.path}: {len(bad)} of {len(batch)} images hold NaN (first: {bad[0]!r}); "
-                "the weights or the sampler settings are broken, nothing was measured"
+                f"{self.models.path}: {len(bad)} of {len(batch)} images hold NaN (first: {bad[0]!r}); check the "
+                "weights and the sampler settings"
             )
         return to_uint8(images)
-
-
-LOSSY = ("JPEG", "WEBP")  # formats; what a file is called does not matter
-CHUNK = 256
 
 
 class GivenImages:
@@ -276,13 +288,19 @@ class GivenImages:
         known: all that the folder may hold images of.
         seed: of the noise they were made from, as their names say.
         batch_size: images at once, 64 by default.
-        track: shows the reading.
+        track: shows progress.
 
     Raises:
-        UsageError: see :func:`rgbench.evaluate.targets.match_images`; or images that are damaged, not exactly
-            8-bit RGB, not square, or of several sizes. All faults are found before anything is measured, and the
-            files named.
+        UsageError: see :func:`match_images`; or images that are damaged, not exactly 8-bit RGB, not square, or of
+            several sizes. All faults are found before anything is measured, and the files named.
+
+    Attributes:
+        files: the image of each prompt.
+        file_sha256: of each file.
+        generation, resolution, jpeg: as of :class:`ImageStream`.
     """
+
+    label, images_per_sec, network_evaluations = "images", None, None
 
     def __init__(
         self,
@@ -295,68 +313,78 @@ class GivenImages:
     ) -> None:
         self.prompts, self.batch_size = prompts.prompts, batch_size or BATCH_SIZE
         self.files = match_images(folder, prompts, known, seed)
-        self.resolution, digest, formats = _check(folder, self.files, track)
-        lossy = [name for name in formats if name in LOSSY]
+        self.resolution, self.file_sha256, suffixes = _check(folder, self.files, track)
+        lossy = [suffix for suffix in suffixes if suffix in LOSSY]
         self.jpeg = f"as given ({', '.join(lossy)})" if lossy else None
+        digest = hashlib.sha256("".join(f"{i} {each}\n" for i, each in enumerate(self.file_sha256)).encode())
         fields = {
             "sampler": "images",
             "resolution": self.resolution,
-            "images_sha256": digest,
+            "images_sha256": digest.hexdigest(),
             "num": len(self.files),
-            "files": formats,
+            "files": suffixes,
         }
-        self.generation = Generation(id=identify("images", fields), fields=fields)
-        self.images_per_sec, self.network_evaluations = None, None
-        self.label = "images"
+        self.generation = Generation.of("images", fields)
 
-    def stream(self, positions: np.ndarray, step: Callable[[float], None] | None = None) -> Iterator[ImageBatch]:
-        """Images at positions of the prompt list, batch by batch; one is read too fast for ``step``."""
+    def stream(self, positions: np.ndarray, advance: Callable[[float], None] | None = None) -> Iterator[ImageBatch]:
+        """Images at positions of the prompt list, batch by batch; too fast for ``advance``."""
         with ThreadPoolExecutor(available_cores()) as pool:
             for start in range(0, len(positions), self.batch_size):
                 at = positions[start : start + self.batch_size]
                 images = torch.stack(list(pool.map(_decode, [self.files[i] for i in at])))
                 yield ImageBatch(images, [self.prompts[i] for i in at], at)
 
+    def num_in(self, files: Sequence[Path]) -> int:
+        """How many of the images are also among other files, byte for byte."""
+        sizes = {file.stat().st_size for file in self.files}
+        others = {sha256_file(file) for file in files if file.stat().st_size in sizes}
+        return sum(digest in others for digest in self.file_sha256)
+
+
+Source = ImageStream | GivenImages
+
 
 def _decode(path: Path) -> Tensor:
     return torch.from_numpy(np.array(open_image(path, exact=True), dtype=np.uint8)).permute(2, 0, 1)
 
 
-def _check(folder: Path, files: Sequence[Path], track: Track) -> tuple[int, str, list[str]]:
-    """Side, content hash and formats of the images; every file is decoded once."""
-    digest = hashlib.sha256()
+def _check(folder: Path, files: Sequence[Path], track: Track) -> tuple[int, list[str], list[str]]:
+    """Side of the images, sha256 of each, and the usual suffixes of their formats; every file is decoded once."""
     faults: list[str] = []
+    digests: list[str] = []
     sizes: dict[tuple[int, int], Path] = {}
-    formats: set[str] = set()
+    suffixes: set[str] = set()
     with ThreadPoolExecutor(available_cores()) as pool:
         for chunk in track(torch.arange(len(files)).split(CHUNK), f"{folder.name}: reading"):
-            for i, (header, found) in zip(chunk.tolist(), pool.map(_inspect, [files[i] for i in chunk]), strict=True):
-                if header is None:
+            at = [files[i] for i in chunk]
+            for file, found in zip(at, pool.map(_inspect, at), strict=True):
+                if isinstance(found, str):
                     faults.append(found)
-                else:
-                    digest.update(f"{i} {found}\n".encode())
-                    sizes.setdefault(header.size, files[i])
-                    formats.add(header.format)
+                    continue
+                size, suffix, digest = found
+                digests.append(digest)
+                suffixes.add(suffix)
+                sizes.setdefault(size, file)
     if faults:
         listed = "".join(f"\n  {fault}" for fault in faults[:NUM_NAMED])
         more = f"\n  … and {len(faults) - NUM_NAMED} more" if len(faults) > NUM_NAMED else ""
         raise UsageError(f"{folder}: {len(faults)} of {len(files)} images cannot be measured:{listed}{more}")
     if len(sizes) > 1:
         listed = ", ".join(f"{width}×{height} ({path.name})" for (width, height), path in sizes.items())
-        raise UsageError(f"{folder}: images of several sizes: {listed}; figures of a mixture would mean nothing")
+        raise UsageError(f"{folder}: images of several sizes: {listed}; evaluate each size alone")
     ((width, height),) = sizes
     if width != height:
-        raise UsageError(f"{folder}: images of {width}×{height} pixels; square ones are measured: crop them first")
-    return width, digest.hexdigest(), sorted(formats)
+        raise UsageError(f"{folder}: images of {width}×{height} pixels; crop them to squares first")
+    return width, digests, sorted(suffixes)
 
 
-def _inspect(path: Path) -> tuple[ImageHeader | None, str]:
-    """Header and sha256 of a file that can be decoded, or None and what is wrong with it."""
+def _inspect(path: Path) -> tuple[tuple[int, int], str, str] | str:
+    """Size, usual suffix of the format, and sha256 of a file; or what is wrong with it."""
     try:
-        open_image(path, exact=True)
-        return inspect_image(path), sha256_file(path)
+        size = open_image(path, exact=True).size
+        return size, SUFFIX_OF[inspect_image(path).format], sha256_file(path)
     except (UsageError, OSError) as error:
-        return None, str(error)
+        return str(error)
 
 
 def png_bytes(image: Tensor) -> bytes:
@@ -367,7 +395,7 @@ def png_bytes(image: Tensor) -> bytes:
 
 
 class Index:
-    """``index.json`` of a folder of images: one entry per file, old ones kept.
+    """``index.json`` of a folder of PNGs: one entry per file; old ones stay.
 
     Args:
         folder: created with the first image.
@@ -375,12 +403,13 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._file = folder, folder / INDEX
-        self._entries = self._read()
+        self._read()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries and (self.folder / name).is_file()
+    def names(self) -> set[str]:
+        """Names of the files that are there."""
+        return {name for name in self._read() if (self.folder / name).is_file()}
 
-    def add(self, images: Iterable[tuple[str, Tensor, dict[str, Any]]]) -> list[Path]:
+    def add(self, images: Iterable[tuple[str, Tensor, Mapping[str, Any]]]) -> list[Path]:
         """Store images, then the index.
 
         Args:
@@ -391,15 +420,14 @@ class Index:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         added, files = {}, []
-        for name, image, about in images:
+        for name, image, entry in images:
             files.append(self.folder / name)
             write_bytes_atomic(files[-1], png_bytes(image))
-            added[name] = {"file": name, **about}
+            added[name] = {"file": name, **entry}
         lock = os.open(self.folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # shards of one generation write into one folder
-            self._entries = {**self._read(), **added}
-            write_json_atomic(self._file, list(self._entries.values()))
+            write_json_atomic(self._file, list({**self._read(), **added}.values()))
         finally:
             os.close(lock)
         return files
@@ -407,47 +435,199 @@ class Index:
     def _read(self) -> dict[str, dict[str, Any]]:
         rows = read_json(self._file) if self._file.is_file() else []
         if not isinstance(rows, list) or not all(isinstance(row, dict) and "file" in row for row in rows):
-            raise UsageError(f"{self._file}: not an index of kept images; remove it, and they are kept anew")
+            raise UsageError(f"{self._file}: not an index of images; remove it and run the command again")
         return {row["file"]: row for row in rows}
 
 
-class KeptImages:
-    """The first images of a prompt list, kept for the report's grid.
+def about(prompt: Prompt) -> SheetImage:
+    """Say what an image shows; its ``noise_seed`` makes the same image in a diffusers pipeline."""
+    seed = noise_seed(prompt.id, prompt.seed)
+    return SheetImage(prompt_id=prompt.id, prompt=prompt.text, seed=prompt.seed, noise_seed=seed)
+
+
+def list_images(folder: Path) -> dict[str, Path]:
+    """Image files of a folder and its subfolders, by relative path without suffix, in order of their names.
+
+    Raises:
+        UsageError: no such folder, no image in it, or two files that differ in their suffix alone.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder of images")
+    found: dict[str, Path] = {}
+    for path in image_files(folder):
+        stem = _stem(path.relative_to(folder))
+        if stem in found:
+            raise UsageError(f"{folder}: {found[stem].name} and {path.name} would both be image {stem!r}; keep one")
+        found[stem] = path
+    if not found:
+        raise UsageError(
+            f"{folder}: no image found (looked for {', '.join(IMAGE_SUFFIXES)} in it and in its subfolders)"
+        )
+    return found
+
+
+def own_rows(folder: Path, seed: int) -> list[dict[str, Any]] | None:
+    """Rows ``stem``, ``id`` and ``text`` of a folder's own table of its images; None where it has none.
+
+    Read from ``index.json`` as rgbench writes it (its rows of one noise seed), or from
+    ``metadata.jsonl`` with ``file_name`` and ``text``; the id is then the file's stem.
+
+    Raises:
+        UsageError: a table that is damaged, lacks a column, or names a prompt twice.
+    """
+    index, metadata = folder / INDEX, folder / METADATA
+    if index.is_file():
+        listed = read_json(index)
+        if not isinstance(listed, list):
+            raise UsageError(f"{index}: expected a list with file, prompt_id and prompt of each image")
+        rows = [_row(entry, f"{index}: entry {i}") for i, entry in enumerate(listed)]
+        rows = [row for row, entry in zip(rows, listed, strict=True) if entry.get("seed") == seed]
+        table = index
+    elif metadata.is_file():
+        table = metadata
+        listed = [{"file": row.file_name, "prompt": row.text, "where": row.where} for row in read_captions(metadata)]
+        rows = [_row(entry | {"prompt_id": _stem(Path(entry["file"]))}, entry["where"]) for entry in listed]
+    else:
+        return None
+    twice = [name for name, num in Counter(row["id"] for row in rows).items() if num > 1]
+    if twice or not rows:
+        fault = f"names {named(twice)} twice; one image per prompt" if twice else f"names no image of seed {seed}"
+        raise UsageError(f"{table}: {fault}")
+    return rows
+
+
+def _row(entry: Any, where: str) -> dict[str, Any]:
+    wanted = ("file", "prompt_id", "prompt")
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) and entry[k].strip() for k in wanted):
+        raise UsageError(f"{where}: expected an object with {', '.join(wanted)}, or file_name and text")
+    text = clean_text(entry["prompt"], where)
+    return {"stem": _stem(Path(entry["file"])), "id": entry["prompt_id"], "text": text}
+
+
+def _stem(path: Path) -> str:
+    """A relative path without suffix, in the form under which names are compared."""
+    return normal_form(path.with_suffix("").as_posix())
+
+
+def own_prompts(folder: Path, seed: int) -> PromptSet:
+    """The prompts of a folder's own table, in its order.
+
+    Raises:
+        UsageError: it has no table, or a damaged one.
+    """
+    rows = own_rows(folder, seed)
+    if rows is None:
+        raise UsageError(
+            f"{folder}: nothing says what its images should show (no {INDEX}, no {METADATA}); "
+            "give the prompts with --prompts FILE, or --prompts benchtop for the benchtop's"
+        )
+    return PromptSet(folder.resolve().name, tuple(Prompt(row["id"], row["text"]) for row in rows))
+
+
+def match_images(folder: Path, prompts: PromptSet, known: PromptSet, seed: int) -> list[Path]:
+    """The image of each prompt, in the order of the prompts.
+
+    By the folder's own table; else by name, ``{id}`` or ``{id}-{seed}`` with slashes as they are or as
+    underscores; else by number, where all names are the numbers from 0, or from 1, in the order of the prompts.
 
     Args:
-        folder: of one generation.
-        prompts: those whose images are kept.
-        again: keep them anew, though they are there.
+        folder: of images.
+        prompts: those whose images are wanted.
+        known: all that the folder may hold images of; ``prompts`` are the first of them.
+        seed: of the noise, part of the names that rgbench gives.
 
-    Attributes:
-        positions: of the prompts whose images are missing.
+    Raises:
+        UsageError: prompts without an image, images without a prompt, an image made from another text than the
+            prompt's, or names that fit neither way; lists the files.
     """
+    images, rows = list_images(folder), own_rows(folder, seed)
+    if rows is not None:
+        found = _by_table(folder, rows, known.prompts)
+    else:
+        found = _by_name(images, known.prompts, seed) or _by_number(images, known.prompts, len(prompts))
+        if not found:
+            strange = [stem for stem in images if not stem.isdigit()]  # among numbers, the few that are none
+            raise UsageError(
+                f"{folder}: {named(strange)} do not say which prompt they belong to; name the images by the "
+                f"prompts' ids (such as {file_stem(prompts.prompts[0].id)}.png), or by their numbers from 0"
+            )
+    missing = [prompt.id for prompt in prompts.prompts if found.get(prompt.id) not in images]
+    if missing:
+        raise UsageError(
+            f"{folder}: {len(missing)} of {len(prompts)} prompts have no image: {named(missing)}; make them, or take "
+            "the first prompts alone with --num"
+        )
+    listed = {row["stem"] for row in rows} if rows is not None else set(found.values())
+    extra = [stem for stem in images if stem not in listed]
+    if extra:
+        whose = f"no prompt of {known.name}" if rows is None else "no row of the folder's table"
+        raise UsageError(f"{folder}: {len(extra)} images belong to {whose}: {named(extra)}; move them away")
+    return [images[found[prompt.id]] for prompt in prompts.prompts]
 
-    def __init__(self, folder: Path, prompts: tuple[Prompt, ...], again: bool) -> None:
-        self.index = Index(folder)
-        missing = [i for i, prompt in enumerate(prompts) if again or self._name(prompt) not in self.index]
-        self.positions = np.array(missing, dtype=np.int64)
-        self._missing = {(prompts[i].id, prompts[i].seed) for i in missing}
 
-    def keep(self, batch: ImageBatch) -> None:
-        """Store the images of a batch that are missing."""
-        found = [
-            (self._name(prompt), image, about(prompt))
-            for prompt, image in zip(batch.prompts, batch.images, strict=True)
-            if (prompt.id, prompt.seed) in self._missing
-        ]
-        if found:
-            self.index.add(found)
-
-    def _name(self, prompt: Prompt) -> str:
-        return f"{file_stem(prompt.id)}-{prompt.seed}.png"
+def named(names: Sequence[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(repr(name) for name in names[:NUM_NAMED]) + more
 
 
-def about(prompt: Prompt) -> dict[str, Any]:
-    """What an index says of an image; its ``noise_seed`` gives the same image in a diffusers pipeline."""
-    return {
-        "prompt_id": prompt.id,
-        "prompt": prompt.text,
-        "seed": prompt.seed,
-        "noise_seed": noise_seed(prompt.id, prompt.seed),
-    }
+def _by_table(folder: Path, rows: Iterable[Mapping[str, Any]], prompts: Sequence[Prompt]) -> dict[str, str]:
+    by_id = {row["id"]: row for row in rows}
+    if any(prompt.id in by_id for prompt in prompts):
+        other = [p for p in prompts if p.id in by_id and by_id[p.id]["text"] != clean_text(p.text, p.id)]
+        if other:
+            row = by_id[other[0].id]
+            raise UsageError(
+                f"{folder}: {len(other)} images were made from another text than their prompt's: {row['stem']!r} from "
+                f"{row['text'][:80]!r}, where the prompt list says {other[0].text[:80]!r}; give the list they were "
+                "made from with --prompts"
+            )
+        return {prompt.id: by_id[prompt.id]["stem"] for prompt in prompts if prompt.id in by_id}
+    by_text: dict[str, list[str]] = {}
+    for row in by_id.values():
+        by_text.setdefault(row["text"], []).append(row["stem"])
+    found = {}
+    for prompt in prompts:  # a text that occurs twice takes its images in the order of the table
+        stems = by_text.get(clean_text(prompt.text, prompt.id))
+        if stems:
+            found[prompt.id] = stems.pop(0)
+    return found
+
+
+def _by_name(images: Mapping[str, Path], prompts: Sequence[Prompt], seed: int) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for prompt in prompts:
+        names = (f"{file_stem(prompt.id)}-{seed}", file_stem(prompt.id), normal_form(prompt.id))
+        fitting = [name for name in dict.fromkeys(names) if name in images]
+        if len(fitting) > 1:
+            raise UsageError(
+                f"{images[fitting[0]].parent}: both {named(fitting)} fit the prompt {prompt.id!r}; keep one"
+            )
+        if fitting:
+            found[prompt.id] = fitting[0]
+    return found
+
+
+def _by_number(images: Mapping[str, Path], prompts: Sequence[Prompt], num_wanted: int) -> dict[str, str]:
+    if not all(stem.isascii() and stem.isdigit() for stem in images):
+        return {}
+    numbers = {int(stem): stem for stem in images}
+    if len(numbers) < len(images):
+        raise UsageError(
+            f"{next(iter(images.values())).parent}: two images have one number, such as 1 and 01; keep one"
+        )
+    first = 0 if 0 in numbers else 1
+    positions = {number - first: stem for number, stem in numbers.items()}
+    extra = [stem for position, stem in positions.items() if position >= len(prompts)]
+    folder = next(iter(images.values())).parent
+    if extra:
+        raise UsageError(
+            f"{folder}: {len(images)} numbered images for {len(prompts)} prompts: {named(extra)} belong to none; "
+            "give the prompt list that they were made from"
+        )
+    if first == 1 and len(positions) not in (num_wanted, len(prompts)):  # else each may get its neighbour's prompt
+        raise UsageError(
+            f"{folder}: no image has the number 0, and {len(positions)} images are not all of {len(prompts)} counted "
+            "from 1: number them from 0, or add the missing ones"
+        )
+    return {prompts[position].id: stem for position, stem in sorted(positions.items())}

@@ -1,77 +1,171 @@
-"""Shares of one evaluation's images, made by processes that never talk to each other.
+"""Unfinished passes over a model's images: what metrics accumulated, in one file for each share of the images.
 
-Position p of the prompt set belongs to share (p // block) mod N, whatever the batch size. Blocks are no longer than the
-default batch, so that at that batch size the batches of a share are batches of the whole, and so are its bytes.
+    results/.partial/{world}/{model}/{generation}/{key}-{K}of{N}.safetensors
+
+The key is a hash of what is measured. A file serves every evaluation of its generation whose metrics and protocols are
+all in it, so that values missing after a crash need no new images. The same file is a pause (1of1) and the result of a
+shard, which ``rgbench merge`` puts together.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from rgbench.core.errors import UsageError
+from rgbench.core.io import load_safetensors, read_safetensors_metadata, save_safetensors_atomic
+from rgbench.evaluate.config import Shard
+from rgbench.evaluate.images import ImageBatch
+from rgbench.metrics.base import Metric
+from rgbench.metrics.cache import cache_folder, read_whole
+from rgbench.metrics.features import FeatureRows
+from rgbench.metrics.reference import from_uint8
 
-BLOCK = 64
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several shares.
-
-    Attributes:
-        index: from 1.
-        count: of all shares.
-    """
-
-    index: int
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-    def positions(self, num: int) -> np.ndarray:
-        """Those of ``num`` positions that belong to this share.
-
-        Raises:
-            UsageError: there are more shares than images.
-        """
-        if self.count > num:
-            raise UsageError(f"--shard {self}: {num} images cannot be shared by {self.count}; use at most {num} shards")
-        block = max(1, min(BLOCK, num // self.count))
-        everything = np.arange(num)
-        return everything[everything // block % self.count == self.index - 1]
+FOLDER = ".partial"  # under the results
 
 
-WHOLE = Shard(1, 1)
-
-
-def parse_shard(text: str | None, environment: Mapping[str, str] | None = None) -> Shard:
-    """A share from ``3/64``, or from the launcher by ``auto``.
+class Pass:
+    """One pass over a model's images through some metrics.
 
     Args:
-        text: as the command line has it; None for everything.
-        environment: of the process; torchrun sets RANK and WORLD_SIZE, a Slurm array SLURM_ARRAY_TASK_ID,
-            SLURM_ARRAY_TASK_MIN and SLURM_ARRAY_TASK_COUNT.
+        folder: of unfinished passes of its generation.
+        metrics: they have seen nothing yet.
+        rows: features of the images, shared by the set metrics.
+        num: positions of the prompt set.
+        num_kept: the first images that are kept.
+
+    Attributes:
+        seen: (num,) positions whose images the metrics have seen.
+        kept: (H, W, 3) uint8 image by position, of the first ``num_kept``.
+    """
+
+    def __init__(self, folder: Path, metrics: Sequence[Metric], rows: FeatureRows, num: int, num_kept: int) -> None:
+        self.folder, self.metrics, self.rows, self.num_kept = folder, list(metrics), rows, num_kept
+        self.seen = np.zeros(num, dtype=bool)
+        self.kept: dict[int, np.ndarray] = {}
+        self.measured = [[metric.name, *(protocol.id for _, protocol in metric.planned)] for metric in metrics]
+        self.key = hashlib.sha256(json.dumps([folder.name, self.measured]).encode()).hexdigest()[:12]
+        self._files: set[Path] = set()
+
+    def update(self, batch: ImageBatch, device: torch.device) -> None:
+        """Show a batch to the metrics, and keep the first images."""
+        images = from_uint8(batch.images).to(device)
+        for metric in self.metrics:
+            metric.update(images, batch.prompts, batch.positions)
+        self.keep(batch)
+        self.seen[batch.positions] = True
+
+    def keep(self, batch: ImageBatch) -> None:
+        """Keep those of a batch that are among the first."""
+        for position, image in zip(batch.positions.tolist(), batch.images, strict=True):
+            if position < self.num_kept:
+                self.kept[position] = image.permute(1, 2, 0).cpu().numpy()
+
+    def save(self, shard: Shard, about: Mapping[str, Any]) -> Path:
+        """Store what was accumulated.
+
+        Args:
+            shard: the share of the images.
+            about: JSON values that say how it was made.
+        """
+        positions = np.flatnonzero(self.seen)
+        arrays = {"positions": positions}
+        for metric in self.metrics:
+            arrays |= {f"{metric.name}/{key}": array for key, array in metric.state_dict(positions).items()}
+        if self.rows.used:
+            arrays["features"] = self.rows.everything()[positions]
+        if self.kept:
+            arrays |= {
+                "kept": np.array(sorted(self.kept)),
+                "images": np.stack([self.kept[i] for i in sorted(self.kept)]),
+            }
+        tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
+        path = self._file(shard)
+        cache_folder(path.parent)
+        metadata = {"about": json.dumps(about), "measured": json.dumps(self.measured)}
+        save_safetensors_atomic({**tensors, "sha256": _digest(tensors)}, path, metadata)
+        self._files.add(path)
+        return path
+
+    def load(self, shard: Shard) -> bool:
+        """Take in a stored share; whether there was an intact one."""
+        path = self._find(shard)
+        tensors = read_whole(path, partial(_tensors, path)) if path else None
+        if path is None or tensors is None:
+            return False
+        arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
+        positions = arrays["positions"]
+        assert not self.seen[positions].any(), "one image in two shards"
+        for metric in self.metrics:
+            prefix = f"{metric.name}/"
+            own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+            metric.merge_state(positions, own)
+        if "features" in arrays:
+            self.rows.put(positions, tensors["features"])
+        if "kept" in arrays:
+            kept = zip(arrays["kept"].tolist(), arrays["images"], strict=True)
+            self.kept |= {i: image for i, image in kept if i < self.num_kept}
+        self.seen[positions] = True
+        self._files.add(path)
+        return True
+
+    def forget(self) -> None:
+        """Remove the files that this pass wrote or read, once its values are stored."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+    def _file(self, shard: Shard) -> Path:
+        return self.folder / f"{self.key}-{shard.index}of{shard.count}.safetensors"
+
+    def _find(self, shard: Shard) -> Path | None:
+        """The file of a share: this pass's own, else one of more metrics."""
+        others = sorted(self.folder.glob(f"*-{shard.index}of{shard.count}.safetensors"))
+        for path in sorted(others, key=lambda path: path != self._file(shard)):
+            measured = read_whole(path, partial(_measured, path))
+            if measured is not None and all(each in measured for each in self.measured):
+                return path
+        return None
+
+
+def stored_shards(results: Path) -> dict[Path, dict[str, Any]]:
+    """Files of shards under a results folder, and what each says about how it was made.
 
     Raises:
-        UsageError: not of this form, out of range, or ``auto`` outside of a launcher.
+        UsageError: a damaged file.
     """
-    if text is None:
-        return WHOLE
-    environment = os.environ if environment is None else environment
-    if text == "auto":
-        if "RANK" in environment and "WORLD_SIZE" in environment:
-            text = f"{int(environment['RANK']) + 1}/{environment['WORLD_SIZE']}"
-        elif "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
-            first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-            text = f"{int(environment['SLURM_ARRAY_TASK_ID']) - first + 1}/{environment['SLURM_ARRAY_TASK_COUNT']}"
-        else:
-            raise UsageError("--shard auto: neither torchrun (RANK) nor a Slurm array; give it as --shard 3/64")
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"--shard {text!r}: give K/N with K from 1 to N, such as 3/64, or auto")
-    return Shard(int(match[1]), int(match[2]))
+    found = {}
+    for path in sorted((results / FOLDER).rglob("*of*.safetensors")):
+        if path.stem.endswith("-1of1"):
+            continue
+        about = read_safetensors_metadata(path).get("about")
+        if about is None:
+            raise UsageError(f"{path}: no shard of an evaluation; remove it")
+        found[path] = json.loads(about)
+    return found
+
+
+def _measured(path: Path) -> list[list[str]]:
+    """Metrics and protocols that a share holds; none of a foreign file."""
+    measured: list[list[str]] = json.loads(read_safetensors_metadata(path).get("measured", "[]"))
+    return measured
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor] | None:
+    """A share's tensors; None where they do not match their checksum."""
+    tensors = load_safetensors(path)
+    stored = tensors.pop("sha256", torch.empty(0))
+    return tensors if torch.equal(stored, _digest(tensors)) else None
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)

@@ -117,6 +117,22 @@ def read_config(file: Path) -> dict[str, Any]:
     return content
 
 
+def image_side(folder: Path) -> int:
+    """Image side in pixels of a pipeline folder.
+
+    Raises:
+        UsageError: its configurations are missing, or do not say.
+    """
+    file = folder / "unet" / "config.json"
+    latent, blocks = (
+        read_config(file).get("sample_size"),
+        read_config(folder / "vae" / "config.json").get("block_out_channels"),
+    )
+    if not isinstance(latent, int) or not isinstance(blocks, list):
+        raise UsageError(f"{file}: sample_size {latent!r}; use a model of square images")
+    return latent * 2 ** (len(blocks) - 1)
+
+
 def check_class(folder: Path, component: str) -> None:
     """Check that a component's configuration names the class that rgbench loads.
 
@@ -156,11 +172,14 @@ def config_hashes(folder: Path) -> dict[str, str]:
 
     Fields that name a library's version or a path, with a leading underscore, are left out.
     """
-    hashes = {"tokenizer": sha256_tree(folder / "tokenizer")}
-    for name in CONFIGS:
-        content = {k: v for k, v in read_config(folder / name).items() if k == "_class_name" or not k.startswith("_")}
-        hashes[name.partition("/")[0]] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return hashes
+    hashes = {name.partition("/")[0]: config_hash(folder / name) for name in CONFIGS}
+    return {"tokenizer": sha256_tree(folder / "tokenizer"), **hashes}
+
+
+def config_hash(file: Path) -> str:
+    """Hash of one configuration, without the fields that :func:`config_hashes` leaves out."""
+    content = {k: v for k, v in read_config(file).items() if k == "_class_name" or not k.startswith("_")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=256)

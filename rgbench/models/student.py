@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import load_safetensors, load_tensors, sha256_file
 from rgbench.core.run import stream_seed
-from rgbench.models.folder import find_weights, read_config
+from rgbench.models.folder import config_hash, find_weights, read_config
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
 from rgbench.models.pipeline import DiffusionModels, load_models, load_network
 
@@ -237,11 +237,17 @@ def load_student(student: Student, device: torch.device, dtype: torch.dtype) -> 
     nn.Module.to(unet, device, dtype)
     ours = hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
     both = hashlib.sha256(f"{models.weights_sha256} {ours}".encode()).hexdigest()
-    models = replace(models, unet=unet, weights_sha256=both, path=student.path)
-    if student.lora is None and unet.config.time_cond_proj_dim is None:
-        return models
-    steps, scaling = _lcm_settings(student.path)
-    return models.with_student(unet, steps, scaling)
+    own = files[0].with_name("config.json")  # such as another norm_eps, of weights that fit
+    config = f"{models.config_sha256} {config_hash(own) if own.is_file() else None}"
+    models = replace(
+        models,
+        unet=unet,
+        weights_sha256=both,
+        config_sha256=hashlib.sha256(config.encode()).hexdigest(),
+        path=student.path,
+    )
+    is_lcm = student.lora is not None or unet.config.time_cond_proj_dim is not None
+    return models.with_student(unet, *_lcm_settings(student.path)) if is_lcm else models
 
 
 def sampled_as(models: DiffusionModels, sampler: str) -> DiffusionModels:

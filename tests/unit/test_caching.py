@@ -5,16 +5,11 @@ from threading import Barrier
 
 import numpy as np
 import pytest
-import torch
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import read_json, save_safetensors_atomic
-from rgbench.evaluate.evaluate import FOLDER, Options, Pass, stored_shards
+from rgbench.core.io import read_json
 from rgbench.evaluate.images import Index
-from rgbench.evaluate.results import Generation
-from rgbench.evaluate.shards import WHOLE
 from rgbench.metrics.cache import cache_folder, keep_array, read_whole
-from rgbench.metrics.features import FeatureRows
 
 WRITERS = 8
 
@@ -59,32 +54,8 @@ def test_damage_is_told_whichever_way_it_shows(tmp_path, caplog):
     assert str(path) in caplog.text and caplog.text.rstrip().endswith("; made again")
 
 
-def test_a_foreign_file_among_unfinished_passes_is_no_pass_and_no_shard(tmp_path):
-    generation = Generation(id="g-0", fields={})
-    folder = tmp_path / FOLDER / "benchtop" / "lcd-s0" / generation.id
-    save_safetensors_atomic({"a": torch.ones(2)}, folder / "other-1of1.safetensors")
-    assert not Pass(folder, generation, [("fid", _Nothing())], FeatureRows(2, 3), 2).load(WHOLE)
-    foreign = folder / "other-1of2.safetensors"
-    save_safetensors_atomic({"a": torch.ones(2)}, foreign)
-    with pytest.raises(UsageError, match="no shard of an evaluation") as error:
-        stored_shards(tmp_path)
-    assert str(foreign) in str(error.value)
-
-
 @pytest.mark.parametrize("text", ["3", "{}", "[3]", "[{}]"])
 def test_a_foreign_index_of_kept_images_is_named(tmp_path, text):
     (tmp_path / "index.json").write_text(text)
-    with pytest.raises(UsageError, match="index.json: not an index of kept images; remove it"):
+    with pytest.raises(UsageError, match="index.json: not an index of images; remove it"):
         Index(tmp_path)
-
-
-def test_a_shard_of_another_version_is_refused():
-    told = Options(("teacher",), ("hps",)).to_json()
-    assert Options.from_json(told).targets == ("teacher",)
-    for other in (told | {"surprise": 1}, {key: value for key, value in told.items() if key != "seeds"}):
-        with pytest.raises(UsageError, match="another rgbench's"):
-            Options.from_json(other)
-
-
-class _Nothing:
-    quantities = ()

@@ -11,11 +11,12 @@ from rgbench.core import checkpoint
 from rgbench.core.config import dump_yaml
 from rgbench.core.errors import UsageError
 from rgbench.core.io import load_safetensors
-from rgbench.evaluate.evaluate import CHECKPOINT_IMAGES, evaluate
+from rgbench.core.run import RunDirectory
+from rgbench.evaluate.evaluate import CHECKPOINT_IMAGES
 from rgbench.evaluate.results import load_results
 from rgbench.evaluate.targets import WEIGHTS, checkpoint_targets, resolve_targets
 from rgbench.models.pipeline import load_models
-from tests.tiny_models import save_pipeline, save_run
+from tests.tiny_models import run_eval, save_pipeline, save_run
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def root(tmp_path_factory) -> Path:
     for name in ("lcd-s0", "bare-s0"):
         save_run(root / "runs" / name, method="lcd", rewards=[])
         (root / "runs" / name / "config.yaml").write_text(dump_yaml({"sampling": {"network": "target"}}))
+    RunDirectory(root / "runs" / "lcd-s0").log({"step": 1, "loss/lcd": 0.5})
     final = load_safetensors(root / "runs" / "lcd-s0" / "pipeline" / WEIGHTS)
     for step in (1, 2, 3):
         target = {key: value * (step / 3) for key, value in final.items()}
@@ -61,15 +63,14 @@ def test_a_checkpoint_of_another_network_is_refused(root, tmp_path):
     (root / "runs" / "lcd-s0" / "config.yaml").write_text(dump_yaml({"sampling": {"network": "target"}}))
 
 
-def test_results_name_the_step(root, tmp_path, monkeypatch):
+def test_results_name_the_step(root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    files = evaluate(
-        ["lcd-s0"], ["hps"], num=10, runs=root / "runs", batch_size=10, device="cpu", checkpoints=True, keep_images=9
-    )
+    options = {"num": 10, "batch_size": 10, "checkpoints": True, "keep_images": 9, "save_images": True}
+    found = run_eval(["lcd-s0"], ["hps"], runs=root / "runs", **options)
     results = load_results(Path("results"))
-    assert len(files) == len(results) == 4
-    steps = {(result.generation.id, result.training["step"]) for result in results}
-    assert {step for _, step in steps} == {1, 3} and len(steps) == 2
-    kept = {step: len(list(Path("results").glob(f"*/*/{name}/images/*.png"))) for name, step in steps}
-    assert kept == {1: CHECKPOINT_IMAGES, 3: 9}
-    assert all("--checkpoints" in result.command for result in results)
+    assert len(found) == len(results) == 2
+    assert {result.head.training["step"]: len(result.images) for result in results} == {1: CHECKPOINT_IMAGES, 3: 9}
+    assert [result.is_checkpoint for result in found] == [True, False]
+    assert all("--checkpoints" in result.runs[0].command for result in results)
+    assert [bool(result.training_log) for result in found] == [False, True]
+    assert "lcd-s0, step 1 of 3: lcm" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,10 @@ from rgbench.benchtop.scenes import scene_batch
 from rgbench.core.errors import UsageError
 from rgbench.core.io import file_stem
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.evaluate.evaluate import evaluate
-from rgbench.evaluate.images import GivenImages, png_bytes
-from rgbench.evaluate.results import load_results, load_samples
-from rgbench.evaluate.targets import list_images, match_images
+from rgbench.evaluate.images import GivenImages, list_images, match_images, png_bytes
+from rgbench.evaluate.results import load_results
 from rgbench.metrics.reference import ReferenceFolder, to_uint8
+from tests.tiny_models import run_eval, stored_values
 
 PROMPTS = PromptSet("mine", tuple(Prompt(f"mine/{i}", text) for i, text in enumerate(["a cat", "a dog", "a fox"])))
 
@@ -174,7 +175,7 @@ def png16() -> bytes:
         ("rgb16", "1.png: has 16 bits per channel"),
         ("cmyk", "1.jpg: has pixels of mode CMYK"),
         ("turned", "1.png: is turned by its EXIF orientation"),
-        ("not square", "images of 8×6 pixels; square ones are measured"),
+        ("not square", "images of 8×6 pixels; crop them to squares"),
         ("other size", r"images of several sizes: 8×8 .0.png., 16×16 .1.png."),
     ],
 )
@@ -203,27 +204,78 @@ def test_the_generation_follows_the_contents_and_not_the_names(tmp_path):
         (tmp_path / "b" / name).unlink()
 
 
+def test_the_format_and_not_the_name_says_whether_images_are_lossy(tmp_path):
+    filled(tmp_path / "named", ["0.png", "1.png", "2.png"])
+    for path in (tmp_path / "named").iterdir():
+        Image.open(path).save(path, format="JPEG")
+    (tmp_path / "jpg").mkdir()
+    for path in (tmp_path / "named").iterdir():
+        shutil.copy(path, tmp_path / "jpg" / f"{path.stem}.jpg")
+    png, jpg = (GivenImages(tmp_path / name, PROMPTS, PROMPTS, 0, 2) for name in ("named", "jpg"))
+    assert png.jpeg == jpg.jpeg == "as given (.jpg)" and png.generation == jpg.generation
+
+
+def test_names_are_matched_in_one_unicode_form(tmp_path):
+    """macOS hands on decomposed names."""
+    name = "caf\u00e9"
+    filled(tmp_path, [f"{unicodedata.normalize('NFD', name)}.png", "plain.png"])
+    prompts = PromptSet("mine", (Prompt(name, "a cat"), Prompt("plain", "a dog")))
+    assert len(match_images(tmp_path, prompts, prompts, 0)) == 2
+    rows = [{"file_name": f"{name}.png", "text": "a cat"}, {"file_name": "plain.png", "text": "a dog"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    assert len(match_images(tmp_path, prompts, prompts, 0)) == 2
+
+
 @pytest.mark.parametrize("option", [{"steps": 5}, {"dtype": "float16"}, {"guidance": 3.0}, {"sampler": "lcm"}])
 def test_what_serves_models_alone_is_refused(tmp_path, option):
     filled(tmp_path / "mine", ["0.png", "1.png", "2.png"])
     (tmp_path / "mine.txt").write_text("a cat\na dog\na fox\n")
     with pytest.raises(UsageError, match=f"--{next(iter(option))}: says how images are made; .*mine holds finished"):
-        evaluate([str(tmp_path / "mine")], ["hps"], prompts=str(tmp_path / "mine.txt"), device="cpu", **option)
+        run_eval([str(tmp_path / "mine")], ["hps"], prompts=str(tmp_path / "mine.txt"), **option)
+
+
+def save_scenes(folder: Path, num: int) -> None:
+    """The benchtop's own scenes under the names that rgbench gives: every attribute is right."""
+    folder.mkdir()
+    images = to_uint8(scene_batch("all", range(num))[0])
+    for prompt, image in zip(benchtop_prompts(num).prompts, images, strict=True):
+        (folder / f"{file_stem(prompt.id)}-0.png").write_bytes(png_bytes(image))
 
 
 def test_saved_images_are_measured_like_their_model(tmp_path, monkeypatch):
-    """The benchtop's own scenes under the names that rgbench gives: every attribute is right."""
+    monkeypatch.chdir(tmp_path)
+    save_scenes(Path("mine"), 6)
+    run_eval(["mine"], ["hps", "kid"], prompts="benchtop", num=6, keep_images=1)
+    values = stored_values()
+    assert set(values) == {"hps_no_antialias", "hps", "kd_efflite0"} and len(values["hps"].rows.keys) == 6
+    (result,) = load_results(Path("results"))
+    assert (result.head.world, result.head.model, result.head.method) == ("benchtop", "mine", "external")
+    assert result.head.generation.id.startswith("images-") and result.head.generation.fields["sampler"] == "images"
+    assert result.head.cost["nfe"] is None and len(result.images) == 1
+    with pytest.raises(UsageError, match="nothing says what its images should show.*--prompts benchtop"):
+        run_eval(["mine"], ["hps"])
+
+
+def test_images_that_are_also_the_reference_are_counted(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    save_scenes(Path("mine"), 6)
+    shutil.copytree("mine", "real")
+    for i in range(4):
+        picture(i, (64, 64)).save(f"real/other-{i}.png")
+    Path("real/test_0-0.png").unlink()
+    run_eval(["mine"], ["kid", "hps"], prompts="benchtop", num=6, reference=Path("real"))
+    assert "5 of 6 images are also in --reference" in caplog.text
+    values = stored_values()
+    assert "5 images are in the reference" in values["kd_efflite0"].flags and values["hps"].flags == ()
+
+
+def test_images_of_another_size_are_of_another_world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
-    images = to_uint8(scene_batch("all", range(6))[0])
-    for prompt, image in zip(benchtop_prompts(6).prompts, images, strict=True):
-        Path("mine", f"{file_stem(prompt.id)}-0.png").write_bytes(png_bytes(image))
-    evaluate(["mine"], ["hps", "kid"], prompts="benchtop", num=6, device="cpu", keep_images=1)
-    results = {result.metric.name: result for result in load_results(Path("results"))}
-    assert set(results) == {"hps_aa0", "hps_aa1", "kd_efflite0"}
-    reward = results["hps_aa1"]
-    assert (reward.world, reward.model, reward.method) == ("benchtop", "mine", "external")
-    assert reward.generation.id.startswith("images-") and reward.generation.fields["sampler"] == "images"
-    assert reward.cost["nfe"] is None and len(load_samples(reward)) == 6
-    with pytest.raises(UsageError, match="nothing says what its images should show.*--prompts benchtop"):
-        evaluate(["mine"], ["hps"], device="cpu")
+    for i in range(2):
+        picture(i, (32, 32)).save(f"mine/{i}.png")
+    Path("mine.txt").write_text("a cat\na dog\n")
+    (result,) = run_eval(["mine"], ["spectrum"], prompts="mine.txt")
+    assert result.head.world == "full-size"
+    with pytest.raises(UsageError, match="not a benchtop model"):
+        run_eval(["mine", "teacher"], ["spectrum"])

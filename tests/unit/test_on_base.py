@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,13 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from rgbench.core.errors import UsageError
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.evaluate.evaluate import evaluate
 from rgbench.evaluate.images import ImageStream, Sampling
 from rgbench.evaluate.results import load_results
 from rgbench.evaluate.targets import student_target
 from rgbench.models.pipeline import load_models
 from rgbench.models.student import Student, load_student
-from tests.tiny_models import save_pipeline
+from tests.tiny_models import run_eval, save_pipeline
 
 CPU = torch.device("cpu")
 PROMPTS = benchtop_prompts(2).prompts
@@ -61,7 +61,18 @@ def test_a_students_name_is_its_own(tmp_path, part):
     assert (found.name, found.folder) == ("mine-v1.5", path.resolve())
 
 
+def test_a_parts_configuration_is_part_of_what_it_is(shared, tmp_path):
+    folder = shutil.copytree(shared / "base" / "unet", tmp_path / "mine")
+    first = load_student(Student(str(shared / "base"), unet=folder), CPU, torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"norm_eps": 1e-3}))
+    second = load_student(Student(str(shared / "base"), unet=folder), CPU, torch.float32)
+    assert first.weights_sha256 == second.weights_sha256 and first.config_sha256 != second.config_sha256
+    assert not torch.equal(images(first, "ddim"), images(second, "ddim"))
+
+
 def test_a_file_of_ones_own_names_the_student(tmp_path):
+    (tmp_path / "my-lora.safetensors").touch()
     assert student_target("benchtop", None, tmp_path / "my-lora.safetensors").name == "my-lora"
 
 
@@ -100,10 +111,10 @@ def test_a_distilled_unet_without_embedding_is_sampled_as_asked(shared, tmp_path
     monkeypatch.chdir(tmp_path)
     options = {"base": str(shared / "base"), "unet": shared / "base" / "unet", "guidance": 1.0, "steps": 2}
     for sampler in (None, "lcm"):
-        evaluate([], ["kid"], num=2, device="cpu", keep_images=0, sampler=sampler, **options)
-    found = {result.generation.fields["sampler"]: result for result in load_results(Path("results"))}
-    assert set(found) == {"ddim", "lcm"} and found["ddim"].value != found["lcm"].value
-    assert found["lcm"].cost["nfe"] == 2 and "--sampler lcm" in found["lcm"].command
+        run_eval([], ["kid"], num=2, keep_images=0, sampler=sampler, **options)
+    found = {result.head.generation.fields["sampler"]: result for result in load_results(Path("results"))}
+    assert set(found) == {"ddim", "lcm"} and found["ddim"].values[0].value != found["lcm"].values[0].value
+    assert found["lcm"].head.cost["nfe"] == 2 and "--sampler lcm" in found["lcm"].runs[0].command
 
 
 @pytest.mark.parametrize(
@@ -139,7 +150,7 @@ def test_parts_that_do_not_fit_are_named(shared, tmp_path, monkeypatch, options,
     save_file({**state, "time_embedding.cond_proj.weight": torch.zeros(5, 16)}, shared / "embedding.safetensors")
     given = {key: str(shared / value) if key == "base" else shared / value for key, value in options.items()}
     with pytest.raises(UsageError, match=message):
-        evaluate([], ["hps"], num=1, guidance=5.0, device="cpu", **given)
+        run_eval([], ["hps"], num=1, guidance=5.0, **given)
     assert not load_results(Path("results"))
 
 
@@ -147,7 +158,6 @@ def test_a_student_is_a_target_like_others(shared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(shared / "student" / "unet", "my-student/unet")
     options = {"base": str(shared / "base"), "unet": Path("my-student/unet"), "guidance": 5.0, "steps": 2}
-    evaluate([], ["kid"], num=2, device="cpu", keep_images=0, **options)
-    (found,) = load_results(Path("results"))
-    assert (found.model, found.method, found.world) == ("my-student", "external", "benchtop")
-    assert "--base" in found.command and "--unet my-student/unet" in found.command
+    (found,) = run_eval([], ["kid"], num=2, keep_images=0, **options)
+    assert (found.head.model, found.head.method, found.head.world) == ("my-student", "external", "benchtop")
+    assert "--base" in found.runs[0].command and "--unet my-student/unet" in found.runs[0].command

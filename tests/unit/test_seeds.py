@@ -11,12 +11,12 @@ import torch
 
 from rgbench.core.errors import UsageError
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.evaluate.evaluate import evaluate, parse_seeds
+from rgbench.evaluate.config import parse_seeds
 from rgbench.evaluate.images import ImageStream, Sampling, noise_seed
-from rgbench.evaluate.results import load_results, load_samples
+from rgbench.evaluate.results import load_results
 from rgbench.metrics.statistics import cluster_groups
 from rgbench.models.pipeline import load_models
-from tests.tiny_models import BENCHTOP, make_context, save_run
+from tests.tiny_models import BENCHTOP, make_context, run_eval, save_run, stored_values
 
 
 @pytest.fixture(scope="module")
@@ -27,30 +27,31 @@ def runs(tmp_path_factory) -> Path:
 
 
 def measured(runs: Path, out: Path, metrics: list[str], **options) -> dict:
-    given = {"num": 3, "runs": runs, "results": out, "batch_size": 4, "device": "cpu", "keep_images": 0}
-    evaluate(["rg_lcd-s0"], metrics, **{**given, **options})
-    return {result.metric.name: result for result in load_results(out)}
+    given = {"num": 3, "runs": runs, "results": out, "batch_size": 4, "keep_images": 0}
+    run_eval(["rg_lcd-s0"], metrics, **{**given, **options})
+    return stored_values(out)
 
 
 def test_each_seed_gives_the_images_that_it_gives_alone(runs, tmp_path):
     """Rows by prompt and seed; the protocol names prompts and seeds, and one seed's protocol is what it was."""
     whole = {"batch_size": 3}  # batches hold the same images then, which is when bytes are equal on every CPU
-    both = measured(runs, tmp_path / "both", ["hps"], seeds="0,5", save_images=True, **whole)["hps_aa1"]
-    alone = {s: measured(runs, tmp_path / f"{s}", ["hps"], seeds=f"{s}", **whole)["hps_aa1"] for s in (0, 5)}
-    rows = load_samples(both)
-    assert len(rows) == both.num_samples == 6
-    assert rows == {**load_samples(alone[0]), **load_samples(alone[5])}
+    both = measured(runs, tmp_path / "both", ["hps"], seeds="0,5", save_images=True, **whole)["hps"]
+    alone = {s: measured(runs, tmp_path / f"{s}", ["hps"], seeds=f"{s}", **whole)["hps"] for s in (0, 5)}
+    rows = both.rows.by_image()
+    assert len(rows) == both.num_images == 6
+    assert rows == {**alone[0].rows.by_image(), **alone[5].rows.by_image()}
     assert all(rows[name, 0] != rows[name, 5] for name, _ in rows), "other noise, another image"
     assert both.protocol.fields["seeds"] == [0, 5]
     assert both.protocol.fields["prompts"] == alone[0].protocol.fields["prompts"]
     assert both.protocol.id != alone[0].protocol.id != alone[5].protocol.id
-    assert both.generation.id == alone[0].generation.id
-    kept = json.loads((both.path.parent / "images" / "index.json").read_text())
+    (result,), (one,) = load_results(tmp_path / "both"), load_results(tmp_path / "0")
+    assert result.head.generation == one.head.generation
+    kept = json.loads((result.folder / "images" / "index.json").read_text())
     assert {(entry["prompt_id"], entry["seed"]) for entry in kept} == set(rows)
 
 
 def test_eight_seeds_are_enough_for_diversity(runs, tmp_path):
-    found = measured(runs, tmp_path, ["diversity"], num=2, seeds="0-7")["diversity_gap"]
+    found = measured(runs, tmp_path, ["diversity"], num=2, seeds="0-7")["diversity"]
     assert found.extra["num_prompts"] == 2 and found.protocol.fields["images_per_prompt"] == 8
 
 
@@ -66,17 +67,17 @@ def test_the_prompt_is_the_unit_of_intervals(tmp_path):
 
 @pytest.fixture(scope="module")
 def full(runs, tmp_path_factory) -> dict:
-    """Figures of float32."""
+    """Values of float32."""
     return measured(runs, tmp_path_factory.mktemp("full"), ["colour", "kid"])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_another_dtype_is_another_generation_of_nearly_the_same_images(runs, tmp_path, full, dtype):
     half = measured(runs, tmp_path, ["colour", "kid"], dtype=dtype)
-    for name in ("saturation_gap", "kd_efflite0"):
-        assert half[name].generation.fields["dtype"] == dtype and half[name].generation.id != full[name].generation.id
-        assert half[name].protocol.id == full[name].protocol.id and f"--dtype {dtype}" in half[name].command
-    assert half["saturation_gap"].value == pytest.approx(full["saturation_gap"].value, abs=5)
+    (result,) = load_results(tmp_path)
+    assert result.head.generation.fields["dtype"] == dtype and f"--dtype {dtype}" in result.runs[0].command
+    assert {name: value.protocol.id for name, value in half.items()} == {n: v.protocol.id for n, v in full.items()}
+    assert half["saturation"].value == pytest.approx(full["saturation"].value, abs=5)
     assert half["kd_efflite0"].value == pytest.approx(full["kd_efflite0"].value, rel=0.1)
 
 
@@ -124,6 +125,7 @@ def test_other_seeds_are_refused(text):
 
 
 def test_a_folder_of_images_has_one_image_of_each_prompt(runs, tmp_path):
-    found = measured(runs, tmp_path / "made", ["hps"], keep_images=3)["hps_aa1"]
+    measured(runs, tmp_path / "made", ["hps"], save_images=True)
+    (result,) = load_results(tmp_path / "made")
     with pytest.raises(UsageError, match="one image of each prompt; name one of its --seeds"):
-        evaluate([str(found.path.parent / "images")], ["hps"], results=tmp_path / "r", seeds="0,1", device="cpu")
+        run_eval([str(result.folder / "images")], ["hps"], results=tmp_path / "r", seeds="0,1")

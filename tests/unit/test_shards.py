@@ -12,13 +12,17 @@ import pytest
 import torch
 
 from rgbench.core.errors import Interrupted, RgbenchError, UsageError
+from rgbench.core.io import save_safetensors_atomic
 from rgbench.core.registry import TABLES
-from rgbench.evaluate import evaluate as gather
-from rgbench.evaluate.evaluate import evaluate, merge
-from rgbench.evaluate.results import load_results, load_samples
-from rgbench.evaluate.shards import Shard, parse_shard
-from rgbench.metrics.base import Measurement, Metric, Quantity, absorb, can_be_carried, gathered
-from tests.tiny_models import save_run
+from rgbench.evaluate import evaluate as engine
+from rgbench.evaluate.config import WHOLE, EvalConfig, Shard, parse_shard
+from rgbench.evaluate.evaluate import merge
+from rgbench.evaluate.results import ModelResult, load_results
+from rgbench.evaluate.shards import FOLDER, Pass, stored_shards
+from rgbench.metrics.base import Metric
+from rgbench.metrics.features import FeatureRows
+from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
+from tests.tiny_models import run_eval, save_run, stored_values
 
 METRICS = ["kid", "prdc", "vendi", "hps", "spectrum"]  # rows, shared features and sums
 NUM = 12
@@ -37,22 +41,24 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(runs: Path, metrics: list[str], **options) -> list[Path]:
-    given = {"num": NUM, "runs": runs, "batch_size": 2, "device": "cpu", "keep_images": 0}
-    return evaluate(["rg_lcd-s0"], metrics, **{**given, **options})
+def run(runs: Path, metrics: list[str], **options) -> list[ModelResult]:
+    given = {"num": NUM, "runs": runs, "batch_size": 2, "keep_images": 0}
+    return run_eval(["rg_lcd-s0"], metrics, **{**given, **options})
 
 
-class Counting:
+class Counting(Metric):
     """A metric that counts what it sees, and may stop the process as it does so."""
 
-    gathers_per_image = ("seen",)
-    gathers_sums = ("total",)
+    name = "counting"
+    infos = (MetricInfo.of("counting", "Counting", "made up", Direction.HIGHER, Family.REWARD, decimals=1),)
+    per_image_state = ("seen",)
+    summed_state = ("total",)
     num_updates = 0
     stop_after = 0
 
     def __init__(self, context):
-        metric = Metric(name="counting", label="Counting", direction="lower", unit="", family="reward", decimals=1)
-        self.quantities = (Quantity(metric, context.protocol()),)
+        super().__init__(context)
+        self.planned = ((self.name, Protocol.of(self.name, context.protocol())),)
         self.seen, self.total = np.zeros(len(context.prompts)), torch.zeros(1)
 
     def update(self, images, prompts, positions):
@@ -62,9 +68,20 @@ class Counting:
         if type(self).num_updates == type(self).stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def finish(self):
+    def compute(self):
         rows = self.seen + float(self.total)
-        return [Measurement(self.quantities[0], float(rows.mean()), None, len(rows), rows=rows)]
+        return [MetricValue(*self.planned[0], value=float(rows.mean()), interval=None, num_images=len(rows), rows=rows)]
+
+
+class Breaking(Counting):
+    """Fails when it should give its value, as long as it is set to."""
+
+    broken = True
+
+    def compute(self):
+        if self.broken:
+            raise RgbenchError("the metric broke")
+        return super().compute()
 
 
 @pytest.fixture
@@ -77,10 +94,10 @@ def counting(monkeypatch):
 @pytest.mark.parametrize(("num", "count"), [(12, 3), (200, 3), (1000, 7), (5, 5), (4096, 64), (1, 1)])
 def test_shares_tile_the_images(num, count):
     shares = [Shard(i + 1, count).positions(num) for i in range(count)]
-    assert sorted(np.concatenate(shares).tolist()) == list(range(num))
+    assert sorted(position for share in shares for position in share) == list(range(num))
     assert all(len(share) for share in shares)
     if num >= 64 * count:
-        assert all(set(share // 64 % count) == {i} for i, share in enumerate(shares)), "whole batches"
+        assert all({p // 64 % count for p in share} == {i} for i, share in enumerate(shares)), "whole batches"
 
 
 @pytest.mark.parametrize(
@@ -105,51 +122,69 @@ def test_shares_that_are_none(text):
         Shard(1, 4).positions(3)
 
 
-def test_merged_figures_equal_those_of_one_pass(runs, place, capsys):
-    run(runs, METRICS, results=Path("whole"))
+def test_merged_values_equal_those_of_one_pass(runs, place):
+    kept = {"keep_images": 3}
+    run(runs, METRICS, results=Path("whole"), **kept)
     for i in (2, 3):
-        assert run(runs, METRICS, shard=f"{i}/3") == []
-    with pytest.raises(UsageError, match=r"1 of 3 shards are not there or not finished: '1/3'; make each with: .*1/3"):
+        assert run(runs, METRICS, shard=f"{i}/3", **kept) == []
+    with pytest.raises(UsageError, match=r"1 of 3 shards are missing or not finished: '1/3'; make each with: .*1/3"):
         merge()
-    run(runs, METRICS, shard="1/3")
-    assert not load_results(Path("results")), "figures come with the merge"
-    with pytest.raises(UsageError, match="unknown device 'tpu'"):
+    run(runs, METRICS, shard="1/3", **kept)
+    assert not [value for result in load_results(Path("results")) for value in result.values], (
+        "they come with the merge"
+    )
+    with pytest.raises(UsageError, match="--device 'tpu'"):
         merge(device="tpu")  # of the merge, not of the shards
-    files = merge()
-    merged, whole = ({r.metric.name: r for r in load_results(Path(d))} for d in ("results", "whole"))
-    assert len(files) == len(merged) == len(whole) > 10
-    for name, result in whole.items():
-        assert merged[name].value == pytest.approx(result.value, rel=1e-9, abs=1e-12), name
-        if result.interval is not None:
-            assert merged[name].interval.low == pytest.approx(result.interval.low, rel=1e-9, abs=1e-12), name
-        assert merged[name].protocol == result.protocol and merged[name].generation == result.generation
-        assert load_samples(merged[name]) == load_samples(result)
+    (result,) = merge()
+    merged, whole = stored_values("results"), stored_values("whole")
+    assert len(result.values) == len(merged) == len(whole) > 10
+    for name, value in whole.items():
+        assert merged[name].value == pytest.approx(value.value, rel=1e-9, abs=1e-12), name
+        if value.interval is not None:
+            assert merged[name].interval.low == pytest.approx(value.interval.low, rel=1e-9, abs=1e-12), name
+        assert merged[name].protocol == value.protocol
+        assert (merged[name].rows and merged[name].rows.by_image()) == (value.rows and value.rows.by_image())
     assert merged["kd_efflite0"].value == whole["kd_efflite0"].value, "to the last bit"
-    assert not list(Path("results").rglob("*.safetensors")), "shards are removed once their figures are stored"
+    (one,) = load_results(Path("whole"))
+    assert result.head.generation == one.head.generation and "--shard" not in result.runs[0].command
+    assert [p.tobytes() for p in result.images.values()] == [p.tobytes() for p in one.images.values()]
+    assert len(result.images) == 3
+    assert not list(Path("results").rglob("*.safetensors")) or all(
+        ".cache" in path.parts for path in Path("results").rglob("*.safetensors")
+    ), "shards are removed once their values are stored"
     with pytest.raises(UsageError, match="no shard to merge"):
         merge()
 
 
-def test_an_interrupted_pass_goes_on_where_it_was(runs, place, counting, monkeypatch, capsys):
-    run(runs, ["counting", "kid"], results=Path("whole"))
+def test_an_interrupted_pass_resumes_where_it_was(runs, place, counting, monkeypatch, capsys):
+    run(runs, ["counting", "kid"], results=Path("whole"), keep_images=6)
     assert Counting.num_updates == 6
     monkeypatch.setattr(Counting, "stop_after", 6 + 2)
-    with pytest.raises(Interrupted, match="resume with: rgbench eval rg_lcd-s0"):
-        run(runs, ["counting", "kid"])
-    run(runs, ["counting", "kid"])
+    with pytest.raises(
+        Interrupted, match="Finished results and images are kept.*\nresume with: rgbench eval rg_lcd-s0"
+    ):
+        run(runs, ["counting", "kid"], keep_images=6)
+    (result,) = run(runs, ["counting", "kid"], keep_images=6)
     assert Counting.num_updates == 12, "no image was seen twice"
-    assert "goes on after 4 of 12 images" in capsys.readouterr().err
-    whole, resumed = ({r.metric.name: r for r in load_results(Path(d))} for d in ("whole", "results"))
-    for name, result in whole.items():
-        assert resumed[name].value == result.value and load_samples(resumed[name]) == load_samples(result)
-    assert not list(Path("results").rglob("*.safetensors"))
+    assert "resumes after 4 of 12 images" in capsys.readouterr().err
+    whole, resumed = stored_values("whole"), stored_values("results")
+    for name, value in whole.items():
+        assert resumed[name].value == value.value
+        assert (resumed[name].rows and resumed[name].rows.by_image()) == (value.rows and value.rows.by_image())
+    (one,) = load_results(Path("whole"))
+    assert [p.tobytes() for p in result.images.values()] == [p.tobytes() for p in one.images.values()]
+    assert not unfinished()
+
+
+def unfinished() -> list[Path]:
+    return list(Path("results", FOLDER).rglob("*.safetensors"))
 
 
 def test_a_damaged_pause_is_made_again(runs, place, counting, monkeypatch, caplog):
     monkeypatch.setattr(Counting, "stop_after", 2)
     with pytest.raises(Interrupted):
         run(runs, ["counting"])
-    (file,) = Path("results").rglob("*-1of1.safetensors")
+    (file,) = unfinished()
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(bytes(data))
@@ -157,90 +192,58 @@ def test_a_damaged_pause_is_made_again(runs, place, counting, monkeypatch, caplo
     assert "made again" in caplog.text and Counting.num_updates == 2 + 6
 
 
-class Breaking(Counting):
-    """Fails when it should give its figure, as long as it is told to."""
-
-    broken = True
-
-    def finish(self):
-        if self.broken:
-            raise RgbenchError("the figure broke")
-        return super().finish()
-
-
-def test_after_a_broken_figure_the_rest_is_made_without_the_images(runs, place, counting, monkeypatch):
+def test_after_a_broken_metric_the_rest_is_made_without_the_images(runs, place, counting, monkeypatch):
     monkeypatch.setitem(TABLES["metric"], "breaking", f"{__name__}:Breaking")
-    monkeypatch.setattr(gather, "WORTH_SEC", 0)
-    with pytest.raises(RgbenchError, match="the figure broke"):
+    monkeypatch.setattr(engine, "WORTH_SEC", 0)
+    with pytest.raises(RgbenchError, match="the metric broke"):
         run(runs, ["kid", "breaking"])
-    assert Breaking.num_updates == 6 and len(load_results(Path("results"))) == 1, "the first figure stays"
+    assert Breaking.num_updates == 6 and set(stored_values()) == {"kd_efflite0"}, "the first value stays"
     monkeypatch.setattr(Breaking, "broken", False)
     run(runs, ["kid", "breaking"])
-    assert Breaking.num_updates == 6 and len(load_results(Path("results"))) == 2
-    assert not list(Path("results").rglob("*.safetensors"))
+    assert Breaking.num_updates == 6 and len(stored_values()) == 2
+    assert not unfinished()
 
 
-def test_a_metric_that_keeps_silent_is_not_shared(runs, place, counting, monkeypatch):
-    monkeypatch.delattr(Counting, "gathers_per_image")
-    monkeypatch.delattr(Counting, "gathers_sums")
-    with pytest.raises(UsageError, match="metric counting does not say what it gathers; measure it without --shard"):
+def test_a_metric_without_declared_state_is_not_shared(runs, place, counting, monkeypatch):
+    monkeypatch.setattr(Counting, "per_image_state", ())
+    monkeypatch.setattr(Counting, "summed_state", ())
+    with pytest.raises(UsageError, match="metric counting does not declare its state; measure it without --shard"):
         run(runs, ["counting"], shard="1/3")
     assert run(runs, ["counting"])
 
 
-class Holder:
-    gathers_within = ("parts",)
-
-    def __init__(self) -> None:
-        self.parts = [Inner(), Inner()]
-
-
-class Inner:
-    gathers_per_image = ("rows", "power.named")
-    gathers_sums = ("count",)
-
-    def __init__(self) -> None:
-        self.rows, self.count = np.zeros((2, 6)), np.zeros(3)
-        self.power = Holding()
+def test_saved_images_give_the_value_of_their_model(runs, place):
+    (made,) = run(runs, ["kid"], save_images=True)
+    index = json.loads((made.folder / "images" / "index.json").read_text())
+    assert len(index) == NUM and all((made.folder / "images" / row["file"]).is_file() for row in index)
+    (given,) = run_eval([str(made.folder / "images")], ["kid"], num=NUM, prompts="benchtop", batch_size=2)
+    assert given.head.model == "images" and given.values[0].value == made.values[0].value
 
 
-class Holding:
-    def __init__(self) -> None:
-        self.named = {"a": np.zeros(6), "b": torch.zeros(6)}
-
-
-def test_what_is_gathered_moves_through_json_free_arrays():
-    first, second = Holder(), Holder()
-    at = np.array([1, 4])
-    first.parts[1].rows[:, at] = 7
-    first.parts[1].count += 2
-    first.parts[0].power.named["b"][at] = 5
-    second.parts[1].count += 1
-    second.parts[1].rows[:, 0] = 3
-    absorb(second, at, gathered(first, at))
-    assert second.parts[1].rows[0].tolist() == [3, 7, 0, 0, 7, 0] and second.parts[1].count.tolist() == [3, 3, 3]
-    assert second.parts[0].power.named["b"].tolist() == [0, 5, 0, 0, 5, 0]
-    assert can_be_carried(first) and not can_be_carried(object())
-    first.parts.append(object())
-    assert not can_be_carried(first), "one part that keeps silent silences the whole"
-
-
-def test_all_images_are_saved_where_that_is_asked_for(runs, place):
-    (file,) = run(runs, ["kid"], save_images=True)
-    index = json.loads((file.parent / "images" / "index.json").read_text())
-    assert len(index) == NUM and all((file.parent / "images" / row["file"]).is_file() for row in index)
-    evaluate([str(file.parent / "images")], ["kid"], num=NUM, prompts="benchtop", device="cpu", batch_size=2)
-    given, made = (r for r in sorted(load_results(Path("results")), key=lambda r: r.model))
-    assert given.model == "images" and given.value == made.value, "saved images give the figure of their model"
-
-
-def test_figures_are_made_in_whole_float32(runs, place, monkeypatch):
+def test_values_are_made_in_whole_float32(runs, place, monkeypatch):
     seen: list[bool] = []
-
-    def evaluate_target(*_: object) -> list[Path]:
-        seen.append(torch.backends.cudnn.allow_tf32)
-        return []
-
-    monkeypatch.setattr("rgbench.evaluate.evaluate.evaluate_target", evaluate_target)
+    monkeypatch.setattr(engine, "_evaluate_target", lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     run(runs, METRICS)
     assert seen and not any(seen)
+
+
+def test_a_foreign_file_among_unfinished_passes_is_no_pass_and_no_shard(tmp_path):
+    folder = tmp_path / FOLDER / "benchtop" / "lcd-s0" / "g-0"
+    save_safetensors_atomic({"a": torch.ones(2)}, folder / "other-1of1.safetensors")
+    assert not Pass(folder, [], FeatureRows(2, 3), 2, 0).load(WHOLE)
+    foreign = folder / "other-1of2.safetensors"
+    save_safetensors_atomic({"a": torch.ones(2)}, foreign)
+    with pytest.raises(UsageError, match="no shard of an evaluation") as error:
+        stored_shards(tmp_path)
+    assert str(foreign) in str(error.value)
+
+
+def test_a_shard_of_another_version_is_refused(runs, place):
+    run(runs, ["kid"], shard="1/2")
+    (path,) = unfinished()
+    (stored,) = stored_shards(Path("results")).values()
+    assert EvalConfig(**stored["config"]).metrics == ("kid",)
+    for config in (stored["config"] | {"surprise": 1}, None):
+        save_safetensors_atomic({"a": torch.ones(2)}, path, {"about": json.dumps({"config": config, "count": 2})})
+        with pytest.raises(UsageError, match="of another rgbench"):
+            merge()

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,6 @@ from rgbench.cli.options import (
     SETTINGS,
     Device,
     DeviceOption,
-    Dtype,
     ExplainingGroup,
     OverridesArgument,
     ready,
@@ -34,6 +34,15 @@ PRESETS = {"benchtop": "{}", "sd21-base": "sd21/{}"}  # preset → names of its 
 # The recipes of full-size models recompute activations; that is measured where it is asked for.
 FULL_SIZE = ("train.gradient_checkpointing=false", "train.num_workers=0")
 DEFAULT_OUT = Path("results/bench")
+
+
+class Dtype(StrEnum):
+    """Floating types of networks."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
 
 PresetOption = Annotated[str, typer.Option(help="benchtop, or sd21-base with random weights.")]
 OutOption = Annotated[Path, typer.Option(help="Folder of the result files.")]

@@ -24,9 +24,10 @@ from rgbench.core.registry import resolve
 from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch, BatchLoader, DataSource, batch_indices
 from rgbench.data.sources import open_source
+from rgbench.evaluate.config import EvalConfig
 from rgbench.evaluate.evaluate import evaluate
 from rgbench.evaluate.images import noise_seed
-from rgbench.evaluate.store import load_results
+from rgbench.evaluate.results import load_results
 from rgbench.metrics import networks as metric_networks
 from rgbench.metrics.networks import INCEPTION_FILE
 from rgbench.models.pipeline import DiffusionModels, load_models
@@ -298,8 +299,10 @@ def evaluation(shape: Shape | None, folder: Path, num: int, metrics: list[str], 
 
     def once(size: int) -> dict[str, float]:
         start = time.perf_counter()
-        evaluate([str(folder / "student")], metrics, num=size, results=folder / "results", steps=STEPS, device=device,
-                 force=True, keep_images=0, **options)  # fmt: skip
+        targets, how = [str(folder / "student")], {"steps": STEPS, "device": device, "force": True, "keep_images": 0}
+        evaluate(
+            EvalConfig(targets=targets, metrics=metrics or (), num=size, results=folder / "results", **how, **options)
+        )
         seconds = time.perf_counter() - start
         rate = load_results(folder / "results")[0].head.cost["generate_images_per_sec"]
         assert rate is not None  # a model was evaluated, not a folder of images
