@@ -9,6 +9,7 @@ Exit codes: 0; 1 failure; 2 wrong usage; 75 interrupted, resumable; 130 Ctrl-C.
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -261,13 +262,17 @@ def export_data(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder of result files.")] = Path("results"),
-    out: Annotated[Path | None, typer.Option(help="Where it is written; RESULTS/report by default.")] = None,
+    results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; RESULTS/report by default.")] = None,
     format: Annotated[list[str] | None, typer.Option(help="md, csv, tex, html; all by default.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing: exit 1 unless it is there already.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Do not write; exit 1 if the report on disk is out of date (for CI)."),
+    ] = False,
 ) -> None:
-    """Write comparison tables, plots and one page from result files."""
+    """Write comparison tables, plots and one page from results."""
     tune()
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses to be imported with a back end that it lacks, as a notebook's
     from rgbench.core.progress import image_progress, track_images
     from rgbench.report import report as api
 
@@ -305,12 +310,13 @@ def ls(kind: Kind, runs: RunsOption = Path("runs"), results: ResultsOption = Pat
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A recipe, a run or a result file.")], runs: RunsOption = Path("runs")
+    name: Annotated[str, typer.Argument(help="A recipe, a run, or a folder of results.")],
+    runs: RunsOption = Path("runs"),
 ) -> None:
-    """Show a recipe, a run or a result."""
-    from rgbench.cli.show import describe
+    """Show a recipe, a run, or results."""
+    from rgbench.cli.show import show as run
 
-    typer.echo(describe(name, runs))
+    run(name, runs)
 
 
 @app.command()
