@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from rgbench.evaluate import store
 from rgbench.judge.compare import MIN_SEEDS, PLANES, spectral_distance
-from rgbench.judge.models import Column, Model, ResultSet
+from rgbench.judge.models import LCD, Column, Model, ResultSet
 from rgbench.judge.paired import Delta, delta
 from rgbench.judge.verdict import QUESTIONS, REWARD, Finding, Verdict
 from rgbench.metrics.statistics import ALPHA, holm
@@ -89,7 +89,8 @@ BEST_NOTE = (
 )
 SPECTRAL_NOTE = (
     "Root mean square over rings of the difference of two mean spectra; 0 for equal spectra alone, so luck keeps it "
-    "above 0. ± half the 95 % interval: over common training seeds, or leaving out groups of prompts."
+    "above 0. ± half the 95 % interval: over common training seeds, or leaving out groups of prompts. LCD's own row, to "
+    "LCD: the mean over pairs of its training seeds."
 )
 SHA256 = re.compile(r"\b[0-9a-f]{40,64}\b")
 SHORT_HASH = 12
@@ -198,8 +199,8 @@ def verdict_table(results: ResultSet, verdicts: Sequence[Verdict]) -> Table | No
     for verdict in verdicts:
         model = by_name[verdict.method]
         against = {
-            "method": f"{verdict.base}, {verdict.num_seeds} common seeds",
-            "run": f"{verdict.base}, one run against {verdict.num_seeds} seeds",
+            "method": f"{verdict.base}; {verdict.num_seeds} in common",
+            "run": f"{verdict.base}; one run",
         }.get(verdict.rule, MISSING)
         found = {finding.question: finding for finding in verdict.findings}
         entries = (_finding_entry(found.get(question.name), columns) for question in QUESTIONS)
@@ -296,13 +297,16 @@ def spectral_table(results: ResultSet) -> Table | None:
         head = Head(f"{plane.capitalize()}, to {whom}", "dB", "↓")
         return Field(head, lambda model: _distance_entry(model, base_of(model), columns, plane))
 
-    bases = {"the teacher": lambda _: results.teacher, "LCD": results.baseline}
+    bases = {
+        "the teacher": lambda _: results.teacher,
+        "LCD": lambda model: model if model.method == LCD else results.baseline(model),
+    }
     fields = [field(whom, base_of, plane) for whom, base_of in bases.items() for plane in PLANES]
     return _table(results, "spectral-distance", "Log-spectral distance to other models", fields, (SPECTRAL_NOTE,))
 
 
 def _distance_entry(model: Model, base: Model | None, columns: Sequence[Column], plane: str) -> Entry:
-    if base is None or base is model:
+    if base is None:
         return Entry(MISSING)
     found: Iterable[Delta | None] = (spectral_distance(model, base, column, plane) for column in columns)
     distance = next((each for each in found if each is not None), None)

@@ -206,12 +206,12 @@ def lead_columns(columns: Iterable[Column]) -> list[Column]:
 
 
 def _fact(model: Model, base: Model, column: Column) -> str:
-    """Such as ``HPS (trained on, †): ▲ +2.33 ± 0.17 to 81.79, higher on 92 % [91, 94] of the prompts.``"""
+    """Such as ``HPS (trained on, †): ▲ +2.33 ± 0.17, 79.46 → 81.79, higher on 92 % [91, 94] of the prompts.``"""
     change, value = delta(model, base, column), model.value(column)
-    assert change is not None and value is not None and value.value is not None, "the caller asks for a change"
+    assert change is not None and value is not None, "the caller asks for a change"
     places = places_worth(change.low, change.high, column.decimals)
-    unit = f" {column.unit}" if column.unit else ""
-    text = f"{shown_change(change)}, to {format_number(value.value, places)}{unit}"
+    ends = " → ".join(format_number(end, places) for end in (change.base, change.model))
+    text = f"{shown_change(change)}, {ends} {column.unit}".rstrip()
     if not value.in_sample:
         if column.reference and column.has_good_end and change.arrow:
             text += ", nearer to real" if change.is_better else ", further from real"

@@ -45,8 +45,12 @@ def test_runs_that_disagree_are_counted(tmp_path):
     make_students(tmp_path, "lcd", {}, range(7))
     make_students(tmp_path, "rg_lcd", HACKED, range(2))
     make_students(tmp_path, "rg_lcd", HONEST, [2])
-    (found,) = words(read(tmp_path)).values()
-    assert found.label == "over-optimised (2 of 3 runs)" and found.sentence.count("rg_lcd-s") >= 3
+    results = read(tmp_path)
+    (found,) = words(results).values()
+    outcomes = [verdict.outcome for verdict in judge_set(results)]
+    most = max(outcomes, key=outcomes.count)
+    assert len(outcomes) == 3 and found.label == f"{most} ({outcomes.count(most)} of 3 runs)"
+    assert all(verdict.words in found.sentence for verdict in judge_set(results))
 
 
 def test_without_a_verdict_the_changes_stand_alone():
@@ -57,8 +61,8 @@ def test_without_a_verdict_the_changes_stand_alone():
         "LRM": ("undecided", "none"),
     }
     facts = found["RG-LCD"].facts
-    assert facts[0] == "HPS (trained on, †): ▲ +2.60 ± 0.10, to 29.40."
-    assert "FD-EffLite0: ▼ +17.0 ± 2.6, to 41.0." in facts
+    assert facts[0] == "HPS (trained on, †): ▲ +2.60 ± 0.10, 26.80 → 29.40."
+    assert "FD-EffLite0: ▼ +17.0 ± 2.6, 24.0 → 41.0." in facts
     assert any(fact.startswith("HFER gap: ▼ +6.1") and fact.endswith("dB, further from real.") for fact in facts)
     assert not any("Oracle" in fact for fact in found["LRM"].facts), "undefined"
 
@@ -69,7 +73,7 @@ def test_a_reward_that_rose_says_on_how_many_prompts(tmp_path):
             write_model(tmp_path, method, seed, metrics=("hps", "oracle_all"), num=8)
     (found,) = words(read(tmp_path)).values()
     assert re.fullmatch(
-        r"HPS \(trained on, †\): ▲ \+2\.\d+ ± [\d.]+, to [\d.]+, higher on 100 % \[100, 100\] of the prompts\.",
+        r"HPS \(trained on, †\): ▲ \+2\.\d+ ± [\d.]+, [\d.]+ → [\d.]+, higher on 100 % \[100, 100\] of the prompts\.",
         found.facts[0],
     )
 
@@ -95,7 +99,7 @@ def test_a_model_that_was_trained_on_no_reward_gets_no_verdict(tmp_path):
     make_result(tmp_path, "mine", "external", values={"oracle_all": 80.0}, half=1.0)
     (found,) = words(read(tmp_path)).values()
     assert (found.title, found.label, found.sentence) == ("mine against LCD", "not trained on a reward", "")
-    assert found.facts == ("Oracle, all right: ▼ −10.0 ± 1.4, to 80.0 %.",)
+    assert found.facts == ("Oracle, all right: ▼ −10.0 ± 1.4, 90.0 → 80.0 %.",)
 
 
 # Along training
