@@ -14,6 +14,7 @@ from rgbench.evaluate.store import load_results
 from rgbench.report.report import FORMATS, check, report
 from tests.conftest import needs
 from tests.history.plausible import write_model
+from tests.results_maker import make_result
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
 
@@ -71,11 +72,12 @@ def test_csv_holds_every_value_unrounded(tmp_path):
 @pytest.mark.parametrize("name", ["=SUM(A1)", "+1+1", "-2+3", "@SUM(A1)"])
 def test_no_text_of_the_csv_is_a_formula_and_numbers_stay_numbers(tmp_path, name):
     write_model(tmp_path, "external", None, model=name, metrics=("hfer_db",))
-    write_model(tmp_path, "lcd", 0, metrics=("hfer_db",))
+    for method in ("lcd", "rg_lcd"):
+        write_model(tmp_path, method, 0, metrics=("hfer_db",))
     lines = lines_of(tmp_path, tmp_path / "out")
-    assert {line["model"] for line in lines} == {f"'{name}", "LCD"}
+    assert {line["model"] for line in lines} == {f"'{name}", "LCD", "RG-LCD"}
     shown = [line["shown"] for line in lines if line["metric"] == "hfer_db"]
-    assert any(text.startswith("−4.0") for text in shown) and any(text.startswith("+2.") for text in shown)
+    assert any(text.startswith("−4.0") for text in shown) and any(text.startswith("+6.") for text in shown)
     assert all(line["value"] == "" or float(line["value"]) is not None for line in lines)
     cells = [cell for line in lines for cell in line.values()]
     assert all(re.match(r"[-+][\d.]+( ±| \[|$)", cell) for cell in cells if cell[:1] in ("=", "+", "-", "@"))
@@ -103,6 +105,20 @@ def test_the_report_may_lie_inside_the_results(tmp_path):
     shutil.copytree(HISTORY, tmp_path / "results")
     one, two = (report(tmp_path / "results", tmp_path / "results" / "report", ["md"])[0].read_text() for _ in range(2))
     assert one == two
+
+
+@pytest.mark.parametrize(("reference", "flags"), [(None, ()), ({"lossy": True}, ("real images were lossy",))])
+def test_without_good_real_images_no_model_is_called_nearer_to_real(tmp_path, reference, flags):
+    """A full-size model without real images of its size, or a student 2 dB nearer to JPEG photographs."""
+    for name, value in (("lcd-s0", 3.0), ("rg_lcd-s0", 1.0)):
+        power = [10 ** (value / 10)] * 3
+        extra = {"radius": [0.125, 0.25, 0.5], "power": power, "chroma_power": power}
+        about = {"extra": {"hfer_db": extra}, "flags": {"hfer_db": flags}, "reference": reference}
+        make_result(tmp_path / "results", name, values={"hfer_db": value}, half=0.1, **about)
+    text = report(tmp_path / "results", tmp_path / "out", [])[0].read_text()
+    assert "−2.00 ± 0.14, 3.00 → 1.00 dB" in text and "nearer to real" not in text and "HFER gap (dB) →" not in text
+    assert "Log-spectral distance to other models" in text
+    assert ("‡ flagged by the evaluation: real images were lossy; compare models" in text) == bool(flags)
 
 
 def test_checkpoints_are_in_the_csv_with_their_step_and_command(tmp_path):

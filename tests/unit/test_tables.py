@@ -303,6 +303,12 @@ def test_spectra_are_compared_with_the_teachers_and_lcds(tmp_path):
     assert "Teacher" not in rows
 
 
+def test_one_spectrum_alone_is_compared_with_nothing(tmp_path):
+    make_result(tmp_path, "lcd-s0", values={"hps": 1.0})
+    make_result(tmp_path, "rg_lcd-s0", values={"hfer_db": 1.0}, extra={"hfer_db": spectrum(0.5)})
+    assert "spectral-distance" not in {table.key for table in all_tables(read(tmp_path), [])}
+
+
 def test_worlds_are_never_mixed(tmp_path):
     for world in ("benchtop", "sd15"):
         write_model(tmp_path, "lcd", 0, metrics=("hps",), world=world)
