@@ -68,9 +68,12 @@ def listing(kind: str, runs: Path, results: Path) -> Table:
 
 
 def _metric_rows(table: str, name: str) -> Iterable[Sequence[str]]:
-    """A line for each value that a metric gives; probes are listed by themselves."""
-    for info in resolve(table, name).infos:
+    """A line for each value that a metric gives; one for a group of metrics."""
+    metric = resolve(table, name)
+    for info in metric.infos:
         yield name, info.name, info.label, info.unit, info.direction.value, info.family.value, info.about
+    if not metric.infos:
+        yield name, "", "", "", "", "", (metric.__doc__ or "").partition("\n")[0]
 
 
 def _recipe_row(name: str, path: Path) -> Sequence[str]:

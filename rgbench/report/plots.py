@@ -432,7 +432,7 @@ def scores_of(results: ResultSet, column: Column) -> dict[Model, NDArray]:
     return found
 
 
-def _ridges(axes: Axes, results: ResultSet, scores: Mapping[Model, NDArray]) -> None:
+def _ridges(axes: Axes, results: ResultSet, scores: dict[Model, NDArray]) -> None:
     low, high = np.quantile(np.concatenate(list(scores.values())), [0.002, 0.998])
     edges = np.linspace(low, high, 49) if high > low else np.linspace(low - 0.5, low + 0.5, 49)
     for place, (model, values) in enumerate(reversed(scores.items())):
