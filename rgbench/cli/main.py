@@ -5,6 +5,7 @@ Exit codes: 0; 1 failure; 2 wrong usage; 75 interrupted, resumable; 130 Ctrl-C.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -200,6 +201,7 @@ def report(
     if not results.is_dir():
         raise UsageError(f"{results}: no such folder of results; make some with: rgbench eval")
     tune()
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses to be imported with a back end that it lacks, as a notebook's
     from rgbench.core.progress import image_progress, track_images
     from rgbench.report import report as api
 
@@ -256,9 +258,9 @@ def show(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Show a recipe, a run, or results."""
-    from rgbench.cli.show import describe
+    from rgbench.cli.show import show as run
 
-    typer.echo(describe(name, runs))
+    run(name, runs)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from rgbench.core.config import find_recipe, load_yaml, packaged_recipes
 from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json
-from rgbench.core.registry import TABLES, names
+from rgbench.core.registry import TABLES, names, resolve
 from rgbench.core.run import RunDirectory
 from rgbench.rewards.remote import WORKERS, scorer_module
 
 if TYPE_CHECKING:
-    from rgbench.evaluate.results import Result
+    from rgbench.evaluate.store import ModelResult
 
 
 Table = tuple[Sequence[str], list[Sequence[str]]]
@@ -44,17 +44,19 @@ def listing(kind: str, runs: Path, results: Path) -> Table:
     Args:
         kind: recipes, metrics, probes, rewards, workers, runs, results or protocols.
         runs: folder of runs.
-        results: folder of result files.
+        results: folder of results.
 
     Raises:
-        UsageError: a damaged run or result file, or a folder that is not there and not the default.
+        UsageError: a damaged run or result, or a folder that is not there and not the default.
     """
     for folder, default in ((runs, "runs"), (results, "results")):
         if folder != Path(default) and not folder.is_dir():  # where nothing was made yet, there is nothing to list
             raise UsageError(f"{folder}: no such folder")
-    if kind in ("metrics", "probes", "rewards"):
-        table = kind.removesuffix("s")
-        return ("name", "code"), [(name, TABLES[table].get(name, "plug-in")) for name in names(table)]
+    if kind in ("metrics", "probes"):
+        header = ("name", "value", "label", "unit", "good end", "family", "about")
+        return header, [row for name in names(kind[:-1]) for row in _metric_rows(kind[:-1], name)]
+    if kind == "rewards":
+        return ("name", "code"), [(name, TABLES["reward"].get(name, "plug-in")) for name in names("reward")]
     if kind == "workers":
         return ("name", "its environment"), [(name, scorer_module(name).INSTALL) for name in WORKERS]
     if kind == "recipes":
@@ -62,7 +64,16 @@ def listing(kind: str, runs: Path, results: Path) -> Table:
     if kind == "runs":
         found = sorted(file.parent for file in runs.glob("*/run.json"))
         return ("name", "method", "seed", "status", "steps"), [_run_row(folder) for folder in found]
-    return _results(results) if kind == "results" else _protocols(results)
+    return _results(_load(results)) if kind == "results" else _protocols(_load(results))
+
+
+def _metric_rows(table: str, name: str) -> Iterable[Sequence[str]]:
+    """A line for each value that a metric gives; one for a group of metrics."""
+    metric = resolve(table, name)
+    for info in metric.infos:
+        yield name, info.name, info.label, info.unit, info.direction.value, info.family.value, info.about
+    if not metric.infos:
+        yield name, "", "", "", "", "", (metric.__doc__ or "").partition("\n")[0]
 
 
 def _recipe_row(name: str, path: Path) -> Sequence[str]:
@@ -77,52 +88,76 @@ def _run_row(folder: Path) -> Sequence[str]:
     return folder.name, method, seed, status, f"{step}/{steps}"
 
 
-def _load_results(folder: Path) -> list[Result]:
+def _load(folder: Path) -> list[ModelResult]:
     from rgbench.core.progress import image_progress, track_images
-    from rgbench.evaluate.results import load_results
+    from rgbench.evaluate.store import load_results
 
     with image_progress() as progress:
         return load_results(folder, track_images(progress))
 
 
-def _results(folder: Path) -> Table:
-    header = ("world", "model", "generation", "metric", "value", "images")
+def _results(results: Iterable[ModelResult]) -> Table:
     rows: list[Sequence[str]] = []
-    for result in _load_results(folder):
-        value = "—" if result.value is None else f"{result.value:.{result.metric.decimals}f}"
-        generation = result.generation.id
-        rows.append((result.world, result.model, generation, result.metric.name, value, str(result.num_samples)))
-    return header, rows
+    for result in results:
+        head = result.head
+        seed = "" if head.training_seed is None else str(head.training_seed)
+        step = f"{head.training['step']}/{head.training['steps']}" if head.training else ""
+        images = str(max((value.num_images for value in result.values), default=0))
+        rows.append((head.world, head.model, head.generation.id, seed, step, images, str(len(result.values))))
+    return ("world", "model", "generation", "seed", "step", "images", "values"), rows
 
 
-def _protocols(folder: Path) -> Table:
+def _protocols(results: Iterable[ModelResult]) -> Table:
     from rgbench.metrics.protocols import PROTOCOLS
 
     named: list[Sequence[str]] = [(p.name, "named", p.about) for p in PROTOCOLS.values()]
     found: dict[str, list[str]] = {}
-    for result in _load_results(folder):
-        found.setdefault(result.protocol.id, []).append(f"{result.model}/{result.generation.id}")
-    measured = [(protocol, f"{len(models)} results", "") for protocol, models in sorted(found.items())]
-    return ("protocol", "state", "about"), [*named, *measured]
+    for result in results:
+        for value in result.values:
+            found.setdefault(value.protocol.id, []).append(value.metric)
+    measured = [(id, f"{len(metrics)} values", ", ".join(dict.fromkeys(metrics))) for id, metrics in found.items()]
+    return ("protocol", "state", "about"), [*named, *sorted(measured)]
 
 
-def describe(name: str, runs: Path) -> str:
-    """The text of a recipe, the ``run.json`` of a run, or a result file.
+def show(name: str, runs: Path) -> None:
+    """Print a recipe's text, a run's ``run.json`` and recipe, a result's values, or the results under a folder.
 
     Raises:
         UsageError: no such thing.
     """
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
-        return _pretty(read_json(path))
+        print(_pretty(read_json(path)))
+        return
     for folder in (path, runs / name):
         if (folder / "run.json").is_file():
             run = RunDirectory.open(folder)
-            return f"{_pretty(run.read())}\n\n{run.config_file.read_text(encoding='utf-8')}"
+            print(f"{_pretty(run.read())}\n\n{run.config_file.read_text(encoding='utf-8')}")
+            return
+    results = _load(path) if path.is_dir() else []
+    if results:
+        print_table(*(_values(results[0]) if len(results) == 1 else _results(results)))
+        return
     try:
-        return find_recipe(name).read_text(encoding="utf-8")
+        print(find_recipe(name).read_text(encoding="utf-8"))
     except UsageError as error:
-        raise UsageError(f"{error}; nor is it a run under {runs} or a result file") from error
+        raise UsageError(f"{error}; nor is it a run under {runs}, or a folder or file of results") from error
+
+
+def _values(result: ModelResult) -> Table:
+    from rgbench.judge.models import Column
+    from rgbench.metrics.values import metric_info
+    from rgbench.report.words import shown
+
+    rows: list[Sequence[str]] = []
+    for value in result.values:
+        info = metric_info(value.metric, result.head.metrics)
+        column = Column(value.metric, value.protocol, info, value.reference)
+        mark = "trained on" if value.in_sample else ""
+        flags = ", ".join(filter(None, (mark, *value.flags)))
+        images = str(value.num_images)
+        rows.append((value.metric, column.label, shown(value, column), info.unit, images, value.protocol.id, flags))
+    return ("metric", "label", "value", "unit", "images", "protocol", "flags"), rows
 
 
 def _pretty(content: object) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
@@ -113,18 +114,21 @@ def spectral_distance(model: Model, base: Model, column: Column, plane: str = "l
 
     Args:
         model: of one world.
-        base: of the same world.
+        base: of the same world; the model itself for the mean over pairs of its training seeds.
         column: of any value of ``--metric spectrum``.
         plane: "luma" or "chroma", the mean of Cb and Cr.
 
     Returns:
         None where either kept no spectrum, or a ring of it is empty.
     """
-    found = [_distance(model, base, pair, column, plane) for pair in common_seeds(model, base, column)]
+    pairs = common_seeds(model, base, column) if base is not model else combinations(model.seeds(column), 2)
+    found = [_distance(model, base, pair, column, plane) for pair in pairs]
     whole = [each for each in found if each is not None]
     if len(whole) < 2:
         return whole[0] if whole else None
     mean, low, high = t_interval([each.value for each in whole])
+    if base is model:  # the pairs share seeds
+        return replace(whole[0], value=mean, low=None, high=None, basis="none", num_pairs=0)
     return replace(whole[0], value=mean, low=max(0.0, low), high=high, basis="seeds", num_pairs=len(whole))
 
 

@@ -19,7 +19,16 @@ from rgbench.core.errors import UsageError, suggest
 from rgbench.core.progress import Track, untracked
 from rgbench.evaluate.store import ModelResult, load_results
 from rgbench.metrics.statistics import LEVEL, t_interval
-from rgbench.metrics.values import Direction, Family, Interval, MetricInfo, MetricValue, Protocol, metric_info
+from rgbench.metrics.values import (
+    Direction,
+    Family,
+    Interval,
+    MetricInfo,
+    MetricValue,
+    Protocol,
+    metric_info,
+    shipped_infos,
+)
 from rgbench.rewards.base import fingerprint_id
 
 TEACHER, LCD, EXTERNAL = "teacher", "lcd", "external"
@@ -324,11 +333,13 @@ def result_set(results: Sequence[ModelResult]) -> ResultSet:
             if value.key not in columns:
                 info = metric_info(value.metric, result.head.metrics)
                 columns[value.key] = Column(value.metric, value.protocol, info, value.reference)
-    families = list(Family)
+    families, order = list(Family), {name: place for place, name in enumerate(shipped_infos())}
     return ResultSet(
         world=results[0].head.world,
         models=tuple(sorted(models, key=_rank)),
-        columns=tuple(sorted(columns.values(), key=lambda c: (families.index(c.family), c.key))),
+        columns=tuple(
+            sorted(columns.values(), key=lambda c: (families.index(c.family), order.get(c.metric, len(order)), c.key))
+        ),
         checkpoints=tuple(result for result in results if result.is_checkpoint),
     )
 

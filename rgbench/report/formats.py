@@ -1,138 +1,174 @@
-"""What one world contributes to a report, made once and used by every format.
+"""The report as Markdown, LaTeX and CSV, from sections that are made once and used by every format.
 
-The Markdown report: what was compared, the reading in words, tables, pictures, protocols, commands.
-
-Tables and prose as GitHub Markdown.
-
-Tables as one LaTeX document that compiles alone (booktabs), or as tables to copy out of it.
-
-Every figure of the report as one long CSV: a line per figure, unrounded, with where it comes from.
-
-`kind` is "figure" (a row of the tables), "seed" (one training seed of a row of several),
-"checkpoint" (a run before its last step; `step` says which), "delta_lcd" or
-"delta_teacher" (row minus baseline), "detail" (a part of a figure), or "cost". `shown` is
-the text that the tables print, "—" where there is no figure; the numeric fields are empty
-there.
+The CSV has a line for each number, unrounded, with where it comes from. Its `kind` is "value" (of a model, the mean
+over its training seeds), "seed" (of one of several), "checkpoint" (of a run before its last step; `step` says which),
+"delta_lcd" or "delta_teacher" (model minus baseline), "detail" (beside a value) or "cost". `shown` is the text that
+tables print, "—" where a value is missing; the numeric fields are empty there.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-import pandas as pd
+from matplotlib.figure import Figure
 
-from rgbench.evaluate.results import Result
-from rgbench.judge.models import Column, Comparison, Figure, Row, column_of, contrast, file_of, sampling_of
-from rgbench.judge.verdict import load_verdicts
-from rgbench.report.grids import Grid, Kept, kept_images, random_grid, view_grids, worst_grids
-from rgbench.report.plots import PLOTS, Plot
+from rgbench.evaluate.store import ModelResult
+from rgbench.judge.models import Column, Model, ResultSet
+from rgbench.judge.paired import delta
+from rgbench.judge.verdict import Verdict
+from rgbench.metrics.values import MetricValue, metric_info
+from rgbench.report import plots
+from rgbench.report.grids import Grid, Kept, choose_grids, kept_images
+from rgbench.report.plots import Plot
 from rgbench.report.tables import (
     COSTS,
-    MISSING,
-    Cell,
-    Detail,
+    LABELS,
+    Entry,
+    Field,
     Table,
-    all_details,
-    cost,
-    cost_tables,
-    detail_tables,
-    format_figure,
-    format_number,
+    all_tables,
+    cost_field,
+    details,
+    place_of,
     protocol_notes,
-    spectral_tables,
-    tables,
 )
-from rgbench.report.words import Reading, readings, verdict_table
+from rgbench.report.words import Reading, ends, format_value, names, readings, samplers, shown
 
 BENCHTOP = "benchtop"
 BENCHTOP_NOTE = (
-    "Benchtop: a 1/8-scale world of rendered scenes, shipped inside the package. "
-    "These figures compare methods with each other; none of them is comparable with a full-size model's."
+    "Benchtop: a 1/8-scale testbed of rendered scenes, shipped inside the package. Its numbers compare methods with "
+    "each other; none of them is comparable with a full-size model's."
 )
-
-
-@dataclass(frozen=True)
-class Section:
-    """A world's comparison with its tables, drawable plots and image grids.
-
-    `undrawn` says why other plots are not there. `grids` are the random one, its further
-    views, and those of the worst prompts, or nothing.
-    """
-
-    comparison: Comparison
-    note: str
-    readings: tuple[Reading, ...]
-    tables: tuple[Table, ...]
-    plots: tuple[Plot, ...]
-    undrawn: tuple[str, ...]
-    grids: tuple[Grid, ...]
-    kept: Kept
-    results: Path
-
-    @property
-    def slug(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", self.comparison.world.lower()).strip("-") or "world"
-
-    def plot_name(self, plot: Plot, suffix: str) -> str:
-        return f"{plot.stem}-{self.slug}.{suffix}"
-
-    def grid_name(self, grid: Grid) -> str:
-        return f"{grid.key}-{self.slug}.png"
-
-
-def section(comparison: Comparison, results: Path) -> Section:
-    """Tables, the plots that have data, and the chosen images of one world."""
-    note = BENCHTOP_NOTE if comparison.world == BENCHTOP else ""
-    verdicts = [verdict for verdict in load_verdicts(results) if verdict.world == comparison.world]
-    lacking = {plot: plot.lacking(comparison) for plot in PLOTS}
-    kept = kept_images(comparison, results)
-    grid = random_grid(comparison, kept)
-    grids = (grid, *view_grids(grid), *worst_grids(comparison, kept)) if grid else ()
-    return Section(
-        comparison,
-        note,
-        tuple(readings(comparison, verdicts)),
-        (
-            *filter(None, [verdict_table(comparison, verdicts)]),
-            *tables(comparison),
-            *spectral_tables(comparison),
-            *detail_tables(comparison),
-            *cost_tables(comparison),
-        ),
-        tuple(plot for plot, reason in lacking.items() if not reason),
-        tuple(f"{plot.title}: {reason}" for plot, reason in lacking.items() if reason),
-        grids,
-        kept,
-        results,
-    )
-
-
-SPECIALS = re.compile(r"([\\`*|~#]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")  # a link needs "](", "][" or "]:"
 MAX_CHARS = 200  # of one text from outside (a model's name, a prompt), so that no table is unreadable
 
 
+@dataclass(frozen=True, eq=False)
+class Section:
+    """What one world contributes to a report.
+
+    Attributes:
+        results: everything that was measured in it.
+        note: what kind of world it is; "" for full size.
+        readings: each model against its baseline, in words.
+        tables: in the order of the report.
+        kept: the stored images.
+        grids: the random one, its further views, and those of the worst prompts; or nothing.
+    """
+
+    results: ResultSet
+    note: str
+    readings: tuple[Reading, ...]
+    tables: tuple[Table, ...]
+    kept: Kept
+    grids: tuple[Grid, ...]
+
+    @cached_property
+    def plots(self) -> dict[Plot, Figure]:
+        """The plots that have data, drawn."""
+        return self._drawn[0]
+
+    @cached_property
+    def missing_plots(self) -> list[str]:
+        """What is missing for the others."""
+        return self._drawn[1]
+
+    @cached_property
+    def _drawn(self) -> tuple[dict[Plot, Figure], list[str]]:
+        return plots.draw(self.results)
+
+    @property
+    def slug(self) -> str:
+        """The world's name in file names; with its hash where the name has other characters than these."""
+        world = self.results.world
+        slug = re.sub(r"[^a-z0-9]+", "-", world.lower()).strip("-")
+        return slug if slug == world else f"{slug or 'world'}-{hashlib.sha256(world.encode()).hexdigest()[:6]}"
+
+    def file_name(self, stem: str, suffix: str) -> str:
+        return f"{stem}-{self.slug}.{suffix}"
+
+
+def section(results: ResultSet, verdicts: Sequence[Verdict]) -> Section:
+    """Words, tables and images of one world; its plots are drawn when they are asked for."""
+    kept = kept_images(results)
+    return Section(
+        results=results,
+        note=BENCHTOP_NOTE if results.world == BENCHTOP else "",
+        readings=tuple(readings(results, verdicts)),
+        tables=tuple(all_tables(results, verdicts)),
+        kept=kept,
+        grids=choose_grids(results, kept),
+    )
+
+
+def commands(results: ResultSet) -> list[str]:
+    """Every command that measured, once, in the order of the models."""
+    every = [*(result for model in results.models for result in model.results.values()), *results.checkpoints]
+    return list(dict.fromkeys(run.command for result in every for run in result.runs if run.command))
+
+
+# Markdown
+
+SPECIALS = re.compile(r"([\\`*|~#]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")  # a link needs "](", "][" or "]:"
+HEAD = "<!-- Made by `rgbench report` from results alone; do not edit. -->\n# Comparison\n"
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """What was compared, in words, tables and pictures; protocols and commands. World after world."""
+    return "\n".join([HEAD, *map(_markdown_section, sections)])
+
+
+def _markdown_section(section: Section) -> str:
+    results = section.results
+    parts = [f"## World: {escape(results.world)}", ""]
+    parts += [f"*{section.note}*", ""] if section.note else []
+    parts += [escape_note(samplers(results)), ""]
+    if section.readings:
+        parts += ["### In words", ""]
+    for reading in section.readings:
+        parts += [f"**{escape(reading.title)}: {escape(reading.label)}.** {escape_note(reading.sentence)}".rstrip(), ""]
+        parts += [*(f"- {escape_note(fact)}" for fact in reading.facts), ""]
+    parts += ["### Tables", "", *(markdown_table(table, results.world) for table in section.tables)]
+    parts += ["### Plots and images", ""]
+    for plot in section.plots:
+        parts += [f"![{escape(f'{plot.title}, {results.world}')}]({section.file_name(plot.stem, 'png')})", ""]
+    parts += [*(f"- Missing: {escape_note(reason)}." for reason in section.missing_plots), ""]
+    for grid in section.grids:
+        parts += [f"![{escape(f'{grid.title}, {results.world}')}]({section.file_name(grid.key, 'png')})", ""]
+        parts += [escape_note(grid.note), ""]
+    parts += ["### Protocols", "", *(f"- {escape_note(note)}" for note in protocol_notes(results)), ""]
+    return "\n".join([*parts, "### Commands", "", *(f"    {' '.join(c.split())}" for c in commands(results)), "", ""])
+
+
+def markdown_table(table: Table, world: str) -> str:
+    """Caption, pipe table with numbers right-aligned, notes as a list."""
+    heads = [escape(label) for label in LABELS]
+    heads += [escape(h.text) + (f"<sup>{h.note}</sup>" if h.note else "") for h in table.heads]
+    rules = ["---"] * len(LABELS) + ["---:"] * len(table.heads)
+    body = [[*map(escape, labels), *map(_markdown_entry, entries)] for labels, entries in table.rows]
+    lines = [f"| {' | '.join(texts)} |" for texts in (heads, rules, *body)]
+    notes = [f"- {escape_note(note)}" for note in table.notes]
+    return "\n".join([f"**{escape(table.caption)}, {escape(world)}**", "", *lines, "", *notes, ""])
+
+
+def _markdown_entry(entry: Entry) -> str:
+    text = escape(entry.text + entry.marks)
+    return f"**{text}**" if entry.best else text
+
+
 def escape(text: str) -> str:
-    r"""`text` with no effect as Markdown or HTML, in one line.
+    r"""`text` with no effect as Markdown or HTML, in one line of at most 200 characters.
 
     >>> print(escape("a|b <script>"))
     a\|b &lt;script&gt;
     """
-    line = " ".join(text.split())
-    return escape_note(line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 1] + "…")
-
-
-def markdown_table(table: Table) -> str:
-    """Caption, pipe table with figures right-aligned, notes as a list."""
-    heads = [escape(label) for label in table.labels]
-    heads += [escape(h.text) + (f"<sup>{h.note}</sup>" if h.note else "") for h in table.headings]
-    rules = ["---"] * len(table.labels) + ["---:"] * len(table.headings)
-    body = [[*map(escape, labels), *map(_cell, cells)] for labels, cells in table.rows]
-    lines = [f"| {' | '.join(cells)} |" for cells in (heads, rules, *body)]
-    notes = [f"- {escape_note(note)}" for note in table.notes]
-    return "\n".join([f"**{escape(table.caption)}**", "", *lines, "", *notes, ""])
+    return escape_note(_cut(text))
 
 
 def escape_note(note: str) -> str:
@@ -140,89 +176,28 @@ def escape_note(note: str) -> str:
     return SPECIALS.sub(r"\\\1", " ".join(note.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 
-def _cell(cell: Cell) -> str:
-    text = escape(cell.text + cell.marks)
-    return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(cell.rank, text)
+def _cut(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_CHARS else line[: MAX_CHARS - 1] + "…"
 
 
-HEAD = """<!-- Made by `rgbench report` from result files alone; do not edit. -->
-# Comparison
-"""
+# LaTeX
 
-
-def markdown_document(sections: list[Section]) -> str:
-    """All worlds, one after another."""
-    return "\n".join([HEAD, *(_section(section) for section in sections)])
-
-
-def _section(section: Section) -> str:
-    comparison = section.comparison
-    parts = [f"## {escape(comparison.title)}", ""]
-    if section.note:
-        parts += [f"*{section.note}*", ""]
-    parts += [_reading(section), *(markdown_table(table) for table in section.tables)]
-    for plot in section.plots:
-        title = f"{plot.title}, {comparison.world}"
-        parts += [f"![{escape(title)}]({section.plot_name(plot, 'png')})", ""]
-    if section.undrawn:
-        parts += ["Not drawn:", "", *(f"- {escape_note(reason)}" for reason in section.undrawn), ""]
-    for grid in section.grids:
-        title = f"{grid.title}, {comparison.world}"
-        parts += [f"![{escape(title)}]({section.grid_name(grid)})", "", escape_note(grid.note), ""]
-    parts += ["### Protocols", "", *(f"- {escape_note(note)}" for note in protocol_notes(comparison)), ""]
-    parts += ["### Commands", "", *_commands(comparison), ""]
-    return "\n".join(parts)
-
-
-def _reading(section: Section) -> str:
-    found = section.readings
-    if not found:
-        return ""
-    lines = ["### In words", ""]
-    for reading in found:
-        words = f"{reading.verdict} {reading.weighing}".strip()
-        lines += [f"**{escape(reading.title)}.** {escape_note(words)}", ""]
-        lines += [*(f"- {escape_note(fact)}" for fact in reading.facts), ""]
-    return "\n".join([*lines, "### Figures", ""])
-
-
-def _commands(comparison: Comparison) -> list[str]:
-    commands = dict.fromkeys(result.command for _, result in comparison.all_results)
-    return [f"    {' '.join(command.split())}" for command in commands if command]
-
-
-LATEX_SPECIALS = {
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    '"': r"{\ttfamily\char34}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
+LATEX = {
+    "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", '"': r"{\ttfamily\char34}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "§": r"\S{}", "¶": r"\P{}", "−": "$-$",
+    "—": "---", "–": "--", "…": r"\dots{}",
     **{char: f"\\{char}" for char in "&%$#_{}"},
-}
-SYMBOLS = {
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "→": r"$\rightarrow$",
-    "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-    "§": r"\S{}",
-    "¶": r"\P{}",
-    "·": r"$\cdot$",
-    "δ": r"$\delta$",
-    "×": r"$\times$",
-    "≤": r"$\leq$",
-    "−": "$-$",
-    "—": "---",
-    "–": "--",
-    "…": r"\dots{}",
-}
-
-PREAMBLE = r"""% Made by `rgbench report` from result files alone; do not edit.
+    **{char: f"$\\{name}$" for char, name in {
+        "↑": "uparrow", "↓": "downarrow", "→": "rightarrow", "▲": "blacktriangle", "▼": "blacktriangledown", "±": "pm",
+        "≥": "geq", "≤": "leq", "†": "dagger", "‡": "ddagger", "·": "cdot", "×": "times", "β": "beta", "δ": "delta",
+        "σ": "sigma", "τ": "tau",
+    }.items()},
+}  # fmt: skip
+PREAMBLE = r"""% Made by `rgbench report` from results alone; do not edit.
 \documentclass[a4paper,10pt]{article}
 \usepackage[utf8]{inputenc}
+\usepackage{amssymb}
 \usepackage{booktabs}
 \usepackage{graphicx}
 \usepackage[landscape,margin=15mm]{geometry}
@@ -236,24 +211,14 @@ PREAMBLE = r"""% Made by `rgbench report` from result files alone; do not edit.
 """
 
 
-def latex_escape(text: str, limit: int | None = MAX_CHARS) -> str:
-    r"""`text` with no effect as LaTeX; characters that Computer Modern lacks become their code point.
-
-    >>> print(escape("50% & a_b é 🙂"))
-    50\% \& a\_b é {[U+1F642]}
-    """
-    line = " ".join(text.split())
-    line = line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
-    return re.sub(r"(?<!\w)-(?=\d)", "$-$", "".join(map(_character, line)))
-
-
-def latex_document(sections: list[Section]) -> str:
-    """Every world's tables under its heading, then its protocols."""
+def latex(sections: Sequence[Section]) -> str:
+    """A document that compiles alone: every world's tables (booktabs) under its heading, then its protocols."""
     parts = []
     for section in sections:
-        parts.append(f"\\section*{{{latex_escape(section.comparison.title)}}}\n{latex_escape(section.note, None)}\n")
-        parts += [_table(table) for table in section.tables]
-        notes = protocol_notes(section.comparison)
+        world, notes = section.results.world, protocol_notes(section.results)
+        about = f"{section.note} {samplers(section.results)}".strip()
+        parts.append(f"\\section*{{World: {latex_escape(world)}}}\n{latex_escape(about, None)}\n")
+        parts += [latex_table(table, world) for table in section.tables]
         lines = "\\par\n".join(latex_escape(note, None) for note in notes)
         parts.append(
             f"\\clearpage\n\\subsection*{{Protocols}}\n{{\\footnotesize\\raggedright\n{lines}\\par}}\n\\clearpage\n"
@@ -261,141 +226,146 @@ def latex_document(sections: list[Section]) -> str:
     return PREAMBLE + "\n".join(parts) + "\\end{document}\n"
 
 
-def _table(table: Table) -> str:
-    heads = [latex_escape(label) for label in table.labels]
-    heads += [latex_escape(h.text) + (f"\\textsuperscript{{{h.note}}}" if h.note else "") for h in table.headings]
-    body = [
-        [*map(latex_escape, labels), *(latex_escape(c.text + c.marks) for c in cells)] for labels, cells in table.rows
-    ]
-    frame = pd.DataFrame(body, columns=pd.RangeIndex(len(heads)))
-    ranks = pd.DataFrame(
-        [[""] * len(labels) + [_emphasis(cell) for cell in cells] for labels, cells in table.rows],
-        columns=frame.columns,
+def latex_table(table: Table, world: str) -> str:
+    """A table to compile or to copy."""
+    heads = [latex_escape(label) for label in LABELS]
+    heads += [latex_escape(h.text) + (f"\\textsuperscript{{{h.note}}}" if h.note else "") for h in table.heads]
+    body = [[*map(latex_escape, labels), *map(_latex_entry, entries)] for labels, entries in table.rows]
+    layout = "l" * len(LABELS) + "r" * len(table.heads)
+    lines = [f"{' & '.join(texts)} \\\\" for texts in (heads, *body)]
+    tabular = "\n".join(
+        [f"\\begin{{tabular}}{{{layout}}}", "\\toprule", lines[0], "\\midrule", *lines[1:], "\\bottomrule"]
     )
-    style = frame.style.apply(lambda _: ranks, axis=None).hide(axis="index")
-    style = style.format_index(heads.__getitem__, axis="columns")
-    layout = "l" * len(table.labels) + "r" * len(table.headings)
-    tabular = style.to_latex(hrules=True, column_format=layout)
     notes = "\\\\\n".join(latex_escape(note, None) for note in table.notes)
     below = f"\n\\medskip\n{{\\footnotesize\\raggedright\n{notes}\\par}}\n" if notes else ""
     return (
-        f"\\begin{{table}}[htbp]\n\\centering\n\\caption{{{latex_escape(table.caption)}}}\n"
-        f"\\sbox{{\\rgtable}}{{%\n{tabular}}}\\fittable\n{below}\\end{{table}}\n"
+        f"\\begin{{table}}[htbp]\n\\centering\n\\caption{{{latex_escape(f'{table.caption}, {world}')}}}\n"
+        f"\\sbox{{\\rgtable}}{{%\n{tabular}\n\\end{{tabular}}\n}}\\fittable\n{below}\\end{{table}}\n"
     )
 
 
-def _emphasis(cell: Cell) -> str:
-    return {1: "textbf: --rwrap", 2: "underline: --rwrap"}.get(cell.rank, "")
+def _latex_entry(entry: Entry) -> str:
+    text = latex_escape(entry.text + entry.marks)
+    return f"\\textbf{{{text}}}" if entry.best else text
 
 
-def _character(char: str) -> str:
-    if char in LATEX_SPECIALS:
-        return LATEX_SPECIALS[char]
-    if char in SYMBOLS:
-        return SYMBOLS[char]
-    return (
-        char
-        if char.isprintable() and ord(char) < 0x180 and (char.isascii() or char.isalpha())
-        else f"{{[U+{ord(char):04X}]}}"
-    )
+def latex_escape(text: str, limit: int | None = MAX_CHARS) -> str:
+    r"""`text` with no effect as LaTeX; characters that Computer Modern lacks become their code point.
 
+    >>> print(latex_escape("50% & a_b é 🙂"))
+    50\% \& a\_b é {[U+1F642]}
+    """
+    line = _cut(text) if limit else " ".join(text.split())
+    return "".join(map(_latex_character, line))
+
+
+def _latex_character(char: str) -> str:
+    known = char.isprintable() and ord(char) < 0x180 and (char.isascii() or char.isalpha())
+    return LATEX.get(char) or (char if known else f"{{[U+{ord(char):04X}]}}")
+
+
+# CSV
 
 FIELDS = (
-    "world", "kind", "method", "model", "sampler", "training_seeds", "step", "metric", "label", "unit", "direction",
-    "protocol", "shown", "value", "low", "high", "interval", "num_samples", "in_sample", "flags", "files", "commands",
+    "world", "kind", "model", "method", "runs", "sampler", "training_seeds", "step", "metric", "label", "unit",
+    "direction", "protocol", "shown", "value", "low", "high", "interval", "num_images", "in_sample", "flags", "sources",
+    "commands",
 )  # fmt: skip
+FORMULA = re.compile(r"[=+\-@](?!\d[\d.]*( ±.*| \[.*)?$)")  # what a spreadsheet would compute, and is no number
+Row = dict[str, Any]
 
 
-def long_csv(comparisons: list[Comparison]) -> str:
-    """The CSV text: header, then world by world, row by row; lines end in a newline alone."""
-    lines: list[dict[str, Any]] = []
-    for comparison in comparisons:
-        for row in comparison.rows:
-            for column in comparison.columns:
-                lines += _figures(comparison, row, column)
-                lines += _deltas(comparison, row, column)
-            lines += [_detail(comparison, row, detail) for detail in all_details(comparison, comparison.columns)]
-            lines += _costs(comparison, row)
-        lines += [_checkpoint(comparison, result) for result in comparison.checkpoints]
-    frame = pd.DataFrame(lines, columns=list(FIELDS), dtype=object)
-    return frame.to_csv(index=False, lineterminator="\n")
+def long_csv(sections: Sequence[Section]) -> str:
+    """Header, then world by world, model by model; lines end in a newline alone.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    out = io.StringIO()
+    writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for section in sections:
+        for row in _rows(section.results):
+            plain = {"world": section.results.world, **row}
+            writer.writerow({k: f"'{v}" if isinstance(v, str) and FORMULA.match(v) else v for k, v in plain.items()})
+    return out.getvalue()
 
 
-def _figures(comparison: Comparison, row: Row, column: Column) -> list[dict[str, Any]]:
-    lines = [_line(comparison, row, column, "figure", row.figure(column))]
-    if len(row.members) > 1:
-        for seed in row.seeds(column):
-            single = Row(row.method, row.stem, row.sampling, {seed: row.members[seed]})
-            lines.append(_line(comparison, single, column, "seed", single.figure(column)))
-    return lines
+def _rows(results: ResultSet) -> Iterator[Row]:
+    for model in results.models:
+        place = _place(results, model)
+        for column in results.columns:
+            yield place | _value_row(model, column, model.seeds(column), model.value(column))
+            for seed in model.seeds(column) if len(model.results) > 1 else ():
+                own = _value_row(model, column, [seed], model.result(column, seed))
+                yield place | own | {"kind": "seed", "runs": model.results[seed].head.model, "training_seeds": seed}
+            yield from (place | row for row in _delta_rows(results, model, column))
+        for _, column, field in details(results, results.columns):
+            yield place | _measured(column) | _field_row(model, field) | {"kind": "detail"}
+        for key in COSTS:
+            yield place | {"kind": "cost", "metric": key} | _field_row(model, cost_field(key))
+    for result in results.checkpoints:
+        yield from _checkpoint_rows(result)
 
 
-def _line(comparison: Comparison, row: Row, column: Column, kind: str, figure: Figure | None) -> dict[str, Any]:
-    line = {**_place(comparison, row, kind), **_measured(column), "shown": MISSING}
-    if figure is None:
-        return line
-    results = figure.results
-    single = results[0].interval.method if len(results) == 1 and results[0].interval else ""
-    return line | {
-        "shown": format_figure(figure.value, figure.low, figure.high, column.metric.decimals),
-        "value": figure.value,
-        "low": figure.low,
-        "high": figure.high,
-        "interval": "t over training seeds" if len(results) > 1 else single,
-        "num_samples": _joined(result.num_samples for result in results),
-        "in_sample": str(figure.in_sample).lower(),
-        "flags": "; ".join(figure.flags),
-        "files": _joined(file_of(result) for result in results),
-        "commands": _joined(result.command for result in results),
+def _field_row(model: Model, field: Field) -> Row:
+    entry = field.entry(model)
+    return {"label": field.head.label, "unit": field.head.unit, "shown": entry.text, "value": entry.number}
+
+
+def _place(results: ResultSet, model: Model) -> Row:
+    seeds = "; ".join(str(seed) for seed in model.results if seed is not None)
+    what = {"model": names(results)[model], "method": model.method, "runs": model.label}
+    return {**what, "sampler": model.sampler_label, "training_seeds": seeds}
+
+
+def _measured(column: Column) -> Row:
+    info = column.info
+    names = {"metric": info.name, "label": column.label, "unit": info.unit, "direction": info.direction.value}
+    return {**names, "protocol": column.protocol.id}
+
+
+def _value_row(model: Model, column: Column, seeds: Sequence[int | None], value: MetricValue | None) -> Row:
+    row = {"kind": "value", **_measured(column), "shown": shown(value, column)}
+    if value is None:
+        return row
+    where = {
+        "sources": "; ".join(place_of(model.results[seed].head) for seed in seeds),
+        "commands": "; ".join(dict.fromkeys(_command(model.results[seed], column.key) for seed in seeds)),
+    }
+    return row | _numbers(value) | where
+
+
+def _numbers(value: MetricValue) -> Row:
+    low, high = ends(value)
+    return {
+        "value": value.value,
+        "low": low,
+        "high": high,
+        "interval": value.interval.method if value.interval else "",
+        "num_images": value.num_images,
+        "in_sample": str(value.in_sample).lower(),
+        "flags": "; ".join(value.flags),
     }
 
 
-def _checkpoint(comparison: Comparison, result: Result) -> dict[str, Any]:
-    column = column_of(result)
-    row = Row(result.method, result.model, sampling_of(result), {result.training_seed: {column.key: result}})
-    figure = row.figure(column)
-    return _line(comparison, row, column, "checkpoint", figure) | {"step": result.training["step"]}
+def _command(result: ModelResult, key: tuple[str, str]) -> str:
+    return result.runs[result.run_of[key]].command
 
 
-def _deltas(comparison: Comparison, row: Row, column: Column) -> list[dict[str, Any]]:
-    lines = []
-    for kind, base in (("delta_lcd", comparison.lcd(row)), ("delta_teacher", comparison.teacher)):
-        difference = None if base is None or base is row else contrast(row, base, column)
-        if difference is not None:
-            value, low, high = difference.value, difference.low, difference.high
-            shown = format_figure(value, low, high, column.metric.decimals, signed=True)
-            numbers = {"shown": shown, "value": value, "low": low, "high": high, "interval": difference.basis}
-            lines.append({**_place(comparison, row, kind), **_measured(column), **numbers})
-    return lines
+def _delta_rows(results: ResultSet, model: Model, column: Column) -> Iterator[Row]:
+    for kind, base in (("delta_lcd", results.baseline(model)), ("delta_teacher", results.teacher)):
+        change = None if base is None or base is model else delta(model, base, column)
+        if change is not None:
+            ends = change.value, change.low, change.high
+            text = format_value(*ends, column.decimals, signed=True)
+            numbers = dict(zip(("value", "low", "high"), ends, strict=True))
+            yield {"kind": kind, **_measured(column), "shown": text, **numbers, "interval": change.basis}
 
 
-def _detail(comparison: Comparison, row: Row, detail: Detail) -> dict[str, Any]:
-    what = {"label": detail.heading.label, "unit": detail.heading.unit}
-    figure = {"shown": detail.text(row), "value": detail.value(row)}
-    return {**_place(comparison, row, "detail"), **_measured(detail.column), **what, **figure}
-
-
-def _costs(comparison: Comparison, row: Row) -> list[dict[str, Any]]:
-    lines = []
-    for key, label, unit, decimals in COSTS:
-        value = cost(row, key)
-        shown = MISSING if value is None else format_number(value, decimals)
-        what = {"metric": key, "label": label, "unit": unit, "shown": shown, "value": value}
-        lines.append({**_place(comparison, row, "cost"), **what})
-    return lines
-
-
-def _place(comparison: Comparison, row: Row, kind: str) -> dict[str, Any]:
-    seeds = "; ".join(str(seed) for seed in row.members if seed is not None)
-    names = {"method": row.method, "model": row.model_label, "sampler": row.sampler_label, "training_seeds": seeds}
-    return {"world": comparison.world, "kind": kind, **names}
-
-
-def _measured(column: Column) -> dict[str, Any]:
-    metric = column.metric
-    names = {"metric": metric.name, "label": metric.label, "unit": metric.unit, "direction": metric.direction}
-    return {**names, "protocol": column.protocol_id}
-
-
-def _joined(values: Any) -> str:
-    return "; ".join(dict.fromkeys(str(value) for value in values))
+def _checkpoint_rows(result: ModelResult) -> Iterator[Row]:
+    head = result.head
+    where = {"model": head.model, "method": head.method, "runs": head.model, "training_seeds": head.training_seed}
+    for value in result.values:
+        column = Column(value.metric, value.protocol, metric_info(value.metric, head.metrics), value.reference)
+        row = {**where, "kind": "checkpoint", "step": head.training["step"], **_measured(column), **_numbers(value)}
+        yield row | {"shown": shown(value, column), "sources": place_of(head), "commands": _command(result, value.key)}

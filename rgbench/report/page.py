@@ -1,25 +1,8 @@
-"""The report as one offline HTML page.
+"""The report as one offline HTML page: words, sortable tables, plots, images, and what made every number.
 
-One offline HTML page: words, sortable tables, plots, images, and the file and command behind every figure.
-
-The page loads nothing: styles and script are inline, images are data URIs, and a
-content security policy forbids the rest. Jinja escapes every text that comes from a
-result file. Without JavaScript words, tables, plots, grids and provenance are there;
-sorting, the slider, the prompt browser and zoom need it.
-
-What the page's script works on: the prompts with their images and scores, and the runs along their training.
-
-JSON, one object per world, with numbers as the result files have them, each beside the
-text that the tables would print for it; images are numbers in the page's album.
-
-Plots as SVG inside the page: one drawing for light and dark, its letters as text.
-
-As files, matplotlib's drawings repeat every glyph's outline and would have to be there
-once per theme; as data URIs they were a third of the page. Inside it the colours of the
-light theme become CSS variables, letters stay letters (found by a search, copied, set in
-the reader's font), and ids that nothing refers to are left out.
-
-Images on the page: each once, as data URIs, all together within a budget of bytes.
+The page loads nothing: styles and script are inline, images are data URIs, and a content security policy forbids the
+rest. Jinja escapes every text that comes from results. Without JavaScript words, tables, plots, grids and provenance
+are there; sorting, the slider, the prompt browser and zoom need it. Their data is JSON, one object per world.
 """
 
 from __future__ import annotations
@@ -28,38 +11,339 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Figure
 from PIL import Image
 
-from rgbench.core.io import open_image
 from rgbench.core.progress import Track, untracked
-from rgbench.evaluate.results import Result, load_groups
-from rgbench.judge.models import METHODS, Column, Row, file_of
+from rgbench.evaluate.store import ModelResult
+from rgbench.judge.models import LCD, Column, Model, ResultSet
+from rgbench.judge.trajectory import TrainingRun
+from rgbench.metrics.values import Direction
 from rgbench.report import plots
 from rgbench.report.formats import Section
-from rgbench.report.grids import Grid, Key, enlarge, image_index
-from rgbench.report.plots import DARK, LIGHT, Theme, axes_of, decibel
-from rgbench.report.tables import Cell, Table, flatten, format_figure, format_number, headlines, protocol_notes
-from rgbench.report.words import Trajectory, trajectories
+from rgbench.report.grids import Grid, Key, enlarge, first_scores, images_of
+from rgbench.report.tables import Entry, Table, flatten, headlines, place_of, protocol_numbers, protocols
+from rgbench.report.words import format_number, gold_of, model_of, names, runs_along, samplers, shown
 
+MAX_IMAGE_BYTES = 16 << 20  # of all images together, so that the page stays under 25 MB
 SMALL = 128  # images up to this side keep every pixel as long as the budget allows
 # (longest side, WebP quality), from the best to the smallest; small images are lossless on the first
 LEVELS = ((256, 82), (224, 70), (160, 60), (128, 45))
-SAMPLE, HOPELESS = 16, 1.3  # a level is not tried where so many images foretell so many times the budget
+SAMPLE = 16  # images that foretell the size of all
+NUM_BROWSED = 64
+MAX_BROWSED_IMAGES = 768  # of all models together; with more than 12 models fewer prompts are shown
+NUM_FOLLOWED = 8  # prompts of the slider
+MAX_RUNS = 8
+MAX_STEPS = 12
+MAX_PROMPT = 2000
+SCRIPTS = ("shared.js", "sort.js", "zoom.js", "browse.js", "training.js")
+PICTURE = re.compile(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]*")
+DRAWN = re.compile(r'<svg class="drawn".*?</svg>', re.DOTALL)
+
+
+def page(sections: Sequence[Section], track: Track = untracked) -> str:
+    """The whole page as one HTML text of under 25 MB; ``track`` shows how far it is."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters["bar"] = _bar
+    album = Album(MAX_IMAGE_BYTES)
+    static = [_grid_numbers(section, album) for section in sections]
+    worlds = {
+        section.slug: {"prompts": prompts_data(section, album), "training": training_data(section.results, album)}
+        for section in sections
+    }
+    uris = album.encode(track)
+    on_page = {number for numbers in static for lines in numbers.values() for line in lines for number in line}
+    data = {"worlds": worlds, "images": [None if i in on_page else uri for i, uri in enumerate(uris)]}
+    views = [
+        _view(section, numbers, uris, track) | worlds[section.slug]
+        for section, numbers in zip(sections, static, strict=True)
+    ]
+    return environment.from_string(_asset("page.html.j2")).render(
+        sections=views,
+        style=Markup(f"{theme_css()}\n{_asset('page.css')}"),
+        script=Markup("\n".join(map(_asset, SCRIPTS))),
+        data=Markup(page_json(data)),
+        num_results=sum(len(view["evidence"]) for view in views),
+    )
+
+
+def without_pictures(text: str) -> str:
+    """A page's text with every picture's bytes left out: what `rgbench report --check` compares."""
+    return PICTURE.sub("data:image", DRAWN.sub("<svg></svg>", text))
+
+
+def page_json(data: Any) -> str:
+    """JSON that may stand inside a script element."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+# What the template shows without its script
+
+
+def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str], track: Track) -> dict[str, Any]:
+    results = section.results
+    measured = {column.protocol.id: column.label for column in reversed(results.columns)}
+    return {
+        "slug": section.slug,
+        "world": results.world,
+        "note": section.note,
+        "samplers": samplers(results),
+        "readings": section.readings,
+        "methods": {names(results)[model]: model.method for model in results.models},
+        "tables": [(table, _scales(table)) for table in section.tables],
+        "plots": [
+            _plot_view(section, plot, figure)
+            for plot, figure in track(list(section.plots.items()), "plots of the page", "plots")
+        ],
+        "missing_plots": section.missing_plots,
+        "grids": [_grid_view(grid, numbers.get(grid.key), uris) for grid in section.grids],
+        "protocols": [
+            (protocol_numbers(results)[name], measured[name], name, flatten(fields))
+            for name, fields in protocols(results).items()
+        ],
+        **_evidence(results),
+    }
+
+
+def _evidence(results: ResultSet) -> dict[str, Any]:
+    """Every result with the numbers of its commands and environments, and these; the row of each folder."""
+    commands: dict[str, int] = {}
+    environments: dict[str, tuple[int, dict[str, str]]] = {}
+    rows = []
+    labels = {column.key: column.label for column in results.columns}
+    found = [(names(results)[model], result) for model in results.models for result in model.results.values()]
+    found += [(f"{r.head.model}, step {r.head.training['step']}", r) for r in results.checkpoints]
+    for name, result in found:
+        row: dict[str, Any] = {"model": name, "folder": place_of(result.head), "commands": {}, "environments": {}}
+        for run in result.runs:
+            fields = {key: value for key, value in flatten(run.provenance).items() if key != "time"}
+            number, _ = environments.setdefault(repr(sorted(fields.items())), (len(environments) + 1, fields))
+            row["environments"][number] = None
+            row["commands"][commands.setdefault(run.command, len(commands) + 1)] = None
+        rows.append(row | {"labels": [labels[value.key] for value in result.values]})
+    return {
+        "evidence": rows,
+        "anchors": {row["folder"]: i for i, row in enumerate(rows)},
+        "commands": list(commands),
+        "environments": [fields for _, fields in environments.values()],
+    }
+
+
+def _scales(table: Table) -> list[tuple[float, float] | None]:
+    """Per column the range of its values and intervals, that of the in-cell bars; None without a range."""
+    scales: list[tuple[float, float] | None] = []
+    for i in range(len(table.heads)):
+        entries = [entries[i] for _, entries in table.rows if entries[i].number is not None]
+        ends = [end for entry in entries for end in (entry.number, entry.low, entry.high) if end is not None]
+        if table.key.startswith("delta"):
+            ends.append(0.0)
+        wide = len(entries) > 1 and max(ends) > min(ends)
+        scales.append((min(ends), max(ends)) if wide and table.key != "cost" else None)
+    return scales
+
+
+def _bar(entry: Entry, scale: tuple[float, float] | None) -> str:
+    """CSS custom properties that place the entry's value and interval on its column's scale, in percent."""
+    if scale is None or entry.number is None:
+        return ""
+    low, high = scale
+    ends = {"v": entry.number, "l": entry.low, "h": entry.high, "z": 0.0 if low <= 0 <= high else None}
+    places = {k: 100 * (end - low) / (high - low) for k, end in ends.items() if end is not None}
+    return ";".join(f"--{key}:{place:.1f}%" for key, place in places.items())
+
+
+def _grid_numbers(section: Section, album: Album) -> dict[str, list[list[int]]]:
+    """Album numbers of the images of each grid that shows stored images, by grid and line."""
+    return {
+        grid.key: [[album.add(image) for image in line.images] for line in grid.lines]
+        for grid in section.grids
+        if not grid.computed
+    }
+
+
+def _grid_view(grid: Grid, numbers: list[list[int]] | None, uris: list[str]) -> dict[str, Any]:
+    """The grid's lines with their images as data URIs, numbered where the album has them."""
+    lines = []
+    for i, line in enumerate(grid.lines):
+        images = []
+        for j, image in enumerate(line.images):
+            number = numbers[i][j] if numbers else None
+            caption = line.captions[j] if line.captions else ""
+            uri = uris[number] if number is not None else webp_uri(image)
+            images.append({"number": number, "uri": uri, "caption": caption})
+        lines.append({"prompt": line.prompt, "prompt_id": line.prompt_id, "seed": line.seed, "images": images})
+    columns = [(model.method, name, model.first.head.model) for model, name in grid.columns.items()]
+    return {"title": grid.title, "note": grid.note, "columns": columns, "lines": lines, "view": grid.is_view}
+
+
+def _plot_view(section: Section, plot: plots.Plot, figure: Figure) -> dict[str, Any]:
+    num = round(figure.get_figwidth() / plots.PANEL_INCHES)
+    drawn = inline_svg(figure, f"{section.slug}-{plot.stem}", plot.alt)
+    return {"title": plot.title, "panels": num, "drawn": Markup(drawn)}
+
+
+def _asset(name: str) -> str:
+    return (files("rgbench.report") / "web" / name).read_text(encoding="utf-8")
+
+
+# What the script works on
+
+
+def prompts_data(section: Section, album: Album) -> dict[str, Any] | None:
+    """Every common prompt, in the order of the evaluation, with each model's image and per-image values.
+
+    None where no images were kept.
+    """
+    kept, results = section.kept, section.results
+    if not kept.common:
+        return None
+    models = list(kept.images)
+    num = min(NUM_BROWSED, max(1, MAX_BROWSED_IMAGES // len(models)))
+    columns = [column for column in headlines(results) if any(first_scores(model, column) for model in models)]
+    groups = _groups(models, columns)
+    common = set(kept.common)
+    picked = _spread([key for key in kept.images[models[0]] if key in common], num)
+    prompts = [
+        {
+            "id": key[0],
+            "text": key[1][:MAX_PROMPT],
+            "seed": key[2],
+            "group": groups.get((key[0], key[2]), ""),
+            "images": [album.add(kept.images[model][key]) for model in models],
+            "scores": [[_score(model, column, (key[0], key[2])) for model in models] for column in columns],
+        }
+        for key in picked
+    ]
+    about = [{"method": m.method, "name": names(results)[m], "about": m.first.head.model} for m in models]
+    return {
+        "models": about,
+        "metrics": [_metric(column) for column in columns],
+        "base": next((i for i, model in enumerate(models) if model.method == LCD), None),
+        "chosen": next((i for i, model in enumerate(models) if model.trained_rewards), 0),
+        "groups": sorted({prompt["group"] for prompt in prompts} - {""}),
+        "prompts": prompts,
+        "of": len(kept.common),
+    }
+
+
+def _groups(models: Sequence[Model], columns: Sequence[Column]) -> dict[tuple[str, int], str]:
+    for model in models:
+        for column in columns:
+            rows = model.first.rows(*column.key) if column.key in model.first.by_key else None
+            if rows is not None:
+                return {(prompt, seed): group for prompt, seed, group in rows.keys}
+    return {}
+
+
+def _score(model: Model, column: Column, key: tuple[str, int]) -> list[Any] | None:
+    """An image's value and how it is printed."""
+    value = first_scores(model, column).get(key)
+    if value is None:
+        return None
+    return [value, f"{column.label} {format_number(value, column.decimals)} {column.unit}".strip()]
+
+
+def _metric(column: Column) -> dict[str, Any]:
+    towards = column.info.direction if column.has_good_end else Direction.HIGHER  # sorted by value: no end is good
+    return {"name": column.metric, "label": column.label, "unit": column.unit, "direction": towards.value}
+
+
+def training_data(results: ResultSet, album: Album) -> dict[str, Any] | None:
+    """Values, spectra and images of each run at its evaluated steps; None where no checkpoint was evaluated."""
+    every = runs_along(results)
+    runs = every[:MAX_RUNS]
+    if not runs:
+        return None
+    steps = _spread(sorted({step for run in runs for step in run.points}), MAX_STEPS)
+    keys = _followed(runs, steps)
+    spectrum = plots.holding(results, "reference_power")
+    columns = list(dict.fromkeys(c for c in (*plots.axes_of(results), spectrum) if c is not None))
+    columns = columns or [column for column in results.columns if runs[0].curve(column)][:2]
+    return {
+        "steps": steps,
+        "metrics": [_metric(column) for column in columns],
+        "prompts": [{"id": key[0], "text": key[1][:MAX_PROMPT], "seed": key[2]} for key in keys],
+        "radius": _radius(runs, spectrum),
+        "runs": [_run_data(results, run, steps, columns, spectrum, keys, album) for run in runs],
+        "more": len(every) - len(runs),
+    }
+
+
+def _run_data(
+    results: ResultSet, run: TrainingRun, steps: Sequence[int], columns: Sequence[Column], spectrum: Column | None,
+    keys: Sequence[Key], album: Album,
+) -> dict[str, Any]:  # fmt: skip
+    points = [run.points.get(step) for step in steps]
+    gold, model = gold_of(run), model_of(results, run)
+    hack = run.hack(gold) if gold else None
+    return {
+        "method": model.method,
+        "name": names(results)[model],
+        "model": run.name,
+        "hack": {"step": hack.step, "first": hack.first, "end": hack.end} if hack else None,
+        "values": [[_value(point, column) for point in points] for column in columns],
+        "gaps": [_gap(point, spectrum) for point in points],
+        "images": [_images(point, keys, album) for point in points],
+    }
+
+
+def _value(point: ModelResult | None, column: Column) -> list[Any] | None:
+    """Value, the ends of its interval, and how it is printed."""
+    value = point.by_key.get(column.key) if point else None
+    if value is None or value.value is None:
+        return None
+    low, high = (value.interval.low, value.interval.high) if value.interval else (None, None)
+    return [value.value, low, high, shown(value, column)]
+
+
+def _gap(point: ModelResult | None, spectrum: Column | None) -> list[float] | None:
+    """dB against real by radius."""
+    value = point.by_key.get(spectrum.key) if point and spectrum else None
+    if value is None or "reference_power" not in value.extra:
+        return None
+    power, real = (plots.decibel(value.extra[key]) for key in ("power", "reference_power"))
+    return [round(gap, 3) for gap in (power - real).tolist()]
+
+
+def _radius(runs: Sequence[TrainingRun], spectrum: Column | None) -> list[float]:
+    for point in (point for run in runs for point in run.points.values() if spectrum):
+        if spectrum and spectrum.key in point.by_key:
+            return [round(radius, 5) for radius in point.by_key[spectrum.key].extra["radius"]]
+    return []
+
+
+def _followed(runs: Sequence[TrainingRun], steps: Sequence[int]) -> list[Key]:
+    """Prompts whose images every run kept at every shown step that it was evaluated at."""
+    found = [set(images_of(run.points[step])) for run in runs for step in steps if step in run.points]
+    return sorted(set.intersection(*found))[:NUM_FOLLOWED] if found else []
+
+
+def _images(point: ModelResult | None, keys: Sequence[Key], album: Album) -> list[int] | None:
+    if point is None or not keys:
+        return None
+    images = images_of(point)
+    return [album.add(images[key]) for key in keys]
+
+
+def _spread(items: Sequence[Any], num: int) -> list[Any]:
+    """At most `num` of the items, evenly, with the first and the last."""
+    if len(items) <= num:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / max(1, num - 1))] for i in range(num)]
+
+
+# Pictures
 
 
 class Album:
-    """Images by file, encoded at the best of `LEVELS` at which all together fit.
+    """Images of the page, each once, encoded at the best of `LEVELS` at which all together fit, by a sample of them.
 
     Args:
         budget: bytes of all data URIs together.
@@ -67,47 +351,24 @@ class Album:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._numbers: dict[Path, int] = {}
+        self._images: list[Image.Image] = []
+        self._numbers: dict[int, int] = {}  # by identity: results keep the images that they read
 
-    def add(self, file: Path) -> int:
-        """The image's number; the same file has the same one."""
-        return self._numbers.setdefault(file, len(self._numbers))
+    def add(self, image: Image.Image) -> int:
+        """The image's number; the same image has the same one."""
+        if id(image) not in self._numbers:
+            self._numbers[id(image)] = len(self._images)
+            self._images.append(image)
+        return self._numbers[id(image)]
 
     def encode(self, track: Track = untracked) -> list[str]:
-        """Data URIs by number; at the smallest level they may exceed the budget.
-
-        Args:
-            track: shows how far it is.
-
-        Raises:
-            UsageError: an image cannot be read.
-        """
-        for level in range(self._first_level(), len(LEVELS)):
-            uris = self._encode_at(level, track)
-            if uris is not None:
-                return uris
-        raise AssertionError("the last level has no limit")
-
-    def _first_level(self) -> int:
-        """The level from which on it is worth trying all images, by a sample of them."""
-        files = list(self._numbers)
-        sample = files[:: max(1, len(files) // SAMPLE)]
-        for level in range(len(LEVELS) - 1):
-            mean = sum(len(webp_uri(open_image(file), level)) for file in sample) / max(1, len(sample))
-            if mean * len(files) < HOPELESS * self.budget:
-                return level
-        return len(LEVELS) - 1
-
-    def _encode_at(self, level: int, track: Track) -> list[str] | None:
-        """None as soon as the budget is spent, but on the last level."""
-        uris: list[str] = []
-        used = 0
-        for file in track(list(self._numbers), "images of the page", "files"):
-            uris.append(webp_uri(open_image(file), level))
-            used += len(uris[-1])
-            if used > self.budget and level < len(LEVELS) - 1:
-                return None
-        return uris
+        """Data URIs by number; ``track`` shows how far it is."""
+        sample = self._images[:: max(1, len(self._images) // SAMPLE)]
+        for level in range(len(LEVELS)):
+            mean = sum(len(webp_uri(image, level)) for image in sample) / max(1, len(sample))
+            if mean * len(self._images) <= self.budget:
+                break
+        return [webp_uri(image, level) for image in track(self._images, "images of the page", "pictures")]
 
 
 def webp_uri(image: Image.Image, level: int = 0) -> str:
@@ -119,194 +380,14 @@ def webp_uri(image: Image.Image, level: int = 0) -> str:
     else:
         smaller = image if max(image.size) <= side else enlarge(image, side)
         smaller.save(out, format="WEBP", quality=quality, method=3)
-    return data_uri(out.getvalue(), "image/webp")
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def data_uri(data: bytes, kind: str) -> str:
-    """Bytes as a URI that needs no network."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+# Plots inside the page: one drawing for light and dark, its letters as text. As files, matplotlib's drawings repeat
+# every glyph's outline and would have to be there once per theme; here the colours of the light theme become CSS
+# variables, letters stay letters (found by a search, copied, set in the reader's font), and unused ids are left out.
 
-
-NUM_BROWSED = 64
-MAX_BROWSED_IMAGES = 768  # of all models together; with more than 12 models fewer prompts are shown
-NUM_FOLLOWED = 8  # prompts of the slider
-MAX_RUNS = 8
-MAX_STEPS = 12
-MAX_PROMPT = 2000
-SPECTRUM = "hfer_gap_db"
-
-
-def page_json(data: Any) -> str:
-    """JSON that may stand inside a script element."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def prompts_data(section: Section, album: Album) -> dict[str, Any] | None:
-    """Every common prompt, in the order of the evaluation, with each model's image and per-image scores.
-
-    None where no images were kept.
-    """
-    kept = section.kept
-    if not kept.common:
-        return None
-    comparison = section.comparison
-    rows = list(kept.files)
-    num = min(NUM_BROWSED, max(1, MAX_BROWSED_IMAGES // len(rows)))
-    columns = [column for column in headlines(comparison) if any(_scores(row, column) for row in rows)]
-    groups = _groups(rows, columns)
-    common = set(kept.common)
-    picked = _spread([key for key in kept.files[rows[0]] if key in common], num)
-    prompts = [
-        {
-            "id": key[0],
-            "text": key[1][:MAX_PROMPT],
-            "seed": key[2],
-            "group": groups.get((key[0], key[2]), ""),
-            "images": [album.add(kept.files[row][key]) for row in rows],
-            "scores": [[_score(row, column, (key[0], key[2])) for row in rows] for column in columns],
-        }
-        for key in picked
-    ]
-    lcd = next((i for i, row in enumerate(rows) if row.method == "lcd"), None)
-    return {
-        "models": [_model(row) for row in rows],
-        "metrics": [_metric(column) for column in columns],
-        "base": lcd,
-        "groups": sorted({prompt["group"] for prompt in prompts} - {""}),
-        "prompts": prompts,
-        "of": len(kept.common),
-    }
-
-
-def training_data(section: Section, album: Album) -> dict[str, Any] | None:
-    """Figures, spectra and images of each run at its evaluated steps; None where no checkpoint was evaluated."""
-    comparison, results = section.comparison, section.results
-    runs = list(trajectories(comparison)[:MAX_RUNS])
-    if not runs:
-        return None
-    steps = _spread(sorted({step for run in runs for step in run.points}), MAX_STEPS)
-    keys = _followed(runs, steps, results)
-    shown = axes_of(comparison)
-    names = list(shown) if shown else list(runs[0].columns)[:2]
-    names += [name for name in (SPECTRUM,) if any(name in run.columns for run in runs) and name not in names]
-    columns = {name: run.columns[name] for name in names for run in runs if name in run.columns}
-    return {
-        "steps": steps,
-        "metrics": [_metric(column) for column in columns.values()],
-        "prompts": [{"id": key[0], "text": key[1][:MAX_PROMPT], "seed": key[2]} for key in keys],
-        "radius": _radius(runs),
-        "runs": [_run(run, steps, list(columns), keys, results, album) for run in runs],
-        "more": len(trajectories(comparison)) - len(runs),
-    }
-
-
-def _run(
-    run: Trajectory, steps: list[int], names: list[str], keys: list[Key], results: Path, album: Album
-) -> dict[str, Any]:
-    points = {step: run.points[step] for step in steps if step in run.points}
-    hack = run.hack
-    return {
-        "method": run.row.method,
-        "name": run.row.method_label,
-        "model": run.model,
-        "hack": {"step": hack.step, "first": hack.first, "end": hack.end} if hack else None,
-        "figures": [[_figure(points.get(step, {}).get(name)) for step in steps] for name in names],
-        "gaps": [_gap(points.get(step, {}).get(SPECTRUM)) for step in steps],
-        "images": [_images(points.get(step), keys, results, album) for step in steps],
-    }
-
-
-def _figure(result: Result | None) -> list[Any] | None:
-    """Value, the ends of its interval, and how it is printed."""
-    if result is None or result.value is None:
-        return None
-    interval = result.interval
-    low, high = (interval.low, interval.high) if interval else (None, None)
-    return [result.value, low, high, format_figure(result.value, low, high, result.metric.decimals)]
-
-
-def _gap(result: Result | None) -> list[float] | None:
-    """dB against real by radius."""
-    if result is None or "reference_power" not in result.extra:
-        return None
-    power, real = (np.asarray(result.extra[key], float) for key in ("power", "reference_power"))
-    return [round(gap, 3) for gap in (decibel(power) - decibel(real)).tolist()]
-
-
-def _radius(runs: list[Trajectory]) -> list[float]:
-    for run in runs:
-        for found in run.points.values():
-            if SPECTRUM in found and "radius" in found[SPECTRUM].extra:
-                return [round(radius, 5) for radius in found[SPECTRUM].extra["radius"]]
-    return []
-
-
-def _followed(runs: list[Trajectory], steps: list[int], results: Path) -> list[Key]:
-    """Prompts whose images every run kept at every shown step that it was evaluated at."""
-    common: set[Key] | None = None
-    for run in runs:
-        for step in steps:
-            if step in run.points:
-                index = set(_index(run.points[step], results))
-                common = index if common is None else common & index
-    return sorted(common or ())[:NUM_FOLLOWED]
-
-
-def _images(found: dict[str, Result] | None, keys: list[Key], results: Path, album: Album) -> list[int] | None:
-    if found is None or not keys:
-        return None
-    index = _index(found, results)
-    return [album.add(index[key]) for key in keys]
-
-
-def _index(found: dict[str, Result], results: Path) -> dict[Key, Path]:
-    return image_index(next(iter(found.values())), results)
-
-
-def _groups(rows: list[Row], columns: list[Column]) -> dict[tuple[str, int], str]:
-    for row in rows:
-        for column in columns:
-            result = row.result(column, next(iter(row.members)))
-            if result is not None and (groups := load_groups(result)):
-                return groups
-    return {}
-
-
-def _score(row: Row, column: Column, key: tuple[str, int]) -> list[Any] | None:
-    """An image's value and how it is printed."""
-    value = _scores(row, column).get(key)
-    if value is None:
-        return None
-    metric = column.metric
-    return [value, f"{metric.label} {format_number(value, metric.decimals)} {metric.unit}".strip()]
-
-
-def _scores(row: Row, column: Column) -> dict[tuple[str, int], float]:
-    result = row.result(column, next(iter(row.members)))
-    return (row.scores(result) if result is not None else None) or {}
-
-
-def _model(row: Row) -> dict[str, str]:
-    return {"method": row.method, "name": row.method_label, "about": f"{row.results[0].model}; {row.sampler_label}"}
-
-
-def _metric(column: Column) -> dict[str, Any]:
-    metric = column.metric
-    what = {"name": metric.name, "label": metric.label, "unit": metric.unit}
-    direction = "higher" if column.level else metric.direction  # sorted by value: no end of a level is the good one
-    return {**what, "direction": direction, "target": column.target}
-
-
-def _spread(items: list[Any], num: int) -> list[Any]:
-    """At most `num` of the items, evenly, with the first and the last."""
-    if len(items) <= num:
-        return items
-    places = np.linspace(0, len(items) - 1, num).round().astype(int)
-    return [items[i] for i in places]
-
-
-HEAD = re.compile(r"^.*?(?=<svg )", re.DOTALL)
+BEFORE_SVG = re.compile(r"^.*?(?=<svg )", re.DOTALL)
 METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 SIZE = re.compile(r' width="[\d.]+pt" height="[\d.]+pt"')
 IDLE = re.compile(r""" transform="rotate\(-0 [^"]*"|(?<=[ "])font-family: 'DejaVu Sans'; """)
@@ -315,24 +396,23 @@ ID = re.compile(r' id="([^"]+)"')
 COLOUR = re.compile(r"(?<=(?:fill|roke): )#[0-9a-f]{6}\b")
 TAG = re.compile(r"<[^>]*>")
 NUMBER = re.compile(r"-?\d+\.\d{3,}")
+VARIABLES = {colour.lower(): f"var(--plot-{name})" for name, colour in plots.LIGHT.items()}
 
 
-def inline_svg(canvas: Canvas, name: str, alt: str) -> str:
-    """A figure that was drawn in the light theme, as an element of the page.
+def inline_svg(figure: Figure, name: str, alt: str) -> str:
+    """A figure as an element of the page.
 
     Args:
-        canvas: the figure.
+        figure: drawn.
         name: begins the ids inside it; each figure of the page needs its own.
         alt: says in words what it shows.
     """
-    out = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "rgbench", "svg.fonttype": "none"}):
-        canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = METADATA.sub("", HEAD.sub("", out.getvalue().decode(), count=1))
+    drawn = plots.save(figure, "svg", **{"svg.fonttype": "none"}).decode()
+    text = METADATA.sub("", BEFORE_SVG.sub("", drawn, count=1))
     text = IDLE.sub("", SIZE.sub("", text, count=1))
     used = {found for _, found in REFERENCE.findall(text)}  # of which matplotlib defines some more than once
     text = ID.sub(lambda match: f' id="{name}-{match[1]}"' if _first(match[1], used) else "", text)
-    text = REFERENCE.sub(rf"\1{name}-\2", text)
+    text = REFERENCE.sub(rf"\g<1>{name}-\2", text)
     text = TAG.sub(_lighter, text)
     text = " ".join(re.sub(r">\s+<", "><", text).split())
     return text.replace("<svg ", f'<svg class="drawn" role="img" aria-label="{escape(alt)}" ', 1)
@@ -353,182 +433,9 @@ def _lighter(tag: re.Match[str]) -> str:
 
 def theme_css() -> str:
     """The variables that the colours of a drawing became, in light and in dark."""
-    light, dark = (" ".join(f"{name}: {colour};" for name, colour in _named(theme)) for theme in (LIGHT, DARK))
+    light, dark = (_variables(theme) for theme in (plots.LIGHT, plots.DARK))
     return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
 
 
-def _named(theme: Theme) -> Iterator[tuple[str, str]]:
-    plain = {"paper": theme.paper, "ink": theme.ink, "faint": theme.faint}
-    for name, colour in {**plain, **theme.methods}.items():
-        yield f"--plot-{name}", colour.lower()
-
-
-VARIABLES = {colour: f"var({name})" for name, colour in _named(LIGHT)}
-
-
-MAX_IMAGE_BYTES = 16 << 20  # of the album, so that the page stays under 25 MB
-PICTURE = re.compile(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]*")
-DRAWN = re.compile(r'<svg class="drawn".*?</svg>', re.DOTALL)
-SCRIPTS = ("shared.js", "sort.js", "zoom.js", "browse.js", "training.js")
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One result file as the page lists it; `command` and `environment` are numbers of those lists."""
-
-    row: str
-    label: str
-    value: str
-    protocol: int
-    num_samples: int
-    path: str
-    command: int
-    environment: int
-
-
-def page(sections: list[Section], track: Track = untracked) -> str:
-    """The whole page as one HTML text of under 25 MB; ``track`` shows how far it is."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters["bar"] = _bar
-    template = environment.from_string(_asset("page.html.j2"))
-    album = Album(MAX_IMAGE_BYTES)
-    static = [_numbers(section, album) for section in sections]
-    worlds = {
-        section.slug: {"prompts": prompts_data(section, album), "training": training_data(section, album)}
-        for section in sections
-    }
-    uris = album.encode(track)
-    shown = {number for numbers in static for lines in numbers.values() for line in lines for number in line}
-    data = {"worlds": worlds, "images": [None if i in shown else uri for i, uri in enumerate(uris)]}
-    return template.render(
-        sections=[
-            _view(section, numbers, uris, track) | worlds[section.slug]
-            for section, numbers in zip(sections, static, strict=True)
-        ],
-        style=Markup(f"{theme_css()}\n{_asset('page.css')}"),
-        script=Markup("\n".join(map(_asset, SCRIPTS))),
-        data=Markup(page_json(data)),
-        num_files=sum(len(section.comparison.all_results) for section in sections),
-    )
-
-
-def without_pictures(text: str) -> str:
-    """A page's text with every picture's bytes left out: what `rgbench report --check` compares."""
-    return PICTURE.sub("data:image", DRAWN.sub("<svg></svg>", text))
-
-
-def _numbers(section: Section, album: Album) -> dict[str, list[list[int]]]:
-    """Album numbers of the images of each grid that shows the files themselves, by grid and line."""
-    kept = section.kept.files
-    return {
-        grid.key: [
-            [album.add(kept[row][line.prompt_id, line.prompt, line.seed]) for row in grid.columns]
-            for line in grid.lines
-        ]
-        for grid in section.grids
-        if not grid.computed
-    }
-
-
-def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str], track: Track) -> dict[str, Any]:
-    """Everything the template shows of one world without its script."""
-    comparison = section.comparison
-    commands, environments, evidence = _evidence(section)
-    return {
-        "slug": section.slug,
-        "world": comparison.world,
-        "note": section.note,
-        "readings": section.readings,
-        "methods": [row.method for row in comparison.rows],
-        "tables": [(table, _scales(table)) for table in section.tables],
-        "row_methods": {row.method_label: row.method for row in comparison.rows},
-        "plots": [_plot(section, plot) for plot in track(section.plots, "plots of the page", "plots")],
-        "undrawn": section.undrawn,
-        "grids": [_grid(grid, numbers.get(grid.key), uris) for grid in section.grids],
-        "protocols": list(comparison.protocol_numbers.items()),
-        "protocol_fields": {name: flatten(fields) for name, fields in comparison.protocols.items()},
-        "protocol_notes": protocol_notes(comparison),
-        "evidence": evidence,
-        "anchors": {item.path: i for i, item in enumerate(evidence)},
-        "commands": commands,
-        "environments": environments,
-    }
-
-
-def _evidence(section: Section) -> tuple[list[str], list[dict[str, str]], list[Evidence]]:
-    """Distinct commands, distinct environments, and every result file with its number in both."""
-    commands: dict[str, int] = {}
-    environments: dict[str, tuple[int, dict[str, str]]] = {}
-    evidence = []
-    numbers = section.comparison.protocol_numbers
-    for row, result in section.comparison.all_results:
-        command = commands.setdefault(result.command, len(commands) + 1)
-        fields = flatten(result.provenance)
-        fields.pop("time", None)
-        number, _ = environments.setdefault(repr(sorted(fields.items())), (len(environments) + 1, fields))
-        name = row.sampler_label if row else f"step {result.training['step']}"
-        method = METHODS.get(result.method, result.method)
-        evidence.append(
-            Evidence(
-                f"{method}, {result.model}, {name}", result.metric.label, _value(result), numbers[result.protocol.id],
-                result.num_samples, file_of(result), command, number,
-            )
-        )  # fmt: skip
-    return list(commands), [fields for _, fields in environments.values()], evidence
-
-
-def _value(result: Result) -> str:
-    if result.value is None:
-        return "—"
-    interval = result.interval
-    low, high = (interval.low, interval.high) if interval else (None, None)
-    return f"{format_figure(result.value, low, high, result.metric.decimals)} {result.metric.unit}".strip()
-
-
-def _scales(table: Table) -> list[tuple[float, float] | None]:
-    """Per column the range of its values and intervals, that of the in-cell bars; None without a range."""
-    scales: list[tuple[float, float] | None] = []
-    for i in range(len(table.headings)):
-        cells = [cells[i] for _, cells in table.rows if cells[i].number is not None]
-        ends = [end for cell in cells for end in (cell.number, cell.low, cell.high) if end is not None]
-        if table.key.startswith("delta"):
-            ends.append(0.0)
-        wide = len(cells) > 1 and max(ends) > min(ends)
-        scales.append((min(ends), max(ends)) if wide and table.key != "cost" else None)
-    return scales
-
-
-def _bar(cell: Cell, scale: tuple[float, float] | None) -> str:
-    """CSS custom properties that place the cell's value and interval on its column's scale, in percent."""
-    if scale is None or cell.number is None:
-        return ""
-    low, high = scale
-    ends = {"v": cell.number, "l": cell.low, "h": cell.high, "z": 0.0 if low <= 0 <= high else None}
-    places = {k: 100 * (end - low) / (high - low) for k, end in ends.items() if end is not None}
-    return ";".join(f"--{key}:{place:.1f}%" for key, place in places.items())
-
-
-def _plot(section: Section, plot: plots.Plot) -> dict[str, Any]:
-    canvas = plot.draw(section.comparison, plots.LIGHT)
-    num = round(canvas.get_figwidth() / plots.PANEL_INCHES)
-    drawn = inline_svg(canvas, f"{section.slug}-{plot.stem}", plot.alt)
-    return {"title": plot.title, "panels": num, "drawn": Markup(drawn)}
-
-
-def _grid(grid: Grid, numbers: list[list[int]] | None, uris: list[str]) -> dict[str, Any]:
-    """The grid's lines with their images as data URIs, numbered where the album has them."""
-    lines = []
-    for i, line in enumerate(grid.lines):
-        images = []
-        for j, image in enumerate(line.images):
-            number = numbers[i][j] if numbers else None
-            caption = line.captions[j] if line.captions else ""
-            uri = uris[number] if number is not None else webp_uri(image)
-            images.append({"number": number, "uri": uri, "caption": caption})
-        lines.append({"prompt": line.prompt, "prompt_id": line.prompt_id, "seed": line.seed, "images": images})
-    columns = [(row.method, row.method_label, f"{row.results[0].model}; {row.sampler_label}") for row in grid.columns]
-    return {"title": grid.title, "note": grid.note, "columns": columns, "lines": lines, "view": grid.is_view}
-
-
-def _asset(name: str) -> str:
-    return (files("rgbench.report") / "web" / name).read_text(encoding="utf-8")
+def _variables(theme: Mapping[str, str]) -> str:
+    return " ".join(f"--plot-{name}: {colour.lower()};" for name, colour in theme.items())

@@ -1,10 +1,10 @@
-"""``rgbench report``: comparison tables, plots, image grids and page, from result files alone."""
+"""``rgbench report``: comparison tables, plots, image grids and one page, from results alone."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
@@ -12,30 +12,31 @@ from pathlib import Path
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import write_bytes_atomic, write_text_atomic
 from rgbench.core.progress import Track, untracked
-from rgbench.judge.models import gather
-from rgbench.report import plots
-from rgbench.report.formats import Section, latex_document, long_csv, markdown_document, section
+from rgbench.judge.models import load_result_sets
+from rgbench.judge.verdict import current_verdicts
+from rgbench.report.formats import Section, latex, long_csv, markdown, section
 from rgbench.report.grids import grid_png
 from rgbench.report.page import page, without_pictures
+from rgbench.report.plots import save
 
-FORMATS = ("md", "tex", "csv", "html")
-WRITERS: dict[str, Callable[[list[Section], Track], str]] = {
-    "md": lambda sections, _: markdown_document(sections),
-    "tex": lambda sections, _: latex_document(sections),
-    "csv": lambda sections, _: long_csv([part.comparison for part in sections]),
+WRITERS: dict[str, Callable[[Sequence[Section], Track], str]] = {
+    "md": lambda sections, _: markdown(sections),
+    "tex": lambda sections, _: latex(sections),
+    "csv": lambda sections, _: long_csv(sections),
     "html": page,
 }
-SHOWN = re.compile(r"(?m)^!\[.*\]\(([^)]+)\)$")
+FORMATS = tuple(WRITERS)
+PICTURE = re.compile(r"(?m)^!\[.*\]\(([^)]+)\)$")
 
 
-def report(results: Path, out: Path, formats: list[str], track: Track = untracked) -> list[Path]:
+def report(results: Path, out: Path, formats: Sequence[str] = (), track: Track = untracked) -> list[Path]:
     """Writes the report of everything under `results` into `out`.
 
-    ``report.md`` comes with its pictures (SVG and PNG) beside it; ``report.html`` holds
-    its own. The same results give the same bytes of md, tex and csv.
+    ``report.md`` comes with its pictures (SVG and PNG) beside it; ``report.html`` holds its own. The same results give
+    the same bytes of md, tex and csv.
 
     Args:
-        results: folder of result files, as `rgbench eval` writes them.
+        results: folder of results, as `rgbench eval` writes them.
         out: made if it is not there; files of an earlier report are replaced.
         formats: of "md", "tex", "csv", "html"; empty means all.
         track: shows how far it is.
@@ -44,29 +45,28 @@ def report(results: Path, out: Path, formats: list[str], track: Track = untracke
         The files written, in the order of writing.
 
     Raises:
-        UsageError: an unknown format; no results; a result file or kept image that cannot be read.
+        UsageError: an unknown format; no results; a result or image that cannot be read.
     """
-    wanted = _formats(formats)
+    wanted = _wanted(formats)
     sections = _sections(results, track)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name in track(wanted, "writing", "formats"):
         written.append(out / f"report.{name}")
         write_text_atomic(written[-1], WRITERS[name](sections, track))
-    if "md" in wanted:
-        for part in sections:
-            written += _pictures(part, out, track)
+    for part in sections if "md" in wanted else ():
+        written += _pictures(part, out, track)
     return written
 
 
-def check(results: Path, out: Path, formats: list[str], track: Track = untracked) -> list[Path]:
+def check(results: Path, out: Path, formats: Sequence[str] = (), track: Track = untracked) -> list[Path]:
     """Compares a written report with what the results give now, byte for byte; writes nothing.
 
-    Pictures depend on the versions of the libraries that draw them, so of the page their
-    bytes are left out; those that ``report.md`` shows must be there.
+    Pictures depend on the versions of the libraries that draw them, so of the page their bytes are left out; those that
+    ``report.md`` shows must be there.
 
     Args:
-        results: folder of result files.
+        results: folder of results.
         out: where the report lies.
         formats: as for :func:`report`.
         track: shows how far it is.
@@ -76,24 +76,49 @@ def check(results: Path, out: Path, formats: list[str], track: Track = untracked
 
     Raises:
         UsageError: as :func:`report`.
-        RgbenchError: a file is missing or differs; the message names the first line of each that does.
+        RgbenchError: a file is missing or differs; names the first line of each that does.
     """
-    wanted = _formats(formats)
+    wanted = _wanted(formats)
     sections = _sections(results, track)
     files = [out / f"report.{name}" for name in wanted]
     tracked = track(files, "comparing", "formats")
     faults = [fault for file in tracked if (fault := _fault(file, WRITERS[file.suffix[1:]](sections, track)))]
     if "md" in wanted and not faults:
-        shown = SHOWN.findall((out / "report.md").read_text(encoding="utf-8"))
-        faults = [f"{out / name}: missing, though report.md shows it" for name in shown if not (out / name).is_file()]
+        pictures = PICTURE.findall((out / "report.md").read_text(encoding="utf-8"))
+        faults = [
+            f"{out / name}: missing, though report.md shows it" for name in pictures if not (out / name).is_file()
+        ]
     if faults:
         command = shlex.join(["rgbench", "report", str(results), "--out", str(out)])
         raise RgbenchError("\n".join([*faults, f"make it again with: {command}"]))
     return files
 
 
+def _wanted(formats: Sequence[str]) -> list[str]:
+    for name in formats:
+        if name not in FORMATS:
+            close = get_close_matches(name, FORMATS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(FORMATS)}"
+            raise UsageError(f"--format: unknown format {name!r}; {hint}")
+    return [name for name in FORMATS if not formats or name in formats]
+
+
 def _sections(results: Path, track: Track) -> list[Section]:
-    return [section(comparison, results) for comparison in track(gather(results, track), "tables and grids", "worlds")]
+    sets = load_result_sets(results, track)
+    return [section(found, current_verdicts(results, found)) for found in track(sets, "tables and grids", "worlds")]
+
+
+def _pictures(part: Section, out: Path, track: Track) -> list[Path]:
+    files: dict[str, bytes] = {}
+    world = part.results.world
+    for plot, figure in track(list(part.plots.items()), f"{world}: plots", "plots"):
+        for kind in ("svg", "png"):
+            files[part.file_name(plot.stem, kind)] = save(figure, kind)
+    for grid in track(part.grids, f"{world}: grids", "grids"):
+        files[part.file_name(grid.key, "png")] = grid_png(grid, world)
+    for name, data in files.items():
+        write_bytes_atomic(out / name, data)
+    return [out / name for name in files]
 
 
 def _fault(file: Path, wanted: str) -> str:
@@ -108,7 +133,7 @@ def _fault(file: Path, wanted: str) -> str:
         return ""
     lines = zip_longest(found.splitlines(keepends=True), wanted.splitlines(keepends=True))
     number, (ours, theirs) = next((i, pair) for i, pair in enumerate(lines, start=1) if pair[0] != pair[1])
-    return f"{file}:{number}: {_excerpt(ours, theirs)} stands where the results give {_excerpt(theirs, ours)}"
+    return f"{file}:{number}: has {_excerpt(ours, theirs)} where the results give {_excerpt(theirs, ours)}"
 
 
 def _excerpt(line: str | None, other: str | None) -> str:
@@ -117,25 +142,3 @@ def _excerpt(line: str | None, other: str | None) -> str:
         return "nothing"
     start = next((i for i, (a, b) in enumerate(zip(line, other or "", strict=False)) if a != b), 0)
     return repr(line[max(0, start - 20) : start + 40])
-
-
-def _formats(formats: list[str]) -> list[str]:
-    for name in formats:
-        if name not in FORMATS:
-            close = get_close_matches(name, FORMATS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(FORMATS)}"
-            raise UsageError(f"--format: unknown format {name!r}; {hint}")
-    return [name for name in FORMATS if not formats or name in formats]
-
-
-def _pictures(part: Section, out: Path, track: Track) -> list[Path]:
-    files: dict[str, bytes] = {}
-    for plot in track(part.plots, f"{part.comparison.world}: plots", "plots"):
-        canvas = plot.draw(part.comparison, plots.LIGHT)
-        files[part.plot_name(plot, "svg")] = plots.svg(canvas)
-        files[part.plot_name(plot, "png")] = plots.png(canvas)
-    grids = track(part.grids, f"{part.comparison.world}: grids", "grids")
-    files |= {part.grid_name(grid): grid_png(grid) for grid in grids}
-    for name, data in files.items():
-        write_bytes_atomic(out / name, data)
-    return [out / name for name in files]

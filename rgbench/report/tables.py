@@ -1,181 +1,110 @@
-"""The report's tables, as text cells that every format renders alike.
+"""Tables of the report, as text entries that every format renders alike.
 
-Each figure is printed from the result files' values with the metric's own decimals;
-nothing is rounded before, and a figure that is not there is "—".
-
-Figures as text: as many digits as their interval is worth, the same in every format.
-
-Protocol footnotes: what each column was measured under, and where two columns of one metric differ.
-
-Tables of what result files hold beside their value: prompt groups, octave bands, checks on the measurement.
-
-Table of log-spectral distances between models: how far each one's spectrum is from the teacher's and from LCD's.
-
-The distance to real images is a figure of its own; the difference of two such figures is no distance between the two
-models, which may be far from real in different ways.
+Each number is printed from the results with the metric's own decimals; nothing is rounded before. A table is a list of
+fields, each a head and what it shows of a model; rows and fields without any number are left out.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from rgbench.judge.compare import PLANES, SPECTRA, spectral_distance
-from rgbench.judge.models import MIN_SEEDS, Column, Comparison, Contrast, Figure, Row, contrast, file_of, leaders
-from rgbench.judge.paired import Paired
-from rgbench.metrics.reference import LOSSY
-from rgbench.metrics.statistics import t_interval
+from rgbench.evaluate import store
+from rgbench.judge.compare import MIN_SEEDS, PLANES, spectral_distance
+from rgbench.judge.models import LCD, Column, Model, ResultSet
+from rgbench.judge.paired import Delta, delta
+from rgbench.judge.verdict import QUESTIONS, REWARD, Finding, Verdict
+from rgbench.metrics.statistics import ALPHA, holm
+from rgbench.metrics.values import Direction, Family
+from rgbench.report.words import (
+    DIFFERENCE_UNITS,
+    MISSING,
+    ends,
+    format_number,
+    format_value,
+    lead_columns,
+    names,
+    shown,
+    shown_change,
+    trend,
+)
 
-MISSING = "—"
-
-
-def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
-    """`value` with `decimals` places, never "-0.0".
-
-    >>> format_number(-0.004, 2), format_number(3.14159, 2, signed=True)
-    ('0.00', '+3.14')
-    """
-    text = f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
-    return text.lstrip("+-") if float(text) == 0 else text
-
-
-def format_figure(value: float, low: float | None, high: float | None, decimals: int, *, signed: bool = False) -> str:
-    """``value ± half width``, or ``value [low, high]`` where the interval leans by over a tenth of its half width.
-
-    Args:
-        value: the figure.
-        low: of its interval; None where there is none.
-        high: likewise.
-        decimals: places at most; fewer where two digits of the half width take fewer.
-        signed: with a plus sign, for differences.
-
-    >>> format_figure(191.587, 181.47, 201.71, 2), format_figure(79.553, 79.41, 79.69, 2)
-    ('192 ± 10', '79.55 ± 0.14')
-    """
-    if low is None or high is None:
-        return format_number(value, decimals, signed=signed)
-    half = (high - low) / 2
-    places = places_worth(low, high, decimals)
-    text = format_number(value, places, signed=signed)
-    if abs((high + low) / 2 - value) > 0.1 * half:
-        bounds = (format_number(bound, places, signed=signed) for bound in (low, high))
-        return f"{text} [{', '.join(bounds)}]"
-    width = format_number(half, places)
-    return f"{text} ± {'<' + format_number(10.0**-places, places) if half > 0 and float(width) == 0 else width}"
-
-
-def places_worth(low: float | None, high: float | None, decimals: int) -> int:
-    """Decimal places that show two digits of an interval's half width, at most `decimals`; these without an interval.
-
-    >>> places_worth(123.2, 132.7, 2), places_worth(181, 202, 2), places_worth(None, None, 2)
-    (1, 0, 2)
-    """
-    if low is None or high is None or high <= low:
-        return decimals
-    return min(decimals, max(0, 1 - math.floor(math.log10((high - low) / 2))))
-
-
+ARROWS = {Direction.HIGHER: "↑", Direction.LOWER: "↓", Direction.REFERENCE: "→0"}
+LABELS = ("Model", "Runs")
+NUM_HEADLINES = 2  # metrics of one family in the first table; the family's others follow in a table of their own
+MAIN = ("verdict", "comparison", "delta-lcd", "delta-teacher", "cost")  # tables that the page does not fold away
+MARKS = "†‡§¶"  # in the order of their notes
+TRAINED = "† trained on this reward model, so this is no evidence of better images."
+UNPAIRED = "¶ not paired: the two intervals are added in quadrature, which is usually too wide."
+FLAGS = {
+    "n<=d": "n<=d, no more images than features, so the covariance is singular",
+    "reference n<=d": "reference n<=d, no more real images than features, so their covariance is singular",
+    "real images were lossy": "real images were lossy; compare models with each other, not with 0",
+}
+COSTS = {
+    "train_wall_sec": ("Training time", "s", 0),
+    "train_cpu_sec": ("Training CPU time", "CPU s", 0),
+    "train_gpu_sec": ("Training GPU time", "GPU s", 0),
+    "peak_rss_gib": ("Peak memory", "GiB", 2),
+    "peak_gpu_gib": ("Peak GPU memory", "GiB", 2),
+    "reward_calls": ("Reward calls", "images", 0),
+    "nfe": ("NFE", "UNet passes/image", 0),
+    "generate_images_per_sec": ("Generation", "images/s", 1),
+}
+DETAILS = {  # by key of a result's extra: caption, note
+    "groups": (
+        "By group of prompts",
+        "Means over each group's own images; heldout prompts combine attributes that no model was trained on.",
+    ),
+    "octave_gaps_db": (
+        "Energy gap to real per octave",
+        "An even rise over all bands is contrast, a rise of the last ones noise, a fall blur.",
+    ),
+    "judges_agree": (
+        "Agreement of the oracle",
+        "How far the oracle's attribute classifiers agree on these images; do not trust the oracle where this is low.",
+    ),
+    "split_half_null": (
+        "Split-half null",
+        "The distance between two halves of the reference: real against real.",
+    ),
+}
+VERDICT_NOTES = (
+    "▲ up, ▼ down or worse, = neither, corrected for all declared metrics (Holm over a method's common seeds, "
+    "Bonferroni for one run against the spread of seeds). Changes keep their sign, with the 95 % interval.",
+    TRAINED,
+)
+DELTA_NOTE = (
+    "Model minus baseline with the 95 % interval of the difference: a t interval over common seeds, one run against "
+    "the spread of the baseline's seeds, or paired over images. ▲ better, ▼ worse, = no clear change."
+)
+BEST_NOTE = (
+    f"Bold: the best value of its column, where a paired t test over at least {MIN_SEEDS} common training seeds "
+    "separates it from every other row with as many (Holm, 5 %)."
+)
+SPECTRAL_NOTE = (
+    "Root mean square over rings of the difference of two mean spectra; 0 for equal spectra alone, so luck keeps it "
+    "above 0. ± half the 95 % interval: over common training seeds, or leaving out groups of prompts. LCD's own row, to "
+    "LCD: the mean over pairs of its training seeds."
+)
 SHA256 = re.compile(r"\b[0-9a-f]{40,64}\b")
 SHORT_HASH = 12
 
 
-def flatten(fields: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested fields as dotted keys with printable values; hashes cut to 12 digits.
-
-    >>> flatten({"prompts": {"num": 2048}, "antialias": True, "jpeg": None})
-    {'prompts.num': '2048', 'antialias': 'true', 'jpeg': 'none'}
-    """
-    flat: dict[str, str] = {}
-    for key, value in fields.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = _printable(value)
-    return flat
-
-
-def protocol_notes(comparison: Comparison) -> list[str]:
-    """One line per distinct set of fields, with the numbers and ids of the protocols that have it."""
-    numbers = comparison.protocol_numbers
-    protocols = {name: describe(fields) for name, fields in comparison.protocols.items()}
-    lines = []
-    for fields in dict.fromkeys(protocols.values()):
-        named = [f"{numbers[name]} {name}" for name, found in protocols.items() if found == fields]
-        lines.append(f"{', '.join(named)}: {fields}")
-    return lines
-
-
-def describe(fields: dict[str, Any]) -> str:
-    """A protocol's fields in one line."""
-    return "; ".join(f"{key}: {value}" for key, value in flatten(fields).items()) or "no fields recorded"
-
-
-def differences(comparison: Comparison, columns: list[Column]) -> list[str]:
-    """Which metrics have several columns, and the fields in which those protocols differ."""
-    numbers = comparison.protocol_numbers
-    pairs: dict[str, list[str]] = {}
-    for name in dict.fromkeys(column.metric.name for column in columns):
-        first, *others = [column for column in columns if column.metric.name == name]
-        for other in others:
-            pair = f"{first.metric.label} ({numbers[first.protocol_id]} and {numbers[other.protocol_id]})"
-            pairs.setdefault(_differing(first, other), []).append(pair)
-    return [
-        f"Two columns, because the protocols differ in {fields}: {', '.join(found)}. Do not compare across them."
-        for fields, found in pairs.items()
-    ]
-
-
-def _differing(first: Column, second: Column) -> str:
-    one, two = flatten(first.protocol), flatten(second.protocol)
-    keys = [key for key in one | two if one.get(key) != two.get(key)]
-    return ", ".join(f"{key} ({one.get(key, '—')} against {two.get(key, '—')})" for key in keys) or "their ids alone"
-
-
-def _printable(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "true", False: "false"}[value]
-    return SHA256.sub(lambda match: match[0][:SHORT_HASH], str(value))
-
-
-ARROWS = {"higher": "↑", "lower": "↓", "target": "→"}
-NUM_HEADLINES = 2  # metrics of one family in the first table; the family's others follow in a table of their own
-MARKS = {
-    "†": "in-sample: this model was trained on this very reward model, so the figure is no evidence of better images",
-    "‡": "flagged by the evaluation: {flags}",
-    "§": "fewer training seeds than the row has: {seeds}",
-    "¶": "no pairing available: the two intervals are added in quadrature, usually wider than a paired one",
-}
-FLAGS = {
-    "n<=d": "n<=d, no more images than features, so the covariance is singular",
-    LOSSY: f"{LOSSY}, which takes from their high frequencies; compare models with each other, not with 0",
-    "reference n<=d": "reference n<=d, no more real images than features, so their covariance is singular",
-}
-COSTS = (
-    ("train_wall_sec", "Training time", "s", 0),
-    ("train_cpu_sec", "Training CPU time", "CPU s", 0),
-    ("train_gpu_sec", "Training GPU time", "GPU s", 0),
-    ("peak_rss_gib", "Peak memory", "GiB", 2),
-    ("peak_gpu_gib", "Peak GPU memory", "GiB", 2),
-    ("reward_calls", "Reward calls", "images", 0),
-    ("nfe", "NFE", "UNet passes/image", 0),
-    ("generate_images_per_sec", "Generation", "images/s", 1),
-)
-
-
 @dataclass(frozen=True)
-class Heading:
-    """A column's head: `label (unit)`, the direction's arrow, the protocol's footnote number."""
+class Head:
+    """Head of a field: ``label (unit) arrow`` and the protocol's footnote number; `about` explains the metric."""
 
     label: str
     unit: str = ""
     arrow: str = ""
     note: int | None = None
-    meaning: str = ""
+    about: str = ""
 
     @property
     def text(self) -> str:
@@ -183,336 +112,276 @@ class Heading:
         return f"{self.label}{unit}{' ' + self.arrow if self.arrow else ''}"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A printed figure.
+class Entry(NamedTuple):
+    """What is printed in one place of a table.
 
-    `number`, `low` and `high` are the unrounded figure and interval; `rank` is 1 (best),
-    2 (second) or 0 (not separated); `trend` of a difference is "better", "worse", of a
-    trained reward "higher" or "lower", or "" where the interval holds zero;
-    `sources` are the result files it was made from.
+    Attributes:
+        text: value and interval.
+        number: the unrounded value; None where there is none.
+        low: of its interval.
+        high: likewise.
+        best: whether it is set in bold.
+        trend: as :func:`rgbench.report.words.trend` says.
+        sources: folders of the results that it was made from.
+        notes: footnotes, each beginning with its mark.
     """
 
     text: str
     number: float | None = None
     low: float | None = None
     high: float | None = None
-    marks: str = ""
-    rank: int = 0
+    best: bool = False
     trend: str = ""
     sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> str:
+        return "".join(dict.fromkeys(note[0] for note in self.notes))
+
+
+class Field(NamedTuple):
+    """One field of a table: its head, and what it shows of a model."""
+
+    head: Head
+    entry: Callable[[Model], Entry]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Caption, heads, rows of (label texts, cells), and the notes that explain the marks."""
+    """Caption, heads, rows of (label texts, entries), and footnotes."""
 
     key: str
     caption: str
-    labels: tuple[str, ...]
-    headings: tuple[Heading, ...]
-    rows: tuple[tuple[tuple[str, ...], tuple[Cell, ...]], ...]
-    notes: tuple[str, ...] = field(default=())
+    heads: tuple[Head, ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def is_further(self) -> bool:
         """Whether it holds more than the question needs, and the page may fold it away."""
-        return self.key not in ("verdict", "comparison", "delta-lcd", "delta-teacher", "cost")
+        return self.key not in MAIN
 
 
-PROBED = ("spectrum", "pixel and colour", "diversity", "fragility")  # families whose every figure is set beside both
-LABELS = ("Method", "Sampler", "Model")
+def all_tables(results: ResultSet, verdicts: Sequence[Verdict]) -> list[Table]:
+    """Verdicts, headline values, their differences to LCD and to the teacher, each family in full, details, cost."""
+    lead = headlines(results)
+    built = [verdict_table(results, verdicts), value_table(results, "comparison", "Comparison", lead)]
+    built += delta_tables(results, lead)
+    for family in dict.fromkeys(column.family for column in results.columns):
+        rest = [column for column in results.columns if column.family is family and column not in lead]
+        built.append(value_table(results, f"more-{_slug(family)}", f"More of {family}", rest))
+        built += delta_tables(results, rest, family)
+    built += [spectral_table(results), *detail_tables(results), cost_table(results)]
+    return [table for table in built if table is not None]
 
 
-def tables(comparison: Comparison) -> list[Table]:
-    """Headline figures, differences to LCD and to the teacher, the families in full."""
-    lead = headlines(comparison)
-    rest = [column for column in comparison.columns if column not in lead]
-    built = [_figures(comparison, "comparison", "Comparison", lead), *_both_deltas(comparison, lead)]
-    for family in dict.fromkeys(column.metric.family for column in rest):
-        columns = [column for column in rest if column.metric.family == family]
-        built.append(_figures(comparison, f"more-{family}".replace(" ", "-"), f"More figures: {family}", columns))
-        built += _both_deltas(comparison, columns, family) if family in PROBED else []
-    return [table for table in built if table.rows and table.headings]
+def headlines(results: ResultSet) -> list[Column]:
+    """Columns of the first table: of each family the metrics that verdicts declare, then its first ones."""
+    chosen: dict[Family, list[str]] = {}
+    for column in lead_columns(results.columns):
+        metrics = chosen.setdefault(column.family, [])
+        if column.metric not in metrics and len(metrics) < NUM_HEADLINES:
+            metrics.append(column.metric)
+    return [column for column in results.columns if column.metric in chosen[column.family]]
 
 
-def headlines(comparison: Comparison) -> list[Column]:
-    """The columns of the first table: the first metrics of each family, under each of their protocols."""
-    chosen: dict[str, list[str]] = {}
-    for column in comparison.columns:
-        names = chosen.setdefault(column.metric.family, [])
-        if column.metric.name not in names and len(names) < NUM_HEADLINES:
-            names.append(column.metric.name)
-    return [column for column in comparison.columns if column.metric.name in chosen[column.metric.family]]
+def lead_column(results: ResultSet, family: Family) -> Column | None:
+    """The column that stands for a family: what verdicts declare, or its first; None where nothing was measured."""
+    return results.column(*(c.metric for c in lead_columns(c for c in results.columns if c.family is family)))
 
 
-def _figures(comparison: Comparison, key: str, caption: str, columns: list[Column]) -> Table:
-    ranks = {column.key: leaders(comparison.rows, column) for column in columns}
+def verdict_table(results: ResultSet, verdicts: Sequence[Verdict]) -> Table | None:
+    """One row for each verdict: on a method, or on one run of it."""
+    columns = {column.key: column for column in results.columns}
+    by_name = {model.name: model for model in results.models}
     rows = []
-    for row in comparison.rows:
-        cells = []
-        for column in columns:
-            figure = row.figure(column)
-            best, second = ranks[column.key]
-            cells.append(_figure_cell(row, column, figure, 1 if row is best else 2 if row is second else 0))
-        rows.append((row_labels(row), tuple(cells)))
-    used = [(row, column) for row in comparison.rows for column in columns]
-    notes = [*_interval_notes(comparison, columns), *_mark_notes(used, rows), *differences(comparison, columns)]
-    headings = tuple(_heading(comparison, column) for column in columns)
-    return Table(key, f"{caption}, {comparison.world}", LABELS, headings, tuple(rows), tuple(notes))
+    for verdict in verdicts:
+        model = by_name[verdict.method]
+        against = {
+            "method": f"{verdict.base}; {verdict.num_seeds} in common",
+            "run": f"{verdict.base}; one run",
+        }.get(verdict.rule, MISSING)
+        found = {finding.question: finding for finding in verdict.findings}
+        entries = (_finding_entry(found.get(question.name), columns) for question in QUESTIONS)
+        labels = names(results)[model], model.label if verdict.model == verdict.method else verdict.model
+        rows.append((labels, (Entry(verdict.outcome.value), Entry(against), *entries)))
+    heads = ("Verdict", "Compared with", *(question.name.capitalize() for question in QUESTIONS))
+    return Table("verdict", "Verdicts", tuple(map(Head, heads)), tuple(rows), VERDICT_NOTES) if rows else None
 
 
-def _both_deltas(comparison: Comparison, columns: list[Column], family: str = "") -> list[Table]:
-    """Differences to LCD and to the teacher; of a family's further figures, or of the first table's."""
-    captions = {
-        "lcd": "Difference to the LCD student at the same sampler settings",
-        "teacher": _teacher_caption(comparison),
+def _finding_entry(finding: Finding | None, columns: Mapping[tuple[str, str], Column]) -> Entry:
+    if finding is None:
+        return Entry(MISSING)
+    column = columns[finding.metric, finding.protocol]
+    arrow, tone = {"up": ("▲", "better"), "": ("=", "")}.get(finding.says, ("▼", "worse"))
+    change = format_value(finding.change, finding.low, finding.high, column.decimals, signed=True)
+    text = f"{arrow} {column.label} {change} {DIFFERENCE_UNITS.get(column.unit, column.unit)}".strip()
+    return Entry(text, notes=(TRAINED,)) if finding.question == REWARD.name else Entry(text, trend=tone)
+
+
+def value_table(results: ResultSet, key: str, caption: str, columns: Sequence[Column]) -> Table | None:
+    """Values of every model, with their intervals."""
+    best = {column: _best(results, column) for column in columns}
+
+    def field(column: Column) -> Field:
+        return Field(
+            head_of(results, column), lambda model: _value_entry(results, model, column, best[column] is model)
+        )
+
+    notes = (*_interval_notes(results, columns), *[BEST_NOTE] * any(each is not None for each in best.values()))
+    return _table(results, key, caption, map(field, columns), notes, _two_protocols(results, columns))
+
+
+def _best(results: ResultSet, column: Column) -> Model | None:
+    """The model with the best value of all, where training seeds part it from every other that has enough of them."""
+    values = {model: value for model in results.models if (value := model.value(column)) is not None}
+    if not column.has_good_end or len(values) < 2:
+        return None
+    best = max(values, key=lambda model: column.oriented(values[model].value or 0) or 0)
+    found = [delta(best, m, column) for m in values if m is not best and len(m.seeds(column)) >= MIN_SEEDS]
+    p_values = [d.p for d in found if d is not None and d.p is not None and d.num_pairs >= MIN_SEEDS and d.is_better]
+    apart = 0 < len(p_values) == len(found) and all(p < ALPHA for p in holm(p_values))
+    return best if apart and len(best.seeds(column)) >= MIN_SEEDS and not values[best].in_sample else None
+
+
+def _value_entry(results: ResultSet, model: Model, column: Column, best: bool) -> Entry:
+    value, seeds = model.value(column), model.seeds(column)
+    if value is None:
+        return Entry(MISSING)
+    notes = [TRAINED] * value.in_sample
+    notes += [f"‡ flagged by the evaluation: {FLAGS.get(flag, flag)}." for flag in value.flags]
+    if len(seeds) < len(model.results):
+        notes.append(f"§ {names(results)[model]} has {len(seeds)} of {len(model.results)} seeds in {column.label}.")
+    sources = _sources(model, column)
+    return Entry(shown(value, column), value.value, *ends(value), best, sources=sources, notes=tuple(notes))
+
+
+def delta_tables(results: ResultSet, columns: Sequence[Column], family: Family | None = None) -> list[Table | None]:
+    """Differences to LCD and to the teacher; of a family's further metrics, or of the first table's."""
+    kinds: dict[str, tuple[str, Callable[[Model], Model | None]]] = {
+        "lcd": ("Difference to LCD", results.baseline),
+        "teacher": ("Difference to the teacher", lambda _: results.teacher),
     }
-    name, slug = (f": {family}", f"-{family.replace(' ', '-')}") if family else ("", "")
-    found = [(key, _deltas(comparison, key, caption + name, columns)) for key, caption in captions.items()]
-    return [replace(table, key=f"delta-{key}{slug}") for key, table in found]
-
-
-def _deltas(comparison: Comparison, key: str, caption: str, columns: list[Column]) -> Table:
-    base_of: Callable[[Row], Row | None] = comparison.lcd if key == "lcd" else lambda row: comparison.teacher
-    rows = []
-    for row in comparison.rows:
-        base = base_of(row)
-        if base is None or base is row:
-            continue
-        cells = tuple(_delta_cell(row, base, column) for column in columns)
-        if any(cell.number is not None for cell in cells):
-            rows.append((row_labels(row), cells))
-    kept = [i for i in range(len(columns)) if any(cells[i].number is not None for _, cells in rows)]
-    rows = [(labels, tuple(cells[i] for i in kept)) for labels, cells in rows]
-    notes = _mark_notes([(row, column) for row in comparison.rows for column in columns], rows)
-    first = (
-        "Row minus baseline, with the 95 % interval of the difference: paired over images or groups of prompts, or by "
-        "a t interval where the row has several training seeds (the teacher, trained once, then counts as exact)."
-    )
-    headings = tuple(_heading(comparison, columns[i]) for i in kept)
-    return Table("delta", f"{caption}, {comparison.world}", LABELS, headings, tuple(rows), (first, *notes))
-
-
-def cost_tables(comparison: Comparison) -> list[Table]:
-    """What each row cost to train and to sample; no table where no result says."""
-    rows = [(row, [cost(row, key) for key, _, _, _ in COSTS]) for row in comparison.rows]
-    kept = [i for i in range(len(COSTS)) if any(values[i] is not None for _, values in rows)]
-    headings = tuple(Heading(COSTS[i][1], COSTS[i][2]) for i in kept)
-    body = tuple((row_labels(row), tuple(_cost_cell(values[i], COSTS[i][3]) for i in kept)) for row, values in rows)
-    several = any(len(row.members) > 1 for row in comparison.rows)
-    notes = ("Mean over training seeds.",) if several else ()
-    return [Table("cost", f"Cost, {comparison.world}", LABELS, headings, body, notes)] if headings else []
-
-
-def cost(row: Row, key: str) -> float | None:
-    """Mean over training seeds of one cost; of each seed's result files, the newest one's."""
     found = []
-    for member in row.members.values():
-        newest = sorted(member.values(), key=lambda result: (str(result.provenance.get("time")), result.metric.name))
-        values = [value for result in newest if (value := result.cost.get(key)) is not None]
-        found += values[-1:]
-    return sum(found) / len(found) if found else None
+    for kind, (caption, base_of) in kinds.items():
+
+        def field(column: Column, base_of: Callable[[Model], Model | None] = base_of) -> Field:
+            return Field(head_of(results, column), lambda model: _delta_entry(model, base_of(model), column))
+
+        key, name = (f"delta-{kind}-{_slug(family)}", f"{caption}: {family}") if family else (f"delta-{kind}", caption)
+        found.append(_table(results, key, name, map(field, columns), (DELTA_NOTE,)))
+    return found
 
 
-def _cost_cell(value: float | None, decimals: int) -> Cell:
-    return Cell(MISSING if value is None else format_number(value, decimals), value)
+def _delta_entry(model: Model, base: Model | None, column: Column) -> Entry:
+    change = delta(model, base, column) if base is not None and base is not model else None
+    value = model.value(column)
+    if change is None or value is None:
+        return Entry(MISSING)
+    notes = (*[TRAINED] * value.in_sample, *[UNPAIRED] * (change.basis == "quadrature"))
+    how, sources = trend(change, value.in_sample), _sources(model, column)
+    text = shown_change(change)
+    return Entry(text, change.value, change.low, change.high, trend=how, sources=sources, notes=notes)
 
 
-def _figure_cell(row: Row, column: Column, figure: Figure | None, rank: int) -> Cell:
-    if figure is None:
-        return Cell(MISSING)
-    text = format_figure(figure.value, figure.low, figure.high, column.metric.decimals)
-    rank = 0 if figure.in_sample else rank
-    return Cell(text, figure.value, figure.low, figure.high, _marks(row, figure), rank, sources=_sources(figure))
+def spectral_table(results: ResultSet) -> Table | None:
+    """How far each model's spectrum is from the teacher's and from LCD's.
+
+    The distance to real images is a metric of its own; the difference of two such distances is no distance between the
+    two models, which may be far from real in different ways.
+    """
+    columns = [column for column in results.columns if column.family is Family.SPECTRUM]
+
+    def field(whom: str, base_of: Callable[[Model], Model | None], plane: str) -> Field:
+        head = Head(f"{plane.capitalize()}, to {whom}", "dB", "↓")
+        return Field(head, lambda model: _distance_entry(model, base_of(model), columns, plane))
+
+    bases = {
+        "the teacher": lambda _: results.teacher,
+        "LCD": lambda model: model if model.method == LCD else results.baseline(model),
+    }
+    fields = [field(whom, base_of, plane) for whom, base_of in bases.items() for plane in PLANES]
+    return _table(results, "spectral-distance", "Log-spectral distance to other models", fields, (SPECTRAL_NOTE,))
 
 
-def _delta_cell(row: Row, base: Row, column: Column) -> Cell:
-    difference = contrast(row, base, column)
-    if difference is None:
-        return Cell(MISSING)
-    figure = row.figure(column)
-    value, low, high = difference.value, difference.low, difference.high
-    text = format_figure(value, low, high, column.metric.decimals, signed=True)
-    trained = figure is not None and figure.in_sample
-    marks = ("†" if trained else "") + ("¶" if difference.basis == "quadrature" else "")
-    sources = _sources(figure) if figure else ()
-    return Cell(text, value, low, high, marks, trend=_trend(difference, trained), sources=sources)
+def _distance_entry(model: Model, base: Model | None, columns: Sequence[Column], plane: str) -> Entry:
+    if base is None:
+        return Entry(MISSING)
+    found: Iterable[Delta | None] = (spectral_distance(model, base, column, plane) for column in columns)
+    distance = next((each for each in found if each is not None), None)
+    if distance is None:
+        return Entry(MISSING)
+    value, low, high = distance.value, distance.low, distance.high
+    return Entry(format_value(value, low, high, distance.column.decimals), value, low, high)
 
 
-def _trend(difference: Contrast, trained: bool) -> str:
-    """To which side the interval leaves zero; a reward that was trained on gets higher, not better."""
-    if not difference.clear:
-        return ""
-    if trained:
-        return "higher" if difference.value > 0 else "lower"
-    return "better" if difference.gain > 0 else "worse"
+def cost_table(results: ResultSet) -> Table | None:
+    """What each model cost to train and to sample."""
+    several = any(len(model.results) > 1 for model in results.models)
+    notes = ("Mean over training seeds.",) if several else ()
+    return _table(results, "cost", "Cost", map(cost_field, COSTS), notes)
 
 
-def _marks(row: Row, figure: Figure) -> str:
-    marks = "†" if figure.in_sample else ""
-    marks += "‡" if figure.flags else ""
-    return marks + ("§" if len(figure.results) < len(row.members) else "")
+def cost_field(key: str) -> Field:
+    """Mean over training seeds of one cost."""
+    label, unit, decimals = COSTS[key]
+
+    def entry(model: Model) -> Entry:
+        found = (result.head.cost.get(key) for result in model.results.values())
+        return _mean_entry([value for value in found if value is not None], decimals)
+
+    return Field(Head(label, unit), entry)
 
 
-def _sources(figure: Figure) -> tuple[str, ...]:
-    return tuple(file_of(result) for result in figure.results)
-
-
-def row_labels(row: Row) -> tuple[str, ...]:
-    """Method, sampler, model: what `LABELS` heads."""
-    return row.method_label, row.sampler_label, row.model_label
-
-
-def _heading(comparison: Comparison, column: Column) -> Heading:
-    metric = column.metric
-    target = f"{column.target:g}" if metric.direction == "target" else ""
-    arrow = "" if column.level else ARROWS[metric.direction] + target
-    return Heading(metric.label, metric.unit, arrow, comparison.protocol_numbers[column.protocol_id])
-
-
-def _interval_notes(comparison: Comparison, columns: list[Column]) -> Iterable[str]:
-    yield _images(comparison, columns)
-    figures = [row.figure(column) for row in comparison.rows for column in columns]
-    methods = {r.interval.method for f in figures if f and len(f.results) == 1 for r in f.results if r.interval}
-    if methods:
-        yield (
-            f"± half the 95 % interval over images ({'; '.join(sorted(methods))}). It does not cover the luck of "
-            "training: where a row has one training seed, nothing is set in bold."
-        )
-    if any(f and len(f.results) > 1 for f in figures):
-        yield "Rows of several training seeds: mean ± half the 95 % t interval over the seeds."
-    if any(f and 1 < len(f.results) < MIN_SEEDS for f in figures):
-        yield f"Rows of fewer than {MIN_SEEDS} training seeds are never set in bold: a test over so few says little."
-    if any(rank for column in columns for rank in leaders(comparison.rows, column)):
-        yield (
-            "Bold: best, underlined: second best, only where a paired t test over at least "
-            f"{MIN_SEEDS} common training seeds separates it from every row behind it (Holm, 5 %)."
-        )
-
-
-def _images(comparison: Comparison, columns: list[Column]) -> str:
-    """How many images are behind the figures."""
-    several = ", of each training seed" if any(len(row.members) > 1 for row in comparison.rows) else ""
-    behind: dict[str, list[str]] = {}
-    for column in columns:
-        figures = [figure for row in comparison.rows if (figure := row.figure(column))]
-        nums = sorted({result.num_samples for figure in figures for result in figure.results})
-        behind.setdefault(" or ".join(map(str, nums)), []).append(column.metric.label)
-    if len(behind) == 1:
-        return f"n = {next(iter(behind))} images behind each figure{several}."
-    parts = "; ".join(f"{nums} in {', '.join(dict.fromkeys(labels))}" for nums, labels in behind.items())
-    return f"Images behind each figure{several}: {parts}."
-
-
-def _mark_notes(used: list[tuple[Row, Column]], rows: list[tuple[tuple[str, ...], tuple[Cell, ...]]]) -> list[str]:
-    shown = {mark for _, cells in rows for cell in cells for mark in cell.marks}
-    figures = [(row, column, row.figure(column)) for row, column in used]
-    flags = sorted({FLAGS.get(flag, flag) for _, _, figure in figures if figure for flag in figure.flags})
-    short = sorted(
-        {
-            f"{row.model_label} has {len(figure.results)} of {len(row.members)} in {column.metric.label}"
-            for row, column, figure in figures
-            if figure and len(figure.results) < len(row.members)
-        }
-    )
-    texts = {mark: text.format(flags=", ".join(flags), seeds="; ".join(short)) for mark, text in MARKS.items()}
-    return [f"{mark} {text}." for mark, text in texts.items() if mark in shown]
-
-
-def _teacher_caption(comparison: Comparison) -> str:
-    teacher = comparison.teacher
-    return f"Difference to the teacher ({teacher.sampler_label})" if teacher else "Difference to the teacher"
-
-
-GROUPS, OCTAVES, JUDGES, NULL = "groups", "octave_gaps_db", ("judges_agree", "mean"), ("split_half_null",)
-NOTES = {
-    GROUPS: "Means over each group's own images; heldout prompts combine attributes that no model was trained on.",
-    OCTAVES: "An even rise over all bands is contrast, a rise of the last ones noise, a fall blur.",
-    "checks": (
-        "Judges agree: how far the oracle's judges agree on these images; where it is low, the oracle is out of its "
-        "depth. Split-half null: the distance between two halves of the reference, real against real."
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Detail:
-    """A figure inside `column`'s results: where it lies in their `extra`, and how it is shown."""
-
-    table: str
-    column: Column
-    path: tuple[str, ...]
-    heading: Heading
-    decimals: int
-    signed: bool = False
-
-    def value(self, row: Row) -> float | None:
-        """Mean over the row's training seeds; None where no result has it."""
-        results = (row.result(self.column, seed) for seed in row.members)
-        found = [value for result in results if result and (value := _nested(result.extra, self.path)) is not None]
-        return math.fsum(found) / len(found) if found else None
-
-    def text(self, row: Row) -> str:
-        """As tables print it."""
-        value = self.value(row)
-        return MISSING if value is None else format_number(value, self.decimals, signed=self.signed)
-
-
-def all_details(comparison: Comparison, columns: Sequence[Column]) -> list[Detail]:
-    """What the results of `columns` hold, in the order of the tables."""
-    groups = [detail for column in columns for detail in _parts(comparison, column, GROUPS)]
-    spectrum = comparison.column("hfer_gap_db", "band_gap_db")
-    octaves = _parts(comparison, spectrum, OCTAVES) if spectrum in columns and spectrum is not None else []
-    return [*groups, *octaves, *_checks(comparison, columns)]
-
-
-def detail_tables(comparison: Comparison) -> list[Table]:
-    """Up to three tables; none where the results hold nothing of the kind."""
-    found = all_details(comparison, headlines(comparison))
-    captions = {GROUPS: "By group of prompts", OCTAVES: "Energy gap to real per octave", "checks": "Checks"}
-    built = []
-    for key, caption in captions.items():
-        details = [detail for detail in found if detail.table == key]
-        rows = []
-        for row in comparison.rows:
-            cells = tuple(Cell(detail.text(row), detail.value(row)) for detail in details)
-            if any(cell.number is not None for cell in cells):
-                rows.append((row_labels(row), cells))
-        if rows:
-            headings = tuple(detail.heading for detail in details)
-            name = f"{caption}, {comparison.world}"
-            built.append(Table(key.replace("_", "-"), name, LABELS, headings, tuple(rows), (NOTES[key],)))
-    return built
-
-
-def _parts(comparison: Comparison, column: Column, key: str) -> list[Detail]:
-    """One detail per entry of the dictionary `key`: a group of prompts, or an octave."""
-    results = (row.result(column, seed) for row in comparison.rows for seed in row.members)
-    names = dict.fromkeys(name for result in results if result for name in result.extra.get(key) or {})
-    note = comparison.protocol_numbers[column.protocol_id]
-    metric = column.metric
-    if key == OCTAVES:
-        return [
-            Detail(key, column, (key, name), Heading(octave_name(name), "dB", "→0", note), 2, signed=True)
-            for name in names
-        ]
+def detail_tables(results: ResultSet) -> list[Table | None]:
+    """Numbers that results keep beside the values of the first table."""
+    found = details(results, headlines(results))
     return [
-        Detail(key, column, (key, name), Heading(f"{metric.label}, {name}", metric.unit, "", note), metric.decimals)
-        for name in names
+        _table(results, _slug(key), caption, [field for part, _, field in found if part == key], (note,))
+        for key, (caption, note) in DETAILS.items()
     ]
 
 
-def _checks(comparison: Comparison, columns: Sequence[Column]) -> list[Detail]:
-    details = []
-    for column in columns:
-        note = comparison.protocol_numbers[column.protocol_id]
-        if column.metric.name == "oracle_all":
-            details.append(Detail("checks", column, JUDGES, Heading("Judges agree", "%", "↑", note), 1))
-        if column.metric.family == "set distance":
-            label = f"{column.metric.label}, split-half null"
-            details.append(Detail("checks", column, NULL, Heading(label, "", "", note), column.metric.decimals))
-    return [detail for detail in details if any(detail.value(row) is not None for row in comparison.rows)]
+def details(results: ResultSet, columns: Sequence[Column]) -> list[tuple[str, Column, Field]]:
+    """Numbers beside the values of some columns: the key of their extra, the column, and how they are shown.
+
+    What every column of an oracle or of a spectrum holds alike is there once.
+    """
+    found: dict[tuple[str, str, str], tuple[str, Column, Field]] = {}
+    for key in DETAILS:
+        for column in columns:
+            whose = column.protocol.id if key in ("groups", "split_half_null") else ""
+            for part in dict.fromkeys(part for model in results.models for part in _held(model, column, key)):
+                field = _detail_field(results, column, key, part)
+                found.setdefault((key, whose, part), (key, column, field))
+    return list(found.values())
+
+
+def _detail_field(results: ResultSet, column: Column, key: str, part: str) -> Field:
+    note = protocol_numbers(results)[column.protocol.id]
+    head, decimals = Head(f"{column.label}{f', {part}' if part else ''}", column.unit, "", note), column.decimals
+    if key == "octave_gaps_db":
+        head, decimals = Head(octave_name(part), "dB", "→0", note), 2
+    elif key == "judges_agree":
+        head, decimals = Head("Judges agree", "%", "↑", note), 1
+
+    def entry(model: Model) -> Entry:
+        return _mean_entry(_held(model, column, key).get(part, ()), decimals, signed=key == "octave_gaps_db")
+
+    return Field(head, entry)
+
+
+def _held(model: Model, column: Column, key: str) -> dict[str, list[float]]:
+    """Numbers of an extra over training seeds, by their names in it; by "" where it is one number."""
+    found: dict[str, list[float]] = {}
+    for seed in model.seeds(column):
+        value = model.result(column, seed)
+        held = value.extra.get(key) if value is not None else None
+        for part, number in (held if isinstance(held, Mapping) else {"": held}).items():
+            if isinstance(number, int | float):
+                found.setdefault(part, []).append(number)
+    return found
 
 
 def octave_name(name: str) -> str:
@@ -525,83 +394,138 @@ def octave_name(name: str) -> str:
     return f"{low} to {high}"
 
 
-def _nested(extra: object, path: tuple[str, ...]) -> float | None:
-    for key in path:
-        extra = extra.get(key) if isinstance(extra, dict) else None
-    return float(extra) if isinstance(extra, int | float) and not isinstance(extra, bool) else None
+def _mean_entry(numbers: Sequence[float], decimals: int, *, signed: bool = False) -> Entry:
+    if not numbers:
+        return Entry(MISSING)
+    mean = math.fsum(numbers) / len(numbers)
+    return Entry(format_number(mean, decimals, signed=signed), mean)
 
 
-DECIMALS = 2
-BASES = ("the teacher", "LCD")
-AMONG = "seeds among each other"
-HOW = (
-    "Root mean square, over rings, of the difference of two mean spectra in dB; 0 only where they are equal, so the "
-    "luck of the images and of training keeps it above 0. ± half the 95 % interval: over training seeds where the row "
-    "has several (each against its own LCD seed, and all against the one teacher), else leaving out groups of prompts."
-)
-SPECTRAL_NOTES = {
-    AMONG: "LCD's own row, to LCD: the mean over pairs of its training seeds, which is what training alone does.",
-    "none": (
-        "Without ±: a result made before spectra without each group of prompts were kept; measure it again with "
-        "rgbench eval --metric spectrum --force."
-    ),
-}
+# What tables share
 
 
-def spectral_tables(comparison: Comparison) -> list[Table]:
-    """One table, or none where no two rows kept spectra of one protocol."""
-    column = comparison.column(*SPECTRA)
-    if column is None:
-        return []
-    kinds = [(base, plane) for base in BASES for plane in PLANES]
-    found = {row: [_to(comparison, row, column, *kind) for kind in kinds] for row in comparison.rows}
-    used = [i for i in range(len(kinds)) if any(distances[i] for distances in found.values())]
-    if not used:
-        return []
-    note = comparison.protocol_numbers[column.protocol_id]
-    heads = [Heading(f"{kinds[i][1].capitalize()}, to {kinds[i][0]}", "dB", "", note) for i in used]
-    rows = [
-        (row_labels(row), tuple(_cell(distances[i]) for i in used))
-        for row, distances in found.items()
-        if any(distances)
+def _table(
+    results: ResultSet, key: str, caption: str, fields: Iterable[Field], notes: Sequence[str], last: Sequence[str] = ()
+) -> Table | None:
+    """A table of those rows and fields that have a number, with the footnotes of their marks; None without any."""
+    fields = list(fields)
+    rows = [(labels_of(results, model), [field.entry(model) for field in fields]) for model in results.models]
+    rows = [(labels, entries) for labels, entries in rows if any(entry.number is not None for entry in entries)]
+    kept = [i for i in range(len(fields)) if any(entries[i].number is not None for _, entries in rows)]
+    body = tuple((labels, tuple(entries[i] for i in kept)) for labels, entries in rows)
+    marked = dict.fromkeys(note for _, entries in body for entry in entries for note in entry.notes)
+    footnotes = (*notes, *sorted(marked, key=lambda note: MARKS.index(note[0])), *last)
+    return Table(key, caption, tuple(fields[i].head for i in kept), body, footnotes) if body else None
+
+
+def labels_of(results: ResultSet, model: Model) -> tuple[str, ...]:
+    """What `LABELS` heads."""
+    return names(results)[model], model.label
+
+
+def head_of(results: ResultSet, column: Column) -> Head:
+    """The metric with its unit, the arrow of its good end, and its protocol."""
+    arrow = ARROWS[column.info.direction] if column.has_good_end else ""
+    return Head(column.label, column.unit, arrow, protocol_numbers(results)[column.protocol.id], column.info.about)
+
+
+def _sources(model: Model, column: Column) -> tuple[str, ...]:
+    return tuple(place_of(model.results[seed].head) for seed in model.seeds(column))
+
+
+def place_of(head: store.Head) -> str:
+    """Folder of a result: world/model/generation."""
+    return f"{head.world}/{head.model}/{head.generation.id}"
+
+
+def _interval_notes(results: ResultSet, columns: Sequence[Column]) -> Iterable[str]:
+    yield _images(results, columns)
+    found = [(model.seeds(column), model.value(column)) for model in results.models for column in columns]
+    methods = {value.interval.method for seeds, value in found if value and value.interval and len(seeds) == 1}
+    if methods:
+        yield (
+            f"± half the 95 % interval over images ({'; '.join(sorted(methods))}). It ignores run-to-run variation, so "
+            "rows with one training seed are never bold."
+        )
+    several = {len(seeds) for seeds, _ in found if len(seeds) > 1}
+    if several:
+        yield "Several training seeds: mean ± half the 95 % t interval over seeds."
+    if any(num < MIN_SEEDS for num in several):
+        yield f"Rows with fewer than {MIN_SEEDS} training seeds are never bold: a test over so few says little."
+
+
+def _images(results: ResultSet, columns: Sequence[Column]) -> str:
+    """How many images are behind the values."""
+    several = " of each training seed" if any(len(model.results) > 1 for model in results.models) else ""
+    behind: dict[str, list[str]] = {}
+    for column in columns:
+        found = {v.num_images for m in results.models for seed in m.results if (v := m.result(column, seed))}
+        behind.setdefault(" or ".join(map(str, sorted(found))), []).append(column.label)
+    if len(behind) == 1:
+        return f"{next(iter(behind))} images{several}."
+    parts = "; ".join(f"{nums} for {', '.join(dict.fromkeys(labels))}" for nums, labels in behind.items())
+    return f"Images{several}: {parts}."
+
+
+# Protocols
+
+
+@lru_cache(maxsize=16)
+def protocols(results: ResultSet) -> dict[str, Mapping[str, Any]]:
+    """Fields of each protocol by its id, in the order of the columns."""
+    return {column.protocol.id: column.protocol.fields for column in results.columns}
+
+
+@lru_cache(maxsize=16)
+def protocol_numbers(results: ResultSet) -> dict[str, int]:
+    """Footnote number of each protocol id."""
+    return {name: i for i, name in enumerate(protocols(results), start=1)}
+
+
+def protocol_notes(results: ResultSet) -> list[str]:
+    """One line for each distinct set of fields, with the numbers and ids of the protocols that have it."""
+    numbers = protocol_numbers(results)
+    found: dict[str, list[str]] = {}
+    for name, fields in protocols(results).items():
+        text = "; ".join(f"{key}: {value}" for key, value in flatten(fields).items()) or "no fields recorded"
+        found.setdefault(text, []).append(f"{numbers[name]} {name}")
+    return [f"{', '.join(ids)}: {text}" for text, ids in found.items()]
+
+
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested fields as dotted keys with printable values; hashes cut to 12 digits.
+
+    >>> flatten({"prompts": {"num": 2048}, "antialias": True, "jpeg": None})
+    {'prompts.num': '2048', 'antialias': 'true', 'jpeg': 'none'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif value is None or isinstance(value, bool):
+            flat[prefix + key] = {None: "none", True: "true", False: "false"}[value]
+        else:
+            flat[prefix + key] = SHA256.sub(lambda match: match[0][:SHORT_HASH], str(value))
+    return flat
+
+
+def _two_protocols(results: ResultSet, columns: Sequence[Column]) -> list[str]:
+    """Which metrics have several columns, and the fields in which those protocols differ."""
+    numbers = protocol_numbers(results)
+    pairs: dict[str, list[str]] = {}
+    for metric in dict.fromkeys(column.metric for column in columns):
+        first, *others = [column for column in columns if column.metric == metric]
+        for other in others:
+            one, two = flatten(first.protocol.fields), flatten(other.protocol.fields)
+            keys = [key for key in one | two if one.get(key) != two.get(key)]
+            fields = ", ".join(f"{key} ({one.get(key, MISSING)} against {two.get(key, MISSING)})" for key in keys)
+            pair = f"{first.label} ({numbers[first.protocol.id]} and {numbers[other.protocol.id]})"
+            pairs.setdefault(fields or "their ids alone", []).append(pair)
+    return [
+        f"Two columns, because the protocols differ in {fields}: {', '.join(found)}. Do not compare across them."
+        for fields, found in pairs.items()
     ]
-    bases = {distance.basis for distances in found.values() for distance in distances if distance}
-    notes = (HOW, *(text for basis, text in SPECTRAL_NOTES.items() if basis in bases))
-    name = f"Log-spectral distance to other models, {comparison.world}"
-    return [Table("spectral-distance", name, LABELS, tuple(heads), tuple(rows), notes)]
 
 
-def _to(comparison: Comparison, row: Row, column: Column, base: str, plane: str) -> Paired | None:
-    other = comparison.teacher if base == "the teacher" else comparison.lcd(row)
-    if other is row:
-        return _among(row, column, plane)
-    return _distance(row, other, column, plane) if other is not None else None
-
-
-def _cell(found: Paired | None) -> Cell:
-    if found is None:
-        return Cell(MISSING)
-    return Cell(format_figure(found.value, found.low, found.high, DECIMALS), found.value, found.low, found.high)
-
-
-def _distance(row: Row, base: Row, column: Column, plane: str) -> Paired | None:
-    """Mean over training seeds with a t interval, or of one run with that of its prompts."""
-    pairs = [
-        (ours, theirs)
-        for seed in row.members
-        if (ours := row.result(column, seed)) is not None
-        and (theirs := base.result(column, None if list(base.members) == [None] else seed)) is not None
-    ]
-    found = [distance for pair in pairs if (distance := spectral_distance(*pair, plane)) is not None]
-    if len(found) < 2:
-        return found[0] if found else None
-    mean, low, high = t_interval([distance.value for distance in found])
-    return Paired(mean, max(0.0, low), high, "seeds")
-
-
-def _among(row: Row, column: Column, plane: str) -> Paired | None:
-    """Mean over the pairs of a row's training seeds; they share seeds, so there is no interval."""
-    results = [result for seed in row.members if (result := row.result(column, seed)) is not None]
-    pairs = [spectral_distance(*pair, plane) for pair in combinations(results, 2)]
-    found = [distance.value for distance in pairs if distance is not None]
-    return Paired(math.fsum(found) / len(found), None, None, AMONG) if found else None
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -21,6 +21,7 @@ from rgbench.core.registry import TABLES
 from rgbench.evaluate.results import Generation, Head, ModelResult
 from rgbench.metrics.values import Interval, MetricValue, Protocol
 from tests.conftest import ROOT, Cli
+from tests.history.plausible import write_model
 
 LIBRARIES = "import pydantic, typer.rich_utils; pydantic.BaseModel"
 OURS = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -193,10 +194,26 @@ def test_recipes_are_listed_shown_copied_and_validated(cli: Cli, tmp_path: Path)
     assert re.search(r"bad\.yaml:\d+:sede: unknown key 'sede'; did you mean 'seed'\?", checked.stderr)
 
 
-@pytest.mark.parametrize(("kind", "table"), [("metrics", "metric"), ("rewards", "reward")])
+@pytest.mark.parametrize(("kind", "table"), [("metrics", "metric"), ("probes", "probe"), ("rewards", "reward")])
 def test_tables_are_listed(cli: Cli, kind: str, table: str) -> None:
-    names = [line.split("\t")[0] for line in cli("ls", kind).stdout.splitlines()]
-    assert names == sorted(TABLES[table])
+    rows = [line.split("\t") for line in cli("ls", kind).stdout.splitlines()]
+    assert list(dict.fromkeys(row[0] for row in rows)) == sorted(TABLES[table])
+    if kind != "rewards":
+        values = [row[1] for row in rows if row[1]]
+        assert len(values) == len(set(values)) > 5 and all(row[-1] for row in rows), "what it is about"
+
+
+def test_results_are_listed_and_their_values_shown(cli: Cli, tmp_path: Path) -> None:
+    for model, method in (("lcd-s3", "lcd"), ("rg_lcd-s3", "rg_lcd")):
+        folder = write_model(tmp_path / "results", method, 3, metrics=("hps", "hfer_db"), num=4, training=(5, 9))
+    (first, second) = [line.split("\t") for line in cli("ls", "results").stdout.splitlines()]
+    assert first[:2] == ["benchtop", "lcd-s3"] and second[3:] == ["3", "5/9", "2048", "2"]
+    rows = {row[0]: row for row in (line.split("\t") for line in cli("show", folder).stdout.splitlines())}
+    assert rows.keys() == {"hps", "hfer_db"} and rows["hfer_db"][1] == "HFER gap" and rows["hps"][-1] == "trained on"
+    assert re.fullmatch(r"[\d.]+ ± 0\.07", rows["hps"][2])
+    assert len(cli("show", tmp_path / "results" / "benchtop").stdout.splitlines()) == 2, "several results: a list"
+    missing = cli("show", tmp_path / "nothing")
+    assert missing.returncode == 2 and "nor is it a run" in missing.stderr
 
 
 def test_runs_are_listed_and_shown(cli: Cli, tmp_path: Path) -> None:

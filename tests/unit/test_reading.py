@@ -1,92 +1,167 @@
-"""The comparison in words: they follow the intervals, and call over-optimisation only what is."""
+"""Each model in words: its verdict, true signs, and what happened along training."""
 
-import json
+from __future__ import annotations
+
 import re
 from pathlib import Path
 
 import pytest
 
-from rgbench.evaluate.results import load_results
-from rgbench.judge.models import Comparison, gather
-from rgbench.report.words import readings
+from rgbench.judge.models import ResultSet, load_result_sets
+from rgbench.judge.trajectory import TrainingRun
+from rgbench.judge.verdict import judge_set
+from rgbench.report.words import Reading, gold_of, readings, runs_along
 from tests.history.plausible import write_model
+from tests.results_maker import HACKED, HONEST, make_result, make_students
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
+FEW = ("hps", "oracle_mean", "fd_efflite0", "hfer_db")
+
+
+def read(root: Path) -> ResultSet:
+    (found,) = load_result_sets(root)
+    return found
+
+
+def words(results: ResultSet) -> dict[str, Reading]:
+    """By the model's name."""
+    return {reading.title.split(" against ")[0]: reading for reading in readings(results, judge_set(results))}
+
+
+def test_each_student_is_read_by_its_verdict(tmp_path):
+    make_students(tmp_path, "lcd", {}, range(7))
+    make_students(tmp_path, "rg_lcd", HACKED)
+    make_students(tmp_path, "lrm", HONEST)
+    results = read(tmp_path)
+    found = words(results)
+    for reading, verdict in zip(found.values(), judge_set(results), strict=True):
+        assert (reading.label, reading.sentence) == (verdict.outcome, verdict.words)
+    assert found["RG-LCD"].title == "RG-LCD against LCD"
+    assert (found["RG-LCD"].label, found["RG-LCD"].tone) == ("over-optimised", "worse")
+    assert found["LRM"].tone != "worse"
+
+
+def test_runs_that_disagree_are_counted(tmp_path):
+    make_students(tmp_path, "lcd", {}, range(7))
+    make_students(tmp_path, "rg_lcd", HACKED, range(2))
+    make_students(tmp_path, "rg_lcd", HONEST, [2])
+    results = read(tmp_path)
+    (found,) = words(results).values()
+    outcomes = [verdict.outcome for verdict in judge_set(results)]
+    most = max(outcomes, key=outcomes.count)
+    assert len(outcomes) == 3 and found.label == f"{most} ({outcomes.count(most)} of 3 runs)"
+    assert all(verdict.words in found.sentence for verdict in judge_set(results))
+
+
+def test_without_a_verdict_the_changes_stand_alone():
+    """The old results hold one LCD run."""
+    found = words(read(HISTORY))
+    assert {name: (each.label, each.tone) for name, each in found.items()} == {
+        "RG-LCD": ("undecided", "none"),
+        "LRM": ("undecided", "none"),
+    }
+    facts = found["RG-LCD"].facts
+    assert facts[0] == "HPS (trained on, †): ▲ +2.60 ± 0.10, 26.80 → 29.40."
+    assert "FD-EffLite0: ▼ +17.0 ± 2.6, 24.0 → 41.0." in facts
+    assert any(fact.startswith("HFER gap: ▼ +6.1") and fact.endswith("dB, further from real.") for fact in facts)
+    assert not any("Oracle" in fact for fact in found["LRM"].facts), "undefined"
+
+
+def test_a_reward_that_rose_says_on_how_many_prompts(tmp_path):
+    for method in ("lcd", "rg_lcd"):
+        for seed in range(7):
+            write_model(tmp_path, method, seed, metrics=("hps", "oracle_all"), num=8)
+    (found,) = words(read(tmp_path)).values()
+    assert re.fullmatch(
+        r"HPS \(trained on, †\): ▲ \+2\.\d+ ± [\d.]+, [\d.]+ → [\d.]+, higher on 100 % \[100, 100\] of the prompts\.",
+        found.facts[0],
+    )
+
+
+def test_of_each_family_one_metric_is_told(tmp_path):
+    for method in ("lcd", "rg_lcd"):
+        write_model(tmp_path, method, 0, num=8)
+    (found,) = words(read(tmp_path)).values()
+    assert [fact.split(":")[0] for fact in found.facts] == [
+        *("HPS (trained on, †)", "HPS, no antialias (trained on, †)"),
+        *("Oracle, all right", "FD-EffLite0", "Energy > .25 gap"),
+    ]
+
+
+def test_no_baseline_is_explained(tmp_path):
+    write_model(tmp_path, "lrm", 0, metrics=("hps",))
+    (found,) = words(read(tmp_path)).values()
+    assert found.tone == "none" and "No LCD student" in found.sentence and found.facts == ()
+
+
+def test_a_model_that_was_trained_on_no_reward_gets_no_verdict(tmp_path):
+    make_result(tmp_path, "lcd-s0", values={"oracle_all": 90.0}, half=1.0)
+    make_result(tmp_path, "mine", "external", values={"oracle_all": 80.0}, half=1.0)
+    (found,) = words(read(tmp_path)).values()
+    assert (found.title, found.label, found.sentence) == ("mine against LCD", "not trained on a reward", "")
+    assert found.facts == ("Oracle, all right: ▼ −10.0 ± 1.4, 90.0 → 80.0 %.",)
+
+
+# Along training
+
+
+def follow(root: Path, method: str = "rg_lcd", steps: tuple[int, ...] = (50, 100, 150, 200, 250), **how) -> None:
+    for step in steps:
+        write_model(root, method, 0, metrics=FEW, num=32, training=(step, 250), **how)
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """Seven training seeds of two methods."""
-    root = tmp_path_factory.mktemp("seeds")
-    for method in ("lcd", "rg_lcd"):
-        for seed in range(7):
-            write_model(root, method, seed, metrics=("hps_aa1", "oracle_all"), num=8)
-    return gather(root)[0]
+def along(tmp_path_factory: pytest.TempPathFactory) -> ResultSet:
+    root = tmp_path_factory.mktemp("along")
+    for method in ("lcd", "rg_lcd", "lrm"):
+        follow(root, method)
+    write_model(root, "teacher", None, metrics=FEW, num=32)
+    return read(root)
 
 
-def test_words_follow_the_intervals(seeds):
-    direct, latent = readings(gather(HISTORY)[0])
-    assert (direct.tone, direct.label) == ("worse", "reads like over-optimisation")
-    assert "the pattern of over-optimisation" in direct.weighing
-    assert any(fact.startswith("HPS aa1 (trained on, †): rose from 26.80 to 29.40") for fact in direct.facts)
-    assert "not yet the two methods" in direct.weighing
-    assert latent.tone == "better" and not any("Oracle" in fact for fact in latent.facts)
-    assert "7 training seeds each" in readings(seeds)[0].weighing
+def run(results: ResultSet, name: str) -> TrainingRun:
+    return next(found for found in runs_along(results) if found.name == name)
 
 
-@pytest.mark.parametrize(
-    ("reward", "oracle", "distance", "label", "verb"),
-    [
-        (-3.0, -9.0, 20.0, "no gain in reward, worse images", "fell, and the oracle and the set distance got worse"),
-        (0.0, 0.0, 0.0, "no clear effect", "did not clearly rise, and nothing independent moved"),
-        (0.0, -9.0, -20.0, "no gain in reward, mixed evidence", "the set distance got better and the oracle got worse"),
-        (-3.0, 9.0, 0.0, "no gain in reward, better images", "fell, and the oracle got better"),
-        (3.0, -9.0, 20.0, "reads like over-optimisation", "rose while the oracle and the set distance got worse"),
-        (3.0, 9.0, 20.0, "mixed evidence", "rose; the oracle got better and the set distance got worse"),
-        (3.0, -9.0, 0.0, "a warning, from one kind of evidence", "rose while the oracle got worse"),
-    ],
-)
-def test_without_a_gain_in_reward_nothing_is_called_over_optimisation(tmp_path, reward, oracle, distance, label, verb):
-    """LCD's figures, moved by the given amounts."""
-    moves = {"hps_aa1": reward, "oracle_all": oracle, "fd_efflite0": distance}
-    for method in ("lcd", "rg_lcd"):
-        write_model(tmp_path, method, 0, metrics=tuple(moves), rows=False)
-    files = {(r.method, r.metric.name): r for r in load_results(tmp_path)}
-    for name, move in moves.items():
-        value = files["lcd", name].value + move
-        found = files["rg_lcd", name]
-        edited = json.loads(found.path.read_text())
-        edited |= {"value": value, "interval": edited["interval"] | {"low": value - 1, "high": value + 1}}
-        found.path.write_text(json.dumps(edited))
-    (reading,) = readings(gather(tmp_path)[0])
-    assert reading.label == label and verb in reading.weighing
-    assert ("over-optimisation" in reading.weighing + reading.label) == (label == "reads like over-optimisation")
+def test_checkpoints_are_no_models_but_points_that_end_in_the_finished_one(along):
+    assert [model.method for model in along.models] == ["teacher", "lcd", "rg_lcd", "lrm"]
+    found = run(along, "rg_lcd-s0")
+    assert list(found.points) == [50, 100, 150, 200, 250]
+    reward = along.column("hps")
+    assert found.curve(reward)[250] == along.models[2].value(reward).value
 
 
-@pytest.mark.parametrize(
-    ("own", "others", "said"),
-    [
-        (1, 1, "One training seed each"),
-        (1, 3, "1 against 3 training seeds: a single run on one side"),
-        (3, 3, "3 training seeds each, fewer than the 6"),
-        (2, 3, "2 against 3 training seeds, fewer than the 6"),
-        (6, 7, "6 against 7 training seeds, paired by seed"),
-    ],
-)
-def test_words_count_the_training_seeds_of_both_sides(tmp_path, own, others, said):
-    for method, num in (("rg_lcd", own), ("lcd", others)):
-        for seed in range(num):
-            write_model(tmp_path, method, seed, metrics=("hps_aa1",), num=8)
-    (reading,) = readings(gather(tmp_path)[0])
-    assert said in reading.weighing
+def test_gold_is_what_the_run_was_not_trained_on(along):
+    found = run(along, "rg_lcd-s0")
+    assert (found.proxy.metric, gold_of(found).metric) == ("hps", "oracle_mean")
+    assert run(along, "lcd-s0").proxy is None
 
 
-def test_a_reward_that_rose_says_on_how_many_images(seeds):
-    fact = readings(seeds)[0].facts[0]
-    assert re.search(r"^HPS aa1 \(trained on, †\): rose .*, higher on 100 % \[100, 100\] of the prompts\.$", fact), fact
+def test_words_tell_the_hack_step_or_that_there_is_none(along):
+    found = {name: reading.facts[-1] for name, reading in words(along).items()}
+    lrm = run(along, "lrm-s0")
+    hack = lrm.hack(gold_of(lrm))
+    assert found["LRM"].startswith(f"Along training, lrm-s0: hack step {hack.step}")
+    assert re.search(r"to step 250: Oracle, mean ▼ −[\d.]+ ± <?[\d.]+, HPS ▲ \+[\d.]+ ± ", found["LRM"])
+    assert found.keys() == {"RG-LCD", "LRM"}
 
 
-def test_no_words_of_comparison_without_a_baseline(tmp_path):
-    write_model(tmp_path, "lrm", 0, metrics=("hps_aa1",))
-    (found,) = readings(gather(tmp_path)[0])
-    assert found.tone == "none" and "no LCD student" in found.weighing
+def test_a_run_without_a_hack_step_says_so(tmp_path):
+    follow(tmp_path, steps=(100, 250))
+    (found,) = words(read(tmp_path)).values()
+    assert found.facts[-1] == (
+        "Along training, rg_lcd-s0, 2 steps evaluated: at none does Oracle, mean clearly peak while HPS still rises."
+    )
+
+
+def test_checkpoints_of_another_sampler_belong_to_no_model(tmp_path):
+    follow(tmp_path, steps=(50, 100))
+    write_model(tmp_path, "rg_lcd", 0, metrics=FEW, num=32, steps=2, training=(250, 250))
+    assert runs_along(read(tmp_path)) == ()
+
+
+def test_what_the_latent_proxy_is_worth_is_told(tmp_path):
+    log = [{"step": step, "pair_accuracy": 0.52 + 0.001 * (step % 3)} for step in range(40)]
+    write_model(tmp_path, "lrm", 0, metrics=("hps",), num=4, log=log)
+    (found,) = words(read(tmp_path)).values()
+    assert re.fullmatch(r"The latent proxy orders 52\.\d to 52\.\d % of .*; 50 % is chance\.", found.facts[-1])

@@ -1,7 +1,6 @@
 """The whole report: its files, their bytes, and what happens with little, much or nothing to report."""
 
 import csv
-import json
 import re
 import shutil
 import subprocess
@@ -9,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rgbench.evaluate.store import load_results
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.evaluate.results import load_results
 from rgbench.report.report import FORMATS, check, report
 from tests.conftest import needs
 from tests.history.plausible import write_model
+from tests.results_maker import make_result
 
 HISTORY = Path(__file__).parents[1] / "history" / "report_v1"
 
@@ -37,38 +37,54 @@ def test_all_formats_by_default_and_the_same_bytes_again(tmp_path):
 
 def test_markdown_names_the_pictures_that_it_wrote(tmp_path):
     shutil.copytree(HISTORY, tmp_path / "results")
-    write_model(tmp_path / "results", "external", None, metrics=("hps_aa1",), num=4, images=1)
+    write_model(tmp_path / "results", "external", None, metrics=("hps",), num=4, images=1)
     files = report(tmp_path / "results", tmp_path / "out", ["md"])
     text = files[0].read_text()
     assert {f.name for f in files if f.suffix == ".png"} == {
         *("rewards-benchtop.png", "spectra-benchtop.png", "distributions-benchtop.png", "grid-benchtop.png"),
-        *("grid-difference-benchtop.png", "grid-spectrum-benchtop.png", "worst-hps-aa1-benchtop.png"),
+        *("grid-difference-benchtop.png", "grid-spectrum-benchtop.png", "worst-hps-benchtop.png"),
     }
     assert all(f"]({f.name})" in text for f in files if f.suffix == ".png")
 
 
-def test_csv_holds_every_figure_unrounded(tmp_path):
-    lines = list(csv.DictReader(report(HISTORY, tmp_path, ["csv"])[0].read_text(encoding="utf-8").splitlines()))
-    figures = {(line["model"], line["protocol"]): line for line in lines if line["kind"] == "figure"}
-    assert len(figures) == 4 * 5, "four rows of five columns, the missing ones too"
+def lines_of(root: Path, out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(report(root, out, ["csv"])[0].read_text(encoding="utf-8").splitlines()))
+
+
+def test_csv_holds_every_value_unrounded(tmp_path):
+    lines = lines_of(HISTORY, tmp_path)
+    values = {(line["runs"], line["protocol"]): line for line in lines if line["kind"] == "value"}
+    assert len(values) == 4 * 5, "four models of five columns, the missing ones too"
     for result in load_results(HISTORY):
-        line = figures[(result.model, result.protocol.id)]
-        if result.value is None:
-            assert (line["shown"], line["value"]) == ("—", "")
-        else:
-            assert float(line["value"]) == result.value and line["files"].endswith(result.path.name)
-            assert line["commands"] == result.command
-    assert {line["kind"] for line in lines} == {"figure", "delta_lcd", "delta_teacher", "cost"}
+        for value in result.values:
+            line = values[result.head.model, value.protocol.id]
+            if value.value is None:
+                assert (line["shown"], line["value"]) == ("—", "")
+            else:
+                assert float(line["value"]) == value.value
+                assert line["sources"] == f"benchtop/{result.head.model}/{result.head.generation.id}"
+                assert line["commands"] == result.runs[result.run_of[value.key]].command
+    assert {line["kind"] for line in lines} == {"value", "delta_lcd", "delta_teacher", "cost"}
     assert {line["step"] for line in lines} == {""}
     assert {line["world"] for line in lines} == {"benchtop"}
 
 
+@pytest.mark.parametrize("name", ["=SUM(A1)", "+1+1", "-2+3", "@SUM(A1)"])
+def test_no_text_of_the_csv_is_a_formula_and_numbers_stay_numbers(tmp_path, name):
+    write_model(tmp_path, "external", None, model=name, metrics=("hfer_db",))
+    for method in ("lcd", "rg_lcd"):
+        write_model(tmp_path, method, 0, metrics=("hfer_db",))
+    lines = lines_of(tmp_path, tmp_path / "out")
+    assert {line["model"] for line in lines} == {f"'{name}", "LCD", "RG-LCD"}
+    shown = [line["shown"] for line in lines if line["metric"] == "hfer_db"]
+    assert any(text.startswith("−4.0") for text in shown) and any(text.startswith("+6.") for text in shown)
+    assert all(line["value"] == "" or float(line["value"]) is not None for line in lines)
+    cells = [cell for line in lines for cell in line.values()]
+    assert all(re.match(r"[-+][\d.]+( ±| \[|$)", cell) for cell in cells if cell[:1] in ("=", "+", "-", "@"))
+
+
 def test_gpu_time_and_memory_are_columns_where_a_run_had_a_gpu(tmp_path):
-    write_model(tmp_path, "lcd", 0, metrics=("hps_aa1",))
-    path = next(tmp_path.rglob("*.json"))
-    result = json.loads(path.read_text())
-    result["cost"] |= {"train_gpu_sec": 880.4, "peak_gpu_gib": 21.125}
-    path.write_text(json.dumps(result))
+    write_model(tmp_path, "lcd", 0, metrics=("hps",), cost={"train_gpu_sec": 880.4, "peak_gpu_gib": 21.125})
     text = report(tmp_path, tmp_path / "out", ["md"])[0].read_text()
     assert "Training GPU time (GPU s)" in text and "| 880 |" in text and "| 21.12 |" in text
 
@@ -91,20 +107,34 @@ def test_the_report_may_lie_inside_the_results(tmp_path):
     assert one == two
 
 
-def test_figures_of_checkpoints_are_in_the_csv_with_their_step_and_command(tmp_path):
+@pytest.mark.parametrize(("reference", "flags"), [(None, ()), ({"lossy": True}, ("real images were lossy",))])
+def test_without_good_real_images_no_model_is_called_nearer_to_real(tmp_path, reference, flags):
+    """A full-size model without real images of its size, or a student 2 dB nearer to JPEG photographs."""
+    for name, value in (("lcd-s0", 3.0), ("rg_lcd-s0", 1.0)):
+        power = [10 ** (value / 10)] * 3
+        extra = {"radius": [0.125, 0.25, 0.5], "power": power, "chroma_power": power}
+        about = {"extra": {"hfer_db": extra}, "flags": {"hfer_db": flags}, "reference": reference}
+        make_result(tmp_path / "results", name, values={"hfer_db": value}, half=0.1, **about)
+    text = report(tmp_path / "results", tmp_path / "out", [])[0].read_text()
+    assert "−2.00 ± 0.14, 3.00 → 1.00 dB" in text and "nearer to real" not in text and "HFER gap (dB) →" not in text
+    assert "Log-spectral distance to other models" in text
+    assert ("‡ flagged by the evaluation: real images were lossy; compare models" in text) == bool(flags)
+
+
+def test_checkpoints_are_in_the_csv_with_their_step_and_command(tmp_path):
     for step in (1, 2, 3):
-        write_model(tmp_path, "lrm", 0, metrics=("hps_aa1",), num=4, training=(step, 3))
-    lines = list(csv.DictReader(report(tmp_path, tmp_path / "out", ["csv"])[0].read_text("utf-8").splitlines()))
-    found = {line["step"]: float(line["value"]) for line in lines if line["kind"] == "checkpoint"}
-    assert found == {str(r.training["step"]): r.value for r in load_results(tmp_path) if r.training["step"] < 3}
-    assert all(line["commands"] for line in lines if line["kind"] == "checkpoint")
+        write_model(tmp_path, "lrm", 0, metrics=("hps",), num=4, training=(step, 3))
+    lines = [line for line in lines_of(tmp_path, tmp_path / "out") if line["kind"] == "checkpoint"]
+    stored = {str(r.head.training["step"]): r.values[0].value for r in load_results(tmp_path) if r.is_checkpoint}
+    assert {line["step"]: float(line["value"]) for line in lines} == stored and len(stored) == 2
+    assert all(line["commands"] for line in lines)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("written")
     for method in ("lcd", "lrm"):
-        write_model(root, method, 0, metrics=("hps_aa1", "oracle_all"), num=4, images=2)
+        write_model(root, method, 0, metrics=("hps", "oracle_all"), num=4, images=2)
     report(root, root / "report", [])
     return root
 
@@ -116,12 +146,11 @@ def test_a_report_of_the_same_results_passes_the_check_and_nothing_is_written(wr
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_changed_figure_fails_the_check_in_every_format(written, tmp_path, name):
+def test_a_changed_value_fails_the_check_in_every_format(written, tmp_path, name):
     root = tmp_path / "results"
     shutil.copytree(written, root)
-    path = next(root.glob("*/lrm-s0/*/oracle_all@*.json"))
-    path.write_text(re.sub(r'"value": [\d.]+', '"value": 12.5', path.read_text()))
-    with pytest.raises(RgbenchError, match=rf"report\.{name}:\d+: .* stands where the results give") as caught:
+    write_model(root, "lrm", 0, metrics=("oracle_all",), num=4, shifts={"oracle_all": -9.0})
+    with pytest.raises(RgbenchError, match=rf"report\.{name}:\d+: has .* where the results give") as caught:
         check(root, root / "report", [name])
     assert "rgbench report" in str(caught.value) and caught.value.exit_code == 1
 
@@ -147,12 +176,12 @@ def test_the_check_on_the_command_line(cli, written):
 
 
 @pytest.mark.long
-def test_sixty_runs_take_less_than_thirty_seconds_of_cpu(tmp_path):
+def test_sixty_runs_take_less_than_fifteen_seconds_of_cpu(tmp_path):
     for i in range(60):
         write_model(tmp_path, ("lcd", "rg_lcd", "lrm")[i % 3], i // 3, images=8, num=512)
     start = time.process_time()
     report(tmp_path, tmp_path / "out", [])
-    assert time.process_time() - start < 30
+    assert time.process_time() - start < 15
 
 
 @pytest.mark.long
@@ -161,7 +190,7 @@ def test_fifty_models_are_readable_in_every_format(tmp_path):
         method = ("lcd", "rg_lcd", "lrm")[i % 3]
         write_model(tmp_path, method, 0, model=f"{method}-{i}-s0", num=4, images=3)
     texts = report(tmp_path, tmp_path / "out", [])
-    assert texts[0].read_text().count("| LRM |") >= 16
+    assert texts[0].read_text().count("| LRM ") >= 16
     assert max(file.stat().st_size for file in texts) < 25e6
 
 
@@ -184,7 +213,7 @@ def test_the_page_of_eight_models_and_64_large_prompts_stays_under_25_mb(tmp_pat
 @needs("pdflatex")
 def test_latex_compiles_alone(tmp_path):
     shutil.copytree(HISTORY, tmp_path / "results")
-    write_model(tmp_path / "results", "lrm", 0, model="a_b%c&d$e#f{g}~^\\h<é🙂>-s0", metrics=("hps_aa1",), num=4)
+    write_model(tmp_path / "results", "lrm", 0, model="a_b%c&d$e#f{g}~^\\h<é🙂>-s0", metrics=("hps",), num=4)
     for i in range(30):
         write_model(tmp_path / "results", "external", None, model=f"model-{i}", num=4, rows=False)
     tex = report(tmp_path / "results", tmp_path / "out", ["tex"])[0]

@@ -28,7 +28,7 @@ for (const box of document.querySelectorAll(".browse")) {
     for (const prompt of next) list.append(promptLine(prompt, data, Number(controls.metric.value)));
     shown += next.length;
     box.querySelector(".count").textContent =
-      found.length === 0 ? "No prompt fits." : `${shown} of ${found.length} prompts shown`;
+      found.length === 0 ? "No prompt matches." : `${shown} of ${found.length} prompts shown`;
     more.hidden = shown >= found.length;
   };
 
@@ -46,7 +46,7 @@ function order(prompts, data, controls) {
   const good = (score) => {
     if (!score) return null;
     const [value] = score;
-    if (what.direction === "target") return -Math.abs(value - what.target);
+    if (what.direction === "reference") return -Math.abs(value);
     return what.direction === "higher" ? value : -value;
   };
   const key = (prompt) => {

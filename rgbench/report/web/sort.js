@@ -1,5 +1,5 @@
 "use strict";
-// Sorting: a button in each head, best first at the first press; missing figures stay last, equal ones keep their
+// Sorting: a button in each head, best first at the first press; missing values stay last, equal ones keep their
 // order. A metric with a target is ordered by the distance to it.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];

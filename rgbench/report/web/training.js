@@ -1,5 +1,5 @@
 "use strict";
-// Along training: one slider moves the figures, the spectra and the images of every run together.
+// Along training: one slider moves the values, the spectra and the images of every run together.
 for (const box of document.querySelectorAll(".training")) {
   const data = DATA.worlds[box.dataset.world].training;
   const slider = box.querySelector("input[type=range]");
@@ -14,10 +14,10 @@ for (const box of document.querySelectorAll(".training")) {
     box.querySelector("output").textContent = `step ${step} of ${data.steps[data.steps.length - 1]}`;
     slider.setAttribute("aria-valuetext", `step ${step}`);
     charts.replaceChildren(
-      ...data.metrics.map((metric, j) => figuresChart(data, metric, j, at)),
+      ...data.metrics.map((metric, j) => valuesChart(data, metric, j, at)),
       ...(data.radius.length ? [gapsChart(data, at)] : []),
     );
-    figuresTable(box.querySelector("table"), data, at);
+    valuesTable(box.querySelector("table"), data, at);
     box.querySelector(".grid").replaceChildren(
       ...data.prompts.map((prompt, i) =>
         line(
@@ -47,14 +47,14 @@ function heading(metric) {
   return metric.unit ? `${metric.label} (${metric.unit})` : metric.label;
 }
 
-function figuresTable(table, data, at) {
+function valuesTable(table, data, at) {
   const head = node("tr");
   head.append(node("th", "", "Run"), ...data.metrics.map((metric) => node("th", "num", heading(metric))));
   const rows = data.runs.map((run) => {
     const row = node("tr");
     const name = node("th");
     name.append(node("span", `m m-${run.method}`, run.name), " ", node("span", "sub id", run.model));
-    row.append(name, ...data.metrics.map((metric, j) => node("td", "num", run.figures[j][at] ? run.figures[j][at][3] : "—")));
+    row.append(name, ...data.metrics.map((metric, j) => node("td", "num", run.values[j][at] ? run.values[j][at][3] : "—")));
     return row;
   });
   table.tHead.replaceChildren(head);
@@ -62,10 +62,10 @@ function figuresTable(table, data, at) {
 }
 
 // A metric by step, with each run's interval, hack step (triangle) and the slider's place.
-function figuresChart(data, metric, j, at) {
+function valuesChart(data, metric, j, at) {
   const lines = data.runs.map((run) => ({
     run,
-    points: data.steps.flatMap((step, i) => (run.figures[j][i] ? [[step, ...run.figures[j][i]]] : [])),
+    points: data.steps.flatMap((step, i) => (run.values[j][i] ? [[step, ...run.values[j][i]]] : [])),
   }));
   const values = lines.flatMap(({ points }) => points.flatMap(([, ...ends]) => ends.filter((end) => typeof end === "number")));
   const chart = frame(`${heading(metric)} by optimiser step`, [data.steps[0], data.steps[data.steps.length - 1]], range(values));
