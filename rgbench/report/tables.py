@@ -89,8 +89,8 @@ BEST_NOTE = (
 )
 SPECTRAL_NOTE = (
     "Root mean square over rings of the difference of two mean spectra; 0 for equal spectra alone, so luck keeps it "
-    "above 0. ± half the 95 % interval: over common training seeds, or leaving out groups of prompts. LCD's own row, to "
-    "LCD: the mean over pairs of its training seeds."
+    "above 0. ± half the 95 % interval: over common training seeds, or leaving out groups of prompts. LCD's own row, "
+    "to LCD: the mean over pairs of its training seeds."
 )
 SHA256 = re.compile(r"\b[0-9a-f]{40,64}\b")
 SHORT_HASH = 12

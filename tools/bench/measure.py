@@ -135,7 +135,7 @@ class Contenders:
         """Peak memory of each step, without AdamW's moments of the other; None on a CPU."""
         found = {}
         for name, step in self.work.items():
-            others = self.loop.optimisers if name == PLAIN else self.plain.optimisers
+            others = self.loop.updater.optimisers if name == PLAIN else self.plain.optimisers
             for optimiser in others.values():
                 optimiser.state.clear()
             step()  # makes its own moments
