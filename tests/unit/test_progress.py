@@ -17,7 +17,7 @@ from rgbench.benchtop.scenes import scene_batch
 from rgbench.core import progress as module
 from rgbench.core.progress import Bars, bar, rate, time_left, track_images
 from rgbench.data.prompts import benchtop_prompts
-from rgbench.evaluate.store import load_results
+from rgbench.evaluate.results import load_results
 from rgbench.judge.limits import Limit, check_results
 from rgbench.judge.models import load_result_sets
 from rgbench.metrics.cmmd import cmmd
