@@ -117,6 +117,7 @@ def random_models(shape: Shape, device: torch.device, dtype: torch.dtype = torch
         original_inference_steps=None,
         timestep_scaling=10.0,
         weights_sha256="random",
+        config_sha256="random",
         path=Path("random"),
     )
 
