@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rgbench.evaluate.store import Generation, Head, ModelResult, Run, load_result, write_training_log, write_values
 
+from rgbench.evaluate.results import Generation, Head, ModelResult, Run, load_result, write_training_log, write_values
 from rgbench.metrics.values import Direction, Family, Interval, MetricValue, Protocol, identify, metric_info
 from rgbench.rewards.base import fingerprint_id
 

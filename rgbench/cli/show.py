@@ -15,7 +15,7 @@ from rgbench.core.run import RunDirectory
 from rgbench.rewards.remote import WORKERS, scorer_module
 
 if TYPE_CHECKING:
-    from rgbench.evaluate.store import ModelResult
+    from rgbench.evaluate.results import ModelResult
 
 
 Table = tuple[Sequence[str], list[Sequence[str]]]
@@ -90,7 +90,7 @@ def _run_row(folder: Path) -> Sequence[str]:
 
 def _load(folder: Path) -> list[ModelResult]:
     from rgbench.core.progress import image_progress, track_images
-    from rgbench.evaluate.store import load_results
+    from rgbench.evaluate.results import load_results
 
     with image_progress() as progress:
         return load_results(folder, track_images(progress))

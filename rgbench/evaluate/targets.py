@@ -199,8 +199,8 @@ def _named(name: str, runs: Path) -> Target:
         if (path / "model_index.json").is_file():
             run = path.resolve().parent
             return _finished_run(run) if (run / "run.json").is_file() else _pipeline(path, _model_name(path.resolve()))
-        if (image := next(iter(image_files(path)), None)) is not None:
-            return _images(path, image)
+        if images := image_files(path):
+            return _images(path, images[0])
         raise UsageError(
             f"{path}: neither a run (no run.json) nor a diffusers pipeline (no model_index.json) nor a folder of images"
         )

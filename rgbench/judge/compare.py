@@ -20,7 +20,7 @@ import numpy as np
 
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.progress import Track, untracked
-from rgbench.evaluate.store import ModelResult
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import Column, Model, ResultSet
 from rgbench.judge.paired import Delta, Pair, common_seeds, delta, prompt_means
 from rgbench.metrics.probes.spectrum import log_spectral_distance

@@ -17,7 +17,7 @@ from typing import Any
 
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.progress import Track, untracked
-from rgbench.evaluate.store import ModelResult, load_results
+from rgbench.evaluate.results import ModelResult, load_results
 from rgbench.metrics.statistics import LEVEL, t_interval
 from rgbench.metrics.values import (
     Direction,

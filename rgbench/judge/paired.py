@@ -26,7 +26,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from rgbench.evaluate.store import ModelResult
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import TEACHER, Column, Model
 from rgbench.metrics.statistics import (
     LEVEL,

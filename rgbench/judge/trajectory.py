@@ -28,7 +28,7 @@ import numpy as np
 
 from rgbench.core.errors import UsageError
 from rgbench.data.prompts import without_copy
-from rgbench.evaluate.store import ModelResult
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import Column, Model, ResultSet, sampling_of, seed_of
 from rgbench.judge.paired import Delta, run_delta
 from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES

@@ -42,7 +42,7 @@ from rgbench.core.progress import Track, untracked
 from rgbench.core.registry import names, resolve
 from rgbench.core.run import provenance
 from rgbench.data.prompts import PromptSet, benchtop_prompts, repeat_prompts
-from rgbench.evaluate.store import Generation, Head, Run, load_results, write_values
+from rgbench.evaluate.results import Generation, Head, Run, load_results, write_values
 from rgbench.judge.models import LCD, Column, Model, ResultSet, result_set
 from rgbench.judge.paired import seeds_delta, spread_delta
 from rgbench.judge.verdict import MARGIN, MIN_SEEDS, Outcome, Verdict, decide, declared_columns, judge_set, run_tests

@@ -38,7 +38,7 @@ from rgbench.core.errors import UsageError, suggest
 from rgbench.core.io import read_json, write_json_atomic
 from rgbench.core.progress import Track, untracked
 from rgbench.core.run import provenance
-from rgbench.evaluate.store import ModelResult
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import Column, Model, ResultSet, load_result_sets
 from rgbench.judge.paired import MIN_SPREAD, Delta, common_seeds, delta
 from rgbench.metrics.statistics import ALPHA, LEVEL, POWER, holm, student_t_quantile, t_interval

@@ -19,7 +19,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rgbench.evaluate.store import ModelResult
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import Column, Model, ResultSet
 from rgbench.judge.paired import delta
 from rgbench.judge.verdict import Verdict

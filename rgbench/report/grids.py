@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from rgbench.evaluate.store import ModelResult
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import LCD, TEACHER, Column, Model, ResultSet
 from rgbench.metrics.values import Family
 from rgbench.report.tables import headlines

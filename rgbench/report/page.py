@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rgbench.core.progress import Track, untracked
-from rgbench.evaluate.store import ModelResult
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import LCD, Column, Model, ResultSet
 from rgbench.judge.trajectory import TrainingRun
 from rgbench.metrics.values import Direction

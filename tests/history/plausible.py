@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rgbench.evaluate.store import Generation, Head, Run, SheetImage, write_sheet, write_training_log, write_values
 
+from rgbench.evaluate.results import Generation, Head, Run, SheetImage, write_sheet, write_training_log, write_values
 from rgbench.metrics.values import Family, Interval, MetricValue, Protocol, identify, metric_info
 
 PROMPT = "a large red circle to the left of a small blue star"

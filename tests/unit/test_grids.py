@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rgbench.evaluate.store import SHEET, SheetImage, write_sheet
 
 from rgbench.core.errors import UsageError
+from rgbench.evaluate.results import SHEET, SheetImage, write_sheet
 from rgbench.judge.models import ResultSet, load_result_sets
 from rgbench.report.grids import (
     CAPTION,

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rgbench.evaluate.store import load_results
 from rich.console import Console
 from rich.progress import Task
 
@@ -18,6 +17,7 @@ from rgbench.benchtop.scenes import scene_batch
 from rgbench.core import progress as module
 from rgbench.core.progress import Bars, bar, rate, time_left, track_images
 from rgbench.data.prompts import benchtop_prompts
+from rgbench.evaluate.results import load_results
 from rgbench.judge.limits import Limit, check_results
 from rgbench.judge.models import load_result_sets
 from rgbench.metrics.cmmd import cmmd

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from rgbench.evaluate.store import load_results
 
 from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.evaluate.results import load_results
 from rgbench.report.report import FORMATS, check, report
 from tests.conftest import needs
 from tests.history.plausible import write_model

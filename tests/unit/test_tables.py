@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rgbench.evaluate.store import load_results
 
 from rgbench.core.errors import UsageError
+from rgbench.evaluate.results import load_results
 from rgbench.judge.models import ResultSet, load_result_sets
 from rgbench.judge.paired import delta
 from rgbench.judge.verdict import judge_set

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rgbench.evaluate.store import ModelResult
 from scipy import stats
 
 from rgbench.core.errors import UsageError
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import Model, ResultSet, load_result_sets, result_set
 from rgbench.judge.paired import delta, seeds_delta, spread_delta
 from rgbench.judge.verdict import (
