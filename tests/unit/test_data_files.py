@@ -17,7 +17,7 @@ from rgbench.data.config import ImageFolderData
 from rgbench.data.files import NamedFiles, clean_text, decode_text, image_files, read_captions
 from rgbench.data.prompts import load_prompts
 from rgbench.data.sources import open_source
-from rgbench.evaluate.targets import list_images, match_images, own_prompts
+from rgbench.evaluate.images import list_images, match_images, own_prompts
 from rgbench.metrics.reference import ReferenceFolder
 
 NFC, NFD = (unicodedata.normalize(form, "café 모델") for form in ("NFC", "NFD"))
