@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from rgbench.evaluate.results import Head
+from rgbench.evaluate.results import Head as ResultHead
 from rgbench.judge.compare import MIN_SEEDS, PLANES, spectral_distance
 from rgbench.judge.models import LCD, Column, Model, ResultSet
 from rgbench.judge.paired import Delta, delta
@@ -433,7 +433,7 @@ def _sources(model: Model, column: Column) -> tuple[str, ...]:
     return tuple(place_of(model.results[seed].head) for seed in model.seeds(column))
 
 
-def place_of(head: Head) -> str:
+def place_of(head: ResultHead) -> str:
     """Folder of a result: world/model/generation."""
     return f"{head.world}/{head.model}/{head.generation.id}"
 
