@@ -114,7 +114,8 @@ class ImageFolderSource:
             digest.update(json.dumps([name, size, caption]).encode())
         contents = hash_contents(len(self._names), lambda index: [(self._folder / self._names[index]).read_bytes()])
         digest.update(contents.encode())
-        return {"kind": self.name, "resolution": self._resolution, "num": self.length, "sha256": digest.hexdigest()}
+        about = {"kind": self.name, "resolution": self._resolution, "num": self.length}
+        return about | {"contents_sha256": digest.hexdigest()}
 
     def load(self, indices: list[int]) -> Batch:
         """Read, resize and crop the images at ``indices``.
@@ -190,7 +191,7 @@ class HFDatasetSource:
     def fingerprint(self) -> dict[str, Any]:
         """Count, and a hash over captions and images of some rows; where they lie does not matter."""
         about = {"kind": self.name, "resolution": self._section.resolution, "split": self._section.split}
-        return about | {"num": self.length, "sha256": hash_contents(len(self._rows), self._contents)}
+        return about | {"num": self.length, "contents_sha256": hash_contents(len(self._rows), self._contents)}
 
     def load(self, indices: list[int]) -> Batch:
         """Read, resize and crop the images at ``indices``.

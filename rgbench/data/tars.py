@@ -178,7 +178,8 @@ class WebDatasetSource:
             digest.update(b"\n".join([path.name.encode(), *keys.tolist(), b""]))
             digest.update(spans.tobytes())
         digest.update(hash_contents(self.length or 0, self._contents).encode())
-        return {"kind": self.name, "resolution": self._resolution, "num": self.length, "sha256": digest.hexdigest()}
+        about = {"kind": self.name, "resolution": self._resolution, "num": self.length}
+        return about | {"contents_sha256": digest.hexdigest()}
 
     def load(self, indices: list[int]) -> Batch:
         """Read, resize and crop the images at ``indices``.
