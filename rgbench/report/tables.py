@@ -32,6 +32,7 @@ from rgbench.report.words import (
     shown,
     shown_change,
     trend,
+    verdicts_of,
 )
 
 ARROWS = {Direction.HIGHER: "↑", Direction.LOWER: "↓", Direction.REFERENCE: "→0"}
@@ -194,10 +195,9 @@ def lead_column(results: ResultSet, family: Family) -> Column | None:
 def verdict_table(results: ResultSet, verdicts: Sequence[Verdict]) -> Table | None:
     """One row for each verdict: on a method, or on one run of it."""
     columns = {column.key: column for column in results.columns}
-    by_name = {model.name: model for model in results.models}
     rows = []
     for verdict in verdicts:
-        model = by_name[verdict.method]
+        model = next(model for model in results.models if verdict in verdicts_of(model, verdicts))
         against = {
             "method": f"{verdict.base}; {verdict.num_seeds} in common",
             "run": f"{verdict.base}; one run",
