@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from rgbench.evaluate import store
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.compare import MIN_SEEDS, PLANES, spectral_distance
 from rgbench.judge.models import LCD, Column, Model, ResultSet
 from rgbench.judge.paired import Delta, delta
@@ -430,12 +430,12 @@ def head_of(results: ResultSet, column: Column) -> Head:
 
 
 def _sources(model: Model, column: Column) -> tuple[str, ...]:
-    return tuple(place_of(model.results[seed].head) for seed in model.seeds(column))
+    return tuple(place_of(model.results[seed]) for seed in model.seeds(column))
 
 
-def place_of(head: store.Head) -> str:
+def place_of(result: ModelResult) -> str:
     """Folder of a result: world/model/generation."""
-    return f"{head.world}/{head.model}/{head.generation.id}"
+    return f"{result.head.world}/{result.head.model}/{result.head.generation.id}"
 
 
 def _interval_notes(results: ResultSet, columns: Sequence[Column]) -> Iterable[str]:
