@@ -13,12 +13,11 @@ README = Path("README.md")
 BLOCK = re.compile(r"(<!-- results: begin [^\n]*-->\n).*?(<!-- results: end -->)", re.DOTALL)
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 SHOWN_PICTURE = re.compile(r"(spectra|rewards|training)-|grid-[^-]+\.png")
-VERDICTS = re.compile(r"(?ms)^\*\*Verdicts, .*?(?=^\*\*)")  # a row for each run; the words sum them up
-SHOWN = re.compile(r"(?ms)^### In words\n.*?(?=^### Protocols\n)")
+TABLES = re.compile(r"(?ms)^### Tables\n\n(.*?)(?=^\*\*Difference |^### )")  # verdicts and comparison
 
 
 def shown_results(report: str, folder: Path) -> str:
-    """Words, comparison and pictures of the report, with picture paths relative to the README.
+    """Verdicts, comparison and pictures of the report, with picture paths relative to the README.
 
     Args:
         report: text of ``report.md``.
@@ -27,13 +26,11 @@ def shown_results(report: str, folder: Path) -> str:
     Raises:
         UsageError: a report without results.
     """
-    found = SHOWN.search(report)
-    if found is None:
+    tables = TABLES.search(report)
+    if tables is None:
         raise UsageError(f"{folder / 'report.md'}: no results to show; make it with `rgbench report`")
-    first, *_ = re.split(r"(?m)^\*\*Difference", VERDICTS.sub("", found[0]))
-    shown = [(title, file) for title, file in PICTURE.findall(found[0]) if SHOWN_PICTURE.match(file)]
-    pictures = [f"![{title}]({folder.as_posix()}/{file})" for title, file in shown]
-    return "\n\n".join([first.strip(), *pictures])
+    shown = [(title, file) for title, file in PICTURE.findall(report) if SHOWN_PICTURE.match(file)]
+    return "\n\n".join([tables[1].strip(), *(f"![{title}]({folder.as_posix()}/{file})" for title, file in shown)])
 
 
 def with_results(readme: str, results: str) -> str:

@@ -329,7 +329,7 @@ def _value_row(model: Model, column: Column, seeds: Sequence[int | None], value:
     if value is None:
         return row
     where = {
-        "sources": "; ".join(place_of(model.results[seed].head) for seed in seeds),
+        "sources": "; ".join(place_of(model.results[seed]) for seed in seeds),
         "commands": "; ".join(dict.fromkeys(_command(model.results[seed], column.key) for seed in seeds)),
     }
     return row | _numbers(value) | where
@@ -368,4 +368,8 @@ def _checkpoint_rows(result: ModelResult) -> Iterator[Row]:
     for value in result.values:
         column = Column(value.metric, value.protocol, metric_info(value.metric, head.metrics), value.reference)
         row = {**where, "kind": "checkpoint", "step": head.training["step"], **_measured(column), **_numbers(value)}
-        yield row | {"shown": shown(value, column), "sources": place_of(head), "commands": _command(result, value.key)}
+        yield row | {
+            "shown": shown(value, column),
+            "sources": place_of(result),
+            "commands": _command(result, value.key),
+        }

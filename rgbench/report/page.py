@@ -121,7 +121,7 @@ def _evidence(results: ResultSet) -> dict[str, Any]:
     found = [(names(results)[model], result) for model in results.models for result in model.results.values()]
     found += [(f"{r.head.model}, step {r.head.training['step']}", r) for r in results.checkpoints]
     for name, result in found:
-        row: dict[str, Any] = {"model": name, "folder": place_of(result.head), "commands": {}, "environments": {}}
+        row: dict[str, Any] = {"model": name, "folder": place_of(result), "commands": {}, "environments": {}}
         for run in result.runs:
             fields = {key: value for key, value in flatten(run.provenance).items() if key != "time"}
             number, _ = environments.setdefault(repr(sorted(fields.items())), (len(environments) + 1, fields))

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from rgbench.evaluate.results import Head as ResultHead
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.compare import MIN_SEEDS, PLANES, spectral_distance
 from rgbench.judge.models import LCD, Column, Model, ResultSet
 from rgbench.judge.paired import Delta, delta
@@ -32,6 +32,7 @@ from rgbench.report.words import (
     shown,
     shown_change,
     trend,
+    verdicts_of,
 )
 
 ARROWS = {Direction.HIGHER: "↑", Direction.LOWER: "↓", Direction.REFERENCE: "→0"}
@@ -194,10 +195,9 @@ def lead_column(results: ResultSet, family: Family) -> Column | None:
 def verdict_table(results: ResultSet, verdicts: Sequence[Verdict]) -> Table | None:
     """One row for each verdict: on a method, or on one run of it."""
     columns = {column.key: column for column in results.columns}
-    by_name = {model.name: model for model in results.models}
     rows = []
     for verdict in verdicts:
-        model = by_name[verdict.method]
+        model = next(model for model in results.models if verdict in verdicts_of(model, verdicts))
         against = {
             "method": f"{verdict.base}; {verdict.num_seeds} in common",
             "run": f"{verdict.base}; one run",
@@ -430,12 +430,12 @@ def head_of(results: ResultSet, column: Column) -> Head:
 
 
 def _sources(model: Model, column: Column) -> tuple[str, ...]:
-    return tuple(place_of(model.results[seed].head) for seed in model.seeds(column))
+    return tuple(place_of(model.results[seed]) for seed in model.seeds(column))
 
 
-def place_of(head: ResultHead) -> str:
+def place_of(result: ModelResult) -> str:
     """Folder of a result: world/model/generation."""
-    return f"{head.world}/{head.model}/{head.generation.id}"
+    return f"{result.head.world}/{result.head.model}/{result.head.generation.id}"
 
 
 def _interval_notes(results: ResultSet, columns: Sequence[Column]) -> Iterable[str]:

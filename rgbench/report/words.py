@@ -175,7 +175,7 @@ def readings(results: ResultSet, verdicts: Sequence[Verdict]) -> list[Reading]:
 
 
 def _reading(results: ResultSet, model: Model, verdicts: Sequence[Verdict]) -> Reading:
-    own, base = [verdict for verdict in verdicts if verdict.method == model.name], results.baseline(model)
+    own, base = verdicts_of(model, verdicts), results.baseline(model)
     title = names(results)[model] + (f" against {names(results)[base]}" if base else "")
     facts = [_fact(model, base, c) for c in _told(results, model) if delta(model, base, c)] if base else []
     if own:
@@ -186,6 +186,12 @@ def _reading(results: ResultSet, model: Model, verdicts: Sequence[Verdict]) -> R
     sentence = "" if base else f"{results.why_no_baseline(model)}."
     label = "not trained on a reward" if base else "nothing to compare with"
     return Reading(title, label, "none", sentence, (*facts, *_along(results, model)))
+
+
+def verdicts_of(model: Model, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Verdicts on a model, or on runs of it, at its sampler settings."""
+    used = {f"{result.head.model}/{result.head.generation.id}" for result in model.results.values()}
+    return [each for each in verdicts if each.method == model.name and (not each.used or used & each.used.keys())]
 
 
 def _told(results: ResultSet, model: Model) -> list[Column]:

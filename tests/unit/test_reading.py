@@ -53,6 +53,15 @@ def test_runs_that_disagree_are_counted(tmp_path):
     assert all(verdict.words in found.sentence for verdict in judge_set(results))
 
 
+def test_a_verdict_is_on_one_sampler_setting(tmp_path):
+    for sampling in ({}, {"steps": 2}):
+        make_students(tmp_path, "lcd", {}, sampling=sampling)
+        make_students(tmp_path, "rg_lcd", {} if sampling else HACKED, sampling=sampling)
+    found = words(read(tmp_path))
+    assert found["RG-LCD, LCM, 4 steps, g 5"].label == "over-optimised"
+    assert found["RG-LCD, LCM, 2 steps, g 5"].label not in ("over-optimised", "undecided (1 of 2 runs)")
+
+
 def test_without_a_verdict_the_changes_stand_alone():
     """The old results hold one LCD run."""
     found = words(read(HISTORY))

@@ -24,10 +24,13 @@ def test_pictures_of_the_block_are_there():
     assert paths and all((ROOT / path).is_file() for path in paths)
 
 
-def test_verdicts_of_each_run_stay_in_the_report():
-    report = "### In words\n\nA.\n\n**Verdicts, x**\n\n| v |\n\n- why\n\n**Comparison, x**\n\n| c |\n\n### Protocols\n"
+def test_the_first_tables_and_some_pictures_are_shown():
+    report = (
+        "### In words\n\nA.\n\n### Tables\n\n**Verdicts, x**\n\n| v |\n\n**Comparison, x**\n\n| c |\n\n"
+        "**Difference to LCD, x**\n\n| d |\n\n### Plots and images\n\n![r](rewards-x.png)\n![w](wins-x.png)\n"
+    )
     shown = shown_results(report, Path("results/report"))
-    assert shown == "### In words\n\nA.\n\n**Comparison, x**\n\n| c |"
+    assert shown == "**Verdicts, x**\n\n| v |\n\n**Comparison, x**\n\n| c |\n\n![r](results/report/rewards-x.png)"
 
 
 def test_missing_block_or_report_is_an_error():
