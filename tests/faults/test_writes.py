@@ -95,8 +95,8 @@ def test_a_command_says_which_file_the_disk_refused(tmp_path: Path, cli: Cli) ->
         done = cli("cp", "lcd", tmp_path / "mine.yaml")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert done.returncode == 1 and f"{tmp_path / 'mine.yaml'}: File too large; mend this" in done.stderr
+    assert done.returncode == 1 and f"{tmp_path / 'mine.yaml'}: File too large" in done.stderr
     (tmp_path / "file").write_text("not a folder")
     done = cli("cp", "lcd", tmp_path / "file" / "mine.yaml")
-    assert done.returncode == 1 and "file" in done.stderr and "mend this" in done.stderr
+    assert done.returncode == 1 and str(tmp_path / "file") in done.stderr
     assert os.listdir(tmp_path) == ["file"]
