@@ -146,7 +146,7 @@ def test_each_step_learns_and_its_memory_is_measured_without_the_others_moments(
     learning = [*found.trainer.student.parameters(), *found.trainer.proxy_parameters]
 
     def states() -> dict[str, int]:
-        kinds = {PLAIN: found.plain.optimisers, OURS: found.loop.optimisers}
+        kinds = {PLAIN: found.plain.optimisers, OURS: found.loop.updater.optimisers}
         return {name: sum(len(o.state) for o in optimisers.values()) for name, optimisers in kinds.items()}
 
     seen = []
