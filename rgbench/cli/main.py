@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 START, JUDGE, LOOK, MAINTAIN = "Start", "Judge", "Look", "Maintain"
 DOCS = "Documentation: docs/ in the repository."
+MAX_NAMED = 4  # metrics in a note under a table
 ARROWS = {"lower": "↓", "higher": "↑", "reference": ""}
 
 app = typer.Typer(
@@ -425,7 +426,10 @@ def result_lines(results: Sequence[ModelResult]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in table]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    notes = [f"{flag}: {', '.join(dict.fromkeys(labels))}" for flag, labels in flags.items()]
+    notes = []
+    for flag, labels in flags.items():
+        distinct = list(dict.fromkeys(labels))
+        notes.append(f"{flag}: {', '.join(distinct) if len(distinct) <= MAX_NAMED else f'{len(distinct)} metrics'}")
     if any(value.in_sample for result in results for value in result.values):
         notes.insert(0, "†: the model was trained on this reward")
     return [*lines, *notes]

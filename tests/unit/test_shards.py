@@ -221,10 +221,10 @@ def test_saved_images_give_the_value_of_their_model(runs, place):
 
 
 def test_values_are_made_in_whole_float32(runs, place, monkeypatch):
-    seen: list[bool] = []
-    monkeypatch.setattr(engine, "_evaluate_target", lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    seen: list[str] = []
+    monkeypatch.setattr(engine, "_evaluate_target", lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
     run(runs, METRICS)
-    assert seen and not any(seen)
+    assert seen == ["ieee"]
 
 
 def test_a_foreign_file_among_unfinished_passes_is_no_pass_and_no_shard(tmp_path):
