@@ -199,10 +199,10 @@ RecipeArgument = Annotated[
 
 
 def say_what_matters() -> None:
-    """Show our log lines on stderr, each once; other libraries keep quiet."""
-    logging.basicConfig(format="%(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_Once())
+    """Show our log lines on stderr, each once; handlers of whoever calls us in its own process stay as they are."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_Once())
+    logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("rgbench").setLevel(logging.INFO)
 
 
