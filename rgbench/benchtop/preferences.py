@@ -7,13 +7,17 @@ reward on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rgbench.benchtop.scenes import COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, Scenes, is_heldout
+
+NOISE = 0.25  # standard deviation of the strongest noise
 
 
 @dataclass(frozen=True)
@@ -26,35 +30,48 @@ class PreferenceConfig:
 
 
 def corrupt(scenes: Scenes, num_wrong: Tensor, generator: torch.Generator) -> Scenes:
-    """Change ``num_wrong`` (B,) attributes of scenes to another value.
+    """Change ``num_wrong`` (B,) attributes of scenes to another value, drawn by a CPU generator."""
+    order = torch.rand(len(scenes), 7, generator=generator)
+    steps = torch.stack([torch.rand(len(scenes), generator=generator) for _ in range(8)], 1)
+    return change_attributes(scenes, num_wrong, order, steps)
+
+
+def change_attributes(scenes: Scenes, num_wrong: Tensor, order: Tensor, steps: Tensor) -> Scenes:
+    """Change some attributes of scenes to another value.
 
     The object count stays; no held-out combination is made from a scene without one.
+
+    Args:
+        scenes: B scenes.
+        num_wrong: (B,) attributes to change.
+        order: (B, 7) numbers in [0, 1): the attributes with the smallest change.
+        steps: (B, 8) numbers in [0, 1): to which value (two layouts, then three attributes of each object).
     """
     layout, shape, colour, size = (x.clone() for x in (scenes.layout, scenes.shape, scenes.colour, scenes.size))
     two = scenes.count == 2
     valid = torch.ones(len(scenes), 7, dtype=torch.bool)
     valid[:, 4:] = two[:, None]
-    order = torch.rand(len(scenes), 7, generator=generator).masked_fill(~valid, 2.0)
-    change = (order.argsort(1).argsort(1) < num_wrong[:, None]) & valid
+    ranks = order.masked_fill(~valid, 2.0).argsort(1).argsort(1)
+    change = (ranks < num_wrong[:, None]) & valid
 
-    def other(values: Tensor, n: int | Tensor, where: Tensor) -> Tensor:
-        step = 1 + (torch.rand(len(values), generator=generator) * (n - 1)).long()
+    def other(values: Tensor, n: int, where: Tensor, draw: int) -> Tensor:
+        step = 1 + (steps[:, draw] * (n - 1)).long()
         return torch.where(where, (values + step) % n, values)
 
-    single_layout = other(layout, len(POSITIONS), change[:, 0])
-    pair_layout = len(POSITIONS) + other(layout - len(POSITIONS), len(RELATIONS), change[:, 0])
+    single_layout = other(layout, len(POSITIONS), change[:, 0], 0)
+    pair_layout = len(POSITIONS) + other(layout - len(POSITIONS), len(RELATIONS), change[:, 0], 1)
     layout = torch.where(two, pair_layout, single_layout)
     for slot in (0, 1):
         column = 1 + 3 * slot
         was = (shape[:, slot].clone(), colour[:, slot].clone())
         allowed = ~is_heldout(*was)
-        new = other(was[0], len(SHAPES), change[:, column])
+        new = other(was[0], len(SHAPES), change[:, column], column + 1)
         clash = allowed & ~change[:, column + 1] & is_heldout(new, was[1])
         shape[:, slot] = torch.where(clash, _next_but(new, was[0], len(SHAPES)), new)
-        new = other(was[1], len(COLOURS), change[:, column + 1])
+        new = other(was[1], len(COLOURS), change[:, column + 1], column + 2)
         clash = allowed & is_heldout(shape[:, slot], new)
         colour[:, slot] = torch.where(clash, _next_but(new, was[1], len(COLOURS)), new)
-        size[:, slot] = other(size[:, slot], len(SIZES), change[:, column + 2])
+        size[:, slot] = other(size[:, slot], len(SIZES), change[:, column + 2], column + 3)
     for x in (shape, colour, size):
         x[~two, 1] = -1
     return Scenes(layout, shape, colour, size)
@@ -113,7 +130,7 @@ def blur(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor
 
 def noise(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
     """Gaussian noise, white or coloured between channels, standard deviation up to 0.25."""
-    return images + 0.25 * strength[:, None, None, None] * torch.randn(images.shape, generator=generator)
+    return images + NOISE * strength[:, None, None, None] * torch.randn(images.shape, generator=generator)
 
 
 def fade(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
@@ -176,4 +193,26 @@ def degrade(images: Tensor, strength: Tensor, kinds: tuple, generator: torch.Gen
         rows = (kind == k) & (strength > 0)
         if rows.any():
             out[rows] = function(images[rows], strength[rows], generator)
+    return out.clamp(0, 1)
+
+
+def degrade_as(images: Tensor, kind: Tensor, strength: Tensor, normal: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """Each image under a given one of the trained degradations, clamped to [0, 1].
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        kind: (B,) numbers in [0, 1), spread evenly over the kinds.
+        strength: (B,) in [0, 1]; 0 leaves the image as it is.
+        normal: from the rows that get noise to as many standard normal numbers as these have.
+    """
+    unused, out = torch.Generator(), images.clone()
+    chosen = (kind * len(TRAINED_DEGRADATIONS)).long()
+    for k, function in enumerate(TRAINED_DEGRADATIONS):
+        rows = (chosen == k) & (strength > 0)
+        if rows.any():
+            if function is noise:
+                field = normal(np.flatnonzero(rows.numpy())).view_as(images[rows])
+                out[rows] = images[rows] + NOISE * strength[rows, None, None, None] * field
+            else:
+                out[rows] = function(images[rows], strength[rows], unused)
     return out.clamp(0, 1)

@@ -51,7 +51,7 @@ CENTRES = {
 }
 JITTER = (3.0, 1.5)  # pixels, one and two objects
 MAX_ROTATION = 0.2  # radians
-SPLITS = ("train", "test", "heldout", "all")
+SPLITS = ("train", "test", "heldout", "all", "web")
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 POSITION_WORDS = {
     "centre": ("in the centre", "in the middle"),
@@ -149,16 +149,10 @@ def scene_batch(split: str, indices: np.ndarray | list[int] | range) -> tuple[Te
     return render(scenes, split, indices), scenes
 
 
-def training_batch(split: str, indices: np.ndarray | list[int] | range) -> tuple[Tensor, Scenes, list[str]]:
-    """Images, attributes and captions of a split, as training and exports read them."""
-    images, scenes = scene_batch(split, indices)
-    return images, scenes, captions(scenes, split, indices)
-
-
 def sample_scenes(split: str, indices: np.ndarray | list[int] | range) -> Scenes:
     """Attributes of the scenes at ``indices`` of a split.
 
-    ``train`` and ``test`` never hold a held-out combination, ``heldout`` always holds at least one, ``all`` is
+    ``train``, ``test`` and ``web`` never hold a held-out combination, ``heldout`` always holds at least one, ``all`` is
     unrestricted (for the attribute classifiers).
     """
     index = np.asarray(indices)
@@ -264,7 +258,8 @@ def hash_uniform(stream: int, index: np.ndarray, count: int) -> np.ndarray:
 def _stream(split: str, part: int) -> int:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    return 1000 * (SPLITS.index(split) + 1) + part
+    number = 9 if split == "web" else SPLITS.index(split) + 1  # 5000 and on are the captions' streams
+    return 1000 * number + part
 
 
 def _background(split: str, index: np.ndarray, u: Tensor) -> Tensor:

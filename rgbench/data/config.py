@@ -20,7 +20,7 @@ class ScenesData(Section):
     """
 
     kind: Literal["scenes"] = "scenes"
-    split: Literal["train", "test", "heldout", "all"] = "train"
+    split: Literal["train", "test", "heldout", "all", "web"] = "train"
     num: Annotated[int, Field(ge=1)] | None = None
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from rgbench.benchtop.scenes import captions, sample_scenes, training_batch
+from rgbench.benchtop.scenes import captions
+from rgbench.benchtop.web import described_scenes, training_batch
 from rgbench.core.errors import UsageError
 from rgbench.core.registry import resolve
 from rgbench.data.batches import Batch, DataSource
@@ -72,7 +73,7 @@ class ScenesSource:
     def fingerprint(self) -> dict[str, Any]:
         """Split, length, and a hash over the first captions, which changes when the world does."""
         first = range(64)
-        texts = captions(sample_scenes(self._split, first), self._split, first)
+        texts = captions(described_scenes(self._split, first), self._split, first)
         digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
         return {"kind": "scenes", "split": self._split, "num": self.length, "sha256": digest}
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rgbench.benchtop.scenes import SPLITS, training_batch
+from rgbench.benchtop.scenes import SPLITS
+from rgbench.benchtop.web import training_batch
 from rgbench.core.errors import UsageError
 from rgbench.core.io import (
     TarMember,

@@ -16,11 +16,12 @@ from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch, vocabu
 from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, sha256_tree
 from rgbench.models.presets import WEIGHTS
+from tools.benchtop import teacher
 from tools.benchtop.__main__ import app
 from tools.benchtop.build import SHIPPED, STAGES, WorldRecipe, build, install
 from tools.benchtop.check import Row, high_energy, spectrum_rows
 from tools.benchtop.clip import CLIP_CONFIG, CONTEXT_LENGTH, bpe_merges, build_tokenizer, contrastive_loss
-from tools.benchtop.teacher import to_transformers
+from tools.benchtop.teacher import TeacherConfig, to_transformers, train_teacher
 
 CPU, QUICK = torch.device("cpu"), WorldRecipe.quick()
 
@@ -160,3 +161,36 @@ def test_equal_scenes_are_not_negatives():
     same = contrastive_loss(image[:1].expand(2, -1), text[:1].expand(2, -1), torch.tensor(100.0), key, key)
     assert float(same) == pytest.approx(math.log(2), abs=1e-5)  # uniform over the two equal ones
     assert contrastive_loss(image, text, torch.tensor(100.0), apart, apart) < 1e-3
+
+
+def test_an_interrupted_teacher_continues_as_if_it_had_not_stopped(quick, tmp_path, monkeypatch):
+    config = TeacherConfig(cycles=((3, 1e-3),), batch_size=8)
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+        for part in ("clip", "vae"):
+            shutil.copytree(quick / part, tmp_path / name / part)
+        shutil.copy(quick / "latents.safetensors", tmp_path / name)
+    train_teacher(config, tmp_path / "whole", CPU)
+    monkeypatch.setattr(teacher, "SAVE_EVERY", 2)
+    monkeypatch.setattr(teacher, "_update_average", Interrupt(teacher._update_average, calls=3))
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher(config, tmp_path / "stopped", CPU)
+    monkeypatch.undo()
+    train_teacher(config, tmp_path / "stopped", CPU)
+    for part in ("unet", "text_encoder"):
+        assert sha256_tree(tmp_path / "stopped" / part) == sha256_tree(tmp_path / "whole" / part)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "stopped" / "teacher.jsonl").read_text().splitlines()]
+    assert steps == [0], "the second start went on from its third step"
+
+
+class Interrupt:
+    """Calls a function, and raises KeyboardInterrupt in its place at a given call."""
+
+    def __init__(self, function, calls: int) -> None:
+        self.function, self.left = function, calls
+
+    def __call__(self, *arguments):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+        return self.function(*arguments)

@@ -40,7 +40,8 @@ from rgbench.benchtop.preferences import (
     swap_objects,
     utility,
 )
-from rgbench.benchtop.scenes import Scenes, captions, render, sample_scenes, vocabulary
+from rgbench.benchtop.scenes import Scenes, captions, render, vocabulary
+from rgbench.benchtop.web import described_scenes
 from rgbench.rewards.clip import hps_preprocess
 from rgbench.rewards.latent_proxy import LatentCLIP
 from tools.benchtop.stage import LATENTS_SPLIT, StageLog, autocast, linear_decay, set_lr, stage_seed, training_scenes
@@ -162,7 +163,7 @@ def train_proxy(config: ProxyConfig, out: Path, device: torch.device) -> None:
         index = np.random.default_rng(stage_seed(config.seed, "proxy_batch", step)).integers(n, size=config.batch_size)
         mean, std = (cache[k][torch.from_numpy(index)].float() for k in ("mean", "std"))
         latents = (mean + std * torch.randn(mean.shape)).to(device)
-        scenes = sample_scenes(LATENTS_SPLIT, index)
+        scenes = described_scenes(LATENTS_SPLIT, index)
         texts = captions(scenes, LATENTS_SPLIT, index + n * (1 + step))
         wrong, wrong_texts = hard_negatives(scenes, generator)
         with autocast(device, config.dtype):

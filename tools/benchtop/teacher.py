@@ -20,11 +20,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch
-from rgbench.core.io import read_json, sha256_file, sha256_tree, write_json_atomic
+from rgbench.benchtop.scenes import captions
+from rgbench.benchtop.web import described_scenes, training_batch
+from rgbench.core.io import (
+    read_json,
+    read_safetensors_metadata,
+    save_safetensors_atomic,
+    sha256_file,
+    sha256_tree,
+    write_json_atomic,
+)
 from tools.benchtop.clip import CLIP_CONFIG, tokenize
 from tools.benchtop.stage import LATENTS_SPLIT, StageLog, autocast, linear_decay, stage_seed
 
+SAVE_EVERY = 200  # steps; an interrupted stage continues from there
 SCHEDULER_CONFIG = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -81,7 +90,7 @@ def encode_latents(config: LatentsConfig, out: Path, device: torch.device) -> No
     vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(device)
     means, stds = [], []
     for start in range(0, config.num_latents, 128):
-        images, _ = scene_batch(LATENTS_SPLIT, range(start, min(start + 128, config.num_latents)))
+        images, _, _ = training_batch(LATENTS_SPLIT, range(start, min(start + 128, config.num_latents)))
         with autocast(device, config.dtype):
             posterior = vae.encode(2 * images.to(device) - 1).latent_dist
         means.append(posterior.mean.half().cpu())
@@ -108,30 +117,33 @@ def train_teacher(config: TeacherConfig, out: Path, device: torch.device) -> Non
         digest = hashlib.sha256(json.dumps([*inputs, settings]).encode()).hexdigest()[:8]
         path = out / f"teacher-{digest}.safetensors"
         if not path.exists():
-            save_file(_train_cycle(networks, scaling_factor, cycle, config, out, device), path)
+            save_file(_train_cycle(networks, scaling_factor, cycle, config, path, device), path)
         networks.load_state_dict(load_file(path))
     unet.eval().half().cpu().save_pretrained(out / "unet")
     text_encoder.eval().half().cpu().save_pretrained(out / "text_encoder")
 
 
 def _train_cycle(
-    networks: nn.ModuleDict, scaling_factor: float, cycle: int, config: TeacherConfig, out: Path, device: torch.device
+    networks: nn.ModuleDict, scaling_factor: float, cycle: int, config: TeacherConfig, path: Path, device: torch.device
 ) -> dict[str, Tensor]:
-    """One warm-up and decay of the learning rate; returns the average of the weights."""
+    """One warm-up and decay of the learning rate; returns the average of the weights, which ``path`` will hold."""
+    out, state = path.parent, path.with_suffix(".unfinished.safetensors")
     tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
     cache = load_file(out / "latents.safetensors")
     unet, text_encoder = networks["unet"], networks["text_encoder"]
     steps, lr = config.cycles[cycle]
     first = sum(n for n, _ in config.cycles[:cycle])
     average = {k: v.detach().clone() for k, v in networks.state_dict().items()}
-    groups = [{"params": unet.parameters(), "lr": lr},
-              {"params": text_encoder.parameters(), "lr": config.text_encoder_lr_share * lr}]  # fmt: skip
+    peaks = (lr, config.text_encoder_lr_share * lr)
+    groups = [{"params": network.parameters()} for network in (unet, text_encoder)]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: linear_decay(step, steps))
     alphas_cumprod = DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod.to(device)
     log = StageLog(out / "teacher.jsonl")
-    for step in range(steps):
+    begun = _restore(state, networks, average, optimiser) if state.exists() else 0
+    for step in range(begun, steps):
         torch.manual_seed(stage_seed(config.seed, "teacher", first + step))
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+            group["lr"] = peak * linear_decay(step, steps)
         latents, prompts = _batch(cache, scaling_factor, first + step, config)
         with autocast(device, config.dtype):
             embeds = text_encoder(tokenize(tokenizer, prompts).to(device)).last_hidden_state
@@ -140,10 +152,39 @@ def _train_cycle(
         loss.backward()
         norm = nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimiser.step()
-        schedule.step()
         _update_average(average, networks, min(config.average_decay, (1 + step) / (10 + step)))
         log(first + step, loss=loss, grad_norm=norm)
+        if (step + 1) % SAVE_EVERY == 0:
+            _save(state, networks, average, optimiser, step + 1)
+    state.unlink(missing_ok=True)
     return average
+
+
+def _save(
+    path: Path, networks: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer, step: int
+) -> None:
+    """Keep what a cycle needs to continue after a step; its randomness is a function of the step."""
+    tensors = {f"network.{name}": value for name, value in networks.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.items()}
+    for number, entry in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{name}": value for name, value in entry.items()}
+    whole = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    save_safetensors_atomic(whole, path, {"step": str(step)})
+
+
+def _restore(path: Path, networks: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> int:
+    """Load what :func:`_save` kept; the step to continue from."""
+    tensors, step = load_file(path), int(read_safetensors_metadata(path)["step"])
+    networks.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    for name in average:
+        average[name].copy_(tensors[f"average.{name}"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, number, name = key.split(".")
+            moments.setdefault(int(number), {})[name] = value
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    return step
 
 
 @torch.no_grad()
@@ -165,7 +206,7 @@ def _batch(
     moments = [cache[k][torch.from_numpy(index)].float() for k in ("mean", "std")]
     latents = (moments[0] + moments[1] * torch.randn(moments[0].shape)) * scaling_factor
     # The wording is drawn afresh at each visit of a scene.
-    prompts = captions(sample_scenes(LATENTS_SPLIT, index), LATENTS_SPLIT, index + n * (1 + step))
+    prompts = captions(described_scenes(LATENTS_SPLIT, index), LATENTS_SPLIT, index + n * (1 + step))
     dropped = rng.random(config.batch_size) < config.drop_prompt
     return latents, ["" if d else p for p, d in zip(prompts, dropped, strict=True)]
 
