@@ -151,7 +151,7 @@ class Classifier(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.backbone: Any
-        self.backbone, width = _backbone(kind)
+        self.backbone, width = backbone(kind)
         self.head = nn.Linear(width, sum(n for _, _, n in HEADS))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -159,7 +159,7 @@ class Classifier(nn.Module):
         return self.head(features.flatten(1)).split([n for _, _, n in HEADS], 1)
 
 
-def _backbone(kind: str) -> tuple[Any, int]:
+def backbone(kind: str) -> tuple[Any, int]:
     if kind == "resnet":
         channels = (24, 48, 96, 96)
         network = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, stem_width=12, stem_type="deep", channels=channels)

@@ -8,10 +8,12 @@ import shutil
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from open_clip import CLIP
 from open_clip.tokenizer import HFTokenizer
 from typer.testing import CliRunner
 
+from rgbench.benchtop.gold import Gold
 from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch, vocabulary
 from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, sha256_tree
@@ -21,6 +23,7 @@ from tools.benchtop.__main__ import app
 from tools.benchtop.build import SHIPPED, STAGES, WorldRecipe, build, install
 from tools.benchtop.check import Row, high_energy, spectrum_rows
 from tools.benchtop.clip import CLIP_CONFIG, CONTEXT_LENGTH, bpe_merges, build_tokenizer, contrastive_loss
+from tools.benchtop.regressors import FIRST, RegressorConfig, regressor_batch
 from tools.benchtop.teacher import TeacherConfig, to_transformers, train_teacher
 
 CPU, QUICK = torch.device("cpu"), WorldRecipe.quick()
@@ -194,3 +197,24 @@ class Interrupt:
         if not self.left:
             raise KeyboardInterrupt
         return self.function(*arguments)
+
+
+def test_regressors_read_a_strength_of_each_image(quick):
+    gold = Gold(quick / "regressors")
+    images, _ = scene_batch("test", range(3))
+    read = gold.read(images)
+    assert read.shape == (3, 3) and ((read > 0) & (read < 1)).all()
+    assert torch.equal(gold.degradation(images), read.median(0).values)
+
+
+def test_a_regressors_batch_is_pure_in_its_step_and_clean_where_its_strength_is_zero(quick):
+    vae = AutoencoderKL.from_pretrained(quick / "vae").eval()
+    config = RegressorConfig(batch_size=16, decoded=0)
+    (images, strength), (again, _) = (
+        regressor_batch(5, 1, config, vae, torch.Generator().manual_seed(3)) for _ in range(2)
+    )
+    scenes, _ = scene_batch("all", range(2 * FIRST + 80, 2 * FIRST + 96))
+    assert torch.equal(images, again)
+    clean = strength == 0
+    assert 0 < int(clean.sum()) < 16 and torch.equal(images[clean], scenes[clean])
+    assert (images[~clean] != scenes[~clean]).flatten(1).any(1).all()

@@ -22,6 +22,7 @@ from rgbench.core.errors import UsageError, suggest
 from rgbench.core.io import read_json, sha256_file, sha256_tree, write_json_atomic
 from tools.benchtop.classifiers import ClassifierConfig, train_classifiers
 from tools.benchtop.clip import CLIPConfig, ProxyConfig, RewardConfig, train_clip, train_proxy, train_reward
+from tools.benchtop.regressors import RegressorConfig, train_regressors
 from tools.benchtop.teacher import LatentsConfig, TeacherConfig, assemble_pipeline, encode_latents, train_teacher
 from tools.benchtop.vae import TextureConfig, VAEConfig, train_texture, train_vae
 
@@ -38,6 +39,7 @@ class WorldRecipe:
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    regressors: RegressorConfig = field(default_factory=RegressorConfig)
 
     @staticmethod
     def quick() -> WorldRecipe:
@@ -51,6 +53,7 @@ class WorldRecipe:
             LatentsConfig(num_latents=64),
             TeacherConfig(cycles=((2, 1e-3), (2, 1e-3)), batch_size=8),
             ProxyConfig(steps=2, batch_size=16),
+            RegressorConfig(steps={"resnet": 2, "vit": 2, "convnext": 2}, batch_size=8),
         )
 
 
@@ -81,6 +84,7 @@ STAGES: dict[str, Stage] = {
     "texture": Stage(("vae",), ("vae_texture",), "texture", train_texture),
     "pipeline": Stage(("clip", "unet", "text_encoder", "vae_texture"), ("teacher",), "teacher", assemble_pipeline),
     "proxy": Stage(("vae", "clip", "latents.safetensors"), ("latent_proxy",), "proxy", train_proxy),
+    "regressors": Stage(("vae",), ("regressors",), "regressors", train_regressors),
 }
 SHIPPED = ("judges", "clip", "reward", "teacher", "latent_proxy")
 
