@@ -744,7 +744,7 @@ def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], headroo
     lost = went_to.get("right → wrong")
     if lost and lost.gain is not None and reward.says == "up":
         gain = f"{lost.gain:+.{decimals}f}".replace("-", "−")
-        words.append(f"Images that went from right to wrong ({lost.images:.0%}) gained {gain} of the reward.")
+        words.append(f"On images that went from right to wrong ({lost.images:.0%}) the reward changed by {gain}.")
     if case.rule == "run":
         words.append("This is one run of the method: its own luck is not in this.")
     if decides:

@@ -256,7 +256,7 @@ def test_the_committed_study_is_judged(committed):
     found = {verdict.model: verdict for verdict in judge_set(committed)}
     assert found["rg_lcd-b10, 6 seeds"].outcome is Outcome.OVER_OPTIMISED
     assert found["lrm-b10, 6 seeds"].outcome is Outcome.WORSE
-    assert "right to wrong (16%) gained +1.39" in found["rg_lcd-b10, 6 seeds"].words
+    assert "right to wrong (16%) the reward changed by +1.39" in found["rg_lcd-b10, 6 seeds"].words
     run = found["rg_lcd-s0"]
     assert (run.rule, run.num_seeds) == ("run", 16) and "its own luck is not in this" in run.words
     assert round(run.findings[0].change, 2) == 0.97, "what the tables subtract"
