@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rgbench.cli.options import SETTINGS, Device, DeviceOption, complain, print_paths, ready, split_names, tune
+from rgbench.cli.options import (
+    SETTINGS,
+    Device,
+    DeviceOption,
+    ResultsArgument,
+    complain,
+    print_paths,
+    ready,
+    split_names,
+    tune,
+)
 from rgbench.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +70,6 @@ def repeat_prompts(
     typer.echo(write_prompts(repeat(chosen.first(num) if num else chosen, times), out))
 
 
-ResultsArgument = Annotated[Path, typer.Argument(help="Folder of results.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 

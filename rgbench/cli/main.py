@@ -28,6 +28,7 @@ from rgbench.cli.options import (
     NprocOption,
     OverridesArgument,
     RecipeArgument,
+    ResultsArgument,
     ResultsOption,
     RunsOption,
     StepsOption,
@@ -185,22 +186,26 @@ def evaluate(
     _print_results(run(config), paths)
 
 
+def _check_formats(given: list[str] | None) -> list[str] | None:
+    for name in split_names(given):
+        if name not in list(Format):
+            raise UsageError(f"--format: unknown format {name!r}; {suggest(name, Format)}")
+    return given
+
+
 @app.command(rich_help_panel=START, epilog="Example: rgbench report results --format md")
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("results"),
+    results: ResultsArgument = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Folder of the report. Default: RESULTS/report.")] = None,
-    format: Annotated[list[str] | None, typer.Option(help="md, csv, tex, html. Default: all.")] = None,
+    format: Annotated[
+        list[str] | None, typer.Option(help="md, csv, tex, html. Default: all.", callback=_check_formats)
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Do not write; exit 1 if the report on disk is out of date (for CI).")
     ] = False,
 ) -> None:
     """Write comparison tables, plots and one page from results."""
     formats = split_names(format)
-    for name in formats:
-        if name not in list(Format):
-            raise UsageError(f"--format: unknown format {name!r}; {suggest(name, Format)}")
-    if not results.is_dir():
-        raise UsageError(f"{results}: no such folder of results; make some with: rgbench eval")
     tune()
     os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses to be imported with a back end that it lacks, as a notebook's
     from rgbench.core.progress import image_progress, track_images

@@ -190,6 +190,14 @@ def complete_shown(incomplete: str) -> list[str]:
     return [*complete_recipes(incomplete), *(name for name in complete_runs(incomplete) if name != "teacher")]
 
 
+def check_results_folder(folder: Path) -> Path:
+    """The folder, where there is one: answered before torch is imported."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder of results; make some with: rgbench eval")
+    return folder
+
+
+ResultsArgument = Annotated[Path, typer.Argument(help="Folder of results.", callback=check_results_folder)]
 RecipeArgument = Annotated[
     str, typer.Argument(help="A YAML file, or the name of a packaged recipe.", autocompletion=complete_recipes)
 ]

@@ -138,4 +138,7 @@ def test_wrong_usage_exits_2(cli, results, arguments, message):
 
 def test_no_results_are_no_success(cli, tmp_path):
     done = cli("check", tmp_path / "empty", "--max-hf-db", "1")
+    assert done.returncode == 2 and f"{tmp_path / 'empty'}: no such folder" in done.stderr
+    (tmp_path / "empty").mkdir()
+    done = cli("check", tmp_path / "empty", "--max-hf-db", "1")
     assert done.returncode == 2 and "no results here" in done.stderr

@@ -16,7 +16,7 @@ from torch import Tensor
 from rgbench.benchtop.scenes import Scenes, captions, scene_batch
 from rgbench.core.run import stream_seed
 
-LATENTS_SPLIT = "train"  # of the scenes that the latents cache holds, on which teacher and proxy are trained
+LATENTS_SPLIT = "web"  # of the scenes that the latents cache holds, on which teacher and proxy are trained
 
 
 def stage_seed(seed: int, stage: str, step: int) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rgbench.benchtop.scenes import captions
-from rgbench.benchtop.web import described_scenes, training_batch
+from rgbench.benchtop.web import WEB, WebConfig, described_scenes, training_batch
 from rgbench.core.io import (
     read_json,
     read_safetensors_metadata,
@@ -65,6 +65,7 @@ class LatentsConfig:
 
     num_latents: int = 49152
     dtype: str = "fp32"
+    web: WebConfig = WEB
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class TeacherConfig:
 
 @torch.no_grad()
 def encode_latents(config: LatentsConfig, out: Path, device: torch.device) -> None:
-    """Cache the VAE's posterior moments of the first training scenes.
+    """Cache the VAE's posterior moments of the first pictures of the web.
 
     Writes ``out/latents.safetensors``: ``mean`` and ``std``, each (N, 4, 8, 8) float16, unscaled.
     """
