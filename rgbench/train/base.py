@@ -68,6 +68,10 @@ class Trainer(Protocol):
         """Per-sample losses of one batch; changes no parameter and no global random state."""
         ...
 
+    def watch(self, step: int, columns: Mapping[str, Tensor]) -> dict[str, float]:
+        """Values for the log from the statistics of a step's global batch, (B,) each; raises to stop the run."""
+        ...
+
     def after_update(self) -> None:
         """What follows the optimisers' steps: the target's EMA, and bounds on parameters."""
         ...

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,6 +224,10 @@ class LCD:
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         """Lines 1–8."""
         return StepResult({"student": {"lcd": self.distil(self.prepare(batch, rng)).losses}})
+
+    def watch(self, step: int, columns: Mapping[str, Tensor]) -> dict[str, float]:
+        """Nothing."""
+        return {}
 
     def after_update(self) -> None:
         """Line 9, whose AdamW and clipping are the loop's: θ⁻ ← μ θ⁻ + (1 − μ) θ."""

@@ -144,12 +144,13 @@ class Loop:
             self.updater.backward(result, 1 / len(batches))
         rows, norms = _fetch(samples.of_all_ranks(self.ranks), self.updater.reduce())
         self._check(samples, rows, norms)
+        watched = self._watch(samples.columns(rows))
         if self.updater.step(self.step, finite=all(map(math.isfinite, norms.values()))):
             self.trainer.after_update()
         self.step += 1
         self.cost.images += self.recipe.train.batch_size
         self.cost.reward_calls += samples.reward_calls * self.ranks.size
-        return samples.means(rows) | self.updater.describe(norms)
+        return samples.means(rows) | watched | self.updater.describe(norms)
 
     def _load(self, step: int) -> list[Batch]:
         batches, side = self.loader.load(step), self.trainer.models.resolution
@@ -184,6 +185,14 @@ class Loop:
         else:
             what = f"the gradient of the {wrong[0]} is not finite, in the batch of {_listed(ids)}"
         self.ranks.stop_all(RgbenchError(f"step {self.step}: {what}; {ADVICE}"))
+
+    def _watch(self, columns: dict[str, Tensor]) -> dict[str, float]:
+        """What the trainer says of the batch, which all ranks hold alike: it stops all of them or none."""
+        try:
+            return self.trainer.watch(self.step, columns)
+        except RgbenchError as error:
+            self.updater.drop()
+            self.ranks.stop_all(error)
 
     def save(self) -> None:
         """Commit a checkpoint and update run.json; the other ranks wait for the main one."""
@@ -371,6 +380,10 @@ class StepSamples:
     def of_all_ranks(self, ranks: Ranks) -> Tensor:
         """All samples' values in the order of the global batch, (B, columns)."""
         return ranks.gather_rows(torch.stack([torch.cat(parts) for parts in self._columns.values()], dim=1))
+
+    def columns(self, rows: Tensor) -> dict[str, Tensor]:
+        """Columns (B,) by name, of the rows of :meth:`of_all_ranks`."""
+        return dict(zip(self._columns, rows.unbind(1), strict=True))
 
     def means(self, rows: Tensor) -> dict[str, float]:
         """Means by name, of the rows of :meth:`of_all_ranks`.

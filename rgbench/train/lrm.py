@@ -2,12 +2,16 @@
 
     student:  loss = L_LCD − β · R^L(f_θ / scaling_factor, prompt), the proxy frozen
     proxy:    loss = Σ over pairs of KL(softmax(expert pair) ‖ softmax(proxy pair))
+              or Σ over candidates of ½ (standardised proxy score − standardised expert score)²
 
 | symbol | name | meaning, shape |
 |---|---|---|
 | R^L | ``proxy`` | latent reward, raw cosine, (B,); reads unscaled latents |
 | R^e | ``expert`` | pixel-space reward, without gradient here |
 | β | ``guidance.scale`` | weight of the proxy's reward |
+
+The regression standardises both scores by their means and standard deviations over candidates of the teacher, measured
+before the first step and kept.
 
 :class:`Fidelity` measures how well the proxy agrees with its expert, on samples of the student that it does not learn
 from. For each prompt and timestep bin the student predicts from fresh noise, and both score the predictions, the EMA
@@ -27,13 +31,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from rgbench.core.errors import UsageError
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch
 from rgbench.data.sources import open_source
 from rgbench.diffusion.ddim import ddim_grid
@@ -42,11 +48,13 @@ from rgbench.rewards.base import Reward, score
 from rgbench.rewards.latent_proxy import PAIRS, LatentCLIP, pair_losses
 from rgbench.train.base import OptimiserGroup, Stateful, StepDraws, StepResult, lr_factor
 from rgbench.train.lcd import Distillation, Inputs
-from rgbench.train.recipe import FidelitySection, LCDRecipe, LRMRecipe, find_proxy
+from rgbench.train.recipe import PROXY_FOLDER, FidelitySection, LCDRecipe, LRMRecipe, find_proxy
 from rgbench.train.rg_lcd import RGLCD, TINY, crop_offsets, inside, load_expert, timestep_bins
 
 CHUNK = 8  # samples at once
 CALIBRATION_BINS = 10
+CALIBRATED = 64  # samples whose candidates standardise the scores of the regression
+WATCHED = 50  # guided steps over which the correlation of proxy and expert is averaged
 
 
 @dataclass(frozen=True)
@@ -91,19 +99,23 @@ class LRM(RGLCD):
 
     def __init__(self, recipe: LRMRecipe, models: DiffusionModels, expert: Reward, proxy: LatentCLIP) -> None:
         super().__init__(recipe, models, expert)
-        logit_scale = recipe.proxy.logit_scale or getattr(expert, "logit_scale", None)
+        regression = recipe.proxy.loss == "regression"
+        logit_scale = recipe.proxy.logit_scale or getattr(expert, "logit_scale", None) or (1.0 if regression else None)
         if logit_scale is None:
             raise UsageError(
-                f"proxy.logit_scale: {expert.name} has none; give the factor from its scores to logits of a preference"
+                f"proxy.logit_scale: {expert.name} has none; give the factor from its scores to logits of a "
+                "preference, or use proxy.loss: regression"
             )
         self.logit_scale, self.proxy = float(logit_scale), proxy
         section, trainable = recipe.proxy.fidelity, recipe.proxy.trainable
+        self.moments = self._standardise() if regression else None
         self.fidelity: Fidelity | None = None
         if section.every:
             data = open_source(section.data or recipe.data).load(list(range(section.prompts)))
             grid = recipe.lcd.num_ddim_timesteps
             self.fidelity = Fidelity(section, data, recipe.seed, grid, self.score_samples)
         self.proxy_parameters = proxy.unfreeze(trainable.image_layers, trainable.text_layers)
+        self._correlations: list[float] = []  # of the last guided steps
 
     @classmethod
     def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> LRM:
@@ -153,14 +165,74 @@ class LRM(RGLCD):
         # 10. prediction (detached), EMA target and ground truth, with their prompts
         candidates = self.candidates(inputs, distilled, batch.prompts)
 
-        # 11. Σ over pairs of KL(softmax(expert pair) ‖ softmax(proxy pair))
-        scores = self.expert_scores(candidates, crop_offsets(self.expert, rng))
-        kind = self.recipe.proxy.loss
-        pairs, agreement = pair_losses(scores * self.logit_scale, self.proxy_logits(candidates), kind)
+        # 11. Σ over pairs of KL(softmax(expert pair) ‖ softmax(proxy pair)), or the regression
+        images = batch.images_BCHW if self.recipe.proxy.truth == "image" else None
+        scores = self.expert_scores(candidates, crop_offsets(self.expert, rng), images)
+        cosines = self.proxy(candidates.latents, candidates.prompts).view(3, -1)
+        losses, agreement = self.proxy_losses(scores, cosines)
 
         stats = {"reward": scores[0], "proxy_reward": guided.rewards, "pair_accuracy": agreement}
         stats |= guided.stats | measured
-        return StepResult({"student": guided.losses, "proxy": {"pairs": pairs}}, stats, reward_calls=scores.numel())
+        return StepResult({"student": guided.losses, "proxy": losses}, stats, reward_calls=scores.numel())
+
+    def proxy_losses(self, scores: Tensor, cosines: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The proxy's loss terms, (B,) each, and the share of pairs ordered alike, (B,).
+
+        Args:
+            scores: the expert's, (3, B).
+            cosines: the proxy's, (3, B), with gradient.
+        """
+        kind, expert, proxy = self.recipe.proxy.loss, scores * self.logit_scale, cosines * self.proxy.logit_scale()
+        if kind != "regression":
+            losses, agreement = pair_losses(expert, proxy, kind)
+            return {"pairs": losses}, agreement
+        assert self.moments is not None
+        return {"regression": self.moments.losses(scores, cosines)}, pair_losses(expert, proxy.detach(), "kl")[1]
+
+    def watch(self, step: int, columns: Mapping[str, Tensor]) -> dict[str, float]:
+        """The correlation of proxy and expert over a batch's predictions; stops a run whose proxy has died.
+
+        Raises:
+            RgbenchError: the mean of the last guided steps is under ``proxy.min_correlation``.
+        """
+        value = correlation(columns["proxy_reward"], columns["reward"])
+        least = self.recipe.proxy.min_correlation
+        if least is not None and self.recipe.guidance.ramp(step) > 0:
+            self._correlations = [*self._correlations, value][-WATCHED:]
+            mean = sum(self._correlations) / len(self._correlations)
+            if len(self._correlations) == WATCHED and mean < least:
+                raise RgbenchError(
+                    f"step {step}: the proxy does not follow {self.expert.name}: correlation {mean:.2f} over {WATCHED} "
+                    f"steps, proxy.min_correlation is {least}; lower proxy.lr, or align the proxy first"
+                )
+        return {"proxy_correlation": value}
+
+    @torch.no_grad()
+    def _standardise(self) -> Moments:
+        """Moments of both scores over candidates of the untrained student, on the first samples of the data."""
+        source = open_source(self.recipe.data)
+        num = min(CALIBRATED, source.length or CALIBRATED)
+        data, scores, cosines = source.load(list(range(num))), [], []
+        for first in range(0, num, CHUNK):
+            rows = slice(first, first + CHUNK)
+            assert data.images_BCHW is not None  # of a source, not of a cache
+            batch = Batch(data.images_BCHW[rows], data.prompts[rows], data.ids[rows])
+            draws = FidelityDraws(self.recipe.seed, 0, len(batch.prompts), first=first, dtype=self.models.dtype)
+            inputs = self.prepare(batch, draws)
+            candidates = self.candidates(inputs, self.distil(inputs), batch.prompts)
+            scores.append(self.expert_scores(candidates, crop_offsets(self.expert, draws)))
+            cosines.append(self.proxy(candidates.latents, candidates.prompts).view(3, -1))
+        return Moments.of(torch.cat(scores, 1), torch.cat(cosines, 1), self.expert.name)
+
+    def export(self, run: RunDirectory) -> Path:
+        """Write the student's pipeline, and the proxy as it is at the end; returns the pipeline's folder."""
+        self.export_proxy(run)
+        return super().export(run)
+
+    def export_proxy(self, run: RunDirectory) -> Path:
+        """Write the proxy, which ``proxy.path`` of a recipe takes; returns its folder."""
+        self.proxy.save(run.path / PROXY_FOLDER)
+        return run.path / PROXY_FOLDER
 
     def after_update(self) -> None:
         """Line 9 of LCD, and the bound on the proxy's logit scale."""
@@ -173,14 +245,19 @@ class LRM(RGLCD):
         return Candidates(latents / self.models.scaling_factor, prompts * 3)
 
     @torch.no_grad()
-    def expert_scores(self, candidates: Candidates, offsets: Tensor | None = None) -> Tensor:
+    def expert_scores(
+        self, candidates: Candidates, offsets: Tensor | None = None, truths: Tensor | None = None
+    ) -> Tensor:
         """The expert's raw scores of the decoded candidates, (3, B).
 
         Args:
             candidates: 3·B of them.
             offsets: (B, 2) of the expert's random crops, the same for the three images of a prompt, which are compared.
+            truths: (B, 3, H, W) in [0, 1], scored in place of the decoded ground truths.
         """
-        images = torch.cat([decode_images(self.models.vae, third) for third in candidates.latents.chunk(3)])
+        thirds = candidates.latents.chunk(3)
+        decoded = [decode_images(self.models.vae, third) for third in (thirds if truths is None else thirds[:2])]
+        images = torch.cat(decoded if truths is None else [*decoded, truths.to(decoded[0])])
         repeated = None if offsets is None else offsets.repeat(3, 1)
         return score(self.expert, images, candidates.prompts, repeated).view(3, -1)
 
@@ -222,6 +299,43 @@ class LRM(RGLCD):
             second = score(self.expert, images, batch.prompts[:1], None if offsets is None else offsets[:1])
             gradients = [torch.autograd.grad(value.sum(), f)[0] for value in (first, second)]
         return Scores(expert, proxy, gradient_cosine(*gradients))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means and standard deviations that standardise scores of expert and proxy.
+
+    Attributes:
+        expert, proxy: (mean, standard deviation).
+    """
+
+    expert: tuple[float, float]
+    proxy: tuple[float, float]
+
+    @classmethod
+    def of(cls, scores: Tensor, cosines: Tensor, name: str) -> Moments:
+        """The moments of two sets of scores.
+
+        Raises:
+            UsageError: the expert, called ``name``, scores all images alike.
+        """
+        (expert, proxy) = ((float(x.double().mean()), float(x.double().std())) for x in (scores, cosines))
+        if not expert[1] > 0:
+            raise UsageError(
+                f"reward {name}: scores {scores.numel()} different images alike; a proxy learns nothing from it"
+            )
+        return cls(expert, (proxy[0], max(proxy[1], TINY)))
+
+    def losses(self, scores: Tensor, cosines: Tensor) -> Tensor:
+        """Σ over candidates of ½ (ẑ − z)², (B,): z of the expert's ``scores``, ẑ of the proxy's ``cosines``, (3, B)."""
+        wanted, found = ((x - mean) / std for x, (mean, std) in ((scores, self.expert), (cosines, self.proxy)))
+        return 0.5 * (found - wanted).square().sum(0)
+
+
+def correlation(first: Tensor, second: Tensor) -> float:
+    """Pearson's r of two columns (B,), B ≥ 2; 0 where one of them is constant."""
+    a, b = (x.double() - x.double().mean() for x in (first, second))
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=TINY))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ Nobody has published latent CLIPs. The text tower starts from a CLIP's, the imag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rgbench.core.run import RunDirectory, stream_seed
 from rgbench.data.batches import Batch
@@ -85,6 +87,10 @@ class LRMPretrain:
         losses, found = contrastive_losses(images, texts, self.proxy.logit_scale(), batch.prompts)
         scale = self.proxy.logit_scale().detach().expand(len(losses))
         return StepResult({"proxy": {"contrastive": losses}}, {"retrieval": found, "logit_scale": scale})
+
+    def watch(self, step: int, columns: Mapping[str, Tensor]) -> dict[str, float]:
+        """Nothing."""
+        return {}
 
     def after_update(self) -> None:
         """The bound on the logit scale."""

@@ -202,12 +202,17 @@ class GuidanceSection(Section):
             ranks cannot change it).
         max_scale: upper bound of β under a share, for samples on which the reward is flat (Esser et al.: 10⁴).
         window: first and last timestep at which the reward guides; null: all.
+        warmup: steps at which guidance begins and reaches its strength, with a linear rise between; null: full
+            strength from the start.
+        ceiling: reward above which a sample gets no guidance; null: none.
     """
 
     scale: NonNegative | None = 1.0
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_scale: Positive = 1e4
     window: Annotated[tuple[Timestep, Timestep], Field(strict=False)] | None = None  # not strict: a list for a tuple
+    warmup: Annotated[tuple[Interval, Interval], Field(strict=False)] | None = None
+    ceiling: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -220,9 +225,18 @@ class GuidanceSection(Section):
     def _one_of_both(self) -> GuidanceSection:
         if (self.scale is None) == (self.share is None):
             raise ValueError("give scale, or share with scale: null")
-        if self.window and self.window[0] > self.window[1]:
-            raise ValueError(f"window {list(self.window)} ends before it begins")
+        for name in ("window", "warmup"):
+            ends = getattr(self, name)
+            if ends and ends[0] > ends[1]:
+                raise ValueError(f"{name} {list(ends)} ends before it begins")
         return self
+
+    def ramp(self, step: int) -> float:
+        """Factor of the guidance at an optimiser step, from 0, in [0, 1]."""
+        if self.warmup is None:
+            return 1.0
+        begin, full = self.warmup
+        return 1.0 if step >= full else max((step - begin) / (full - begin), 0.0)
 
 
 class GradientsSection(Section):
@@ -312,20 +326,27 @@ class ProxySection(Section):
     Attributes:
         path: a latent CLIP folder; null for the preset's.
         lr: the proxy's learning rate (RG-LCD: 3.3e-6).
-        loss: ``kl``, ``smooth`` or ``cross_entropy`` over pairs.
+        loss: ``kl``, ``smooth`` or ``cross_entropy`` over pairs; or ``regression`` of standardised scores, which
+            keeps their level and takes an expert without a logit scale.
+        truth: score the ground truth as the autoencoder decodes it (``decoded``, RG-LCD) or as the data's own
+            ``image``, which saves a third of the decoding.
         logit_scale: factor from the expert's score to the logit of a preference; null: the expert's own (HPS: 100).
         trainable: which part learns.
         optimiser: the rest of its AdamW.
         fidelity: how its agreement with the expert is measured.
+        min_correlation: stop the run where the correlation of proxy and expert over the predictions of a batch, the
+            mean of 50 guided steps, is under this; null: never.
     """
 
     path: str | None = None
     lr: Positive = 3.3e-6
-    loss: Literal["kl", "smooth", "cross_entropy"] = "kl"
+    loss: Literal["kl", "smooth", "cross_entropy", "regression"] = "kl"
+    truth: Literal["decoded", "image"] = "decoded"
     logit_scale: Positive | None = None
     trainable: TrainableSection = TrainableSection()
     optimiser: OptimiserSection = OptimiserSection()
     fidelity: FidelitySection = FidelitySection()
+    min_correlation: Annotated[float, Field(gt=-1, lt=1)] | None = None
 
 
 class VisionSection(Section):

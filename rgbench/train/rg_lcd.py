@@ -176,24 +176,27 @@ class Guidance:
         if measured:
             f = f.view_as(f)  # whose gradient is the reward's alone
         rewards = reward(f)
-        term = -(1.0 if settings.scale is None else settings.scale) * rewards
+        ramp = settings.ramp(step)
+        counted = rewards if settings.ceiling is None else rewards.clamp(max=settings.ceiling)
+        term = -(1.0 if settings.scale is None else settings.scale * ramp) * counted
         if settings.window:
             term = term * inside(distilled.start_timesteps, settings.window).to(term.dtype)
         if gated:
             term = term * 0.0
         losses = {"lcd": distilled.losses, "reward": term}
-        stats = self._at_prediction(distilled, f, term) if measured else {}
+        stats = self._at_prediction(distilled, f, term, ramp) if measured else {}
         if self.gradients.every and (step + 1) % self.gradients.every == 0:
             stats |= self._in_parameters(losses)
         return Guided(losses, rewards.detach(), stats)
 
-    def _at_prediction(self, distilled: Distillation, f: Tensor, term: Tensor) -> dict[str, Tensor]:
+    def _at_prediction(self, distilled: Distillation, f: Tensor, term: Tensor, ramp: float) -> dict[str, Tensor]:
         """Statistics at f, which the backward pass fills; with a share, it also scales the reward's gradient there.
 
         Args:
             distilled: for ∂L_LCD/∂f.
             f: as the reward reads it.
             term: the reward's loss term (B,).
+            ramp: factor of the strength under a share; a scale already has it.
         """
         (lcd,) = torch.autograd.grad(distilled.losses.sum(), distilled.prediction, retain_graph=True)
         lcd = lcd.float().flatten(1)
@@ -212,7 +215,7 @@ class Guidance:
         def measure(gradient: Tensor) -> Tensor:
             # the factor that the loop gave the term (1/B, a loss scale) is no property of the reward
             reward = gradient.float().flatten(1) / upstream[0][:, None]
-            values = gradient_balance(lcd, reward, share, self.settings.max_scale)
+            values = gradient_balance(lcd, reward, share, self.settings.max_scale, ramp)
             for key in stats:
                 value = values[key.removeprefix("gradient/")]
                 stats[key].copy_(value)
@@ -237,7 +240,9 @@ class Guidance:
         return {f"gradient/parameters/{name}": value.detach().expand(num) for name, value in values.items()}
 
 
-def gradient_balance(lcd: Tensor, reward: Tensor, share: float | None, max_scale: float) -> dict[str, Tensor]:
+def gradient_balance(
+    lcd: Tensor, reward: Tensor, share: float | None, max_scale: float, ramp: float = 1.0
+) -> dict[str, Tensor]:
     """Norms, cosine and share of both gradients at f, and the factor that brings the reward's to ``share``, (B,) each.
 
     Args:
@@ -245,12 +250,13 @@ def gradient_balance(lcd: Tensor, reward: Tensor, share: float | None, max_scale
         reward: gradient of the reward's loss term, (B, n).
         share: s, or None for a factor of 1.
         max_scale: upper bound of the factor.
+        ramp: of the guidance's warm-up, in [0, 1]; multiplies the factor.
     """
     lcd_norm, reward_norm = lcd.norm(dim=1), reward.norm(dim=1)
     cosine = (lcd * reward).sum(1) / (lcd_norm * reward_norm).clamp(min=TINY)
     scale = torch.ones_like(reward_norm)
     if share:
-        scale = (share / (1 - share) * lcd_norm / reward_norm.clamp(min=TINY)).clamp(max=max_scale)
+        scale = (share / (1 - share) * lcd_norm / reward_norm.clamp(min=TINY)).clamp(max=max_scale) * ramp
     scaled = scale * reward_norm
     found_share = scaled / (lcd_norm + scaled).clamp(min=TINY)
     return {"lcd": lcd_norm, "reward": scaled, "cosine": cosine, "share": found_share, "scale": scale}

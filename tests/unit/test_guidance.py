@@ -139,6 +139,26 @@ def test_the_window_holds_the_reward_back(models):
     assert (result.stats["reward"] != 0).all(), "all are scored"
 
 
+@pytest.mark.parametrize("strength", [{"scale": 2.0}, {"share": 0.25}])
+def test_guidance_warms_up(models, strength):
+    def rewards(number: int, **more) -> Tensor:
+        trainer = RGLCD(tiny.recipe(guidance={"scale": None, **strength, **more}), models, tiny.expert())
+        return step(trainer, number).stats["gradient/reward"]
+
+    assert rewards(3, warmup=[4, 8]).abs().max() == 0
+    assert torch.allclose(rewards(6, warmup=[4, 8]), rewards(6) / 2, rtol=1e-5)
+    assert torch.equal(rewards(8, warmup=[4, 8]), rewards(8))
+    assert torch.equal(rewards(0, warmup=[0, 0]), rewards(0))
+
+
+def test_no_guidance_above_the_ceiling(models):
+    scores = step(RGLCD(tiny.recipe(), models, tiny.expert())).stats["reward"]
+    ceiling = float(scores.sort().values[1:3].mean())
+    result = step(RGLCD(tiny.recipe(guidance={"ceiling": ceiling}), models, tiny.expert()))
+    assert torch.equal(result.stats["gradient/reward"] > 0, scores <= ceiling) and (scores > ceiling).any()
+    assert torch.equal(result.stats["reward"], scores), "the log has the reward itself"
+
+
 # ---- labels without gradient, windows, sums ---------------------------------------------
 
 

@@ -73,7 +73,7 @@ class TeacherConfig:
     """Hyper-parameters of the teacher stage."""
 
     seed: int = 0
-    cycles: tuple[tuple[int, float], ...] = ((3600, 1e-3),)  # steps and peak learning rate of each
+    cycles: tuple[tuple[int, float], ...] = ((3600, 1e-3), (2400, 1e-3))  # steps and peak learning rate of each
     text_encoder_lr_share: float = 0.3
     batch_size: int = 64
     drop_prompt: float = 0.1

@@ -1,0 +1,116 @@
+"""How the latent proxy learns from its expert by regression, and the watch over one that has died."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.run import RunDirectory
+from rgbench.rewards.base import CallableReward, score
+from rgbench.train import lrm
+from rgbench.train.loop import Loop
+from rgbench.train.lrm import LRM, Moments, correlation
+from tests.parity import tiny
+from tests.tiny_trainers import batch
+
+WHOLE = {"trainable": {"image_layers": "all", "text_layers": "all"}}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny.models(tiny.save_pipeline(tmp_path_factory.mktemp("proxy") / "teacher"))
+
+
+@pytest.fixture
+def make(models, monkeypatch):
+    """Makes an LRM trainer on tiny data."""
+    monkeypatch.setattr("rgbench.train.lrm.open_source", lambda section: tiny.TinySource())
+
+    def make(expert=None, guidance=None, **proxy) -> LRM:
+        recipe = tiny.recipe(proxy={"loss": "regression", **proxy}, guidance=guidance or {})
+        return LRM(recipe, models, expert or tiny.expert(), tiny.proxy())
+
+    return make
+
+
+def brightness(images, prompts):
+    return images.mean((1, 2, 3))
+
+
+def test_the_loss_is_half_the_squared_difference_of_standard_scores():
+    moments = Moments(expert=(2.0, 0.5), proxy=(-1.0, 2.0))
+    scores = torch.tensor([[2.0], [2.5], [1.0]])  # standard scores 0, 1, −2
+    cosines = torch.tensor([[-1.0], [1.0], [1.0]])  # 0, 1, 1
+    assert moments.losses(scores, cosines).tolist() == [0.5 * 3**2]
+
+
+def test_moments_are_those_of_the_first_samples(make):
+    trainer, again = make(), make()
+    assert trainer.moments == again.moments, "a resumed run measures the same"
+    source = tiny.TinySource().load(list(range(10)))
+    truths = score(
+        tiny.expert(), trainer.models.decode(trainer.models.encode_images(source.images_BCHW)[0]), source.prompts
+    )
+    mean, std = trainer.moments.expert
+    assert abs(mean - float(truths.mean())) < 3 * std
+
+
+def test_a_reward_without_spread_is_refused(make):
+    with pytest.raises(UsageError, match="flat.*alike"):
+        make(CallableReward(lambda images, prompts: [0.5] * len(prompts), "flat"))
+
+
+def test_it_takes_an_expert_without_logit_scale_and_learns(make):
+    trainer = make(CallableReward(brightness, "brightness"), **WHOLE)
+    optimiser = torch.optim.AdamW(trainer.optimiser_groups()["proxy"].parameters, lr=1e-2)
+    rows = []
+    for _ in range(40):
+        result = trainer.step(batch(), tiny.draws())
+        (terms,) = result.losses["proxy"].values()
+        optimiser.zero_grad()
+        terms.mean().backward()
+        optimiser.step()
+        rows.append((float(terms.detach().mean()), correlation(result.stats["proxy_reward"], result.stats["reward"])))
+    assert rows[-1][0] < 0.3 * rows[0][0]
+    assert rows[-1][1] > 0.9
+
+
+def test_a_truth_may_be_the_datas_own_image(make):
+    given = batch()
+    calls = []
+    for truth in ("decoded", "image"):
+        expert = CallableReward(lambda images, prompts: calls.append(images) or images.mean((1, 2, 3)), "mean")
+        trainer = make(expert, truth=truth)
+        calls.clear()
+        trainer.step(given, tiny.draws())
+    assert torch.equal(torch.cat(calls)[8:], given.images_BCHW), "predictions and targets come first"
+
+
+def rows(trainer, tmp_path, steps):
+    directory = RunDirectory(tmp_path).create(trainer.recipe.model_dump(mode="json"), {"status": "running", "step": 0})
+    loop = Loop(trainer, tiny.TinySource(), trainer.recipe, directory)
+    return [loop.train_step() for _ in range(steps)]
+
+
+def test_correlation_by_hand():
+    assert correlation(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 1.0, 1.0])) == pytest.approx(0.7559289)
+    assert correlation(torch.ones(3), torch.tensor([0.0, 1.0, 1.0])) == 0
+
+
+def test_a_dead_proxy_stops_the_run_once_it_guides(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(lrm, "WATCHED", 3)
+    trainer = make(min_correlation=0.99, guidance={"warmup": [2, 3]}, lr=1e-9)
+    with pytest.raises(RgbenchError, match=r"step 5: the proxy does not follow hps.*proxy\.min_correlation"):
+        rows(trainer, tmp_path / "dead", 8)
+    found = rows(make(min_correlation=-0.99), tmp_path / "alive", 5)
+    assert all(-1 <= row["proxy_correlation"] <= 1 for row in found)
+
+
+def test_a_finished_run_has_its_proxy(make, tmp_path):
+    from rgbench.rewards.latent_proxy import LatentCLIP
+
+    trainer = make()
+    saved = trainer.export_proxy(RunDirectory(tmp_path))
+    loaded = LatentCLIP.load(saved, "cpu")
+    assert all(torch.equal(value, trainer.proxy.state_dict()[name]) for name, value in loaded.state_dict().items())
