@@ -20,6 +20,7 @@ import torch
 
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.io import read_json, sha256_file, sha256_tree, write_json_atomic
+from tools.benchtop.align import AlignConfig, align_proxy
 from tools.benchtop.classifiers import ClassifierConfig, train_classifiers
 from tools.benchtop.clip import CLIPConfig, ProxyConfig, RewardConfig, train_clip, train_proxy, train_reward
 from tools.benchtop.regressors import RegressorConfig, train_regressors
@@ -39,6 +40,7 @@ class WorldRecipe:
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
     regressors: RegressorConfig = field(default_factory=RegressorConfig)
 
     @staticmethod
@@ -53,6 +55,7 @@ class WorldRecipe:
             LatentsConfig(num_latents=64),
             TeacherConfig(cycles=((2, 1e-3), (2, 1e-3)), batch_size=8),
             ProxyConfig(steps=2, batch_size=16),
+            AlignConfig(student_steps=1, num_batches=1, epochs=1, batch_size=16),
             RegressorConfig(steps={"resnet": 2, "vit": 2, "convnext": 2}, batch_size=8),
         )
 
@@ -83,7 +86,8 @@ STAGES: dict[str, Stage] = {
     "teacher": Stage(("vae", "clip", "latents.safetensors"), ("unet", "text_encoder"), "teacher", train_teacher),
     "texture": Stage(("vae",), ("vae_texture",), "texture", train_texture),
     "pipeline": Stage(("clip", "unet", "text_encoder", "vae_texture"), ("teacher",), "teacher", assemble_pipeline),
-    "proxy": Stage(("vae", "clip", "latents.safetensors"), ("latent_proxy",), "proxy", train_proxy),
+    "proxy": Stage(("vae", "clip", "latents.safetensors"), ("proxy",), "proxy", train_proxy),
+    "align": Stage(("teacher", "reward", "proxy"), ("latent_proxy",), "align", align_proxy),
     "regressors": Stage(("vae",), ("regressors",), "regressors", train_regressors),
 }
 SHIPPED = ("judges", "clip", "reward", "teacher", "latent_proxy")

@@ -148,7 +148,7 @@ def train_reward(config: RewardConfig, out: Path, device: torch.device) -> None:
 
 
 def train_proxy(config: ProxyConfig, out: Path, device: torch.device) -> None:
-    """Train on the cached latents of the latents stage; write ``out/latent_proxy``."""
+    """Train on the cached latents of the latents stage; write ``out/proxy``."""
     scale = float(AutoencoderKL.load_config(out / "vae")["scaling_factor"])
     cache = load_file(out / "latents.safetensors")
     torch.manual_seed(stage_seed(config.seed, "proxy", -1))
@@ -175,7 +175,7 @@ def train_proxy(config: ProxyConfig, out: Path, device: torch.device) -> None:
         hit = (image @ text[: len(image)].T).argmax(1)
         log(step, loss=loss, retrieval=(key[hit] == key).float().mean(), logit_scale=proxy.logit_scale())
     proxy.clip.half()
-    proxy.eval().save(out / "latent_proxy")
+    proxy.eval().save(out / "proxy")
 
 
 def hard_negatives(scenes: Scenes, generator: torch.Generator) -> tuple[Scenes, list[str]]:
