@@ -101,6 +101,7 @@ def make_context(prompts: PromptSet, cache: Path, **fields: Any) -> Context:
         "rows": FeatureRows(len(prompts), EFFLITE0_FEATURES),
         "reward_folder": BENCHTOP.root / "reward",
         "judges_folder": BENCHTOP.root / "judges",
+        "regressors_folder": BENCHTOP.root / "regressors",
         "trained_rewards": (),
         "device": torch.device("cpu"),
     }

@@ -97,8 +97,8 @@ class Oracle:
 
         Returns:
             (B,) float32 each: ``shape``, ``colour``, ``size``, ``layout`` over the scene's slots, ``mean`` over
-            attributes, ``all`` (1 where everything is right), ``agreement`` (share of heads on which the classifiers
-            are unanimous), and each classifier's own ``mean:{name}``.
+            attributes, ``share`` of all slots together, ``all`` (1 where everything is right), ``agreement`` (share of
+            heads on which the classifiers are unanimous), and each classifier's own ``mean:{name}``.
         """
         wanted = scenes if isinstance(scenes, Scenes) else Scenes.from_dicts(scenes)
         readings = {name: r.cpu() for name, r in self.read(images).items()}
@@ -123,7 +123,7 @@ def heads_present(wanted: Scenes) -> Tensor:
 
 
 def score_reading(reading: Tensor, wanted: Scenes) -> dict[str, Tensor]:
-    """Share right per attribute, ``mean`` over the four attributes, and ``all``, each (B,).
+    """Share right per attribute, ``mean`` over the four, ``share`` of all slots together, and ``all``, each (B,).
 
     Args:
         reading: (B, 7) predicted classes, columns as ``HEADS``.
@@ -137,6 +137,7 @@ def score_reading(reading: Tensor, wanted: Scenes) -> dict[str, Tensor]:
         columns = [i for i, (name, _, _) in enumerate(HEADS) if name == attribute]
         out[attribute] = _share(right[:, columns], present[:, columns])
     out["mean"] = torch.stack([out[a] for a in ATTRIBUTES]).mean(0)
+    out["share"] = _share(right, present)
     out["all"] = (right | ~present).all(1).float()
     return out
 

@@ -104,6 +104,11 @@ def utility(right: Tensor, degradation: Tensor, config: PreferenceConfig) -> Ten
     return right - config.degradation_weight * degradation
 
 
+def preference(difference: Tensor, config: PreferenceConfig) -> Tensor:
+    """Probability (B,) that the first image of each pair is preferred, flips included, given utility differences."""
+    return config.flip_rate + (1 - 2 * config.flip_rate) * torch.sigmoid(config.sharpness * difference)
+
+
 def choose(difference: Tensor, config: PreferenceConfig, generator: torch.Generator) -> Tensor:
     """Whether the first image of each pair is preferred, (B,) bool, given utility differences."""
     p = torch.sigmoid(config.sharpness * difference)

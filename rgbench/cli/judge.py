@@ -158,7 +158,9 @@ def verdict(
     base: BaseOption = None,
     model: Annotated[list[str] | None, typer.Option(help="Models to judge; by default those with a reward.")] = None,
     reward: Annotated[str | None, typer.Option(help="What --model was trained on, if elsewhere: hps.")] = None,
-    gold: Annotated[str | None, typer.Option(help="Metric that is gold; by default the oracle.")] = None,
+    gold: Annotated[
+        str | None, typer.Option(help="Metric that is gold; by default gold_utility or oracle_all.")
+    ] = None,
     headroom: Annotated[float | None, typer.Option(help="Most that better images could gain of the reward.")] = None,
     json: JsonOption = False,
 ) -> None:

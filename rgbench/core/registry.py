@@ -35,6 +35,8 @@ TABLES: dict[str, dict[str, str]] = {
         "cmmd": "rgbench.metrics.cmmd:CMMD",
         "fid": "rgbench.metrics.fid:FrechetDistance",
         "fid_inf": "rgbench.metrics.fid:FrechetInfinity",
+        "gold_utility": "rgbench.metrics.gold:GoldUtility",
+        "gold_win_rate": "rgbench.metrics.gold_win_rate:GoldWinRate",
         "hps": "rgbench.metrics.rewards:HPSScore",
         "hps_jpeg75": "rgbench.metrics.rewards:HPSThroughJPEG",
         "hpsv3": "rgbench.metrics.rewards:HPSv3",

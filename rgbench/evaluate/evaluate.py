@@ -59,17 +59,18 @@ from rgbench.evaluate.targets import (
     check_inputs,
     checkpoint_targets,
     config_targets,
+    preset_teacher,
     resolve_targets,
 )
 from rgbench.metrics.base import Metric
-from rgbench.metrics.context import Context, SetComparison, settle_comparison
+from rgbench.metrics.context import Context, Opponent, SetComparison, settle_comparison
 from rgbench.metrics.features import FeatureRows
 from rgbench.metrics.protocols import find_protocol
 from rgbench.metrics.reference import ReferenceFolder, ReferenceScenes
 from rgbench.metrics.rewards import check_judges_asked, find_metric, parse_judges
 from rgbench.metrics.values import MetricValue, shipped_infos
 from rgbench.models.pipeline import load_models
-from rgbench.models.presets import JUDGES_FOLDER
+from rgbench.models.presets import JUDGES_FOLDER, REGRESSORS_FOLDER
 from rgbench.models.student import Student, load_student, sampled_as
 from rgbench.rewards.clip import num_tokens
 from rgbench.rewards.config import HPS_V21_FILE, PUBLISHED
@@ -409,10 +410,41 @@ def _context(target: Target, source: Source, rows: FeatureRows, session: Session
         judges=session.judges,
         reward_folder=_reward(target, session.config),
         judges_folder=JUDGES_FOLDER,
+        regressors_folder=REGRESSORS_FOLDER,
+        generation=source.generation.id,
+        opponent=_opponent(target, session),
         track=track_images(session.progress),
         trained_rewards=target.rewards,
         device=session.device,
     )
+
+
+def _opponent(target: Target, session: Session) -> Callable[[], Opponent] | None:
+    """Loads the shipped teacher of a target's world, once for all targets."""
+    preset = target.preset
+    if preset is None or preset.root is None:
+        return None
+
+    def load() -> Opponent:
+        teacher = preset_teacher(preset)
+        models = load_models(teacher.folder, session.device, torch.float32)
+        sampling, prompts = settle_sampling(teacher, models, None, None), session.prompts.prompts
+        stream = ImageStream(models, prompts, sampling, session.config.batch_size)
+        folder = generation_folder(session.config.results, teacher.world, teacher.name, stream.generation)
+
+        def images(positions: np.ndarray) -> torch.Tensor:
+            return torch.cat([batch.images for batch in stream.stream(positions)])
+
+        def rows(metric: str, protocol_id: str) -> np.ndarray | None:
+            stored = (metric, protocol_id) in stored_keys(folder)
+            found = load_result(folder).rows(metric, protocol_id) if stored else None
+            by_image = found.by_image() if found is not None else {}
+            keys = [(prompt.id, prompt.seed) for prompt in prompts]
+            return np.array([by_image[key] for key in keys]) if all(key in by_image for key in keys) else None
+
+        return Opponent(stream.generation.id, stream.generation.fields, images, rows)
+
+    return lambda: session.scenes.remember(f"teacher of {preset.name}", load)
 
 
 def _reward(target: Target, config: EvalConfig) -> Path:

@@ -188,7 +188,7 @@ def checkpoint_targets(target: Target, scratch: Path) -> list[Target]:
 
 def _named(name: str, runs: Path) -> Target:
     if name == TEACHER:
-        return _preset_teacher(DEFAULT)
+        return preset_teacher(DEFAULT)
     if not name.strip():  # of a variable that is not set; as a path it would be this folder
         raise UsageError("a target without a name; give a run, a pipeline folder, a folder of images or teacher")
     for path in (Path(name), runs / name):
@@ -287,7 +287,7 @@ def _teacher_of(meta: Mapping[str, Any]) -> Target | None:
     """The run's teacher; None, with a warning, where it is gone."""
     teacher = meta["teacher"]
     if teacher.get("preset"):
-        return _preset_teacher(find_preset(teacher["preset"]))
+        return preset_teacher(find_preset(teacher["preset"]))
     folder = Path(teacher["path"])
     if not folder.is_dir():
         log.warning("%s: left out: the teacher that runs were trained from is gone", folder)
@@ -296,7 +296,8 @@ def _teacher_of(meta: Mapping[str, Any]) -> Target | None:
     return Target(name, TEACHER, folder, meta["world"], PRESETS.get(meta["world"]))
 
 
-def _preset_teacher(preset: Preset) -> Target:
+def preset_teacher(preset: Preset) -> Target:
+    """The teacher of a preset; raises as :meth:`rgbench.models.presets.Preset.teacher_folder`."""
     return Target(TEACHER, TEACHER, preset.teacher_folder(), preset.name, preset)
 
 

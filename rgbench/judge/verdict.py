@@ -103,7 +103,7 @@ class Declared(_Frozen):
 
     Attributes:
         base: name of the LCD students, without or with seed; found by default.
-        gold: metric that is gold; the oracle by default.
+        gold: metric that is gold; by default the first of :data:`GOLD` that was measured.
         reward: metric of the reward that it was trained on, of a model trained elsewhere.
         headroom: largest gain of the trained reward that better images alone could give, in its unit.
     """
@@ -497,7 +497,7 @@ def declared_columns(
         model: that is judged.
         base: that it is compared with.
         reward: that the model was trained on.
-        gold: metric that is gold; the oracle by default.
+        gold: metric that is gold; by default the first of :data:`GOLD` that was measured.
         rule: of a method both sides need six common seeds of a column, of a run the base three.
 
     Raises:
@@ -689,9 +689,9 @@ def split_gain(case: _Case) -> dict[str, Share]:
     """What the reward gained on images that were right or wrong and are right or wrong now.
 
     Images of runs of one training seed are paired; those of a run without a partner with every seed of the base.
-    Empty where gold does not say right (100) or wrong (0) of each image.
+    Empty where neither gold nor the oracle says right (100) or wrong (0) of each image.
     """
-    gold, reward = case.columns[GOLD.name], case.columns[REWARD.name]
+    gold, reward = right_or_wrong(case), case.columns[REWARD.name]
     pairs = common_seeds(case.model, case.base, gold)
     pairs = pairs or [(a, b) for a in case.model.results for b in case.base.results]
     gains: dict[str, list[float]] = {f"{a} → {b}": [] for a in ("right", "wrong") for b in ("right", "wrong")}
@@ -714,6 +714,15 @@ def split_gain(case: _Case) -> dict[str, Share]:
         for kind, found in gains.items()
         if total
     }
+
+
+def right_or_wrong(case: _Case) -> Column:
+    """The column that says which images are right: the oracle's all right beside gold's utility, else gold itself."""
+    gold = case.columns[GOLD.name]
+    if gold.metric != GOLD.metrics[0]:
+        return gold
+    found = _choose(case.results, case.model, case.base, GOLD.metrics[1:], case.rule)
+    return gold if isinstance(found, str) else found
 
 
 # Words

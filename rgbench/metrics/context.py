@@ -29,6 +29,23 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Opponent:
+    """The world's teacher at its own sampler settings, whose images a model's are held against.
+
+    Attributes:
+        generation: id of how its images are made.
+        fields: all that decides them, but prompt and seed.
+        images: from positions of the prompts to (B, 3, H, W) uint8 images of the same prompts and seeds.
+        rows: from a metric's name and protocol id to its stored (n,) value of each image; None where none is stored.
+    """
+
+    generation: str
+    fields: Mapping[str, Any]
+    images: Callable[[np.ndarray], Tensor]
+    rows: Callable[[str, str], np.ndarray | None]
+
+
+@dataclass(frozen=True)
 class Context:
     """What a metric may know of the evaluation that it belongs to.
 
@@ -40,6 +57,9 @@ class Context:
         rows: features of the evaluated images by position; shared likewise.
         reward_folder: the world's reward model.
         judges_folder: the oracle's attribute classifiers.
+        regressors_folder: gold's regressors of degradation.
+        generation: id of how the images are made; "" for images that are no model's.
+        opponent: loads the world's teacher; None where the world has none.
         trained_rewards: ``rewards`` of the run's run.json; empty for a model trained on none.
         device: where networks run.
         jpeg: lossy compression that the images went through; None for none.
@@ -56,8 +76,11 @@ class Context:
     rows: FeatureRows
     reward_folder: Path
     judges_folder: Path
+    regressors_folder: Path
     trained_rewards: tuple[Mapping[str, Any], ...]
     device: torch.device
+    generation: str = ""
+    opponent: Callable[[], Opponent] | None = None
     jpeg: str | None = None
     named: str | None = None
     departures: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from rgbench.benchtop.oracle import load_oracle
+from rgbench.benchtop.oracle import Oracle, load_oracle
 from rgbench.benchtop.scenes import IMAGE_SIZE
 from rgbench.core.errors import UsageError
 from rgbench.core.io import sha256_tree
@@ -48,18 +48,7 @@ class OracleAccuracy(Metric):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        context.reference.require(self.name, 1)
-        if context.resolution != IMAGE_SIZE:
-            raise UsageError(
-                f"metric {self.name} reads {IMAGE_SIZE} px images; this model makes {context.resolution} px"
-            )
-        folder = context.judges_folder
-        if not folder.is_dir():
-            raise UsageError(
-                f"{folder}: the oracle's classifiers are missing; make them with: python -m tools.benchtop build"
-            )
-        self.oracle = load_oracle(folder, context.device)
-        judges = {"judges_sha256": sha256_tree(folder), "vote": "majority of the judges"}
+        self.oracle, judges = find_oracle(context, self.name)
         protocol = context.protocol(scenes_sha256=context.reference.sha256, **judges)
         self.planned = tuple((info.name, Protocol.of(info.name, protocol)) for info in self.infos)
         self.shares = {name: np.zeros(len(context.prompts)) for name in (*INFOS, "agreement")}
@@ -88,6 +77,29 @@ class OracleAccuracy(Metric):
             extra={"groups": self.context.by_group(rows)},
             rows=rows,
         )
+
+
+def find_oracle(context: Context, metric: str) -> tuple[Oracle, dict[str, str]]:
+    """The oracle, one object for all metrics of a command, and its protocol fields.
+
+    Args:
+        context: needs prompts with scenes.
+        metric: that reads images with it, for the messages.
+
+    Raises:
+        UsageError: prompts without scenes, missing classifiers, or images of another size.
+    """
+    context.reference.require(metric, 1)
+    if context.resolution != IMAGE_SIZE:
+        raise UsageError(f"metric {metric} reads {IMAGE_SIZE} px images; this model makes {context.resolution} px")
+    folder = context.judges_folder
+    if not folder.is_dir():
+        raise UsageError(
+            f"{folder}: the oracle's classifiers are missing; make them with: python -m tools.benchtop build"
+        )
+    name = f"oracle {folder} {context.device}"
+    oracle = context.reference.remember(name, lambda: load_oracle(folder, context.device))
+    return oracle, {"judges_sha256": sha256_tree(folder), "vote": "majority of the judges"}
 
 
 def _wilson(right: np.ndarray) -> Interval:

@@ -21,6 +21,7 @@ from rgbench.models.folder import missing_parts
 
 WEIGHTS = Path(__file__).parent.parent / "benchtop" / "weights"
 JUDGES_FOLDER = WEIGHTS / "judges"  # of the oracle, for every model
+REGRESSORS_FOLDER = WEIGHTS / "regressors"  # of degradation: gold's other half, for every model
 BUILD = "python -m tools.benchtop build"
 
 # Where HPSv2 publishes its checkpoints (arXiv 2306.09341): v2.0 and v2.1 side by side.

@@ -23,7 +23,17 @@ def shared(tmp_path, monkeypatch) -> Path:
 
 
 def test_defaults_need_no_download():
-    assert default_metrics() == ["fid", "hps", "kid", "oracle", "prdc", "probes", "vendi"]
+    assert default_metrics() == [
+        "fid",
+        "gold_utility",
+        "gold_win_rate",
+        "hps",
+        "kid",
+        "oracle",
+        "prdc",
+        "probes",
+        "vendi",
+    ]
 
 
 def test_without_metrics_all_that_fit_are_measured(shared, caplog):
@@ -33,7 +43,11 @@ def test_without_metrics_all_that_fit_are_measured(shared, caplog):
     assert {"hps", "hps_no_antialias", "hfer_db"} < found
     assert not found & {"fd_efflite0", "kd_efflite0", "oracle_mean", "hps_jpeg75"}
     left = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out")]
-    assert len(left) == 1 and "left out: fid, kid, oracle, prdc, vendi: mine: prompt 'mine/0' has no scene" in left[0]
+    assert (
+        len(left) == 1
+        and "left out: fid, gold_utility, gold_win_rate, kid, oracle, prdc, vendi: mine: prompt 'mine/0' has no scene"
+        in left[0]
+    )
     assert result.runs[0].command.startswith("rgbench eval rg_lcd-s0 --prompts mine.txt")
 
 

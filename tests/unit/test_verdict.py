@@ -252,6 +252,20 @@ def test_what_the_gain_went_to_by_image(tmp_path):
     assert went_to["wrong → right"].gain is None
 
 
+def test_right_and_wrong_are_the_oracles_where_gold_is_a_utility(tmp_path):
+    right, changed = np.repeat([100.0, 0.0], 32), np.repeat([100.0, 0.0], [24, 40])
+    rng = np.random.default_rng(0)
+    for seed in range(6):
+        luck = rng.normal(size=(4, 64))
+        lcd = {"hps": luck[0], "oracle_all": right, "gold_utility": 0.5 + luck[1] / 100}
+        make_result(tmp_path, f"lcd-s{seed}", rows=lcd)
+        tuned = {"hps": 9 + luck[2], "oracle_all": changed, "gold_utility": 0.6 + luck[3] / 100}
+        make_result(tmp_path, f"rg_lcd-s{seed}", rows=tuned)
+    found = one(tmp_path, "rg_lcd")
+    assert found.findings[1].metric == "gold_utility" and found.outcome is Outcome.ALIGNED
+    assert found.went_to["right → wrong"].images == 0.125
+
+
 def test_the_committed_study_is_judged(committed):
     found = {verdict.model: verdict for verdict in judge_set(committed)}
     assert found["rg_lcd-b10, 6 seeds"].outcome is Outcome.OVER_OPTIMISED
