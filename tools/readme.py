@@ -1,4 +1,4 @@
-"""The README's tables and pictures, copied from the committed report: ``python -m tools.readme``."""
+"""The README's table and pictures, taken from the committed report: ``python -m tools.readme``."""
 
 from __future__ import annotations
 
@@ -7,30 +7,49 @@ from pathlib import Path
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import write_text_atomic
+from rgbench.judge.verdict import Outcome
 
 REPORT = Path("results/report/report.md")
 README = Path("README.md")
 BLOCK = re.compile(r"(<!-- results: begin [^\n]*-->\n).*?(<!-- results: end -->)", re.DOTALL)
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
-SHOWN_PICTURE = re.compile(r"(spectra|rewards|training)-|grid-[^-]+\.png")
-TABLES = re.compile(r"(?ms)^### Tables\n\n(.*?)(?=^\*\*Difference |^### )")  # verdicts and comparison
+SHOWN_PICTURES = (r"grid-[^-]+\.png", r"rewards-")
+VERDICTS = re.compile(r"(?m)^\*\*Verdicts, [^\n]*\*\*\n\n((?:\|[^\n]*\n)+)")
+COLUMNS = ("Model", "Runs", "Trained reward", "Gold", "Set distance", "Verdict")
+ANSWERS = {
+    Outcome.NO_TEST: "its latent proxy did not follow the reward, so it tests nothing",
+    Outcome.OVER_OPTIMISED: "the student learned to please the reward model: the reward rose, the images got worse",
+    Outcome.ALIGNED: "the images got better: the reward rose, and so did gold",
+    Outcome.PAID_FOR: "the images got better by gold, at the cost of another declared metric",
+    Outcome.REWARD_WITHOUT_GOLD: "the student learned to please the reward model: the reward rose, gold did not",
+    Outcome.WORSE: "neither: reward and gold both fell",
+    Outcome.NO_GAIN: "the reward did not rise",
+    Outcome.UNDECIDED: "these runs do not decide it",
+}
 
 
 def shown_results(report: str, folder: Path) -> str:
-    """Verdicts, comparison and pictures of the report, with picture paths relative to the README.
+    """Verdicts in a table and in words, and two pictures, with picture paths relative to the README.
 
     Args:
         report: text of ``report.md``.
         folder: of the report, relative to the README.
 
     Raises:
-        UsageError: a report without results.
+        UsageError: a report without verdicts.
     """
-    tables = TABLES.search(report)
-    if tables is None:
-        raise UsageError(f"{folder / 'report.md'}: no results to show; make it with `rgbench report`")
-    shown = [(title, file) for title, file in PICTURE.findall(report) if SHOWN_PICTURE.match(file)]
-    return "\n\n".join([tables[1].strip(), *(f"![{title}]({folder.as_posix()}/{file})" for title, file in shown)])
+    found = VERDICTS.search(report)
+    if found is None:
+        raise UsageError(f"{folder / 'report.md'}: no verdicts to show; make it with `rgbench report`")
+    header, _, *rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in found[1].splitlines()]
+    places = [header.index(name) for name in COLUMNS]
+    table = [COLUMNS, ["---"] * len(COLUMNS), *([row[place] for place in places] for row in rows)]
+    shown = ["\n".join(f"| {' | '.join(row)} |" for row in table)]
+    shown += ["\n".join(f"- **{row[0]}**: {ANSWERS[Outcome(row[header.index('Verdict')])]}." for row in rows)]
+    pictures = PICTURE.findall(report)
+    for wanted in SHOWN_PICTURES:
+        shown += [f"![{title}]({folder.as_posix()}/{file})" for title, file in pictures if re.match(wanted, file)]
+    return "\n\n".join(shown)
 
 
 def with_results(readme: str, results: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from rgbench.core.errors import UsageError
+from rgbench.judge.verdict import Outcome
 from rgbench.report.report import check
-from tools.readme import README, REPORT, shown_results, with_results
+from tools.readme import ANSWERS, README, REPORT, shown_results, with_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,19 +26,34 @@ def test_pictures_of_the_block_are_there():
     assert paths and all((ROOT / path).is_file() for path in paths)
 
 
-def test_the_first_tables_and_some_pictures_are_shown():
+def test_verdicts_are_shown_with_an_answer_each():
     report = (
-        "### In words\n\nA.\n\n### Tables\n\n**Verdicts, x**\n\n| v |\n\n**Comparison, x**\n\n| c |\n\n"
-        "**Difference to LCD, x**\n\n| d |\n\n### Plots and images\n\n![r](rewards-x.png)\n![w](wins-x.png)\n"
+        "### Tables\n\n**Verdicts, x**\n\n"
+        "| Model | Runs | Verdict | Compared with | Trained reward | Gold | Set distance | Recall |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| RG-LCD | a, 6 seeds | over-optimised | lcd | ▲ +1 | ▼ −2 | = 0 | ▼ −1 |\n\n- note\n\n"
+        "### Plots and images\n\n![r](rewards-x.png)\n![w](wins-x.png)\n![g](grid-x.png)\n![d](grid-difference-x.png)\n"
     )
-    shown = shown_results(report, Path("results/report"))
-    assert shown == "**Verdicts, x**\n\n| v |\n\n**Comparison, x**\n\n| c |\n\n![r](results/report/rewards-x.png)"
+    assert shown_results(report, Path("results/report")) == (
+        "| Model | Runs | Trained reward | Gold | Set distance | Verdict |\n| --- | --- | --- | --- | --- | --- |\n"
+        "| RG-LCD | a, 6 seeds | ▲ +1 | ▼ −2 | = 0 | over-optimised |\n\n"
+        f"- **RG-LCD**: {ANSWERS[Outcome.OVER_OPTIMISED]}.\n\n"
+        "![g](results/report/grid-x.png)\n\n![r](results/report/rewards-x.png)"
+    )
+    assert set(ANSWERS) == set(Outcome)
+
+
+def test_the_readme_is_read_in_two_minutes():
+    readme = (ROOT / README).read_text(encoding="utf-8")
+    words = re.sub(r"```.*?```|!\[.*?\]\(.*?\)|\(.*?\)|<!--.*?-->", "", readme, flags=re.DOTALL).split()
+    block = re.search("results: begin.*results: end", readme, re.DOTALL)
+    assert len(words) < 800 and len(re.findall(r"[A-Za-z]+", block[0])) < 250
 
 
 def test_missing_block_or_report_is_an_error():
     with pytest.raises(UsageError, match="markers"):
         with_results("# no block", "x")
-    with pytest.raises(UsageError, match="no results"):
+    with pytest.raises(UsageError, match="no verdicts"):
         shown_results("# empty", Path("results/report"))
 
 
