@@ -30,7 +30,7 @@ class RegressorConfig:
     """Hyper-parameters of the regressors; ``steps`` by architecture."""
 
     seed: int = 0
-    steps: dict[str, int] = field(default_factory=lambda: {"resnet": 1000, "vit": 1500, "convnext": 1000})
+    steps: dict[str, int] = field(default_factory=lambda: {"resnet": 600, "vit": 900, "convnext": 600})
     batch_size: int = 64
     lr: float = 1e-3
     clean: float = 0.25
