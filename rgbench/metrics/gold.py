@@ -87,7 +87,7 @@ class GoldUtility(Metric):
         MetricInfo.of(
             "gold_utility",
             "Gold utility",
-            "share of the caption that is right, less the weighted degradation: what the simulated annotators see",
+            "share of the caption that is right, less the weighted degradation, as the annotators see it",
             Direction.HIGHER,
             Family.ORACLE,
             decimals=3,

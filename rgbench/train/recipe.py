@@ -224,7 +224,7 @@ class GuidanceSection(Section):
     @model_validator(mode="after")
     def _one_of_both(self) -> GuidanceSection:
         if (self.scale is None) == (self.share is None):
-            raise ValueError("give scale, or share with scale: null")
+            raise ValueError("give scale with share: null, or share with scale: null")
         for name in ("window", "warmup"):
             ends = getattr(self, name)
             if ends and ends[0] > ends[1]:

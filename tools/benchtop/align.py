@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rgbench.data.sources import open_source
 from rgbench.models.pipeline import decode_images, load_models
-from rgbench.rewards.clip import read_clip, unit
+from rgbench.rewards.clip import HPSReward, read_clip, unit
 from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.train.base import StepDraws
 from rgbench.train.lrm import LRM
@@ -73,7 +73,7 @@ def _save_candidates(config: AlignConfig, recipe: Any, unet: Path, path: Path, d
     weights = UNet2DConditionModel.from_pretrained(unet).float().state_dict()
     for network in (trainer.student, trainer.target):
         network.load_state_dict(weights)
-    source, size, expert = open_source(recipe.data), recipe.train.batch_size, trainer.expert
+    source, size, expert = open_source(recipe.data), recipe.train.batch_size, cast(HPSReward, trainer.expert)
     parts: dict[str, list[Tensor]] = {"latents": [], "images": [], "texts": []}
     for step in range(config.num_batches):
         batch = source.load(list(range(FIRST + step * size, FIRST + (step + 1) * size)))
