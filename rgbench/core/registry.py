@@ -20,6 +20,9 @@ TABLES: dict[str, dict[str, str]] = {
         "rg_lcd": "rgbench.train.rg_lcd:RGLCD",
         "lrm": "rgbench.train.lrm:LRM",
         "lrm_pretrain": "rgbench.train.pretrain:LRMPretrain",
+        "tcd": "rgbench.train.tcd:TCD",
+        "rg_tcd": "rgbench.train.guided:RGTCD",
+        "lrm_tcd": "rgbench.train.guided:LRMTCD",
     },
     "reward": {
         "aesthetic": "rgbench.rewards.aesthetic:AestheticReward",

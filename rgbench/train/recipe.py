@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -161,6 +161,8 @@ class LCDSection(Section):
         timestep_scaling: s of the boundary scalings.
         time_cond_proj_dim: d of the guidance embedding; null for a student without one, as LCM-LoRA
             (arXiv 2311.05556), which is sampled at guidance 1 to 2.
+        teacher_steps: p, DDIM steps of the teacher from one grid point to the next (LCM: 1; DOLLAR, arXiv 2412.15689:
+            5; each further one costs two network calls).
     """
 
     num_ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 50
@@ -170,12 +172,45 @@ class LCDSection(Section):
     huber_c: Positive = 0.001
     timestep_scaling: Positive = 10.0
     time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = 256
+    teacher_steps: Count = 1
 
     @model_validator(mode="after")
     def _ordered(self) -> LCDSection:
         if self.w_min > self.w_max:
             raise ValueError(f"w_min {self.w_min} is above w_max {self.w_max}")
+        shortest = max(1000 // self.num_ddim_timesteps - 1, 1)  # from the lowest grid point to 0
+        if self.teacher_steps > shortest:
+            raise ValueError(
+                f"teacher_steps {self.teacher_steps}: the grid of {self.num_ddim_timesteps} leaves {shortest} timesteps"
+            )
         return self
+
+
+class TCDSolverSection(LCDSection):
+    """As for LCD, with TCD's numbers; a jump has no boundary scalings, so ``timestep_scaling`` cannot be set.
+
+    Attributes:
+        num_ddim_timesteps: at most 500, so that no grid point is 0.
+        w_min, w_max: TCD: 2 to 14.
+        loss: TCD: the squared error.
+    """
+
+    num_ddim_timesteps: Annotated[int, Field(ge=1, le=500)] = 50
+    w_min: NonNegative = 2.0
+    w_max: NonNegative = 14.0
+    loss: Literal["huber", "l2"] = "l2"
+    timestep_scaling: Annotated[float, Field(ge=10, le=10)] = 10.0
+
+
+class TCDSection(Section):
+    """Trajectory consistency distillation (docs/method.md, "TCD, one step").
+
+    Attributes:
+        s: where the student jumps: ``uniform`` on the grid points at or below t_n and 0; ``zero``, LCD without its
+            boundary scalings; ``next``, t_n alone, regression on the teacher's step.
+    """
+
+    s: Literal["uniform", "zero", "next"] = "uniform"
 
 
 class SamplingSection(Section):
@@ -190,6 +225,16 @@ class SamplingSection(Section):
     steps: Count = 4
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.5
     network: Literal["target", "student"] = "target"
+
+
+class TCDSamplingSection(SamplingSection):
+    """As for LCD, by TCD's sampler.
+
+    Attributes:
+        gamma: γ, diffusers' ``eta``: 0 is deterministic, 1 adds as much noise as LCM's sampler (TCD: 0.3).
+    """
+
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.3
 
 
 class GuidanceSection(Section):
@@ -415,6 +460,12 @@ class LCDRecipe(BaseRecipe):
     lcd: LCDSection = LCDSection()
     lora: LoRASection | None = None
     sampling: SamplingSection = SamplingSection()
+    plain: ClassVar[str] = "lcd"  # the kind without a reward
+
+    @property
+    def gamma(self) -> float | None:
+        """γ of the TCD sampler; None for LCM's."""
+        return self.sampling.gamma if isinstance(self.sampling, TCDSamplingSection) else None
 
     @model_validator(mode="after")
     def _steps_on_grid(self) -> LCDRecipe:
@@ -444,8 +495,8 @@ class RGLCDRecipe(LCDRecipe):
         self.refuse_float16("gradients.every", self.gradients.every)
         self.refuse_float16("reward.balance", isinstance(self.reward, Sum) and self.reward.balance == "gradient")
         terms = self.reward.terms if isinstance(self.reward, Sum) else [self.reward]
-        if self.kind == "rg_lcd" and any(isinstance(term, Process) for term in terms):
-            raise ValueError("reward.kind: a process gives no gradient, which rg_lcd needs; use kind: lrm")
+        if not isinstance(self, LRMRecipe) and any(isinstance(term, Process) for term in terms):
+            raise ValueError(f"reward.kind: a process gives no gradient, which {self.kind} needs; use kind: lrm")
         return self
 
     def check_logged(self, key: str, every: int) -> None:
@@ -474,6 +525,36 @@ class LRMRecipe(RGLCDRecipe):
         return self
 
 
+class TCDRecipe(LCDRecipe):
+    """``kind: tcd``."""
+
+    kind: Literal["tcd"]  # type: ignore[assignment]
+    lcd: TCDSolverSection = TCDSolverSection()
+    tcd: TCDSection = TCDSection()
+    sampling: TCDSamplingSection = TCDSamplingSection()
+    plain: ClassVar[str] = "tcd"
+
+
+class RGTCDRecipe(RGLCDRecipe):
+    """``kind: rg_tcd``: TCD and a reward on the decoded prediction at 0."""
+
+    kind: Literal["rg_tcd"]  # type: ignore[assignment]
+    lcd: TCDSolverSection = TCDSolverSection()
+    tcd: TCDSection = TCDSection()
+    sampling: TCDSamplingSection = TCDSamplingSection()
+    plain: ClassVar[str] = "tcd"
+
+
+class LRMTCDRecipe(LRMRecipe):
+    """``kind: lrm_tcd``: TCD, and the reward through the latent proxy."""
+
+    kind: Literal["lrm_tcd"]  # type: ignore[assignment]
+    lcd: TCDSolverSection = TCDSolverSection()
+    tcd: TCDSection = TCDSection()
+    sampling: TCDSamplingSection = TCDSamplingSection()
+    plain: ClassVar[str] = "tcd"
+
+
 class LRMPretrainRecipe(BaseRecipe):
     """``kind: lrm_pretrain``: the latent proxy's contrastive pre-training on (latent, caption) pairs."""
 
@@ -482,7 +563,10 @@ class LRMPretrainRecipe(BaseRecipe):
     proxy: PretrainProxySection = PretrainProxySection()
 
 
-Recipe = Annotated[LCDRecipe | RGLCDRecipe | LRMRecipe | LRMPretrainRecipe, Field(discriminator="kind")]
+Recipe = Annotated[
+    LCDRecipe | RGLCDRecipe | LRMRecipe | LRMPretrainRecipe | TCDRecipe | RGTCDRecipe | LRMTCDRecipe,
+    Field(discriminator="kind"),
+]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Any:

@@ -29,7 +29,6 @@ from rgbench.train.base import Network, StepDraws, StudentTrainer, Trainer
 from rgbench.train.cache import open_cached
 from rgbench.train.export import export_pipeline
 from rgbench.train.identity import check_contents, check_recipe, read_contents, recipe_sha256, teacher_contents
-from rgbench.train.lcd import LCD
 from rgbench.train.loop import Loop, check_split
 from rgbench.train.recipe import PROXY_FOLDER, BaseRecipe, LCDRecipe, load_recipe
 
@@ -197,7 +196,8 @@ def _sampling(settings: BaseRecipe) -> dict[str, Any] | None:
     if not isinstance(settings, LCDRecipe):
         return None
     sampling = settings.sampling
-    return {"sampler": "lcm", "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
+    how = {"sampler": "lcm"} if settings.gamma is None else {"sampler": "tcd", "gamma": settings.gamma}
+    return {**how, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
 
 
 def _say(message: str) -> None:
@@ -232,7 +232,7 @@ def export_run(path: Path, network: Network, out: Path | None = None, device: st
     models = load_models(recipe.model.teacher_folder(), device, torch.float32)
     if models.weights_sha256 != meta["teacher"]["sha256"]:
         raise UsageError(f"{models.path}: not the teacher of {path}; its weights have another sha256")
-    trainer: StudentTrainer = LCD(recipe, models)
+    trainer: StudentTrainer = resolve("trainer", recipe.plain)(recipe, models)
     tensors, state = checkpoint.load(newest)
     for stem, module in trainer.modules().items():
         module.load_state_dict(tensors[stem])

@@ -16,7 +16,7 @@ from rgbench.models.presets import WEIGHTS
 from rgbench.rewards.clip import HPSReward
 from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.train.base import StepDraws
-from rgbench.train.recipe import LRMRecipe
+from rgbench.train.recipe import LRMRecipe, LRMTCDRecipe
 
 TOKENIZER = WEIGHTS / "teacher" / "tokenizer"
 CLIP_FOLDER = WEIGHTS / "clip"
@@ -130,10 +130,14 @@ def _spread_text(clip: open_clip.CLIP) -> None:
     torch.nn.init.normal_(clip.token_embedding.weight, std=1.0)
 
 
-def recipe(**sections) -> LRMRecipe:
+RECIPES = {"lcd": LRMRecipe, "tcd": LRMTCDRecipe}  # by distillation
+
+
+def recipe(distillation: str = "lcd", **sections) -> LRMRecipe:
     """An LRM recipe; a trainer of less reads less of it."""
+    kind = RECIPES[distillation]
     values = {
-        "kind": "lrm",
+        "kind": "lrm" if distillation == "lcd" else f"lrm_{distillation}",
         "name": "tiny",
         "model": {"path": "unused"},
         "data": {"kind": "scenes"},
@@ -145,7 +149,7 @@ def recipe(**sections) -> LRMRecipe:
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
-    return LRMRecipe.model_validate(values, strict=False)
+    return kind.model_validate(values, strict=False)
 
 
 class TinySource:

@@ -22,7 +22,7 @@ def test_every_name_resolves(table: str, name: str) -> None:
 
 
 def test_names_are_sorted() -> None:
-    assert names("trainer") == ["lcd", "lrm", "lrm_pretrain", "rg_lcd"]
+    assert names("trainer") == ["lcd", "lrm", "lrm_pretrain", "lrm_tcd", "rg_lcd", "rg_tcd", "tcd"]
 
 
 @pytest.mark.parametrize("name", ["fidd", "FID", "", "os:system", "x" * 10_000])
