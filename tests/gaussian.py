@@ -6,6 +6,7 @@ number a timestep, x̂0 = g_t z.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from unittest import mock
 
@@ -49,7 +50,7 @@ def factor(t: int, s: int, g: float) -> float:
 def teacher_factor(t: int, s: int, num: int = 1) -> float:
     """Of ``num`` DDIM steps of the teacher at whole timesteps."""
     times, product = [t - round(i * (t - s) / num) for i in range(num + 1)], 1.0
-    for first, second in zip(times, times[1:], strict=False):
+    for first, second in pairwise(times):
         product *= factor(first, second, float(TEACHER[first]))
     return product
 
@@ -70,7 +71,7 @@ def solve_fixed_point(student: Linear, loss, grid: list[int]) -> None:
 
 
 def sampled_std(student: Linear, num_steps: int, gamma: float) -> float:
-    """Of images of the real sampler from z_999 ~ N(0, 1): row i gets the noise of draw i alone, and variances add up."""
+    """Of images of the real sampler from z_999 ~ N(0, 1): row i gets draw i's noise alone, and variances add up."""
     num_draws = 1 + (num_steps - 1 if gamma > 0 else 0)
     units, drawn = torch.eye(num_draws, dtype=torch.float64).view(num_draws, num_draws, 1, 1, 1), iter(range(num_draws))
 

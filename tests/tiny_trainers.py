@@ -18,7 +18,6 @@ from rgbench.train.rg_lcd import RGLCD
 from rgbench.train.tcd import TCD
 from tests.parity import tiny
 
-
 PLAIN = {"lcd": LCD, "tcd": TCD}
 DIRECT = {"rg_lcd": RGLCD, "rg_tcd": RGTCD}
 THROUGH_PROXY = {"lrm": LRM, "lrm_tcd": LRMTCD}

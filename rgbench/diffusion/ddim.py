@@ -84,9 +84,12 @@ def jump(
 
 
 def jump_factors(timesteps: Tensor, lower: Tensor, alphas_cumprod: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """ρ = σ_s/σ_t and κ = α_s − α_t ρ of a jump z_s = ρ z_t + κ x̂0, (B, 1, ..., 1) each; arguments as in :func:`jump`.
+    """ρ = σ_s/σ_t and κ = α_s − α_t ρ of a jump z_s = ρ z_t + κ x̂0, (B, 1, ..., 1) each.
 
     Args:
+        timesteps: t > 0, (B,) int64.
+        lower: s ≤ t, (B,) int64.
+        alphas_cumprod: ᾱ, (T,).
         like: a tensor (B, ...) whose dtype and number of dimensions the result takes.
     """
     alphas, sigmas = alphas_sigmas(alphas_cumprod, timesteps, like)

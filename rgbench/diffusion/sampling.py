@@ -109,8 +109,16 @@ def tcd_sample(
     """Strategic stochastic sampling: jump to s = ⌊(1 − γ)t'⌋, add noise up to the next timestep t', repeat.
 
     Args:
-        unet, alphas_cumprod, prediction_type, prompt_embeds, uncond_embeds, generators: as :func:`lcm_sample`.
-        num_steps, guidance_scale, latent_shape, original_steps: as :func:`lcm_sample`.
+        unet: as in :func:`lcm_sample`, and so are all others but ``gamma``.
+        alphas_cumprod: ᾱ, (T,).
+        prediction_type: what ``unet`` predicts.
+        prompt_embeds: (B, L, D).
+        uncond_embeds: (B, L, D).
+        generators: B CPU generators; each is advanced.
+        num_steps: in [1, ``original_steps``].
+        guidance_scale: g in the pipelines' form.
+        latent_shape: (C, h, w) of one image.
+        original_steps: N of the training grid.
         gamma: γ in [0, 1], diffusers' ``eta``; 0 is deterministic and draws the first noise alone.
 
     Returns:
@@ -124,8 +132,8 @@ def tcd_sample(
     for i, t in enumerate(timesteps):
         below = timesteps[i + 1] if i + 1 < num_steps else torch.zeros_like(t)
         s = torch.floor((1 - gamma) * below).long()  # diffusers' expression, for its rounding
-        ends = [time.expand(len(latents)) for time in (t, s)]
-        latents = jump(predict(latents, t), latents, *ends, alphas_cumprod, prediction_type)
+        output, t_B, s_B = predict(latents, t), t.expand(len(latents)), s.expand(len(latents))
+        latents = jump(output, latents, t_B, s_B, alphas_cumprod, prediction_type)
         if gamma > 0 and i + 1 < num_steps:
             ratio = alphas_cumprod[below] / alphas_cumprod[s]
             noise = draw_noise(generators, latent_shape, latents)

@@ -128,7 +128,9 @@ def lora_card(recipe: LCDRecipe, meta: Mapping[str, Any], weights: str) -> str:
     teacher, lcd = meta["teacher"], recipe.lcd
     source = f'"{teacher["repo"]}", revision="{teacher["revision"]}"' if "repo" in teacher else '"path/to/the/teacher"'
     is_lcm = recipe.gamma is None
-    sampler, scaling = ("LCMScheduler", f"timestep_scaling={lcd.timestep_scaling}, ") if is_lcm else ("TCDScheduler", "")
+    sampler, scaling = (
+        ("LCMScheduler", f"timestep_scaling={lcd.timestep_scaling}, ") if is_lcm else ("TCDScheduler", "")
+    )
     scheduler = (
         f"{sampler}.from_config(\n    pipeline.scheduler.config, original_inference_steps={lcd.num_ddim_timesteps}, "
         f"{scaling}clip_sample=False, set_alpha_to_one=False\n)"

@@ -137,9 +137,7 @@ def solve(networks: Networks, settings: LCDSection, inputs: Inputs, begin: Start
         lower = begin.timesteps - ((begin.timesteps - begin.lower) * (i / num)).round().long()
         outputs = call(networks.teacher, torch.cat([latents] * 2), torch.cat([timesteps] * 2), embeds)
         cond, uncond = outputs.chunk(2)
-        latents = guided_ddim_step(
-            cond, uncond, latents, timesteps, lower, inputs.guidance_scale, cumprod, kind
-        )
+        latents = guided_ddim_step(cond, uncond, latents, timesteps, lower, inputs.guidance_scale, cumprod, kind)
         timesteps = lower
     return latents
 

@@ -77,7 +77,9 @@ def distil_jumps(
     """Lines 5–8 of the TCD step.
 
     Args:
-        networks, settings, inputs: of the step.
+        networks: of the step.
+        settings: of the recipe's solver.
+        inputs: the batch with its draws.
         begin: results of lines 2–4.
         lower: s, at or below t_n, (B,) int64.
         follow: the network of line 7.
@@ -117,7 +119,9 @@ def other_jump(prediction: Tensor, begin: Start, lower: Tensor, alphas_cumprod: 
         alphas_cumprod: ᾱ, (T,).
     """
     z, zero = begin.noisy, torch.zeros_like(lower)
-    (ratio, kappa), (ratio_0, kappa_0) = (jump_factors(begin.timesteps, end, alphas_cumprod, z) for end in (lower, zero))
+    (ratio, kappa), (ratio_0, kappa_0) = (
+        jump_factors(begin.timesteps, end, alphas_cumprod, z) for end in (lower, zero)
+    )
     return torch.where(per_sample(lower == 0, z), prediction, ratio * z + kappa / kappa_0 * (prediction - ratio_0 * z))
 
 

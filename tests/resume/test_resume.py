@@ -14,8 +14,8 @@ from rgbench.core.errors import Interrupted, UsageError
 from rgbench.core.process import StopRequest
 from tests.parity import tiny
 from tests.resume.loops import ALL_KINDS, COMMAND, SignallingSource, assert_same, everything, make_loop, run_to_end
-
 from tests.tiny_trainers import DIRECT, THROUGH_PROXY
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

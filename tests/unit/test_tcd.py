@@ -47,9 +47,7 @@ def test_a_jump_to_its_own_timestep_is_exact_and_others_are_linear_in_x0(kind):
     found = jump(output, z, t, s, CUMPROD, kind)
     assert torch.allclose(found, ratio * z + kappa * x0, rtol=0, atol=1e-13)
     h = ((CUMPROD[s] / (1 - CUMPROD[s])).log() - (CUMPROD[t] / (1 - CUMPROD[t])).log()).view(-1, 1, 1, 1) / 2
-    alphas, lower_alphas, lower_sigmas = (
-        x.sqrt().view(-1, 1, 1, 1) for x in (CUMPROD[t], CUMPROD[s], 1 - CUMPROD[s])
-    )
+    alphas, lower_alphas, lower_sigmas = (x.sqrt().view(-1, 1, 1, 1) for x in (CUMPROD[t], CUMPROD[s], 1 - CUMPROD[s]))
     semilinear = lower_alphas / alphas * z - lower_sigmas * (h.exp() - 1) * eps
     assert torch.allclose(found, semilinear, rtol=0, atol=1e-12)
 
@@ -112,9 +110,7 @@ def test_jumps_to_the_next_point_are_regression_on_the_teacher(folder):
             timestep_cond=distilled.w_embedding,
         ).sample
     origin = (output, distilled.noisy, distilled.start_timesteps, trainer.models.alphas_cumprod, "epsilon")
-    end = ddim_jump(
-        predicted_x0(*origin), predicted_eps(*origin), distilled.timesteps, trainer.models.alphas_cumprod
-    )
+    end = ddim_jump(predicted_x0(*origin), predicted_eps(*origin), distilled.timesteps, trainer.models.alphas_cumprod)
     assert torch.allclose(distilled.losses, squared_error(end, distilled.previous), rtol=1e-4)
     torch.nn.init.normal_(trainer.target.conv_out.weight, std=3.0)  # which is not asked
     assert torch.equal(trainer.distil(inputs).losses, distilled.losses)
@@ -244,9 +240,7 @@ def test_the_guidance_reaches_a_student_that_is_told(folder):
     student = make_student(models.unet, 16)
     torch.nn.init.normal_(student.time_embedding.cond_proj.weight)
     told = models.with_student(student, 25, 10.0, 0.3)
-    images = [
-        told.sample(tiny.PROMPTS[:2], generators(2), num_steps=2, guidance_scale=scale) for scale in (2.0, 5.0)
-    ]
+    images = [told.sample(tiny.PROMPTS[:2], generators(2), num_steps=2, guidance_scale=scale) for scale in (2.0, 5.0)]
     assert told.sampler == "tcd" and (images[0] - images[1]).abs().max() > 1e-4
 
 
@@ -266,5 +260,3 @@ def test_the_guidance_reaches_a_student_that_is_told(folder):
 def test_what_tcd_cannot_do_is_refused(override, key):
     with pytest.raises(ConfigError, match=key):
         load_recipe("tcd", [override])
-
-
