@@ -143,7 +143,7 @@ def save_parts(root: Path) -> Path:
 
 
 UNUSED = {"lcd": ("reward", "guidance", "proxy", "gradients"), "rg_lcd": ("proxy",)}
-UNUSED |= {"tcd": UNUSED["lcd"], "rg_tcd": UNUSED["rg_lcd"]}
+UNUSED |= {"tcd": UNUSED["lcd"], "mlcm": UNUSED["lcd"], "rg_tcd": UNUSED["rg_lcd"]}
 
 
 def write_recipe(parts: Path, folder: Path, kind: str, teacher: str, changes: dict) -> Path:

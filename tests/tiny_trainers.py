@@ -9,18 +9,19 @@ from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch
 from rgbench.models.pipeline import DiffusionModels
 from rgbench.train.base import Trainer
-from rgbench.train.guided import LRMTCD, RGTCD
+from rgbench.train.guided import LRMMLCM, LRMTCD, RGMLCM, RGTCD
 from rgbench.train.lcd import LCD
 from rgbench.train.loop import Loop
 from rgbench.train.lrm import LRM
+from rgbench.train.mlcm import MLCM
 from rgbench.train.recipe import LRMRecipe
 from rgbench.train.rg_lcd import RGLCD
 from rgbench.train.tcd import TCD
 from tests.parity import tiny
 
-PLAIN = {"lcd": LCD, "tcd": TCD}
-DIRECT = {"rg_lcd": RGLCD, "rg_tcd": RGTCD}
-THROUGH_PROXY = {"lrm": LRM, "lrm_tcd": LRMTCD}
+PLAIN = {"lcd": LCD, "tcd": TCD, "mlcm": MLCM}
+DIRECT = {"rg_lcd": RGLCD, "rg_tcd": RGTCD, "rg_mlcm": RGMLCM}
+THROUGH_PROXY = {"lrm": LRM, "lrm_tcd": LRMTCD, "lrm_mlcm": LRMMLCM}
 KINDS = (*PLAIN, *DIRECT, *THROUGH_PROXY)
 
 

@@ -23,6 +23,9 @@ TABLES: dict[str, dict[str, str]] = {
         "tcd": "rgbench.train.tcd:TCD",
         "rg_tcd": "rgbench.train.guided:RGTCD",
         "lrm_tcd": "rgbench.train.guided:LRMTCD",
+        "mlcm": "rgbench.train.mlcm:MLCM",
+        "rg_mlcm": "rgbench.train.guided:RGMLCM",
+        "lrm_mlcm": "rgbench.train.guided:LRMMLCM",
     },
     "reward": {
         "aesthetic": "rgbench.rewards.aesthetic:AestheticReward",

@@ -266,9 +266,7 @@ def sampled_as(models: DiffusionModels, sampler: str) -> DiffusionModels:
         steps = models.original_inference_steps or ORIGINAL_STEPS
         return models.with_student(models.unet, steps, TIMESTEP_SCALING, GAMMA if sampler == "tcd" else None)
     if models.unet.config.time_cond_proj_dim is not None:
-        raise UsageError(
-            f"{models.path}: its guidance embedding says that it is an LCM or a relative; leave out --sampler ddim"
-        )
+        raise UsageError(f"{models.path}: its guidance embedding says that it is an LCM; leave out --sampler ddim")
     return replace(models, sampler="ddim", original_inference_steps=None)
 
 

@@ -6,6 +6,7 @@ Each distillation replaces ``prepare`` and ``distil`` of LCD, each reward ``step
 from __future__ import annotations
 
 from rgbench.train.lrm import LRM
+from rgbench.train.mlcm import MLCM
 from rgbench.train.rg_lcd import RGLCD
 from rgbench.train.tcd import TCD
 
@@ -16,3 +17,11 @@ class RGTCD(TCD, RGLCD):
 
 class LRMTCD(TCD, LRM):
     """TCD, and the reward through the latent proxy."""
+
+
+class RGMLCM(MLCM, RGLCD):
+    """MLCM and a reward on the decoded prediction at 0."""
+
+
+class LRMMLCM(MLCM, LRM):
+    """MLCM, and the reward through the latent proxy."""

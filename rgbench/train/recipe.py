@@ -213,6 +213,67 @@ class TCDSection(Section):
     s: Literal["uniform", "zero", "next"] = "uniform"
 
 
+class MLCMSolverSection(TCDSolverSection):
+    """As for TCD, with TLCM's guidance (arXiv 2406.05768, v6): fixed, of which the student is not told.
+
+    Attributes:
+        w_min, w_max: TLCM: 8 in the pipelines' form.
+        time_cond_proj_dim: null, as TLCM.
+    """
+
+    w_min: NonNegative = 7.0
+    w_max: NonNegative = 7.0
+    time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = None
+
+
+class StageSection(Section):
+    """A stage of MLCM.
+
+    Attributes:
+        segments: M, into which the sampler's M timesteps cut the trajectory.
+        steps: optimiser steps of the stage; null for the last, which lasts to the end.
+    """
+
+    segments: Count
+    steps: Count | None = None
+
+
+class MLCMSection(Section):
+    """Multistep consistency distillation (docs/method.md, "MLCM, one step").
+
+    Attributes:
+        stages: one after another; networks and optimiser carry over (TLCM: 8 segments alone; Hyper-SD: 8, 4, 2, 1).
+        target: the network that is followed: ``student``, the online network without gradient (TLCM, PCM), or
+            ``ema``, its average (LCM, multistep consistency models).
+        space: of the distance: at the segment's ``edge`` (TLCM, PCM), or of the ``x0`` that leads there (multistep
+            consistency models, arXiv 2403.06807).
+        weight: of the distance in x0: ``one``, or ``snr``: SNR + 1 (multistep consistency models).
+    """
+
+    stages: Annotated[tuple[StageSection, ...], Field(min_length=1, strict=False)] = (StageSection(segments=8),)
+    target: Literal["ema", "student"] = "student"
+    space: Literal["edge", "x0"] = "edge"
+    weight: Literal["one", "snr"] = "one"
+
+    @model_validator(mode="after")
+    def _one_end(self) -> MLCMSection:
+        *before, last = self.stages
+        if last.steps is not None or any(stage.steps is None for stage in before):
+            raise ValueError("stages: give each its steps, but not the last, which lasts to the end")
+        if self.weight != "one" and self.space != "x0":
+            raise ValueError("weight: is of the distance in x0; use space: x0, or weight: one")
+        return self
+
+    def segments(self, step: int) -> int:
+        """M at an optimiser step, from 0."""
+        for stage in self.stages[:-1]:
+            assert stage.steps is not None
+            if step < stage.steps:
+                return stage.segments
+            step -= stage.steps
+        return self.stages[-1].segments
+
+
 class SamplingSection(Section):
     """How the student is sampled, in the sample grids and by default in evaluation.
 
@@ -235,6 +296,20 @@ class TCDSamplingSection(SamplingSection):
     """
 
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.3
+
+
+class MLCMSamplingSection(TCDSamplingSection):
+    """As for TCD, from edge to edge.
+
+    Attributes:
+        steps: as many as segments.
+        guidance_scale: 1 where the guidance is trained in.
+        gamma: 0, without noise.
+    """
+
+    steps: Count = 8
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class GuidanceSection(Section):
@@ -535,24 +610,53 @@ class TCDRecipe(LCDRecipe):
     plain: ClassVar[str] = "tcd"
 
 
-class RGTCDRecipe(RGLCDRecipe):
+class RGTCDRecipe(TCDRecipe, RGLCDRecipe):
     """``kind: rg_tcd``: TCD and a reward on the decoded prediction at 0."""
 
     kind: Literal["rg_tcd"]  # type: ignore[assignment]
-    lcd: TCDSolverSection = TCDSolverSection()
-    tcd: TCDSection = TCDSection()
-    sampling: TCDSamplingSection = TCDSamplingSection()
-    plain: ClassVar[str] = "tcd"
 
 
-class LRMTCDRecipe(LRMRecipe):
+class LRMTCDRecipe(TCDRecipe, LRMRecipe):
     """``kind: lrm_tcd``: TCD, and the reward through the latent proxy."""
 
     kind: Literal["lrm_tcd"]  # type: ignore[assignment]
-    lcd: TCDSolverSection = TCDSolverSection()
-    tcd: TCDSection = TCDSection()
-    sampling: TCDSamplingSection = TCDSamplingSection()
-    plain: ClassVar[str] = "tcd"
+
+
+class MLCMRecipe(LCDRecipe):
+    """``kind: mlcm``."""
+
+    kind: Literal["mlcm"]  # type: ignore[assignment]
+    lcd: MLCMSolverSection = MLCMSolverSection()
+    mlcm: MLCMSection = MLCMSection()
+    sampling: MLCMSamplingSection = MLCMSamplingSection()
+    plain: ClassVar[str] = "mlcm"
+
+    @model_validator(mode="after")
+    def _on_edges(self) -> MLCMRecipe:
+        last, begun = self.mlcm.stages[-1].segments, sum(stage.steps or 0 for stage in self.mlcm.stages)
+        most = max(stage.segments for stage in self.mlcm.stages)
+        if most > self.lcd.num_ddim_timesteps:
+            raise ValueError(f"mlcm.stages: {most} segments of a grid of {self.lcd.num_ddim_timesteps} points")
+        if begun >= self.train.steps:
+            raise ValueError(f"mlcm.stages: the last begins at step {begun}, train.steps is {self.train.steps}")
+        if self.sampling.gamma == 0 and self.sampling.steps != last:
+            raise ValueError(
+                f"sampling.steps {self.sampling.steps}: at gamma 0 the {last} segments of the last of mlcm.stages are "
+                f"sampled in {last} steps, whose ends the student learned; or give a sampling.gamma above 0"
+            )
+        return self
+
+
+class RGMLCMRecipe(MLCMRecipe, RGLCDRecipe):
+    """``kind: rg_mlcm``: MLCM and a reward on the decoded prediction at 0."""
+
+    kind: Literal["rg_mlcm"]  # type: ignore[assignment]
+
+
+class LRMMLCMRecipe(MLCMRecipe, LRMRecipe):
+    """``kind: lrm_mlcm``: MLCM, and the reward through the latent proxy."""
+
+    kind: Literal["lrm_mlcm"]  # type: ignore[assignment]
 
 
 class LRMPretrainRecipe(BaseRecipe):
@@ -564,7 +668,16 @@ class LRMPretrainRecipe(BaseRecipe):
 
 
 Recipe = Annotated[
-    LCDRecipe | RGLCDRecipe | LRMRecipe | LRMPretrainRecipe | TCDRecipe | RGTCDRecipe | LRMTCDRecipe,
+    LCDRecipe
+    | RGLCDRecipe
+    | LRMRecipe
+    | LRMPretrainRecipe
+    | TCDRecipe
+    | RGTCDRecipe
+    | LRMTCDRecipe
+    | MLCMRecipe
+    | RGMLCMRecipe
+    | LRMMLCMRecipe,
     Field(discriminator="kind"),
 ]
 

@@ -28,7 +28,7 @@ from rgbench.diffusion.ddim import grid_timesteps, jump, jump_factors
 from rgbench.diffusion.schedule import per_sample
 from rgbench.train.base import StepDraws
 from rgbench.train.lcd import LCD, Distillation, Inputs, Networks, Start, call, distances, solve, start
-from rgbench.train.recipe import LCDSection, TCDSection
+from rgbench.train.recipe import LCDSection, TCDRecipe, TCDSection
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class TCDInputs(Inputs):
 class TCD(LCD):
     """The TCD trainer."""
 
+    recipe: TCDRecipe
+
     def prepare(self, batch: Batch, rng: StepDraws) -> TCDInputs:
         """As LCD, and the draw of s from a stream of its own."""
         inputs = super().prepare(batch, rng)
@@ -52,8 +54,7 @@ class TCD(LCD):
 
     def distil(self, inputs: Inputs) -> Distillation:
         """Lines 2–8."""
-        recipe = self.recipe
-        return distil(self.networks, recipe.lcd, recipe.tcd, cast(TCDInputs, inputs))  # type: ignore[attr-defined]
+        return distil(self.networks, self.recipe.lcd, self.recipe.tcd, cast(TCDInputs, inputs))
 
 
 def distil(networks: Networks, settings: LCDSection, jumps: TCDSection, inputs: TCDInputs) -> Distillation:

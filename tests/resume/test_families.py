@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,15 @@ TEACHERS = {
 }
 LORA = {"rank": 2, "alpha": 4.0}
 UNTOLD = {"lcd.time_cond_proj_dim": None, "sampling.guidance_scale": 1.0}  # as LCM-LoRA
+TWO_SEGMENTS = {"mlcm.stages": [{"segments": 2}], "sampling.steps": 2}
 CASES = [
     ("lcd", "sd15", {}),
     ("rg_lcd", "sd15-fp16", {"lora": LORA}),
     ("lrm", "sd21", {}),
     ("tcd", "sd21", {}),
     ("rg_tcd", "sd15", {"lora": LORA}),
+    ("mlcm", "sd15", {"lora": LORA, **UNTOLD, **TWO_SEGMENTS}),
+    pytest.param("lrm_mlcm", "sd21", {**TWO_SEGMENTS}, marks=pytest.mark.long),
     pytest.param("lrm_tcd", "sd21-base", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
     pytest.param("tcd", "sd15", {**UNTOLD}, marks=pytest.mark.long),
     pytest.param("lcd", "sd21", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
@@ -88,6 +92,7 @@ def test_one_step_from_recipe_to_plain_diffusers(parts, tmp_path, monkeypatch, k
     theirs = images_of(pipeline, guidance, eta)
     models = load_models(run.pipeline, "cpu", torch.float32)
     assert models.sampler == run.read()["sampling"]["sampler"]
+    models = models if eta is None else replace(models, gamma=float(eta))
     ours = models.sample(tiny.PROMPTS[:2], generators(2), num_steps=2, guidance_scale=guidance)
     assert (ours - theirs).abs().max() <= 1e-5
     assert run.read()["teacher"]["sha256"] in card and kind in card

@@ -22,7 +22,9 @@ def test_every_name_resolves(table: str, name: str) -> None:
 
 
 def test_names_are_sorted() -> None:
-    assert names("trainer") == ["lcd", "lrm", "lrm_pretrain", "lrm_tcd", "rg_lcd", "rg_tcd", "tcd"]
+    assert names("trainer") == [
+        *("lcd", "lrm", "lrm_mlcm", "lrm_pretrain", "lrm_tcd", "mlcm", "rg_lcd", "rg_mlcm", "rg_tcd", "tcd"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["fidd", "FID", "", "os:system", "x" * 10_000])
