@@ -45,15 +45,17 @@ class MLCMInputs(Inputs):
 class MLCM(LCD):
     """The MLCM trainer; its stage is a function of the step, so that a resume needs nothing more."""
 
-    recipe: MLCMRecipe
-
     def prepare(self, batch: Batch, rng: StepDraws) -> MLCMInputs:
         """As LCD, and the number of segments."""
-        return MLCMInputs(**vars(super().prepare(batch, rng)), segments=self.recipe.mlcm.segments(rng.step))
+        return MLCMInputs(**vars(super().prepare(batch, rng)), segments=self._own.segments(rng.step))
 
     def distil(self, inputs: Inputs) -> Distillation:
         """Lines 2–8."""
-        return distil(self.networks, self.recipe.lcd, self.recipe.mlcm, cast(MLCMInputs, inputs))
+        return distil(self.networks, self.recipe.lcd, self._own, cast(MLCMInputs, inputs))
+
+    @property
+    def _own(self) -> MLCMSection:
+        return cast(MLCMRecipe, self.recipe).mlcm
 
 
 def distil(networks: Networks, settings: LCDSection, own: MLCMSection, inputs: MLCMInputs) -> Distillation:

@@ -45,8 +45,6 @@ class TCDInputs(Inputs):
 class TCD(LCD):
     """The TCD trainer."""
 
-    recipe: TCDRecipe
-
     def prepare(self, batch: Batch, rng: StepDraws) -> TCDInputs:
         """As LCD, and the draw of s from a stream of its own."""
         inputs = super().prepare(batch, rng)
@@ -54,7 +52,8 @@ class TCD(LCD):
 
     def distil(self, inputs: Inputs) -> Distillation:
         """Lines 2–8."""
-        return distil(self.networks, self.recipe.lcd, self.recipe.tcd, cast(TCDInputs, inputs))
+        own = cast(TCDRecipe, self.recipe).tcd
+        return distil(self.networks, self.recipe.lcd, own, cast(TCDInputs, inputs))
 
 
 def distil(networks: Networks, settings: LCDSection, jumps: TCDSection, inputs: TCDInputs) -> Distillation:

@@ -42,7 +42,6 @@ CASES = [
     ("mlcm", "sd15", {"lora": LORA, **UNTOLD, **TWO_SEGMENTS}),
     pytest.param("lrm_mlcm", "sd21", {**TWO_SEGMENTS}, marks=pytest.mark.long),
     pytest.param("lrm_tcd", "sd21-base", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
-    pytest.param("tcd", "sd15", {**UNTOLD}, marks=pytest.mark.long),
     pytest.param("lcd", "sd21", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
     pytest.param("rg_lcd", "sd21-base", {}, marks=pytest.mark.long),
     pytest.param("lrm", "sample", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
