@@ -34,7 +34,13 @@ from rgbench.rewards.base import fingerprint_id
 TEACHER, LCD, EXTERNAL = "teacher", "lcd", "external"
 METHODS = {TEACHER: "Teacher", LCD: "LCD", "rg_lcd": "RG-LCD", "lrm": "LRM"}
 METHODS |= {"tcd": "TCD", "rg_tcd": "RG-TCD", "lrm_tcd": "LRM on TCD"}
-METHODS |= {"mlcm": "MLCM", "rg_mlcm": "RG-MLCM", "lrm_mlcm": "LRM on MLCM", EXTERNAL: "External"}
+METHODS |= {
+    "mlcm": "MLCM",
+    "rg_mlcm": "RG-MLCM",
+    "lrm_mlcm": "LRM on MLCM",
+    "weighted": "Weighted",
+    EXTERNAL: "External",
+}
 SEED_IN_NAME = re.compile(r"-s(\d+)$")
 
 Key = tuple[str, str]  # metric, protocol id

@@ -156,7 +156,19 @@ class DiffusionModels:
         num_steps: int,
         guidance_scale: float,
     ) -> Tensor:
-        """Sample images of prompts as diffusers' pipeline of the folder does with the same generators.
+        """Decoded :meth:`sample_latents`, (B, 3, H, W) in [0, 1]; takes and raises the same."""
+        return self.decode(self.sample_latents(prompts, generators, num_steps=num_steps, guidance_scale=guidance_scale))
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        *,
+        num_steps: int,
+        guidance_scale: float,
+    ) -> Tensor:
+        """Sample latents of prompts as diffusers' pipeline of the folder does with the same generators.
 
         Args:
             prompts: B texts.
@@ -166,7 +178,7 @@ class DiffusionModels:
                 u + g(c − u), where g > 1; a student with one is given w = g − 1.
 
         Returns:
-            (B, 3, H, W) in [0, 1].
+            Latents × ``scaling_factor``, (B, C, h, w).
 
         Raises:
             UsageError: a student whose scheduler does not name its training grid.
@@ -181,13 +193,13 @@ class DiffusionModels:
             "latent_shape": self.latent_shape,
         }
         if self.sampler == "ddim":
-            return self.decode(ddim_sample(*common, **(settings | self.ddim)))
+            return ddim_sample(*common, **(settings | self.ddim))
         if self.original_inference_steps is None:
             raise UsageError(f"{self.path}: its sampler needs original_inference_steps in the scheduler's config")
         settings["original_steps"] = self.original_inference_steps
         if self.sampler == "tcd":
-            return self.decode(tcd_sample(*common, **settings, gamma=self.gamma))
-        return self.decode(lcm_sample(*common, **settings, timestep_scaling=self.timestep_scaling))
+            return tcd_sample(*common, **settings, gamma=self.gamma)
+        return lcm_sample(*common, **settings, timestep_scaling=self.timestep_scaling)
 
 
 def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: torch.dtype) -> DiffusionModels:

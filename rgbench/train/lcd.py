@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,20 @@ def distances(settings: LCDSection, prediction: Tensor, target: Tensor) -> Tenso
     return squared_error(prediction, target)
 
 
-def distil(networks: Networks, settings: LCDSection, inputs: Inputs) -> Distillation:
-    """Lines 2–8 of the LCD step."""
+def distil(
+    networks: Networks,
+    settings: LCDSection,
+    inputs: Inputs,
+    solver: Callable[[Start], Tensor] | None = None,
+) -> Distillation:
+    """Lines 2–8 of the LCD step.
+
+    Args:
+        networks: of the step.
+        settings: of the recipe.
+        inputs: the batch with its draws.
+        solver: line 6, z_n of what lines 2–4 give; None for the teacher.
+    """
     cumprod, kind, scaling = networks.alphas_cumprod, networks.prediction_type, settings.timestep_scaling
     # 2–4. timesteps, noise, embedding of w
     begin = start(networks, settings, inputs)
@@ -160,7 +172,7 @@ def distil(networks: Networks, settings: LCDSection, inputs: Inputs) -> Distilla
     prediction = consistency_function(output, begin.noisy, begin.timesteps, cumprod, kind, scaling)
 
     # 6. one guided DDIM jump of the teacher, or several
-    previous = solve(networks, settings, inputs, begin)
+    previous = solve(networks, settings, inputs, begin) if solver is None else solver(begin)
 
     with torch.no_grad():
         # 7. f_θ⁻(z_n, w, c, t_n) with its own boundary scalings

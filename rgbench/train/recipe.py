@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from rgbench.core.config import Section, apply_overrides, find_recipe, load_yaml, validate
 from rgbench.core.errors import ConfigError, UsageError, suggest
-from rgbench.data.config import DataConfig
+from rgbench.data.config import DataConfig, TeacherData
 from rgbench.models.presets import PRESETS, HubFiles, Preset, find_preset
 from rgbench.rewards.config import HPS, Process, RewardConfig, Sum, find_published
 
@@ -274,6 +274,35 @@ class MLCMSection(Section):
         return self.stages[-1].segments
 
 
+class WeightedSolverSection(LCDSection):
+    """As for LCD; the guidance of the teacher's samples is trained in, and w is that of its jumps alone.
+
+    Attributes:
+        time_cond_proj_dim: null while ``weighted.share`` is above 0.
+    """
+
+    time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = None
+
+
+class WeightedSection(Section):
+    """Advantage-weighted consistency training (docs/method.md, "Weighted consistency training").
+
+    Attributes:
+        weights: of the n samples of a prompt, mean 1: ``softmax`` of advantage / temperature, all on the ``best``,
+            ``positive`` advantages alone, or ``none``.
+        temperature: τ of the softmax.
+        advantage: score minus the mean over the prompt's samples, divided by their standard deviation
+            (``standardised``) or not (``centred``, which keeps prompts of near-equal scores quiet).
+        share: of the samples whose z_n is noised data; the others take the teacher's jump, whose optimum no weight
+            moves. 0 is LCD.
+    """
+
+    weights: Literal["softmax", "best", "positive", "none"] = "softmax"
+    temperature: Positive = 1.0
+    advantage: Literal["standardised", "centred"] = "standardised"
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
 class SamplingSection(Section):
     """How the student is sampled, in the sample grids and by default in evaluation.
 
@@ -286,6 +315,16 @@ class SamplingSection(Section):
     steps: Count = 4
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.5
     network: Literal["target", "student"] = "target"
+
+
+class WeightedSamplingSection(SamplingSection):
+    """As for LCD, without guidance.
+
+    Attributes:
+        guidance_scale: 1 where the guidance is trained in.
+    """
+
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
 
 
 class TCDSamplingSection(SamplingSection):
@@ -659,6 +698,25 @@ class LRMMLCMRecipe(MLCMRecipe, LRMRecipe):
     kind: Literal["lrm_mlcm"]  # type: ignore[assignment]
 
 
+class WeightedRecipe(LCDRecipe):
+    """``kind: weighted``."""
+
+    kind: Literal["weighted"]  # type: ignore[assignment]
+    data: TeacherData
+    lcd: WeightedSolverSection = WeightedSolverSection()
+    weighted: WeightedSection = WeightedSection()
+    sampling: WeightedSamplingSection = WeightedSamplingSection()
+
+    @model_validator(mode="after")
+    def _untold(self) -> WeightedRecipe:
+        if self.weighted.share > 0 and self.lcd.time_cond_proj_dim is not None:
+            raise ValueError(
+                "lcd.time_cond_proj_dim: the guidance of the teacher's samples is trained in; use null, or "
+                "weighted.share: 0"
+            )
+        return self
+
+
 class LRMPretrainRecipe(BaseRecipe):
     """``kind: lrm_pretrain``: the latent proxy's contrastive pre-training on (latent, caption) pairs."""
 
@@ -677,7 +735,8 @@ Recipe = Annotated[
     | LRMTCDRecipe
     | MLCMRecipe
     | RGMLCMRecipe
-    | LRMMLCMRecipe,
+    | LRMMLCMRecipe
+    | WeightedRecipe,
     Field(discriminator="kind"),
 ]
 

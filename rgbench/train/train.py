@@ -21,6 +21,7 @@ from rgbench.core.launch import Ranks
 from rgbench.core.process import StopRequest, end_with_parent, launched, pick_device
 from rgbench.core.registry import resolve
 from rgbench.core.run import RunDirectory
+from rgbench.data.latents import TeacherSource
 from rgbench.data.sources import open_source, prepare_source
 from rgbench.models.pipeline import load_models
 from rgbench.models.presets import readable_size
@@ -179,6 +180,8 @@ def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[L
     check_split(settings.train, ranks.size)
     source, folder = open_source(settings.data), settings.model.teacher_folder()
     models = load_models(folder, ranks.device, torch.float32)
+    if isinstance(source, TeacherSource):
+        source.check_teacher(models.weights_sha256)
     trainer: Trainer = resolve("trainer", settings.kind).build(settings, models)
     contents, wanted = read_contents(settings, trainer, source), settings.train.latents_cache
     if run.run_file.is_file():
