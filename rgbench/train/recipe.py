@@ -608,6 +608,9 @@ class RGLCDRecipe(LCDRecipe):
         self.check_logged("gradients.every", self.gradients.every)
         self.refuse_float16("gradients.every", self.gradients.every)
         self.refuse_float16("reward.balance", isinstance(self.reward, Sum) and self.reward.balance == "gradient")
+        self.refuse_latents(
+            "reward.standardise", isinstance(self.reward, Sum) and self.reward.standardise == "calibrated"
+        )
         terms = self.reward.terms if isinstance(self.reward, Sum) else [self.reward]
         if not isinstance(self, LRMRecipe) and any(isinstance(term, Process) for term in terms):
             raise ValueError(f"reward.kind: a process gives no gradient, which {self.kind} needs; use kind: lrm")
@@ -617,6 +620,11 @@ class RGLCDRecipe(LCDRecipe):
         """Refuse measurements at steps that are not logged."""
         if every % self.train.log_every:
             raise ValueError(f"{key} {every} is no multiple of train.log_every {self.train.log_every}")
+
+    def refuse_latents(self, key: str, asked: int | bool) -> None:
+        """Refuse what looks at the data's images where the data are a teacher's latents."""
+        if asked and isinstance(self.data, TeacherData):
+            raise ValueError(f"{key}: needs images, and data of kind teacher are latents alone")
 
     def refuse_float16(self, key: str, asked: int | bool) -> None:
         """Refuse gradients that are taken without the loss scale: float16 would round them to zero."""
@@ -634,6 +642,9 @@ class LRMRecipe(RGLCDRecipe):
     def _proxy_learns_from_labels(self) -> LRMRecipe:
         self.check_logged("proxy.fidelity.every", self.proxy.fidelity.every)
         self.refuse_float16("proxy.fidelity.every", self.proxy.fidelity.every)
+        self.refuse_latents("proxy.fidelity.every", self.proxy.fidelity.every and self.proxy.fidelity.data is None)
+        self.refuse_latents("proxy.loss", self.proxy.loss == "regression")
+        self.refuse_latents("proxy.truth", self.proxy.truth == "image")
         if isinstance(self.reward, Sum) and self.reward.balance == "gradient":
             raise ValueError("reward.balance: lrm takes labels from the sum, not its gradient; use none")
         return self

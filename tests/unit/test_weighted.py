@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,12 @@ from rgbench.data.config import TeacherData
 from rgbench.data.latents import TeacherSource
 from rgbench.models.pipeline import load_models
 from rgbench.train.cache import cache_samples
-from rgbench.train.lcd import LCD
-from rgbench.train.recipe import WeightedRecipe, WeightedSection, load_recipe
+from rgbench.train.lcd import LCD, Networks
+from rgbench.train.recipe import WeightedRecipe, WeightedSection, WeightedSolverSection, load_recipe
 from rgbench.train.train import train
-from rgbench.train.weighted import Weighted, effective_samples, sample_weights
+from rgbench.train.weighted import Weighted, WeightedInputs, effective_samples, sample_weights
+from tests import gaussian
+from tests.gaussian import Linear
 from tests.parity import tiny
 from tests.tiny_trainers import assert_equal, backward
 
@@ -116,7 +120,7 @@ def test_what_cannot_be_trained_on_is_refused(recipe, folder, scored, tmp_path):
     other.unet.save_pretrained(tmp_path / "teacher" / "unet")
     with pytest.raises(UsageError, match=r"samples of another teacher .*--from teacher"):
         train(recipe, [*weighted_words(alone), f"model.path={tmp_path / 'teacher'}"], device="cpu")
-    with pytest.raises(UsageError, match="--score hsp: no such reward .*hps"):
+    with pytest.raises(UsageError, match="--score hsp: no reward of this kind .*hps"):
         cache_samples(recipe, [], samples=2, kind="hsp", device="cpu")
     with pytest.raises(UsageError, match="endless data cannot be sampled"):
         cache_samples(recipe, ["data={kind: scenes}"], samples=2, device="cpu")
@@ -126,7 +130,7 @@ def test_what_cannot_be_trained_on_is_refused(recipe, folder, scored, tmp_path):
 
 def test_damaged_scores_are_told(recipe, scored):
     path = cache_samples(recipe, [], samples=2, kind="hps", device="cpu")
-    shard = next(path.glob("*.safetensors"))
+    shard = min(path.glob("*.safetensors"))
     source = TeacherSource(TeacherData(path=str(path)))
     raw, value = bytearray(shard.read_bytes()), source.scores[0, 0].numpy().tobytes()
     at = raw.find(value)
@@ -137,8 +141,6 @@ def test_damaged_scores_are_told(recipe, scored):
 
 
 def test_a_run_on_them_resumes_bit_exactly_and_logs_its_weights(recipe, scored, tmp_path):
-    import shutil
-
     path = cache_samples(recipe, [], samples=2, kind="hps", device="cpu")
     words = weighted_words(path)
     runs = [RunDirectory.open(train(recipe, words, out=tmp_path / name, device="cpu")) for name in ("a", "b")]
@@ -255,3 +257,46 @@ def test_z_n_is_the_same_data_and_noise(folder):
     cumprod, t = models.alphas_cumprod, half.distil(inputs).timesteps.view(-1, 1, 1, 1)
     noised = cumprod[t].sqrt() * inputs.latents + (1 - cumprod[t]).sqrt() * inputs.noise
     assert torch.allclose(previous[1], noised, atol=1e-6)
+
+
+def best_prediction(share: float, omega: tuple[float, float], mu: float, z: float) -> float:
+    """f at the minimum of the real step's loss, weighted, over two data points ±μ that reach one z at t = 499."""
+    cumprod, t = gaussian.CUMPROD.clone(), 499
+    cumprod[0] = 1.0
+    trainer, student = object.__new__(Weighted), Linear(gaussian.TEACHER)
+    trainer.recipe = recipe_of(share=share)
+    settings = {"num_ddim_timesteps": 2, "loss": "l2"}
+    trainer.recipe = trainer.recipe.model_copy(update={"lcd": WeightedSolverSection(**settings)})
+    trainer.networks = Networks(Linear(gaussian.TEACHER), student, Linear(gaussian.TEACHER), cumprod, "sample")
+    alpha, sigma = gaussian.ALPHA[t], gaussian.SIGMA[t]
+    data = torch.tensor([mu, -mu], dtype=torch.float64).view(2, 1, 1, 1)
+    noise, row, zeros = (z - alpha * data) / sigma, torch.zeros(2, 1, 1).double(), torch.zeros(2)
+    inputs = WeightedInputs(data, noise, row, row, zeros.long(), zeros, zeros + 0.5)
+    density = (-(noise.flatten() ** 2) / 2).exp() * torch.tensor(omega)
+    slopes = []
+    for value in (0.0, 1.0):
+        student.factors.data[t] = value
+        loss = (trainer.distil(inputs).losses * density).sum()
+        slopes.append(float(torch.autograd.grad(loss, student.factors)[0][t]))
+    student.factors.data[t] = slopes[0] / (slopes[0] - slopes[1])
+    return float(trainer.distil(inputs).prediction[0].detach())
+
+
+def test_weights_tilt_the_optimum_over_data_and_not_that_of_the_teachers_jump():
+    """Over data it is μ·tanh(αμz/σ² + ½ ln(ω₊/ω₋)), the weighted posterior mean of two modes."""
+    mu, z, heavy, even = 0.8, 0.4, (1.5, 0.5), (1.0, 1.0)
+    slope = float(gaussian.ALPHA[499] * mu * z / gaussian.SIGMA[499] ** 2)
+    for omega in (even, heavy):
+        wanted = mu * math.tanh(slope + 0.5 * math.log(omega[0] / omega[1]))
+        assert best_prediction(1.0, omega, mu, z) == pytest.approx(wanted, rel=0, abs=1e-10)
+    assert best_prediction(0.0, heavy, mu, z) == pytest.approx(best_prediction(0.0, even, mu, z), rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "override", ["proxy.loss=regression", "proxy.truth=image", "proxy.fidelity.every=10"], ids=lambda o: o.split("=")[0]
+)
+def test_latents_alone_cannot_stand_for_images(override):
+    words = ["data={kind: teacher, path: x}", "proxy.loss=kl", "proxy.truth=decoded"]
+    load_recipe("lrm", words)
+    with pytest.raises(ConfigError, match=rf"{override.partition('=')[0]}: needs images"):
+        load_recipe("lrm", [*words, override])
