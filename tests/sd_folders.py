@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rgbench.rewards.latent_proxy import LatentCLIP
 from tests.parity import tiny
+from tests.tiny_trainers import distillation_of
 
 SCALING_FACTOR = 0.18215  # of both families' VAE
 SIDE = 64
@@ -141,17 +142,18 @@ def save_parts(root: Path) -> Path:
     return root
 
 
-UNUSED = {"lcd": ("reward", "guidance", "proxy", "gradients"), "rg_lcd": ("proxy",), "lrm": ()}
+UNUSED = {"lcd": ("reward", "guidance", "proxy", "gradients"), "rg_lcd": ("proxy",)}
+UNUSED |= {"tcd": UNUSED["lcd"], "mlcm": UNUSED["lcd"], "rg_tcd": UNUSED["rg_lcd"]}
 
 
 def write_recipe(parts: Path, folder: Path, kind: str, teacher: str, changes: dict) -> Path:
     """A recipe of one step of two images; ``changes`` sets ``section`` or ``section.key``."""
-    values = tiny.recipe().model_dump(mode="json", exclude_none=True)
+    values = tiny.recipe(distillation_of(kind)).model_dump(mode="json", exclude_none=True)
     values |= {"kind": kind, "model": {"path": str(parts / teacher)}}
     values["data"] = {"kind": "image_folder", "path": str(parts / "images"), "resolution": SIDE}
     values["train"] |= {"steps": 1, "batch_size": 2, "sample_every": 0}
     values["reward"]["path"], values["proxy"]["path"] = str(parts / "reward"), str(parts / "proxy")
-    values = {key: value for key, value in values.items() if key not in UNUSED[kind]}
+    values = {key: value for key, value in values.items() if key not in UNUSED.get(kind, ())}
     for key, value in changes.items():
         section, _, name = key.partition(".")
         if name:

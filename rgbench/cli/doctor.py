@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from rgbench.core.config import find_recipe
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import read_json, sha256_tree
-from rgbench.data.config import HFDatasetData, ImageFolderData, WebDatasetData
+from rgbench.data.config import HFDatasetData, ImageFolderData, TeacherData, WebDatasetData
 from rgbench.models.folder import check_folder, image_side, read_config
 from rgbench.models.presets import PRESETS, MissingFiles, is_offline, readable_size
 from rgbench.rewards.config import HPS, Aesthetic, Plugin, Process, RewardSection, Sum, find_published
@@ -41,6 +41,7 @@ from rgbench.train.recipe import (
 _IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
 _NMS = "operator torchvision::nms does not exist"
 GET_TARS = 'see docs/how-to/train-on-my-own-teacher.md, "The data"'
+SAMPLE_TEACHER = "rgbench cache RECIPE --from teacher"
 
 
 @dataclass(frozen=True)
@@ -319,6 +320,9 @@ def _data(recipe: BaseRecipe) -> Iterator[Check]:
         yield Check("data", state.status, state.detail, GET_TARS if state.status == "missing" else "")
     elif isinstance(section, WebDatasetData):
         yield _tars([section.path] if isinstance(section.path, str) else section.path)
+    elif isinstance(section, TeacherData):
+        state = _look("data", lambda: _described(Path(section.path), "data.path"))
+        yield Check("data", state.status, state.detail, SAMPLE_TEACHER if state.status == "missing" else "")
     elif isinstance(section, HFDatasetData):
         local = Path(section.path).exists()
         found = _look("data", lambda: _described(Path(section.path), "data.path"))

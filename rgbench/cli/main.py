@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -350,17 +351,31 @@ def cache(
     nproc: NprocOption = None,
     nodes: NodesOption = 1,
     head: HeadOption = None,
+    source: Annotated[
+        Literal["data", "teacher"],
+        typer.Option("--from", help="Encode the data's images, or sample its captions from the teacher."),
+    ] = "data",
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each caption, with --from teacher.")] = 1,
+    score: Annotated[
+        str | None, typer.Option(help="Reward that scores them, e.g. hps, with --from teacher.", metavar="KIND")
+    ] = None,
 ) -> None:
-    """Encode a recipe's images and captions once, for every training from them."""
+    """Encode a recipe's images and captions once, for every training from them; or sample them from its teacher."""
     launch_words(launch, nproc, nodes, head)
+    if source == "data" and (samples > 1 or score is not None):
+        raise UsageError("--samples and --score are of a teacher's samples; add --from teacher")
     if not launched():
         _check_recipe(recipe, overrides)
     if launch is not None and not launched():
-        start_processes("cache", recipe, overrides or [], ["--device", device.value], launch, nproc, nodes, head)
+        options = ["--device", device.value, "--from", source, "--samples", str(samples)]
+        options += [] if score is None else ["--score", score]
+        start_processes("cache", recipe, overrides or [], options, launch, nproc, nodes, head)
         return
     tune()
-    from rgbench.train.cache import cache as run
+    from rgbench.train.cache import cache as encode
+    from rgbench.train.cache import cache_samples
 
+    run = encode if source == "data" else partial(cache_samples, samples=samples, kind=score)
     folder = run(recipe, overrides or [], device=device.value, say=lambda line: typer.echo(line, err=True))
     if is_main_rank():
         typer.echo(folder)

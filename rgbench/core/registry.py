@@ -20,6 +20,13 @@ TABLES: dict[str, dict[str, str]] = {
         "rg_lcd": "rgbench.train.rg_lcd:RGLCD",
         "lrm": "rgbench.train.lrm:LRM",
         "lrm_pretrain": "rgbench.train.pretrain:LRMPretrain",
+        "tcd": "rgbench.train.tcd:TCD",
+        "rg_tcd": "rgbench.train.guided:RGTCD",
+        "lrm_tcd": "rgbench.train.guided:LRMTCD",
+        "mlcm": "rgbench.train.mlcm:MLCM",
+        "weighted": "rgbench.train.weighted:Weighted",
+        "rg_mlcm": "rgbench.train.guided:RGMLCM",
+        "lrm_mlcm": "rgbench.train.guided:LRMMLCM",
     },
     "reward": {
         "aesthetic": "rgbench.rewards.aesthetic:AestheticReward",
@@ -63,6 +70,7 @@ TABLES: dict[str, dict[str, str]] = {
         "image_folder": "rgbench.data.sources:ImageFolderSource",
         "hf_dataset": "rgbench.data.sources:HFDatasetSource",
         "webdataset": "rgbench.data.tars:WebDatasetSource",
+        "teacher": "rgbench.data.latents:TeacherSource",
     },
 }
 

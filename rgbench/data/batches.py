@@ -41,12 +41,16 @@ class Batch:
         prompts: B captions.
         ids: B names of the samples, for messages.
         encoded: from the latents cache.
+        scores: of all samples of each one's prompt, (B, n); None where nothing was scored.
+        rank: which of the n each one is, (B,) int64; with ``scores``.
     """
 
     images_BCHW: Tensor | None
     prompts: list[str]
     ids: list[str]
     encoded: Encoded | None = None
+    scores: Tensor | None = None
+    rank: Tensor | None = None
 
 
 class DataSource(Protocol):

@@ -76,4 +76,17 @@ class HFDatasetData(Section):
     resolution: Resolution
 
 
-DataConfig = Annotated[ScenesData | ImageFolderData | WebDatasetData | HFDatasetData, Field(discriminator="kind")]
+class TeacherData(Section):
+    """Latents that the teacher sampled, which ``rgbench cache --from teacher`` wrote.
+
+    Attributes:
+        path: the folder that it printed.
+    """
+
+    kind: Literal["teacher"] = "teacher"
+    path: str
+
+
+DataConfig = Annotated[
+    ScenesData | ImageFolderData | WebDatasetData | HFDatasetData | TeacherData, Field(discriminator="kind")
+]

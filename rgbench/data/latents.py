@@ -11,7 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import open_safetensors, read_json, save_safetensors_atomic, user_cache, write_json_atomic
 from rgbench.data.batches import Batch, DataSource, Encoded
+from rgbench.data.config import TeacherData
 
 SCHEMA_VERSION = 2
 SHARD_SAMPLES = 256  # about 90 MB of SD1.5's float32 moments and text states
@@ -91,6 +92,9 @@ class LatentsCache:
             "checksums": torch.tensor([_checksum(m, s) for m, s in zip(mean, std, strict=True)]),
             "text_checksums": torch.tensor([_checksum(text) for text in texts]),
         }
+        if any(batch.scores is not None for batch in batches):
+            tables["scores"] = torch.cat([batch.scores for batch in batches if batch.scores is not None])
+            tables["scores_checksum"] = torch.tensor([_checksum(tables["scores"])])
         tables["tables_checksum"] = torch.tensor([_checksum(*(tables[name] for name in TABLES))])
         save_safetensors_atomic({"mean": mean, "std": std, "prompt_embeds": texts, **tables}, path)
 
@@ -140,6 +144,66 @@ class CachedSource:
         return Batch(None, prompts, ids, Encoded(mean, std, states))
 
 
+class TeacherSource:
+    """Samples of a teacher, n of each prompt, one after another.
+
+    Args:
+        section: ``data:`` of the recipe.
+
+    Attributes:
+        scores: float64 (prompts, n); None where they were not scored.
+
+    Raises:
+        UsageError: no such cache, not complete, or of something else.
+    """
+
+    name = "teacher"
+
+    def __init__(self, section: TeacherData) -> None:
+        folder, make = Path(section.path), "make one with: rgbench cache RECIPE --from teacher"
+        if not (folder / INDEX_NAME).is_file():
+            raise UsageError(f"data.path {folder}: no complete cache of a teacher's samples; {make}")
+        index = read_json(folder / INDEX_NAME)
+        identity = index.get("identity") if isinstance(index, dict) else None
+        if not isinstance(identity, dict) or identity.get("kind") != self.name:
+            raise UsageError(f"data.path {folder}: holds no samples of a teacher; {make}")
+        self.folder, self._identity = folder, identity
+        self.length: int | None = int(index["num"])
+        self._cache = LatentsCache(folder, identity, index["num"])
+        self._rows = CachedSource(self, self._cache)
+        parts = [_Shard(path).scores() for path, _ in self._cache.shards()]
+        scored = [part for part in parts if part is not None]
+        self.scores = torch.cat(scored).view(-1, identity["samples"]) if scored else None
+        if self.scores is not None and not self.scores.isfinite().all():
+            raise UsageError(
+                f"data.path {folder}: holds a score that is not finite; make it again with another --score"
+            )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What was sampled, by what, and how it was scored."""
+        return self._identity | {"scores_checksum": None if self.scores is None else _checksum(self.scores)}
+
+    def check_teacher(self, weights_sha256: str) -> None:
+        """Refuse samples of another teacher.
+
+        Raises:
+            UsageError: its weights have another sha256.
+        """
+        if self._identity["teacher"]["sha256"] != weights_sha256:
+            raise UsageError(
+                f"data.path {self.folder}: samples of another teacher than this recipe's model; make them again with: "
+                "rgbench cache RECIPE --from teacher"
+            )
+
+    def load(self, indices: list[int]) -> Batch:
+        """Latents with the scores of their prompts; raises as :class:`CachedSource`."""
+        batch, num = self._rows.load(indices), self._identity["samples"]
+        if self.scores is None:
+            return batch
+        at = torch.tensor(indices)
+        return replace(batch, scores=self.scores[at // num], rank=at % num)
+
+
 class _Shard:
     """An open shard.
 
@@ -159,6 +223,15 @@ class _Shard:
         self.text_row, self.sums = tables["row"].tolist(), tables["checksums"].tolist()
         self.text_sums = tables["text_checksums"].tolist()
         self.prompts, self.ids = json.loads(tables["names"].numpy().tobytes())
+
+    def scores(self) -> Tensor | None:
+        """Of all rows, float64; None where they were not scored."""
+        if "scores" not in self.tensors:
+            return None
+        scores = self.tensors["scores"][:]
+        if _checksum(scores) != self.tensors["scores_checksum"][:].item():
+            raise self._damaged(" in its scores")
+        return scores
 
     def row(self, number: int) -> tuple[tuple[Tensor, Tensor, Tensor], str, str]:
         text = self.text_row[number]

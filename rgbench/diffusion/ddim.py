@@ -58,6 +58,46 @@ def ddim_jump(x0: Tensor, eps: Tensor, timesteps: Tensor, alphas_cumprod: Tensor
     return alphas * x0 + sigmas * eps
 
 
+def jump(
+    model_output: Tensor,
+    latents: Tensor,
+    timesteps: Tensor,
+    lower: Tensor,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+) -> Tensor:
+    """F(z_t, t → s) = α_s x̂0 + σ_s ε̂ of a network's output; z_t itself where s = t.
+
+    Args:
+        model_output: (B, C, h, w).
+        latents: z_t, same shape.
+        timesteps: t, (B,) int64.
+        lower: s ≤ t, (B,) int64.
+        alphas_cumprod: ᾱ, (T,).
+        prediction_type: what the network predicts.
+
+    Source: TCD, arXiv 2402.19159, "TCF(1)"; the parametrisation is that of CTM, arXiv 2310.02279.
+    """
+    origin = (latents, timesteps, alphas_cumprod, prediction_type)
+    end = ddim_jump(predicted_x0(model_output, *origin), predicted_eps(model_output, *origin), lower, alphas_cumprod)
+    return torch.where(per_sample(lower == timesteps, latents), latents, end)
+
+
+def jump_factors(timesteps: Tensor, lower: Tensor, alphas_cumprod: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """ρ = σ_s/σ_t and κ = α_s − α_t ρ of a jump z_s = ρ z_t + κ x̂0, (B, 1, ..., 1) each.
+
+    Args:
+        timesteps: t > 0, (B,) int64.
+        lower: s ≤ t, (B,) int64.
+        alphas_cumprod: ᾱ, (T,).
+        like: a tensor (B, ...) whose dtype and number of dimensions the result takes.
+    """
+    alphas, sigmas = alphas_sigmas(alphas_cumprod, timesteps, like)
+    lower_alphas, lower_sigmas = alphas_sigmas(alphas_cumprod, lower, like)
+    ratio = lower_sigmas / sigmas
+    return ratio, lower_alphas - alphas * ratio
+
+
 def guided_ddim_step(
     cond_output: Tensor,
     uncond_output: Tensor,

@@ -1,4 +1,4 @@
-"""Samplers that give diffusers' images: LCM multistep (arXiv 2310.04378, algorithm 3) and DDIM (arXiv 2010.02502).
+"""Samplers that give diffusers' images: LCM multistep (arXiv 2310.04378), TCD (2402.19159) and DDIM (2010.02502).
 
 Noise comes from one CPU generator per image and is drawn in the order diffusers draws it, so a diffusers pipeline with
 the same list of generators gives the same images, and an image does not depend on its batch.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rgbench.diffusion.consistency import consistency_function, guidance_embedding
-from rgbench.diffusion.ddim import ddim_jump, grid_step
+from rgbench.diffusion.ddim import ddim_jump, grid_step, jump
 from rgbench.diffusion.schedule import alphas_sigmas, check_timesteps, predicted_eps, predicted_x0
 
 UNet = Callable[..., tuple[Tensor, ...]]
@@ -80,23 +80,82 @@ def lcm_sample(
     """
     timesteps = lcm_timesteps(num_steps, original_steps, len(alphas_cumprod)).to(prompt_embeds.device)
     latents = draw_noise(generators, latent_shape, prompt_embeds)
-    dim = unet.config.time_cond_proj_dim  # type: ignore[attr-defined]
-    wide = torch.promote_types(latents.dtype, torch.float32)  # half types would miss the angle 1000·w by whole turns
-    scales = torch.full((len(latents),), guidance_scale - 1, dtype=wide, device=latents.device)
-    w_embedding = guidance_embedding(scales, dim).to(latents.dtype) if dim else None
+    predict = _student(unet, prompt_embeds, uncond_embeds, guidance_scale)
     for i, t in enumerate(timesteps):
         t_B = t.expand(len(latents))
-        if w_embedding is None:
-            output = _guided_output(unet, latents, t, prompt_embeds, uncond_embeds, guidance_scale)
-        else:
-            output = unet(
-                latents, t, timestep_cond=w_embedding, encoder_hidden_states=prompt_embeds, return_dict=False
-            )[0]
+        output = predict(latents, t)
         latents = consistency_function(output, latents, t_B, alphas_cumprod, prediction_type, timestep_scaling)
         if i + 1 < num_steps:
             alphas, sigmas = alphas_sigmas(alphas_cumprod, timesteps[i + 1].expand(len(latents)), latents)
             latents = alphas * latents + sigmas * draw_noise(generators, latent_shape, latents)
     return latents
+
+
+@torch.no_grad()
+def tcd_sample(
+    unet: UNet,
+    alphas_cumprod: Tensor,
+    prediction_type: str,
+    prompt_embeds: Tensor,
+    uncond_embeds: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    latent_shape: Sequence[int],
+    original_steps: int,
+    gamma: float,
+) -> Tensor:
+    """Strategic stochastic sampling: jump to s = ⌊(1 − γ)t'⌋, add noise up to the next timestep t', repeat.
+
+    Args:
+        unet: as in :func:`lcm_sample`, and so are all others but ``gamma``.
+        alphas_cumprod: ᾱ, (T,).
+        prediction_type: what ``unet`` predicts.
+        prompt_embeds: (B, L, D).
+        uncond_embeds: (B, L, D).
+        generators: B CPU generators; each is advanced.
+        num_steps: in [1, ``original_steps``].
+        guidance_scale: g in the pipelines' form.
+        latent_shape: (C, h, w) of one image.
+        original_steps: N of the training grid.
+        gamma: γ in [0, 1], diffusers' ``eta``; 0 is deterministic and draws the first noise alone.
+
+    Returns:
+        Latents × ``scaling_factor``, (B, C, h, w).
+
+    Source: TCD, arXiv 2402.19159, algorithm 4; diffusers' ``TCDScheduler``, whose last jump ends at t = 0.
+    """
+    timesteps = lcm_timesteps(num_steps, original_steps, len(alphas_cumprod)).to(prompt_embeds.device)
+    latents = draw_noise(generators, latent_shape, prompt_embeds)
+    predict = _student(unet, prompt_embeds, uncond_embeds, guidance_scale)
+    for i, t in enumerate(timesteps):
+        below = timesteps[i + 1] if i + 1 < num_steps else torch.zeros_like(t)
+        s = torch.floor((1 - gamma) * below).long()  # diffusers' expression, for its rounding
+        output, t_B, s_B = predict(latents, t), t.expand(len(latents)), s.expand(len(latents))
+        latents = jump(output, latents, t_B, s_B, alphas_cumprod, prediction_type)
+        if gamma > 0 and i + 1 < num_steps:
+            ratio = alphas_cumprod[below] / alphas_cumprod[s]
+            noise = draw_noise(generators, latent_shape, latents)
+            latents = ratio.sqrt().to(latents.dtype) * latents + (1 - ratio).sqrt().to(latents.dtype) * noise
+    return latents
+
+
+def _student(
+    unet: UNet, prompt_embeds: Tensor, uncond_embeds: Tensor, guidance_scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The model output of a student at (z_t, t): told w = g − 1 where it has an embedding of it, else guided."""
+    dim, num = unet.config.time_cond_proj_dim, len(prompt_embeds)  # type: ignore[attr-defined]
+    wide = torch.promote_types(prompt_embeds.dtype, torch.float32)  # half types would miss the angle by whole turns
+    scales = torch.full((num,), guidance_scale - 1, dtype=wide, device=prompt_embeds.device)
+    w_embedding = guidance_embedding(scales, dim).to(prompt_embeds.dtype) if dim else None
+
+    def predict(latents: Tensor, t: Tensor) -> Tensor:
+        if w_embedding is None:
+            return _guided_output(unet, latents, t, prompt_embeds, uncond_embeds, guidance_scale)
+        return unet(latents, t, timestep_cond=w_embedding, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+
+    return predict
 
 
 def ddim_timesteps(num_steps: int, num_train_timesteps: int, spacing: str, steps_offset: int) -> Tensor:

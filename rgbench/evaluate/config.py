@@ -78,7 +78,7 @@ class EvalConfig(BaseModel):
         ge=1,
     )
     seeds: str = _option("0", "Noise seeds, e.g. 0,1,7 or 0-7. One image per prompt and seed.", _IMAGES, "NUMBERS")
-    sampler: Literal["ddim", "lcm"] | None = _option(None, "Sampler. Default: the model's own.", _IMAGES)
+    sampler: Literal["ddim", "lcm", "tcd"] | None = _option(None, "Sampler. Default: the model's own.", _IMAGES)
     steps: int | None = _option(None, "Sampling steps. Default: the model's own.", _IMAGES, "N", ge=1)
     guidance: float | None = _option(
         None, "Guidance scale as in diffusers' pipelines; 1 is none. Default: the model's own.", _IMAGES, "SCALE"

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,34 +66,37 @@ class Sampling:
     """Sampler settings.
 
     Attributes:
-        sampler: "ddim" or "lcm".
+        sampler: "ddim", "lcm" or "tcd".
         steps: sampling steps.
-        guidance_scale: in the pipelines' form; an LCM student is given w = guidance_scale − 1.
+        guidance_scale: in the pipelines' form; a student with a guidance embedding is given w = guidance_scale − 1.
+        gamma: γ of TCD's sampler; None for another.
     """
 
     sampler: str
     steps: int
     guidance_scale: float
+    gamma: float | None = None
 
     def network_evaluations(self, models: DiffusionModels) -> int:
         """Network evaluations per image: two a step under classifier-free guidance.
 
         A student with a guidance embedding reads its scale and needs one.
         """
-        embedded = self.sampler == "lcm" and models.unet.config.time_cond_proj_dim
+        embedded = self.sampler != "ddim" and models.unet.config.time_cond_proj_dim
         return self.steps * (2 if self.guidance_scale > 1 and not embedded else 1)
 
     def generation(self, models: DiffusionModels) -> Generation:
         """Everything that decides an image, but prompt and seed."""
         fields = {
-            **asdict(self),
+            **{key: value for key, value in asdict(self).items() if value is not None},
             "resolution": models.resolution,
             "dtype": str(models.dtype).removeprefix("torch."),
             "weights_sha256": models.weights_sha256,
             "config_sha256": models.config_sha256,
         }
-        if self.sampler == "lcm":
+        if self.sampler != "ddim":
             fields["original_inference_steps"] = models.original_inference_steps
+        if self.sampler == "lcm":
             fields["timestep_scaling"] = models.timestep_scaling
         return Generation.of(f"{self.sampler}{self.steps}", fields)
 
@@ -110,23 +113,24 @@ def settle_sampling(target: Target, models: DiffusionModels, steps: int | None, 
     Raises:
         UsageError: a student without a run and without ``guidance``, or steps that its sampler cannot take.
     """
-    lcm, preset = models.sampler == "lcm", target.preset
-    if lcm and guidance is None and not target.sampling:
+    is_student, preset = models.sampler != "ddim", target.preset
+    if is_student and guidance is None and not target.sampling:
         raise UsageError(f"{target.folder}: a student without run.json does not say its guidance; give --guidance")
     if steps is None:
         teacher_steps = preset.teacher_steps if preset else OTHER_STEPS
-        steps = target.sampling.get("steps", LCM_STEPS) if lcm else teacher_steps
+        steps = target.sampling.get("steps", LCM_STEPS) if is_student else teacher_steps
     if guidance is None:
         teacher_guidance = preset.teacher_guidance if preset else OTHER_GUIDANCE
-        guidance = target.sampling["guidance_scale"] if lcm else teacher_guidance
-    chosen = Sampling(models.sampler, steps, float(guidance))
-    most = models.original_inference_steps if lcm else len(models.alphas_cumprod)
+        guidance = target.sampling["guidance_scale"] if is_student else teacher_guidance
+    gamma = target.sampling.get("gamma", models.gamma) if models.sampler == "tcd" else None
+    chosen = Sampling(models.sampler, steps, float(guidance), gamma)
+    most = models.original_inference_steps if is_student else len(models.alphas_cumprod)
     if most is not None and not 1 <= chosen.steps <= most:
         raise UsageError(f"{target.name}: cannot sample in {chosen.steps} steps; use 1 to {most}")
     if not np.isfinite(chosen.guidance_scale):
         raise UsageError(f"{target.name}: guidance {chosen.guidance_scale} is not a finite number")
     if chosen.guidance_scale < 1:
-        embedded = lcm and models.unet.config.time_cond_proj_dim
+        embedded = is_student and models.unet.config.time_cond_proj_dim
         effect = f"the student is given w = {chosen.guidance_scale - 1:g}" if embedded else "images are not guided"
         log.warning("%s: guidance %g is below 1, which is none: %s", target.name, chosen.guidance_scale, effect)
     return chosen
@@ -190,7 +194,8 @@ class ImageStream:
     def __init__(
         self, models: DiffusionModels, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int | None
     ) -> None:
-        self.models, self.prompts, self.sampling = models, prompts, sampling
+        self.models = models if sampling.gamma is None else replace(models, gamma=sampling.gamma)
+        self.prompts, self.sampling = prompts, sampling
         self.batch_size = min(batch_size or fitting_batch_size(models.resolution, models.device), len(prompts))
         self.num_images, self.seconds = 0, 0.0
         self.generation = sampling.generation(models)
@@ -238,7 +243,7 @@ class ImageStream:
 
     @contextmanager
     def _counted(self, advance: Callable[[float], None] | None, num: int) -> Iterator[None]:
-        """Both samplers call the network once a step, so that a batch of minutes can show its progress."""
+        """All samplers call the network once a step, so that a batch of minutes can show its progress."""
         if advance is None:
             yield
             return

@@ -32,7 +32,15 @@ from rgbench.metrics.values import (
 from rgbench.rewards.base import fingerprint_id
 
 TEACHER, LCD, EXTERNAL = "teacher", "lcd", "external"
-METHODS = {TEACHER: "Teacher", LCD: "LCD", "rg_lcd": "RG-LCD", "lrm": "LRM", EXTERNAL: "External"}
+METHODS = {TEACHER: "Teacher", LCD: "LCD", "rg_lcd": "RG-LCD", "lrm": "LRM"}
+METHODS |= {"tcd": "TCD", "rg_tcd": "RG-TCD", "lrm_tcd": "LRM on TCD"}
+METHODS |= {
+    "mlcm": "MLCM",
+    "rg_mlcm": "RG-MLCM",
+    "lrm_mlcm": "LRM on MLCM",
+    "weighted": "Weighted",
+    EXTERNAL: "External",
+}
 SEED_IN_NAME = re.compile(r"-s(\d+)$")
 
 Key = tuple[str, str]  # metric, protocol id
@@ -149,6 +157,8 @@ class Model:
             parts.append(f"{steps} step{'s' if steps != 1 else ''}")
         if (guidance := self.sampling.get("guidance_scale")) is not None:
             parts.append(f"g {guidance:g}")
+        if (gamma := self.sampling.get("gamma")) is not None:
+            parts.append(f"γ {gamma:g}")
         return ", ".join(part for part in parts if part) or "—"
 
     @property

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import open_safetensors, read_json
-from rgbench.diffusion.sampling import ddim_sample, lcm_sample
+from rgbench.diffusion.sampling import ddim_sample, lcm_sample, tcd_sample
 from rgbench.models.folder import Weights, check_class, check_folder, config_sha256, read_config, weights_sha256
 from rgbench.models.presets import find_preset
 
@@ -32,6 +32,8 @@ OTHER_SAMPLERS = (
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "UniPCMultistepScheduler"),
 )
+STUDENT_SAMPLERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
+GAMMA = 0.3  # TCDScheduler's default
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DECODED_PIXELS = 8 * 512**2  # at once; the decoder's widest layer holds 1 KiB a pixel
 
@@ -68,13 +70,14 @@ class DiffusionModels:
         scaling_factor: latents × this have unit variance.
         resolution: image side in pixels.
         latent_shape: (C, h, w).
-        sampler: ``ddim`` or ``lcm``, from the folder's scheduler.
+        sampler: ``ddim``, ``lcm`` or ``tcd``, from the folder's scheduler.
         ddim: timestep spacing, offset and last ᾱ of the folder's scheduler, as ``ddim_sample`` takes them.
-        original_inference_steps: N of an LCM student's training grid, else None.
+        original_inference_steps: N of a student's training grid, else None.
         timestep_scaling: s of an LCM student.
         weights_sha256: over the names and contents of the weight files.
         config_sha256: over configurations, noise schedule and tokenizer.
         path: the folder.
+        gamma: γ of the TCD sampler; a folder does not say it, so that its own is :data:`GAMMA`.
     """
 
     unet: UNet2DConditionModel
@@ -93,6 +96,7 @@ class DiffusionModels:
     weights_sha256: str
     config_sha256: str
     path: Path
+    gamma: float = GAMMA
 
     @property
     def device(self) -> torch.device:
@@ -105,15 +109,20 @@ class DiffusionModels:
         return self.unet.dtype
 
     def with_student(
-        self, student: UNet2DConditionModel, original_inference_steps: int, timestep_scaling: float
+        self,
+        student: UNet2DConditionModel,
+        original_inference_steps: int,
+        timestep_scaling: float,
+        gamma: float | None = None,
     ) -> DiffusionModels:
-        """Put a distilled network, sampled as an LCM, in place of the UNet; the teacher's hashes stay."""
+        """Put a distilled network, sampled by TCD with γ or else as an LCM, in place of the UNet; the hashes stay."""
         return replace(
             self,
             unet=student,
-            sampler="lcm",
+            sampler="lcm" if gamma is None else "tcd",
             original_inference_steps=original_inference_steps,
             timestep_scaling=timestep_scaling,
+            gamma=GAMMA if gamma is None else gamma,
         )
 
     @torch.no_grad()
@@ -147,7 +156,19 @@ class DiffusionModels:
         num_steps: int,
         guidance_scale: float,
     ) -> Tensor:
-        """Sample images of prompts as diffusers' pipeline of the folder does with the same generators.
+        """Decoded :meth:`sample_latents`, (B, 3, H, W) in [0, 1]; takes and raises the same."""
+        return self.decode(self.sample_latents(prompts, generators, num_steps=num_steps, guidance_scale=guidance_scale))
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        *,
+        num_steps: int,
+        guidance_scale: float,
+    ) -> Tensor:
+        """Sample latents of prompts as diffusers' pipeline of the folder does with the same generators.
 
         Args:
             prompts: B texts.
@@ -157,10 +178,10 @@ class DiffusionModels:
                 u + g(c − u), where g > 1; a student with one is given w = g − 1.
 
         Returns:
-            (B, 3, H, W) in [0, 1].
+            Latents × ``scaling_factor``, (B, C, h, w).
 
         Raises:
-            UsageError: an LCM whose scheduler does not name its training grid.
+            UsageError: a student whose scheduler does not name its training grid.
             ValueError: more steps than the grid has.
         """
         embeds = self.encode_prompts(prompts)
@@ -172,11 +193,13 @@ class DiffusionModels:
             "latent_shape": self.latent_shape,
         }
         if self.sampler == "ddim":
-            return self.decode(ddim_sample(*common, **(settings | self.ddim)))
+            return ddim_sample(*common, **(settings | self.ddim))
         if self.original_inference_steps is None:
-            raise UsageError(f"{self.path}: an LCM sampler needs original_inference_steps in its scheduler config")
-        settings |= {"original_steps": self.original_inference_steps, "timestep_scaling": self.timestep_scaling}
-        return self.decode(lcm_sample(*common, **settings))
+            raise UsageError(f"{self.path}: its sampler needs original_inference_steps in the scheduler's config")
+        settings["original_steps"] = self.original_inference_steps
+        if self.sampler == "tcd":
+            return tcd_sample(*common, **settings, gamma=self.gamma)
+        return lcm_sample(*common, **settings, timestep_scaling=self.timestep_scaling)
 
 
 def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: torch.dtype) -> DiffusionModels:
@@ -283,8 +306,8 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
     """Read the fields of :class:`DiffusionModels` that come from the scheduler's configuration."""
     config = read_config(file)
     name = config.get("_class_name")
-    if name != "LCMScheduler" and name not in DDIM_FAMILY + OTHER_SAMPLERS:
-        known = ", ".join((*DDIM_FAMILY, "LCMScheduler", *OTHER_SAMPLERS))
+    if name not in (*STUDENT_SAMPLERS, *DDIM_FAMILY, *OTHER_SAMPLERS):
+        known = ", ".join((*DDIM_FAMILY, *STUDENT_SAMPLERS, *OTHER_SAMPLERS))
         raise UsageError(f"{file}: scheduler {name!r} has no noise schedule that is known here; use one of {known}")
     for option in ("thresholding", "rescale_betas_zero_snr"):
         if config.get(option):
@@ -298,7 +321,7 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
     return {
         "alphas_cumprod": alphas_cumprod.to(device),
         "prediction_type": prediction_type,
-        "sampler": "lcm" if name == "LCMScheduler" else "ddim",
+        "sampler": STUDENT_SAMPLERS.get(name, "ddim"),
         "ddim": {
             "timestep_spacing": config.get("timestep_spacing", "leading") if own_grid else "leading",
             "steps_offset": 1,  # StableDiffusionPipeline sets this, and clip_sample off, whatever the file says

@@ -23,7 +23,7 @@ from rgbench.core.io import load_safetensors, load_tensors, sha256_file
 from rgbench.core.run import stream_seed
 from rgbench.models.folder import config_hash, find_weights, read_config
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
-from rgbench.models.pipeline import DiffusionModels, load_models, load_network
+from rgbench.models.pipeline import GAMMA, STUDENT_SAMPLERS, DiffusionModels, load_models, load_network
 
 ADAPTER = "default"
 ORIGINAL_STEPS, TIMESTEP_SCALING = 50, 10.0  # N of LCM's grid and s of its boundary condition: LCMScheduler's defaults
@@ -247,7 +247,7 @@ def load_student(student: Student, device: torch.device, dtype: torch.dtype) -> 
         path=student.path,
     )
     is_lcm = student.lora is not None or unet.config.time_cond_proj_dim is not None
-    return models.with_student(unet, *_lcm_settings(student.path)) if is_lcm else models
+    return models.with_student(unet, *_sampler_settings(student.path)) if is_lcm else models
 
 
 def sampled_as(models: DiffusionModels, sampler: str) -> DiffusionModels:
@@ -255,15 +255,16 @@ def sampled_as(models: DiffusionModels, sampler: str) -> DiffusionModels:
 
     Args:
         models: the model.
-        sampler: "ddim" or "lcm".
+        sampler: "ddim", "lcm" or "tcd".
 
     Raises:
         UsageError: DDIM for a student with a guidance embedding, which predicts the end of the path alone.
     """
     if sampler == models.sampler:
         return models
-    if sampler == "lcm":
-        return models.with_student(models.unet, ORIGINAL_STEPS, TIMESTEP_SCALING)
+    if sampler != "ddim":
+        steps = models.original_inference_steps or ORIGINAL_STEPS
+        return models.with_student(models.unet, steps, TIMESTEP_SCALING, GAMMA if sampler == "tcd" else None)
     if models.unet.config.time_cond_proj_dim is not None:
         raise UsageError(f"{models.path}: its guidance embedding says that it is an LCM; leave out --sampler ddim")
     return replace(models, sampler="ddim", original_inference_steps=None)
@@ -321,12 +322,13 @@ def _embedding_dim(path: Path, state: Mapping[str, Tensor], base: UNet2DConditio
     return shape[1]
 
 
-def _lcm_settings(path: Path) -> tuple[int, float]:
-    """N and s of the scheduler in or above the part's folder, where one of an LCM is there; else LCMScheduler's own."""
+def _sampler_settings(path: Path) -> tuple[int, float, float | None]:
+    """N, s and γ of a student's scheduler in or above the part's folder; else LCMScheduler's own, without γ."""
     for folder in (path, *path.parents[:2]):
         for file in (folder / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json"):
             config = read_config(file) if file.is_file() else {}
-            if config.get("_class_name") == "LCMScheduler":
+            if sampler := STUDENT_SAMPLERS.get(str(config.get("_class_name"))):
                 steps, scaling = config.get("original_inference_steps"), config.get("timestep_scaling")
-                return steps or ORIGINAL_STEPS, scaling or TIMESTEP_SCALING
-    return ORIGINAL_STEPS, TIMESTEP_SCALING
+                gamma = GAMMA if sampler == "tcd" else None
+                return steps or ORIGINAL_STEPS, scaling or TIMESTEP_SCALING, gamma
+    return ORIGINAL_STEPS, TIMESTEP_SCALING, None

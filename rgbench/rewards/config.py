@@ -250,6 +250,21 @@ RewardConfig = Annotated[
 ]
 
 
+def reward_section(kind: str) -> SingleReward:
+    """The settings of a reward that is asked for by its kind alone: defaults, with antialiasing.
+
+    Raises:
+        UsageError: no such kind, or one that has no defaults.
+    """
+    known = [name for name in CLOSED if name != "process"]
+    if kind not in known:
+        raise UsageError(
+            f"--score {kind[:80]}: no reward of this kind without a recipe's reward; {suggest(kind, known)}"
+        )
+    options = {"antialias": True} if issubclass(CLOSED[kind], PixelReward) else {}
+    return CLOSED[kind].model_validate({"kind": kind, **options})
+
+
 @dataclass(frozen=True)
 class HubWeights:
     """Files of one repository on the Hugging Face hub.

@@ -1,9 +1,12 @@
-"""``rgbench cache``: encode a recipe's data once, and train from that where it exists."""
+"""``rgbench cache``: encode a recipe's data once, or sample it from the teacher, and train from that."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,18 @@ from rgbench.core.io import sha256_file, sha256_tree
 from rgbench.core.launch import Ranks
 from rgbench.core.process import pick_device
 from rgbench.data.batches import Batch, DataSource, Encoded
-from rgbench.data.latents import CachedSource, LatentsCache, cache_root
+from rgbench.data.latents import CachedSource, LatentsCache, TeacherSource, cache_root
 from rgbench.data.sources import open_source
 from rgbench.models.folder import find_weights
 from rgbench.models.pipeline import DiffusionModels, load_models
+from rgbench.rewards.base import score
+from rgbench.rewards.config import reward_section
+from rgbench.rewards.load import load_reward
 from rgbench.train.base import autocast
 from rgbench.train.recipe import BaseRecipe, load_recipe
+
+OTHER_STEPS, OTHER_GUIDANCE = 50, 7.5  # of a teacher without a preset: StableDiffusionPipeline's own
+CHUNK = 64  # captions read at once
 
 log = logging.getLogger("rgbench")
 
@@ -126,16 +135,20 @@ def fill(
         say: shows each shard.
     """
     models = load_models(settings.model.teacher_folder(), ranks.device, torch.float32)
+    _write(
+        found, lambda rows: _encoded(settings, models, source.load(list(rows))), settings.train.batch_size, ranks, say
+    )
+
+
+def _write(
+    found: LatentsCache, make: Callable[[range], Batch], size: int, ranks: Ranks, say: Callable[[str], None]
+) -> None:
+    """Make and write one rank's share of the missing shards, ``size`` rows at once."""
     shards = list(found.shards())
     for number, (path, indices) in enumerate(shards):
         if number % ranks.size != ranks.rank or path.is_file():
             continue
-        size = settings.train.batch_size
-        batches = [
-            _encoded(settings, models, source.load(list(indices[first : first + size])))
-            for first in range(0, len(indices), size)
-        ]
-        found.write_shard(path, batches)
+        found.write_shard(path, [make(indices[first : first + size]) for first in range(0, len(indices), size)])
         say(f"shard {number + 1} of {len(shards)}: samples to {indices[-1] + 1} of {found.num}")
 
 
@@ -143,3 +156,130 @@ def fill(
 def _encoded(settings: BaseRecipe, models: DiffusionModels, batch: Batch) -> Batch:
     with autocast(settings.train.dtype, models.device.type):
         return Batch(None, batch.prompts, batch.ids, encode(models, batch))
+
+
+@dataclass(frozen=True)
+class TeacherSamples:
+    """What ``rgbench cache --from teacher`` writes: n latents of each distinct caption of a recipe's data.
+
+    Attributes:
+        models: the teacher.
+        prompts: caption → id of the first sample that has it.
+        num: n.
+        steps, guidance_scale: of DDIM; the preset's, or StableDiffusionPipeline's own.
+        reward: scores the decoded samples; None for none.
+        dtype: of the networks' arithmetic.
+    """
+
+    models: DiffusionModels
+    prompts: dict[str, str]
+    num: int
+    steps: int
+    guidance_scale: float
+    reward: Any
+    dtype: str
+
+    def identity(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Of the cache: everything that decides a latent or a score, and the captions' ``data``."""
+        models, reward = self.models, self.reward
+        return {
+            "kind": "teacher",
+            "data": data,
+            "teacher": {"sha256": models.weights_sha256, "config_sha256": models.config_sha256},
+            "sampling": {"sampler": "ddim", "steps": self.steps, "guidance_scale": self.guidance_scale, **models.ddim},
+            "samples": self.num,
+            "score": reward.fingerprint() if reward is not None else None,
+            "dtype": self.dtype,
+        }
+
+    @torch.no_grad()
+    def rows(self, indices: range) -> Batch:
+        """Samples at rows of the cache, a pure function of caption and number."""
+        models, texts = self.models, list(self.prompts)
+        numbers = [divmod(index, self.num) for index in indices]
+        prompts, ids = [texts[p] for p, _ in numbers], [f"{self.prompts[texts[p]]}#{i}" for p, i in numbers]
+        generators = [_generator(texts[p], i) for p, i in numbers]
+        with autocast(self.dtype, models.device.type):
+            options: dict[str, Any] = {"num_steps": self.steps, "guidance_scale": self.guidance_scale}
+            latents = models.sample_latents(prompts, generators, **options)
+            embeds = models.encode_prompts(prompts)
+            scores = score(self.reward, models.decode(latents), prompts).double().cpu() if self.reward else None
+        mean = latents / models.scaling_factor
+        return Batch(None, prompts, ids, Encoded(mean, torch.zeros_like(mean), embeds), scores)
+
+
+def _generator(prompt: str, number: int) -> torch.Generator:
+    """Of one sample of a caption: the same on every machine, whatever the batch or order."""
+    digest = hashlib.sha256(json.dumps([prompt, number]).encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def cache_samples(
+    recipe: str,
+    overrides: list[str],
+    *,
+    samples: int = 1,
+    kind: str | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Sample a recipe's captions from its teacher; existing shards are kept. Under torchrun, this rank's shards.
+
+    Args:
+        recipe: a YAML file, or a packaged recipe by name.
+        overrides: ``key.path=value`` settings.
+        samples: latents a caption.
+        kind: of the reward that scores them; None for none. Its settings are the recipe's, where it has this kind.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        say: shows progress.
+
+    Returns:
+        The cache's folder, for ``data: {kind: teacher, path: FOLDER}``.
+
+    Raises:
+        UsageError: a missing part, endless data, or data that is a teacher's already.
+    """
+    settings = load_recipe(recipe, overrides)
+    ranks = Ranks.join(pick_device(device))
+
+    def prepare() -> tuple[TeacherSamples, LatentsCache]:
+        made, data = _teacher_samples(settings, samples, kind, ranks)
+        identity = made.identity(data)
+        return made, LatentsCache.at(
+            cache_root(settings.train.latents_cache_root), identity, len(made.prompts) * samples
+        )
+
+    made, found = ranks.together(prepare)
+    if not found.is_complete:
+        ranks.together(lambda: _write(found, made.rows, settings.train.batch_size, ranks, say or (lambda _: None)))
+        ranks.on_main(found.complete)
+    ranks.leave()
+    return found.folder
+
+
+def _teacher_samples(
+    settings: BaseRecipe, samples: int, kind: str | None, ranks: Ranks
+) -> tuple[TeacherSamples, dict[str, Any]]:
+    """What is to be sampled, and the fingerprint of the captions' data."""
+    source = open_source(settings.data)
+    if source.length is None:
+        raise UsageError("data.num: endless data cannot be sampled; give the number of captions")
+    if isinstance(source, TeacherSource):
+        raise UsageError("data.kind: these are a teacher's samples; name the data that their captions are from")
+    prompts: dict[str, str] = {}
+    for first in range(0, source.length, CHUNK):
+        batch = source.load(list(range(first, min(first + CHUNK, source.length))))
+        for prompt, identity in zip(batch.prompts, batch.ids, strict=True):
+            prompts.setdefault(prompt, identity)
+    models = load_models(settings.model.teacher_folder(), ranks.device, torch.float32)
+    preset = settings.model.find("model.preset") if settings.model.preset else None
+    steps, guidance = (preset.teacher_steps, preset.teacher_guidance) if preset else (OTHER_STEPS, OTHER_GUIDANCE)
+    reward = None
+    if kind is not None:
+        section: Any = getattr(settings, "reward", None)
+        if getattr(section, "kind", None) != kind:
+            section = reward_section(kind)
+        path = preset.reward_folder() if preset and preset.root else None
+        reward = load_reward(section, device=models.device, dtype=models.dtype, preset_path=path, key="--score")
+    made = TeacherSamples(models, prompts, samples, steps, guidance, reward, settings.train.dtype)
+    return made, source.fingerprint()

@@ -51,10 +51,10 @@ def export_pipeline(
 
 
 def _pipeline(trainer: StudentTrainer, unet: UNet2DConditionModel) -> DiffusionPipeline:
-    """diffusers' pipeline for the student: one that embeds w where the student has a guidance embedding."""
+    """diffusers' pipeline for the student: both embed w where it has a guidance embedding, one takes TCD's ``eta``."""
     models = trainer.models
-    embeds_w = unet.config.time_cond_proj_dim is not None
-    return (LatentConsistencyModelPipeline if embeds_w else StableDiffusionPipeline)(
+    embeds_w, is_lcm = unet.config.time_cond_proj_dim is not None, trainer.recipe.gamma is None
+    return (LatentConsistencyModelPipeline if embeds_w and is_lcm else StableDiffusionPipeline)(
         vae=models.vae,
         text_encoder=models.text_encoder,
         tokenizer=models.tokenizer,
@@ -87,7 +87,6 @@ def model_card(recipe: LCDRecipe, meta: Mapping[str, Any], weights: str) -> str:
         meta: the run's run.json.
         weights: which network's, in words.
     """
-    sampling = recipe.sampling
     lora = f", adapters of rank {recipe.lora.rank} added to the teacher's weights" if recipe.lora else ""
     return f"""---
 {_header(recipe, meta)}
@@ -110,7 +109,7 @@ after {meta["step"]} optimiser steps of batch {recipe.train.batch_size}, seed {r
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
-image = pipeline("a prompt", num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance_scale}).images[0]
+image = pipeline("a prompt", {_options(recipe)}).images[0]
 ```
 
 {_guidance(recipe)}
@@ -126,24 +125,30 @@ image = pipeline("a prompt", num_inference_steps={sampling.steps}, guidance_scal
 def lora_card(recipe: LCDRecipe, meta: Mapping[str, Any], weights: str) -> str:
     """README.md of the adapters' folder; arguments as of :func:`model_card`."""
     assert recipe.lora is not None
-    teacher, sampling, lcd = meta["teacher"], recipe.sampling, recipe.lcd
+    teacher, lcd = meta["teacher"], recipe.lcd
     source = f'"{teacher["repo"]}", revision="{teacher["revision"]}"' if "repo" in teacher else '"path/to/the/teacher"'
-    scheduler = (
-        f"LCMScheduler.from_config(\n    pipeline.scheduler.config, original_inference_steps={lcd.num_ddim_timesteps}, "
-        f"timestep_scaling={lcd.timestep_scaling}, clip_sample=False, set_alpha_to_one=False\n)"
+    is_lcm = recipe.gamma is None
+    sampler, scaling = (
+        ("LCMScheduler", f"timestep_scaling={lcd.timestep_scaling}, ") if is_lcm else ("TCDScheduler", "")
     )
-    loading = f"""from diffusers import LCMScheduler, StableDiffusionPipeline
+    scheduler = (
+        f"{sampler}.from_config(\n    pipeline.scheduler.config, original_inference_steps={lcd.num_ddim_timesteps}, "
+        f"{scaling}clip_sample=False, set_alpha_to_one=False\n)"
+    )
+    told = lcd.time_cond_proj_dim is not None
+    pipeline = "LatentConsistencyModelPipeline" if is_lcm and told else "StableDiffusionPipeline"
+    loading = f"""from diffusers import {", ".join(sorted([sampler, pipeline]))}
 
-pipeline = StableDiffusionPipeline.from_pretrained({source})"""
-    if lcd.time_cond_proj_dim is not None:
-        loading = f"""from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+pipeline = {pipeline}.from_pretrained({source})"""
+    if told:
+        loading = f"""from diffusers import {", ".join(sorted([sampler, pipeline, "UNet2DConditionModel"]))}
 from safetensors.torch import load_file
 
 unet = UNet2DConditionModel.from_pretrained(
     {source}, subfolder="unet", time_cond_proj_dim={lcd.time_cond_proj_dim}, low_cpu_mem_usage=False, device_map=None
 )
 unet.load_state_dict(load_file("guidance_embedding.safetensors"), strict=False)
-pipeline = LatentConsistencyModelPipeline.from_pretrained({source}, unet=unet)"""
+pipeline = {pipeline}.from_pretrained({source}, unet=unet)"""
     return f"""---
 {_header(recipe, meta, "adapter")}
 ---
@@ -166,7 +171,7 @@ In this folder:
 {loading}
 pipeline.scheduler = {scheduler}
 pipeline.load_lora_weights(".")
-image = pipeline("a prompt", num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance_scale}).images[0]
+image = pipeline("a prompt", {_options(recipe)}).images[0]
 ```
 
 {_guidance(recipe)}
@@ -209,6 +214,13 @@ def _rewards(meta: Mapping[str, Any]) -> str:
             "how well the student pleases it, not how good the images are"
         )
     return "\n".join(lines) or "None."
+
+
+def _options(recipe: LCDRecipe) -> str:
+    """The pipeline's options: without ``eta``, it would sample a TCD student at 0, whatever its scheduler says."""
+    sampling = recipe.sampling
+    eta = "" if recipe.gamma is None else f", eta={recipe.gamma:g}"
+    return f"num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance_scale}{eta}"
 
 
 def _guidance(recipe: LCDRecipe) -> str:

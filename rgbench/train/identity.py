@@ -19,7 +19,7 @@ from rgbench.data.batches import DataSource
 from rgbench.models.folder import config_hashes, weights_sha256
 from rgbench.rewards.base import fingerprint_id
 from rgbench.train.base import Trainer
-from rgbench.train.recipe import BaseRecipe, LRMPretrainRecipe, LRMRecipe, find_clip, find_proxy, load_recipe
+from rgbench.train.recipe import BaseRecipe, LCDRecipe, LRMPretrainRecipe, LRMRecipe, find_clip, find_proxy, load_recipe
 
 _REWARDS = ("reward", "reward.terms.*")
 # How a run computes, what it logs and saves, and where things lie.
@@ -142,6 +142,8 @@ def recipe_sha256(recipe: BaseRecipe, contents: Mapping[str, Any]) -> str:
     free = (free_keys(recipe) - {"train.steps"}) | {"seed", "name", "model.preset", "proxy.clip", "gradients.*"}
     if isinstance(recipe, LRMRecipe) and recipe.proxy.fidelity.gate is None:
         free |= {"proxy.fidelity.*"}  # without a gate it is logged alone
+    if isinstance(recipe, LCDRecipe) and recipe.lcd.teacher_steps == 1:
+        free |= {"lcd.teacher_steps"}  # newer than many runs
     values = {key: value for key, value in _flat(recipe.model_dump(mode="json")).items() if not _matches(key, free)}
     values = {key: value for key, value in values.items() if value is not None}
     canonical = json.dumps([values, _hashes(contents)], sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -11,13 +11,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import LCMScheduler, UNet2DConditionModel
+from diffusers import LCMScheduler, TCDScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from rgbench.core.io import read_json
@@ -96,46 +96,97 @@ class Distillation:
     losses: Tensor
 
 
-def distil(networks: Networks, settings: LCDSection, inputs: Inputs) -> Distillation:
-    """Lines 2–8 of the LCD step."""
-    cumprod, kind = networks.alphas_cumprod, networks.prediction_type
-    latents, w = inputs.latents, inputs.guidance_scale
+@dataclass(frozen=True)
+class Start:
+    """Results of lines 2–4.
+
+    Attributes:
+        timesteps, lower: t_{n+k} and t_n, (B,) int64.
+        noisy: z_{n+k}.
+        w_embedding: (B, d); None for a student without guidance embedding.
+    """
+
+    timesteps: Tensor
+    lower: Tensor
+    noisy: Tensor
+    w_embedding: Tensor | None
+
+
+def start(networks: Networks, settings: LCDSection, inputs: Inputs) -> Start:
+    """Lines 2–4 of the LCD step."""
+    cumprod = networks.alphas_cumprod
 
     # 2. t_{n+k} from the N-point DDIM grid, and t_n = max(t_{n+k} − k, 0)
-    start_timesteps, timesteps = grid_timesteps(inputs.index, len(cumprod), settings.num_ddim_timesteps)
+    timesteps, lower = grid_timesteps(inputs.index, len(cumprod), settings.num_ddim_timesteps)
 
     # 3. z_{n+k} = α z + σ ε
-    noisy = add_noise(latents, inputs.noise, start_timesteps, cumprod)
+    noisy = add_noise(inputs.latents, inputs.noise, timesteps, cumprod)
 
     # 4. embedding of w, where the student has one
     dim = networks.student.config.time_cond_proj_dim
-    w_embedding = guidance_embedding(w, dim) if dim else None
+    return Start(timesteps, lower, noisy, guidance_embedding(inputs.guidance_scale, dim) if dim else None)
+
+
+@torch.no_grad()
+def solve(networks: Networks, settings: LCDSection, inputs: Inputs, begin: Start) -> Tensor:
+    """Line 6 of the LCD step: z_n, by ``teacher_steps`` guided DDIM jumps; prompt and empty prompt in one call."""
+    embeds = torch.cat([inputs.prompt_embeds, inputs.uncond_embeds])
+    cumprod, kind, num = networks.alphas_cumprod, networks.prediction_type, settings.teacher_steps
+    latents, timesteps = begin.noisy, begin.timesteps
+    for i in range(1, num + 1):
+        lower = begin.timesteps - ((begin.timesteps - begin.lower) * (i / num)).round().long()
+        outputs = call(networks.teacher, torch.cat([latents] * 2), torch.cat([timesteps] * 2), embeds)
+        cond, uncond = outputs.chunk(2)
+        latents = guided_ddim_step(cond, uncond, latents, timesteps, lower, inputs.guidance_scale, cumprod, kind)
+        timesteps = lower
+    return latents
+
+
+def distances(settings: LCDSection, prediction: Tensor, target: Tensor) -> Tensor:
+    """Line 8 of the LCD step: pseudo-Huber or squared distance, the mean of each sample, (B,)."""
+    if settings.loss == "huber":
+        return pseudo_huber(prediction, target, settings.huber_c)
+    return squared_error(prediction, target)
+
+
+def distil(
+    networks: Networks,
+    settings: LCDSection,
+    inputs: Inputs,
+    solver: Callable[[Start], Tensor] | None = None,
+) -> Distillation:
+    """Lines 2–8 of the LCD step.
+
+    Args:
+        networks: of the step.
+        settings: of the recipe.
+        inputs: the batch with its draws.
+        solver: line 6, z_n of what lines 2–4 give; None for the teacher.
+    """
+    cumprod, kind, scaling = networks.alphas_cumprod, networks.prediction_type, settings.timestep_scaling
+    # 2–4. timesteps, noise, embedding of w
+    begin = start(networks, settings, inputs)
 
     # 5. f_θ(z_{n+k}, w, c, t_{n+k}) = c_skip z_{n+k} + c_out x̂0
-    output = _call(networks.student, noisy, start_timesteps, inputs.prompt_embeds, w_embedding)
-    scaling = settings.timestep_scaling
-    prediction = consistency_function(output, noisy, start_timesteps, cumprod, kind, scaling)
+    output = call(networks.student, begin.noisy, begin.timesteps, inputs.prompt_embeds, begin.w_embedding)
+    prediction = consistency_function(output, begin.noisy, begin.timesteps, cumprod, kind, scaling)
+
+    # 6. one guided DDIM jump of the teacher, or several
+    previous = solve(networks, settings, inputs, begin) if solver is None else solver(begin)
 
     with torch.no_grad():
-        # 6. one guided DDIM jump of the teacher; prompt and empty prompt in one call
-        embeds = torch.cat([inputs.prompt_embeds, inputs.uncond_embeds])
-        outputs = _call(networks.teacher, torch.cat([noisy] * 2), torch.cat([start_timesteps] * 2), embeds)
-        cond, uncond = outputs.chunk(2)
-        previous = guided_ddim_step(cond, uncond, noisy, start_timesteps, timesteps, w, cumprod, kind)
-
         # 7. f_θ⁻(z_n, w, c, t_n) with its own boundary scalings
-        output = _call(networks.target, previous, timesteps, inputs.prompt_embeds, w_embedding)
-        target = consistency_function(output, previous, timesteps, cumprod, kind, scaling)
+        output = call(networks.target, previous, begin.lower, inputs.prompt_embeds, begin.w_embedding)
+        target = consistency_function(output, previous, begin.lower, cumprod, kind, scaling)
 
     # 8. pseudo-Huber or squared distance, the mean of each sample
-    if settings.loss == "huber":
-        losses = pseudo_huber(prediction, target, settings.huber_c)
-    else:
-        losses = squared_error(prediction, target)
-    return Distillation(start_timesteps, timesteps, noisy, w_embedding, prediction, previous, target, losses)
+    losses = distances(settings, prediction, target)
+    return Distillation(
+        begin.timesteps, begin.lower, begin.noisy, begin.w_embedding, prediction, previous, target, losses
+    )
 
 
-def _call(
+def call(
     unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, embeds: Tensor, w_embedding: Tensor | None = None
 ) -> Tensor:
     """Model output (B, C, h, w) in the latents' dtype: what follows an autocast network is not rounded again."""
@@ -237,22 +288,23 @@ class LCD:
         """The EMA or the online network; the recipe's ``sampling.network`` by default."""
         return self.target if (name or self.recipe.sampling.network) == "target" else self.student
 
-    def scheduler(self) -> LCMScheduler:
-        """diffusers' sampler on the training grid, with the training's timestep scaling."""
+    def scheduler(self) -> LCMScheduler | TCDScheduler:
+        """diffusers' sampler on the training grid: TCD's where the recipe has a γ, else LCM's with its scaling."""
         config = read_json(self.models.path / "scheduler" / "scheduler_config.json")
-        return LCMScheduler(
-            **{key: config[key] for key in SCHEDULE_KEYS if key in config},
-            original_inference_steps=self.recipe.lcd.num_ddim_timesteps,
-            timestep_scaling=self.recipe.lcd.timestep_scaling,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,  # unused here; StableDiffusionPipeline warns of any other value
-        )
+        options = {key: config[key] for key in SCHEDULE_KEYS if key in config}
+        options |= {"original_inference_steps": self.recipe.lcd.num_ddim_timesteps}
+        options |= {"clip_sample": False, "set_alpha_to_one": False}
+        options |= {"steps_offset": 1}  # unused here; StableDiffusionPipeline warns of any other value
+        if self.recipe.gamma is not None:
+            return TCDScheduler(**options)
+        return LCMScheduler(**options, timestep_scaling=self.recipe.lcd.timestep_scaling)
 
     def sample(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] of the network that is exported, sampled as the recipe says."""
         settings, lcd = self.recipe.sampling, self.recipe.lcd
-        models = self.models.with_student(self.network(), lcd.num_ddim_timesteps, lcd.timestep_scaling)
+        models = self.models.with_student(
+            self.network(), lcd.num_ddim_timesteps, lcd.timestep_scaling, self.recipe.gamma
+        )
         return models.sample(prompts, generators, num_steps=settings.steps, guidance_scale=settings.guidance_scale)
 
     def export(self, run: RunDirectory) -> Path:

@@ -10,13 +10,13 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rgbench.core.config import Section, apply_overrides, find_recipe, load_yaml, validate
 from rgbench.core.errors import ConfigError, UsageError, suggest
-from rgbench.data.config import DataConfig
+from rgbench.data.config import DataConfig, TeacherData
 from rgbench.models.presets import PRESETS, HubFiles, Preset, find_preset
 from rgbench.rewards.config import HPS, Process, RewardConfig, Sum, find_published
 
@@ -161,6 +161,8 @@ class LCDSection(Section):
         timestep_scaling: s of the boundary scalings.
         time_cond_proj_dim: d of the guidance embedding; null for a student without one, as LCM-LoRA
             (arXiv 2311.05556), which is sampled at guidance 1 to 2.
+        teacher_steps: p, DDIM steps of the teacher from one grid point to the next (LCM: 1; DOLLAR, arXiv 2412.15689:
+            5; each further one costs two network calls).
     """
 
     num_ddim_timesteps: Annotated[int, Field(ge=1, le=1000)] = 50
@@ -170,12 +172,135 @@ class LCDSection(Section):
     huber_c: Positive = 0.001
     timestep_scaling: Positive = 10.0
     time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = 256
+    teacher_steps: Count = 1
 
     @model_validator(mode="after")
     def _ordered(self) -> LCDSection:
         if self.w_min > self.w_max:
             raise ValueError(f"w_min {self.w_min} is above w_max {self.w_max}")
+        shortest = max(1000 // self.num_ddim_timesteps - 1, 1)  # from the lowest grid point to 0
+        if self.teacher_steps > shortest:
+            raise ValueError(
+                f"teacher_steps {self.teacher_steps}: the grid of {self.num_ddim_timesteps} leaves {shortest} timesteps"
+            )
         return self
+
+
+class TCDSolverSection(LCDSection):
+    """As for LCD, with TCD's numbers; a jump has no boundary scalings, so ``timestep_scaling`` cannot be set.
+
+    Attributes:
+        num_ddim_timesteps: at most 500, so that no grid point is 0.
+        w_min, w_max: TCD: 2 to 14.
+        loss: TCD: the squared error.
+    """
+
+    num_ddim_timesteps: Annotated[int, Field(ge=1, le=500)] = 50
+    w_min: NonNegative = 2.0
+    w_max: NonNegative = 14.0
+    loss: Literal["huber", "l2"] = "l2"
+    timestep_scaling: Annotated[float, Field(ge=10, le=10)] = 10.0
+
+
+class TCDSection(Section):
+    """Trajectory consistency distillation (docs/method.md, "TCD, one step").
+
+    Attributes:
+        s: where the student jumps: ``uniform`` on the grid points at or below t_n and 0; ``zero``, LCD without its
+            boundary scalings; ``next``, t_n alone, regression on the teacher's step.
+    """
+
+    s: Literal["uniform", "zero", "next"] = "uniform"
+
+
+class MLCMSolverSection(TCDSolverSection):
+    """As for TCD, with TLCM's guidance (arXiv 2406.05768, v6): fixed, of which the student is not told.
+
+    Attributes:
+        w_min, w_max: TLCM: 8 in the pipelines' form.
+        time_cond_proj_dim: null, as TLCM.
+    """
+
+    w_min: NonNegative = 7.0
+    w_max: NonNegative = 7.0
+    time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = None
+
+
+class StageSection(Section):
+    """A stage of MLCM.
+
+    Attributes:
+        segments: M, into which the sampler's M timesteps cut the trajectory.
+        steps: optimiser steps of the stage; null for the last, which lasts to the end.
+    """
+
+    segments: Count
+    steps: Count | None = None
+
+
+class MLCMSection(Section):
+    """Multistep consistency distillation (docs/method.md, "MLCM, one step").
+
+    Attributes:
+        stages: one after another; networks and optimiser carry over (TLCM: 8 segments alone; Hyper-SD: 8, 4, 2, 1).
+        target: the network that is followed: ``student``, the online network without gradient (TLCM, PCM), or
+            ``ema``, its average (LCM, multistep consistency models).
+        space: of the distance: at the segment's ``edge`` (TLCM, PCM), or of the ``x0`` that leads there (multistep
+            consistency models, arXiv 2403.06807).
+        weight: of the distance in x0: ``one``, or ``snr``: SNR + 1 (multistep consistency models).
+    """
+
+    stages: Annotated[tuple[StageSection, ...], Field(min_length=1, strict=False)] = (StageSection(segments=8),)
+    target: Literal["ema", "student"] = "student"
+    space: Literal["edge", "x0"] = "edge"
+    weight: Literal["one", "snr"] = "one"
+
+    @model_validator(mode="after")
+    def _one_end(self) -> MLCMSection:
+        *before, last = self.stages
+        if last.steps is not None or any(stage.steps is None for stage in before):
+            raise ValueError("stages: give each its steps, but not the last, which lasts to the end")
+        if self.weight != "one" and self.space != "x0":
+            raise ValueError("weight: is of the distance in x0; use space: x0, or weight: one")
+        return self
+
+    def segments(self, step: int) -> int:
+        """M at an optimiser step, from 0."""
+        for stage in self.stages[:-1]:
+            assert stage.steps is not None
+            if step < stage.steps:
+                return stage.segments
+            step -= stage.steps
+        return self.stages[-1].segments
+
+
+class WeightedSolverSection(LCDSection):
+    """As for LCD; the guidance of the teacher's samples is trained in, and w is that of its jumps alone.
+
+    Attributes:
+        time_cond_proj_dim: null while ``weighted.share`` is above 0.
+    """
+
+    time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = None
+
+
+class WeightedSection(Section):
+    """Advantage-weighted consistency training (docs/method.md, "Weighted consistency training").
+
+    Attributes:
+        weights: of the n samples of a prompt, mean 1: ``softmax`` of advantage / temperature, all on the ``best``,
+            ``positive`` advantages alone, or ``none``.
+        temperature: τ of the softmax.
+        advantage: score minus the mean over the prompt's samples, divided by their standard deviation
+            (``standardised``) or not (``centred``, which keeps prompts of near-equal scores quiet).
+        share: of the samples whose z_n is noised data; the others take the teacher's jump, whose optimum no weight
+            moves. 0 is LCD.
+    """
+
+    weights: Literal["softmax", "best", "positive", "none"] = "softmax"
+    temperature: Positive = 1.0
+    advantage: Literal["standardised", "centred"] = "standardised"
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class SamplingSection(Section):
@@ -190,6 +315,40 @@ class SamplingSection(Section):
     steps: Count = 4
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.5
     network: Literal["target", "student"] = "target"
+
+
+class WeightedSamplingSection(SamplingSection):
+    """As for LCD, without guidance.
+
+    Attributes:
+        guidance_scale: 1 where the guidance is trained in.
+    """
+
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+
+
+class TCDSamplingSection(SamplingSection):
+    """As for LCD, by TCD's sampler.
+
+    Attributes:
+        gamma: γ, diffusers' ``eta``: 0 is deterministic, 1 adds as much noise as LCM's sampler (TCD: 0.3).
+    """
+
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.3
+
+
+class MLCMSamplingSection(TCDSamplingSection):
+    """As for TCD, from edge to edge.
+
+    Attributes:
+        steps: as many as segments.
+        guidance_scale: 1 where the guidance is trained in.
+        gamma: 0, without noise.
+    """
+
+    steps: Count = 8
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class GuidanceSection(Section):
@@ -415,6 +574,12 @@ class LCDRecipe(BaseRecipe):
     lcd: LCDSection = LCDSection()
     lora: LoRASection | None = None
     sampling: SamplingSection = SamplingSection()
+    plain: ClassVar[str] = "lcd"  # the kind without a reward
+
+    @property
+    def gamma(self) -> float | None:
+        """γ of the TCD sampler; None for LCM's."""
+        return self.sampling.gamma if isinstance(self.sampling, TCDSamplingSection) else None
 
     @model_validator(mode="after")
     def _steps_on_grid(self) -> LCDRecipe:
@@ -443,15 +608,23 @@ class RGLCDRecipe(LCDRecipe):
         self.check_logged("gradients.every", self.gradients.every)
         self.refuse_float16("gradients.every", self.gradients.every)
         self.refuse_float16("reward.balance", isinstance(self.reward, Sum) and self.reward.balance == "gradient")
+        self.refuse_latents(
+            "reward.standardise", isinstance(self.reward, Sum) and self.reward.standardise == "calibrated"
+        )
         terms = self.reward.terms if isinstance(self.reward, Sum) else [self.reward]
-        if self.kind == "rg_lcd" and any(isinstance(term, Process) for term in terms):
-            raise ValueError("reward.kind: a process gives no gradient, which rg_lcd needs; use kind: lrm")
+        if not isinstance(self, LRMRecipe) and any(isinstance(term, Process) for term in terms):
+            raise ValueError(f"reward.kind: a process gives no gradient, which {self.kind} needs; use kind: lrm")
         return self
 
     def check_logged(self, key: str, every: int) -> None:
         """Refuse measurements at steps that are not logged."""
         if every % self.train.log_every:
             raise ValueError(f"{key} {every} is no multiple of train.log_every {self.train.log_every}")
+
+    def refuse_latents(self, key: str, asked: int | bool) -> None:
+        """Refuse what looks at the data's images where the data are a teacher's latents."""
+        if asked and isinstance(self.data, TeacherData):
+            raise ValueError(f"{key}: needs images, and data of kind teacher are latents alone")
 
     def refuse_float16(self, key: str, asked: int | bool) -> None:
         """Refuse gradients that are taken without the loss scale: float16 would round them to zero."""
@@ -469,8 +642,89 @@ class LRMRecipe(RGLCDRecipe):
     def _proxy_learns_from_labels(self) -> LRMRecipe:
         self.check_logged("proxy.fidelity.every", self.proxy.fidelity.every)
         self.refuse_float16("proxy.fidelity.every", self.proxy.fidelity.every)
+        self.refuse_latents("proxy.fidelity.every", self.proxy.fidelity.every and self.proxy.fidelity.data is None)
+        self.refuse_latents("proxy.loss", self.proxy.loss == "regression")
+        self.refuse_latents("proxy.truth", self.proxy.truth == "image")
         if isinstance(self.reward, Sum) and self.reward.balance == "gradient":
             raise ValueError("reward.balance: lrm takes labels from the sum, not its gradient; use none")
+        return self
+
+
+class TCDRecipe(LCDRecipe):
+    """``kind: tcd``."""
+
+    kind: Literal["tcd"]  # type: ignore[assignment]
+    lcd: TCDSolverSection = TCDSolverSection()
+    tcd: TCDSection = TCDSection()
+    sampling: TCDSamplingSection = TCDSamplingSection()
+    plain: ClassVar[str] = "tcd"
+
+
+class RGTCDRecipe(TCDRecipe, RGLCDRecipe):
+    """``kind: rg_tcd``: TCD and a reward on the decoded prediction at 0."""
+
+    kind: Literal["rg_tcd"]  # type: ignore[assignment]
+
+
+class LRMTCDRecipe(TCDRecipe, LRMRecipe):
+    """``kind: lrm_tcd``: TCD, and the reward through the latent proxy."""
+
+    kind: Literal["lrm_tcd"]  # type: ignore[assignment]
+
+
+class MLCMRecipe(LCDRecipe):
+    """``kind: mlcm``."""
+
+    kind: Literal["mlcm"]  # type: ignore[assignment]
+    lcd: MLCMSolverSection = MLCMSolverSection()
+    mlcm: MLCMSection = MLCMSection()
+    sampling: MLCMSamplingSection = MLCMSamplingSection()
+    plain: ClassVar[str] = "mlcm"
+
+    @model_validator(mode="after")
+    def _on_edges(self) -> MLCMRecipe:
+        last, begun = self.mlcm.stages[-1].segments, sum(stage.steps or 0 for stage in self.mlcm.stages)
+        most = max(stage.segments for stage in self.mlcm.stages)
+        if most > self.lcd.num_ddim_timesteps:
+            raise ValueError(f"mlcm.stages: {most} segments of a grid of {self.lcd.num_ddim_timesteps} points")
+        if begun >= self.train.steps:
+            raise ValueError(f"mlcm.stages: the last begins at step {begun}, train.steps is {self.train.steps}")
+        if self.sampling.gamma == 0 and self.sampling.steps != last:
+            raise ValueError(
+                f"sampling.steps {self.sampling.steps}: at gamma 0 the {last} segments of the last of mlcm.stages are "
+                f"sampled in {last} steps, whose ends the student learned; or give a sampling.gamma above 0"
+            )
+        return self
+
+
+class RGMLCMRecipe(MLCMRecipe, RGLCDRecipe):
+    """``kind: rg_mlcm``: MLCM and a reward on the decoded prediction at 0."""
+
+    kind: Literal["rg_mlcm"]  # type: ignore[assignment]
+
+
+class LRMMLCMRecipe(MLCMRecipe, LRMRecipe):
+    """``kind: lrm_mlcm``: MLCM, and the reward through the latent proxy."""
+
+    kind: Literal["lrm_mlcm"]  # type: ignore[assignment]
+
+
+class WeightedRecipe(LCDRecipe):
+    """``kind: weighted``."""
+
+    kind: Literal["weighted"]  # type: ignore[assignment]
+    data: TeacherData
+    lcd: WeightedSolverSection = WeightedSolverSection()
+    weighted: WeightedSection = WeightedSection()
+    sampling: WeightedSamplingSection = WeightedSamplingSection()
+
+    @model_validator(mode="after")
+    def _untold(self) -> WeightedRecipe:
+        if self.weighted.share > 0 and self.lcd.time_cond_proj_dim is not None:
+            raise ValueError(
+                "lcd.time_cond_proj_dim: the guidance of the teacher's samples is trained in; use null, or "
+                "weighted.share: 0"
+            )
         return self
 
 
@@ -482,7 +736,20 @@ class LRMPretrainRecipe(BaseRecipe):
     proxy: PretrainProxySection = PretrainProxySection()
 
 
-Recipe = Annotated[LCDRecipe | RGLCDRecipe | LRMRecipe | LRMPretrainRecipe, Field(discriminator="kind")]
+Recipe = Annotated[
+    LCDRecipe
+    | RGLCDRecipe
+    | LRMRecipe
+    | LRMPretrainRecipe
+    | TCDRecipe
+    | RGTCDRecipe
+    | LRMTCDRecipe
+    | MLCMRecipe
+    | RGMLCMRecipe
+    | LRMMLCMRecipe
+    | WeightedRecipe,
+    Field(discriminator="kind"),
+]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Any:

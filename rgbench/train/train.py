@@ -21,6 +21,7 @@ from rgbench.core.launch import Ranks
 from rgbench.core.process import StopRequest, end_with_parent, launched, pick_device
 from rgbench.core.registry import resolve
 from rgbench.core.run import RunDirectory
+from rgbench.data.latents import TeacherSource
 from rgbench.data.sources import open_source, prepare_source
 from rgbench.models.pipeline import load_models
 from rgbench.models.presets import readable_size
@@ -29,7 +30,6 @@ from rgbench.train.base import Network, StepDraws, StudentTrainer, Trainer
 from rgbench.train.cache import open_cached
 from rgbench.train.export import export_pipeline
 from rgbench.train.identity import check_contents, check_recipe, read_contents, recipe_sha256, teacher_contents
-from rgbench.train.lcd import LCD
 from rgbench.train.loop import Loop, check_split
 from rgbench.train.recipe import PROXY_FOLDER, BaseRecipe, LCDRecipe, load_recipe
 
@@ -180,6 +180,8 @@ def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[L
     check_split(settings.train, ranks.size)
     source, folder = open_source(settings.data), settings.model.teacher_folder()
     models = load_models(folder, ranks.device, torch.float32)
+    if isinstance(source, TeacherSource):
+        source.check_teacher(models.weights_sha256)
     trainer: Trainer = resolve("trainer", settings.kind).build(settings, models)
     contents, wanted = read_contents(settings, trainer, source), settings.train.latents_cache
     if run.run_file.is_file():
@@ -197,7 +199,8 @@ def _sampling(settings: BaseRecipe) -> dict[str, Any] | None:
     if not isinstance(settings, LCDRecipe):
         return None
     sampling = settings.sampling
-    return {"sampler": "lcm", "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
+    how = {"sampler": "lcm"} if settings.gamma is None else {"sampler": "tcd", "gamma": settings.gamma}
+    return {**how, "steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
 
 
 def _say(message: str) -> None:
@@ -232,7 +235,7 @@ def export_run(path: Path, network: Network, out: Path | None = None, device: st
     models = load_models(recipe.model.teacher_folder(), device, torch.float32)
     if models.weights_sha256 != meta["teacher"]["sha256"]:
         raise UsageError(f"{models.path}: not the teacher of {path}; its weights have another sha256")
-    trainer: StudentTrainer = LCD(recipe, models)
+    trainer: StudentTrainer = resolve("trainer", recipe.plain)(recipe, models)
     tensors, state = checkpoint.load(newest)
     for stem, module in trainer.modules().items():
         module.load_state_dict(tensors[stem])

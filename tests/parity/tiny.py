@@ -16,7 +16,7 @@ from rgbench.models.presets import WEIGHTS
 from rgbench.rewards.clip import HPSReward
 from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.train.base import StepDraws
-from rgbench.train.recipe import LRMRecipe
+from rgbench.train.recipe import LRMMLCMRecipe, LRMRecipe, LRMTCDRecipe
 
 TOKENIZER = WEIGHTS / "teacher" / "tokenizer"
 CLIP_FOLDER = WEIGHTS / "clip"
@@ -130,10 +130,14 @@ def _spread_text(clip: open_clip.CLIP) -> None:
     torch.nn.init.normal_(clip.token_embedding.weight, std=1.0)
 
 
-def recipe(**sections) -> LRMRecipe:
+RECIPES = {"lcd": LRMRecipe, "tcd": LRMTCDRecipe, "mlcm": LRMMLCMRecipe}  # by distillation
+
+
+def recipe(distillation: str = "lcd", **sections) -> LRMRecipe:
     """An LRM recipe; a trainer of less reads less of it."""
+    kind = RECIPES[distillation]
     values = {
-        "kind": "lrm",
+        "kind": "lrm" if distillation == "lcd" else f"lrm_{distillation}",
         "name": "tiny",
         "model": {"path": "unused"},
         "data": {"kind": "scenes"},
@@ -143,9 +147,12 @@ def recipe(**sections) -> LRMRecipe:
         "guidance": {"scale": 2.0},
         "proxy": {"lr": 1e-3, "trainable": {"image_layers": 1, "text_layers": 1}},
     }
+    if distillation == "mlcm":  # a stage ends in the middle of the tests of resume
+        values["mlcm"] = {"stages": [{"segments": 8, "steps": 6}, {"segments": 4}]}
+        values["sampling"] = {"steps": 4}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
-    return LRMRecipe.model_validate(values, strict=False)
+    return kind.model_validate(values, strict=False)
 
 
 class TinySource:

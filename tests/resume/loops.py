@@ -15,15 +15,12 @@ from rgbench.core.launch import Ranks
 from rgbench.core.process import StopRequest
 from rgbench.core.run import RunDirectory
 from rgbench.data.batches import batch_indices
-from rgbench.train.lcd import LCD
 from rgbench.train.loop import Loop
-from rgbench.train.lrm import LRM
 from rgbench.train.pretrain import LRMPretrain
 from rgbench.train.recipe import LRMPretrainRecipe
-from rgbench.train.rg_lcd import RGLCD
 from tests.parity import tiny
+from tests.tiny_trainers import KINDS, build, distillation_of
 
-KINDS = ("lcd", "rg_lcd", "lrm")
 ALL_KINDS = (*KINDS, "lrm_pretrain")  # whose loss is no mean over samples, so that no split of a batch is like another
 COMMAND = "rgbench train tiny"
 
@@ -52,15 +49,9 @@ def make_loop(
     **train: Any,
 ) -> Loop:
     """A trainer of ``kind`` in its loop, weights of ``dtype``, the recipe's ``train.dtype`` = ``precision``."""
-    models, expert = tiny.models(folder, dtype), tiny.expert(dtype=dtype)
-    recipe: Any = tiny.recipe(train={"dtype": precision, **train})
-    trainer: Any
-    if kind == "lcd":
-        trainer = LCD(recipe, models)
-    elif kind == "rg_lcd":
-        trainer = RGLCD(recipe, models, expert)
-    elif kind == "lrm":
-        trainer = LRM(recipe, models, expert, tiny.proxy(dtype))
+    models, recipe = tiny.models(folder, dtype), tiny.recipe(distillation_of(kind), train={"dtype": precision, **train})
+    if kind in KINDS:
+        trainer: Any = build(kind, recipe, models)
     else:
         values = {"kind": kind, "name": "tiny", "model": {"path": "unused"}, "data": {"kind": "scenes"}}
         values["train"] = {"steps": 12, "batch_size": 4, "lr": 1e-3, "dtype": precision, **train}

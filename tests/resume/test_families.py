@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from rgbench.train.recipe import load_recipe
 from rgbench.train.train import export_run, train
 from tests import sd_folders
 from tests.parity import tiny
+from tests.tiny_trainers import PLAIN, distillation_of
 
 TEACHERS = {
     "sd15": ("sd15", "epsilon", {}),
@@ -30,10 +32,16 @@ TEACHERS = {
 }
 LORA = {"rank": 2, "alpha": 4.0}
 UNTOLD = {"lcd.time_cond_proj_dim": None, "sampling.guidance_scale": 1.0}  # as LCM-LoRA
+TWO_SEGMENTS = {"mlcm.stages": [{"segments": 2}], "sampling.steps": 2}
 CASES = [
     ("lcd", "sd15", {}),
     ("rg_lcd", "sd15-fp16", {"lora": LORA}),
     ("lrm", "sd21", {}),
+    ("tcd", "sd21", {}),
+    ("rg_tcd", "sd15", {"lora": LORA}),
+    ("mlcm", "sd15", {"lora": LORA, **UNTOLD, **TWO_SEGMENTS}),
+    pytest.param("lrm_mlcm", "sd21", {**TWO_SEGMENTS}, marks=pytest.mark.long),
+    pytest.param("lrm_tcd", "sd21-base", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
     pytest.param("lcd", "sd21", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
     pytest.param("rg_lcd", "sd21-base", {}, marks=pytest.mark.long),
     pytest.param("lrm", "sample", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
@@ -53,9 +61,11 @@ def generators(num: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(i) for i in range(num)]
 
 
-def images_of(pipeline: DiffusionPipeline, guidance: float) -> torch.Tensor:
+def images_of(pipeline: DiffusionPipeline, guidance: float, eta: str | None) -> torch.Tensor:
+    """Images as the card says, with its ``eta``."""
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, "guidance_scale": guidance, "output_type": "pt"}
+    options |= {} if eta is None else {"eta": float(eta)}
     return pipeline(tiny.PROMPTS[:2], generator=generators(2), **options).images
 
 
@@ -73,20 +83,24 @@ def test_one_step_from_recipe_to_plain_diffusers(parts, tmp_path, monkeypatch, k
         assert saved.keys() - teacher_names == {"time_embedding.cond_proj.weight"}
     told = "lcd.time_cond_proj_dim" not in changes
     guidance = 4.0 if told else 1.5
-    pipeline = DiffusionPipeline.from_pretrained(run.pipeline)
-    assert isinstance(pipeline, LatentConsistencyModelPipeline if told else StableDiffusionPipeline)
-    theirs = images_of(pipeline, guidance)
+    pipeline, card = DiffusionPipeline.from_pretrained(run.pipeline), (run.pipeline / "README.md").read_text()
+    is_lcm = distillation_of(kind) == "lcd"
+    assert isinstance(pipeline, LatentConsistencyModelPipeline if told and is_lcm else StableDiffusionPipeline)
+    eta = next(iter(re.findall(r"\beta=([\d.]+)", card)), None)
+    assert (eta is None) == is_lcm
+    theirs = images_of(pipeline, guidance, eta)
     models = load_models(run.pipeline, "cpu", torch.float32)
+    assert models.sampler == run.read()["sampling"]["sampler"]
+    models = models if eta is None else replace(models, gamma=float(eta))
     ours = models.sample(tiny.PROMPTS[:2], generators(2), num_steps=2, guidance_scale=guidance)
     assert (ours - theirs).abs().max() <= 1e-5
-    card = (run.pipeline / "README.md").read_text()
     assert run.read()["teacher"]["sha256"] in card and kind in card
-    assert ("**in-sample**" in card) == (kind != "lcd")
+    assert ("**in-sample**" in card) == (kind not in PLAIN)
     if "lora" in changes:
-        check_lora(run, parts / teacher, guidance, theirs)
+        check_lora(run, parts / teacher, guidance, eta, theirs)
 
 
-def check_lora(run: RunDirectory, teacher: Path, guidance: float, expected: torch.Tensor) -> None:
+def check_lora(run: RunDirectory, teacher: Path, guidance: float, eta: str | None, expected: torch.Tensor) -> None:
     """The adapters' own card, followed to the letter, gives the same images on top of the teacher."""
     card = (run.pipeline / "lora" / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0].replace("path/to/the/teacher", str(teacher))
@@ -101,7 +115,7 @@ def check_lora(run: RunDirectory, teacher: Path, guidance: float, expected: torc
     names: dict = {}
     exec(code, names)  # noqa: S102  (our own card, which is what is tested)
     pipeline = names["pipeline"]
-    assert (images_of(pipeline, guidance) - expected).abs().max() <= 1e-3
+    assert (images_of(pipeline, guidance, eta) - expected).abs().max() <= 1e-3
     loaded = {name for name, _ in pipeline.unet.named_parameters() if ".lora_" in name}
     assert len(loaded) == len(load_file(f"{lora}/pytorch_lora_weights.safetensors")), "adapters were left out"
 

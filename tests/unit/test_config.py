@@ -257,7 +257,8 @@ def test_every_packaged_recipe_validates() -> None:
     from rgbench.train.recipe import load_recipe
 
     names = list(packaged_recipes())
-    assert len(names) == 9
+    assert len(names) == 14
     for name in names:
         recipe = load_recipe(name)
-        assert json.loads(recipe.model_dump_json())["kind"] in ("lcd", "rg_lcd", "lrm", "lrm_pretrain")
+        known = ("lcd", "rg_lcd", "lrm", "lrm_pretrain", "tcd", "mlcm", "weighted")
+        assert json.loads(recipe.model_dump_json())["kind"] in known

@@ -103,7 +103,7 @@ def test_metrics_are_names_in_any_form(given):
         ({"keep_images": -1}, "--keep-images -1"),
         ({"batch_size": "x"}, "--batch-size 'x'"),
         ({"guidance": float("nan")}, "--guidance nan"),
-        ({"sampler": "dim"}, "--sampler 'dim': .*'ddim' or 'lcm'"),
+        ({"sampler": "dim"}, "--sampler 'dim': .*'ddim', 'lcm' or 'tcd'"),
         ({"seeds": "a"}, "--seeds 'a'"),
         ({"shard": "3"}, "--shard '3'"),
         ({"unet": "x"}, "--unet and --lora need --base"),

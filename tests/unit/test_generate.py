@@ -257,6 +257,23 @@ def test_student_without_a_run_must_be_told_its_guidance(models):
     assert settle_sampling(target, models["lcm"], None, 5.0) == Sampling("lcm", 4, 5.0)
 
 
+def test_a_tcd_student_is_sampled_with_its_runs_gamma(models):
+    tcd = sampled_as(models["lcm"], "tcd")
+    run = Target(
+        "s", "tcd", tcd.path, "benchtop", BENCHTOP, 0, sampling={"steps": 3, "guidance_scale": 4, "gamma": 1.0}
+    )
+    other = replace(run, sampling=run.sampling | {"gamma": 0.0})
+    found = {chosen.gamma: chosen for chosen in (settle_sampling(target, tcd, None, None) for target in (run, other))}
+    assert found[1.0] == Sampling("tcd", 3, 4.0, 1.0) and found.keys() == {0.0, 1.0}
+    assert settle_sampling(replace(run, sampling={}), tcd, 4, 2.0) == Sampling("tcd", 4, 2.0, 0.3), "the scheduler's"
+    assert found[1.0].network_evaluations(tcd) == 3
+    ids = {chosen.generation(tcd).id for chosen in found.values()}
+    assert len(ids) == 2 and found[1.0].generation(tcd).fields["gamma"] == 1.0
+    assert "gamma" not in SETTINGS["lcm"].generation(models["lcm"]).fields
+    noisy, plain = (images(tcd, chosen) for chosen in (found[1.0], found[0.0]))
+    assert any(not torch.equal(noisy[key], plain[key]) for key in noisy)
+
+
 def test_one_prompt_alone_is_one_image_a_batch(models):
     stream = ImageStream(models["lcm"], [Prompt("a", "a red circle")], SETTINGS["lcm"], 64)
     assert stream.batch_size == 1 and len(list(stream)) == 1

@@ -12,12 +12,13 @@ from rgbench.core.errors import ConfigError
 from rgbench.core.registry import TABLES
 from rgbench.train.recipe import LCDRecipe, LCDSection, TrainSection, load_recipe
 
-TRAINED = {"lcd", "rg_lcd", "lrm"}
+OF_ONE_METHOD = {"lcd", "rg_lcd", "lrm"}
+TRAINED = OF_ONE_METHOD | {"tcd", "mlcm", "weighted"}
 SHIPPED = sorted(name for name in packaged_recipes() if name in TRAINED)
 
 
-def test_all_three_are_shipped():
-    assert len(SHIPPED) == 3 == len(TRAINED & TABLES["trainer"].keys())
+def test_all_are_shipped():
+    assert len(SHIPPED) == len(TRAINED) == len(TRAINED & TABLES["trainer"].keys())
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -37,6 +38,8 @@ FULL_SIZE = {
     "sd21/rg_lcd": "rg_lcd",
     "sd21/lrm": "lrm",
     "sd21/lrm_pretrain": "lrm_pretrain",
+    "sd21/tcd": "tcd",
+    "sd21/mlcm": "mlcm",
     "sd15/lcd_lora": "lcd",
 }
 
@@ -73,7 +76,7 @@ def test_full_size_recipes_are_the_papers_defaults():
 
 
 def test_the_three_differ_in_their_method_alone():
-    recipes = [load_recipe(name) for name in SHIPPED]
+    recipes = [load_recipe(name) for name in OF_ONE_METHOD]
     for section in ("model", "data", "train", "lcd", "sampling"):
         first, *others = [getattr(recipe, section) for recipe in recipes]
         assert all(other == first for other in others), section

@@ -13,9 +13,20 @@ from rgbench.core.process import StopRequest
 from rgbench.models.pipeline import DiffusionModels, decode_images
 from rgbench.rewards.clip import HPSReward
 from rgbench.train.lcd import ema_update
-from rgbench.train.lrm import LRM
 from tests.parity import tiny
-from tests.tiny_trainers import assert_equal, backward, batch, loop, make, state
+from tests.tiny_trainers import (
+    DIRECT,
+    KINDS,
+    PLAIN,
+    THROUGH_PROXY,
+    assert_equal,
+    backward,
+    batch,
+    distillation_of,
+    loop,
+    make,
+    state,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +42,9 @@ def models(folder) -> DiffusionModels:
 # ---- nesting and shared randomness ------------------------------------------------------
 
 
-def test_rg_lcd_without_reward_is_lcd(models, tmp_path):
-    lcd, direct = make("lcd", models), make("rg_lcd", models, guidance={"scale": 0.0})
+@pytest.mark.parametrize(("plain", "guided"), [*zip(PLAIN, DIRECT, strict=True)])
+def test_without_its_reward_it_is_the_plain_method(models, tmp_path, plain, guided):
+    lcd, direct = make(plain, models), make(guided, models, guidance={"scale": 0.0})
     for trainer in (lcd, direct):
         own = loop(trainer, tmp_path)
         for _ in range(10):
@@ -62,9 +74,10 @@ class DecodedExpert(nn.Module):
         return [self.scale]
 
 
-def test_lrm_with_the_expert_as_its_proxy_is_rg_lcd(models, tmp_path):
-    direct, recipe = make("rg_lcd", models), tiny.recipe()
-    through = LRM(recipe, models, tiny.expert(), DecodedExpert(tiny.expert(), models))
+@pytest.mark.parametrize(("guided", "learned"), [*zip(DIRECT, THROUGH_PROXY, strict=True)])
+def test_with_the_expert_as_its_proxy_it_is_the_direct_method(models, tmp_path, guided, learned):
+    direct, recipe = make(guided, models), tiny.recipe(distillation_of(learned))
+    through = THROUGH_PROXY[learned](recipe, models, tiny.expert(), DecodedExpert(tiny.expert(), models))
     for trainer in (direct, through):
         own = loop(trainer, tmp_path)
         for _ in range(10):
@@ -74,7 +87,7 @@ def test_lrm_with_the_expert_as_its_proxy_is_rg_lcd(models, tmp_path):
 
 
 def test_all_methods_see_the_same_draws(models):
-    inputs = [make(kind, models).prepare(batch(), tiny.draws()) for kind in ("lcd", "rg_lcd", "lrm")]
+    inputs = [make(kind, models).prepare(batch(), tiny.draws()) for kind in KINDS]
     for name in ("latents", "noise", "prompt_embeds", "index", "guidance_scale"):
         first, *others = [getattr(i, name) for i in inputs]
         assert all(torch.equal(first, other) for other in others), name
@@ -91,7 +104,7 @@ def test_draws_depend_on_the_position_in_the_global_batch_alone():
     assert not torch.equal(whole.normal("noise", (4,)), tiny.draws(step=4, num=6).normal("noise", (4,)))
 
 
-@pytest.mark.parametrize("kind", ["lcd", "rg_lcd", "lrm"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_step_changes_nothing(models, kind):
     trainer = make(kind, models)
     before = {stem: state(module) for stem, module in trainer.modules().items()}
@@ -129,15 +142,15 @@ def test_reward_through_the_decoder_against_finite_differences(folder, antialias
     assert float(difference) == pytest.approx(slope, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lcd", "rg_lcd", "lrm"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_the_student_alone(models, kind):
     trainer = make(kind, models)
     result = trainer.step(batch(), tiny.draws())
     backward(result, "student")
     assert all(p.grad is not None for p in trainer.student.parameters())
     others = [trainer.target, models.unet, models.vae, models.text_encoder]
-    others += [trainer.expert.model] if kind != "lcd" else []
-    others += [trainer.proxy] if kind == "lrm" else []
+    others += [] if kind in PLAIN else [trainer.expert.model]
+    others += [trainer.proxy] if kind in THROUGH_PROXY else []
     assert all(p.grad is None for module in others for p in module.parameters())
 
 
