@@ -440,9 +440,10 @@ class Contest:
             raise UsageError(f"{file}: not the answers of an exported page; give the file that it downloads")
         if content.get("arena") != self.design.id:
             raise UsageError(f"{file}: answers of another arena; name that one with --out")
-        rater = self.votes.raters.get(file_stem(str(content.get("rater"))))
+        name = content.get("rater")
+        rater = next((rater for rater in self.votes.raters.values() if rater.name == name), None)
         if rater is None:
-            raise UsageError(f"{file}: no page was exported for {str(content.get('rater'))[:60]!r}")
+            raise UsageError(f"{file}: no page was exported for {str(name)[:60]!r}")
         new = known = refused = 0
         for row in content["votes"]:
             vote = self._exported(rater, row)

@@ -90,7 +90,8 @@ class _Handlers:
     async def vote(self, request: Request) -> Response:
         rater = self._rater(request)
         content = await _body(request)
-        ticket, answer = content.get("ticket"), content.get("answer")
+        ticket: Any = content.get("ticket")
+        answer: Any = content.get("answer")
         if not isinstance(ticket, str) or answer not in get_args(Answer):
             raise HTTPException(400, "A vote needs a ticket, and left, right or tie as its answer.")
         vote = self.contest.vote(rater, ticket, answer)

@@ -121,9 +121,10 @@ def _export(contest: Contest, files: list[Path]) -> None:
     from rgbench.arena.page import export_page
     from rgbench.arena.votes import MAX_NAME
     from rgbench.core.io import file_stem, write_text_atomic
+    from rgbench.data.files import clean_text
 
     for file in files:
-        if file.suffix != ".html" or len(file.stem) > MAX_NAME:
+        if file.suffix != ".html" or len(file.stem) > MAX_NAME or clean_text(file.stem, str(file)) != file.stem:
             raise UsageError(f"--export {file}: name it after its rater, such as anna.html")
     for file in files:
         known = contest.votes.raters.get(file_stem(file.stem))
