@@ -24,7 +24,7 @@ def make_images(folder: Path, num: int = 4, level: int = 0, side: int = 32, text
     rows = []
     for i in range(num):
         pixels = np.random.default_rng([i, level]).integers(0, 255, (side, side, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png", pnginfo=told)
+        Image.fromarray(pixels).save(folder / f"{i}.png", pnginfo=told, icc_profile=folder.name.encode())
         rows.append(json.dumps({"file_name": f"{i}.png", "text": texts[i] if texts else f"prompt number {i}"}))
     (folder / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return folder
