@@ -49,7 +49,8 @@ def test_a_line_that_was_cut_is_given_again(tmp_path, cut, more):
     assert list(again.votes) == ["anna 1"]
     again.add([vote(2, "right")])
     assert [v.answer for v in stored(tmp_path).values()] == ["left", "right"]
-    assert rater.path.read_bytes().count(b"\n") == 3, "no half line is left between"
+    data = rater.path.read_bytes()
+    assert data.count(b"\n") == 3 and data.endswith(b"\n"), "nothing of the cut line is left"
 
 
 def test_a_rater_whose_first_line_was_cut_joins_again(tmp_path):
