@@ -29,6 +29,7 @@ class Family(StrEnum):
     REWARD = "reward"
     HELD_OUT = "held-out reward"
     ORACLE = "oracle"
+    PEOPLE = "people"
     SET_DISTANCE = "set distance"
     DIVERSITY = "diversity"
     SPECTRUM = "spectrum"
@@ -82,6 +83,17 @@ class MetricInfo(BaseModel):
         return cls(
             name=name, label=label, about=about, unit=unit, direction=direction, family=family, decimals=decimals
         )
+
+
+# What ``rgbench arena`` asks people; no metric computes it.
+PEOPLE = tuple(
+    MetricInfo.of(f"people_{name}", label, about, Direction.HIGHER, Family.PEOPLE, "%", 1)
+    for name, label, about in (
+        ("overall", "People, overall", "comparisons with the arena's other models that this model's image wins"),
+        ("quality", "People, quality", "comparisons in which its image is more appealing"),
+        ("alignment", "People, alignment", "comparisons in which its image better fits the text"),
+    )
+)
 
 
 class Interval(BaseModel):
@@ -195,9 +207,9 @@ def metric_info(name: str, own: Mapping[str, MetricInfo] | None = None) -> Metri
 
 @cache
 def shipped_infos() -> dict[str, MetricInfo]:
-    """Infos of rgbench's own metrics and probes by metric value name."""
+    """Infos of rgbench's own metrics and probes, and of people's votes, by metric value name."""
     kinds = [resolve(table, name) for table in ("metric", "probe") for name in TABLES[table]]
-    return {info.name: info for kind in kinds for info in kind.infos}
+    return {info.name: info for infos in (*(kind.infos for kind in kinds), PEOPLE) for info in infos}
 
 
 @cache

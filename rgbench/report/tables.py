@@ -45,6 +45,7 @@ UNPAIRED = "¶ not paired: the two intervals are added in quadrature, which is u
 FLAGS = {
     "n<=d": "n<=d, no more images than features, so the covariance is singular",
     "reference n<=d": "reference n<=d, no more real images than features, so their covariance is singular",
+    "simulated raters": "simulated raters, not people, voted",
     "real images were lossy": "real images were lossy; compare models with each other, not with 0",
 }
 COSTS = {

@@ -150,6 +150,7 @@ def test_all_pages_are_seen() -> None:
         "add-a-metric",
         "add-a-probe",
         "add-a-reward",
+        "ask-people-in-an-arena",
         "evaluate-a-folder-of-images",
         "evaluate-my-own-model",
         "judge-over-optimisation",

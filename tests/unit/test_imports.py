@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 # From the bottom to the top: a package imports from itself and from those below it.
 PACKAGES = [
     *("core", "diffusion", "benchtop", "models", "data", "rewards"),
-    *("train", "metrics", "evaluate", "judge", "report", "cli"),
+    *("train", "metrics", "evaluate", "judge", "report", "arena", "cli"),
 ]
 DIFFUSION_MAY_IMPORT = {"torch", "math", "typing", "collections", "dataclasses", "__future__", "rgbench"}
 
