@@ -44,6 +44,9 @@ class Idle:
         losses = self.student(torch.ones(len(batch.ids), 1))[:, 0]
         return StepResult({"student": {"lcd": losses}}, {"reward": losses.detach()})
 
+    def watch(self, step, columns) -> dict[str, float]:
+        return {}
+
     def after_update(self) -> None:
         pass
 

@@ -44,7 +44,7 @@ def test_metrics_say_everything_about_themselves():
     assert len({info.name for info in infos}) == len(infos) == len(shipped_infos()) - len(PEOPLE)
     assert all(info.about and "\n" not in info.about and len(info.about) < 100 for info in (*infos, *PEOPLE))
     default = {name for name in TABLES["metric"] if kinds[name].default}
-    assert default == {"fid", "hps", "kid", "oracle", "prdc", "probes", "vendi"}, "no weights of their own"
+    assert default == {"fid", "gold_utility", "gold_win_rate", "hps", "kid", "oracle", "prdc", "probes", "vendi"}
     assert all(kinds[name].default for name in TABLES["probe"])
 
 
