@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from rgbench import __version__
@@ -42,13 +42,13 @@ SCHEMA_VERSION = 1
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
 
 
-def _folder_name(name: str) -> str:
+def _folder_name(name: object) -> object:
     if not is_folder_name(name):
-        raise ValueError("not the name of a folder")
+        raise ValueError("is not the name of a folder")
     return name
 
 
-FolderName = Annotated[str, AfterValidator(_folder_name)]  # becomes a folder of results
+FolderName = Annotated[str, BeforeValidator(_folder_name)]  # becomes a folder of results
 
 
 def stream_seed(seed: int, stream: str, step: int, position: int = 0) -> int:
@@ -219,7 +219,8 @@ class RunDirectory:
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             key, found = ".".join(map(str, fault["loc"])), fault["input"]
-            raise UsageError(f"{self.run_file}: {key} {found!r:.80}: {fault['msg']}; correct it") from error
+            reason = fault["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{self.run_file}: {key} {found!r:.80}: {reason}; correct it") from error
         return meta
 
     def update(self, **fields: Any) -> None:
