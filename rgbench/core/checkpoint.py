@@ -243,7 +243,7 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in body["files"].items()}
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpoint(f"{manifest}: missing or damaged ({error})") from error
-    if not intact or any(Path(name).name != name for name in files):
+    if not intact or META not in files or any(Path(name).name != name for name in files):
         raise CorruptCheckpoint(f"{manifest}: damaged: its contents are not those that were committed")
     if version != SCHEMA_VERSION:
         raise RgbenchError(

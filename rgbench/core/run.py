@@ -17,7 +17,10 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from rgbench import __version__
 from rgbench.core.config import dump_yaml
@@ -36,8 +39,16 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 1
-FOLDER_FIELDS = ("world", "method")  # of run.json; they become folders of results
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
+
+
+def _folder_name(name: object) -> object:
+    if not is_folder_name(name):
+        raise ValueError("is not the name of a folder")
+    return name
+
+
+FolderName = Annotated[str, BeforeValidator(_folder_name)]  # becomes a folder of results
 
 
 def stream_seed(seed: int, stream: str, step: int, position: int = 0) -> int:
@@ -72,6 +83,45 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+class _Reward(TypedDict):
+    name: str
+    fingerprint: dict[str, Any]
+    fingerprint_id: str
+
+
+class _Teacher(TypedDict, total=False):
+    preset: str | None
+    path: str
+    sha256: str
+
+
+class _Sampling(TypedDict, total=False):
+    sampler: str
+    steps: PositiveInt
+    guidance_scale: float
+
+
+class _Meta(TypedDict, total=False):
+    """Fields of ``run.json`` that are used; there are others, and older runs lack some."""
+
+    name: str
+    recipe: str
+    world: FolderName
+    method: FolderName
+    seed: NonNegativeInt
+    status: str
+    step: NonNegativeInt
+    steps: NonNegativeInt
+    teacher: _Teacher
+    rewards: list[_Reward]
+    sampling: _Sampling | None
+    data: dict[str, Any]
+    cost: dict[str, float | None]
+
+
+_META = TypeAdapter(_Meta)
 
 
 class RunDirectory:
@@ -157,16 +207,20 @@ class RunDirectory:
         """Read ``run.json``.
 
         Raises:
-            UsageError: damaged, written by another version of rgbench, or with a field that is no name of a folder
-                where one is used as such.
+            UsageError: damaged, written by another version of rgbench, or with a field of another type; one that
+                becomes a folder of results must be the name of one.
         """
         meta = read_json(self.run_file)
         version = meta.get("schema_version") if isinstance(meta, dict) else None
         if version != SCHEMA_VERSION:
             raise UsageError(f"{self.run_file}: schema version {version}; this rgbench reads {SCHEMA_VERSION}")
-        for key in FOLDER_FIELDS:
-            if key in meta and not is_folder_name(meta[key]):
-                raise UsageError(f"{self.run_file}: {key} {meta[key]!r:.80} is not the name of a folder; correct it")
+        try:
+            _META.validate_python(meta, strict=True)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            key, found = ".".join(map(str, fault["loc"])), fault["input"]
+            reason = fault["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{self.run_file}: {key} {found!r:.80}: {reason}; correct it") from error
         return meta
 
     def update(self, **fields: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rgbench.benchtop.scenes import captions
 from rgbench.benchtop.web import described_scenes, training_batch
@@ -258,7 +259,11 @@ def _open_rows(section: HFDatasetData) -> tuple[Any, Path]:
     if not len(rows):
         raise UsageError(f"{section.path}: split {section.split!r} holds no row")
     root = place.parents[1] if on_hub else place if place.is_dir() else place.parent  # the cache links to its blobs
-    return rows.cast_column(section.image_column, datasets.Image(decode=False)), root
+    try:
+        return rows.cast_column(section.image_column, datasets.Image(decode=False)), root
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        column = section.image_column
+        raise UsageError(f"{section.path}: column {column!r} (data.image_column) holds no images: {error}") from error
 
 
 def _load_split(place: Path, split: str, on_hub: bool, datasets: Any) -> Any:

@@ -439,7 +439,9 @@ class Index:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         rows = read_json(self._file) if self._file.is_file() else []
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and "file" in row for row in rows):
+        if not isinstance(rows, list) or not all(
+            isinstance(row, dict) and isinstance(row.get("file"), str) for row in rows
+        ):
             raise UsageError(f"{self._file}: not an index of images; remove it and run the command again")
         return {row["file"]: row for row in rows}
 

@@ -38,7 +38,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import open_image, read_json, write_bytes_atomic, write_text_atomic
@@ -70,6 +70,12 @@ def _folder_name(name: str) -> str:
     if not name or name.startswith(".") or set(name) & set("/\\\0"):
         raise ValueError(f"{name[:80]!r} cannot name a folder of results")
     return name
+
+
+def _step_of_steps(training: dict[str, int]) -> dict[str, int]:
+    if training and not {"step", "steps"} <= training.keys():
+        raise ValueError("lacks step or steps")
+    return training
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
@@ -146,7 +152,7 @@ class Head(_Frozen):
     generation: Generation
     training_seed: int | None = None
     recipe_sha256: str | None = None
-    training: dict[str, int] = {}
+    training: Annotated[dict[str, int], AfterValidator(_step_of_steps)] = {}
     trained_rewards: tuple[str, ...] = ()
     cost: dict[str, int | float | None] = {}
     metrics: dict[str, MetricInfo] = {}
@@ -181,6 +187,14 @@ class _Document(Head):
     vectors: dict[str, dict[str, Any]] = {}  # entries of ``extra`` that all values of a protocol share
     sheet: Sheet | None = None
     training_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _names_what_it_holds(self) -> _Document:
+        for name in ("protocol", "run"):
+            num = len(getattr(self, f"{name}s"))
+            if not all(0 <= getattr(entry, name) < num for entry in self.figures):
+                raise ValueError(f"a value names a {name} that is not among the {num} listed")
+        return self
 
 
 @dataclass(frozen=True)
@@ -926,11 +940,15 @@ def _old_images(folder: Path) -> dict[SheetImage, Image.Image]:
     if not path.is_file():
         return {}
     found = {}
-    for entry in read_json(path):
+    listed = read_json(path)
+    for entry in listed if isinstance(listed, list) else [listed]:
         name = entry.get("file") if isinstance(entry, dict) else None
         if not isinstance(name, str) or Path(name).name != name:
             raise UsageError(f"{path}: each entry needs a plain file name, not {name!r}; evaluate again")
-        about = SheetImage(**{key: entry.get(key) for key in SheetImage.model_fields})
+        try:
+            about = SheetImage(**{key: entry.get(key) for key in SheetImage.model_fields})
+        except ValidationError as error:
+            raise UsageError(f"{path}: {name}: its prompt or seed is missing; evaluate again") from error
         found[about] = open_image(folder / name)
     return found
 

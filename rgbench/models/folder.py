@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import math
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +26,11 @@ CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder
 CONFIGS = (*(f"{component}/config.json" for component in STEMS), "scheduler/scheduler_config.json")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either of the two layouts
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+# What diffusers, transformers and open_clip raise on configurations and weights that do not fit, besides their own.
+_LOADING_ERRORS = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError),
+    *(AssertionError, MemoryError),
+)
 _VARIANT = r"(?:\.(?P<variant>[A-Za-z0-9_]+?))?"
 
 
@@ -115,6 +124,42 @@ def read_config(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UsageError(f"{file}: not a configuration; fetch or write the folder again")
     return content
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what the libraries raise on a folder or file into a UsageError, and keep their log lines off the terminal.
+
+    Raises:
+        UsageError: names the path and the library's first line.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (*_LOADING_ERRORS, SafetensorError, StrictDataclassError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"{path}: cannot be loaded ({lines[0]}); fetch or write it again") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def read_number(config: Mapping[str, Any], key: str, default: float | None, file: Path) -> Any:
+    """A number of a configuration; the default where the key is missing.
+
+    Raises:
+        UsageError: it is not a positive, finite number.
+    """
+    value = config.get(key, default)
+    if value is not default and (type(value) not in (int, float) or not 0 < value < math.inf):
+        raise UsageError(f"{file}: {key} {value!r:.80} is not a positive number; fetch or write the folder again")
+    return value
 
 
 def image_side(folder: Path) -> int:
@@ -218,6 +263,7 @@ def _check_networks(folder: Path) -> None:
     file = folder / "unet" / "config.json"
     unet, vae = read_config(file), read_config(folder / "vae" / "config.json")
     channels = vae.get("latent_channels", 4)
+    read_number(vae, "scaling_factor", 0.18215, folder / "vae" / "config.json")
     if unet.get("in_channels", 4) != channels:
         raise UsageError(
             f"{file}: in_channels {unet.get('in_channels')}, the VAE's latents have {channels}: not a text-to-image "

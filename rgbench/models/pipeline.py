@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,22 @@ import diffusers.utils.logging
 import torch
 import transformers.utils.logging
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import open_safetensors, read_json
 from rgbench.diffusion.sampling import ddim_sample, lcm_sample, tcd_sample
-from rgbench.models.folder import Weights, check_class, check_folder, config_sha256, read_config, weights_sha256
+from rgbench.models.folder import (
+    Weights,
+    check_class,
+    check_folder,
+    config_sha256,
+    explained,
+    read_config,
+    read_number,
+    weights_sha256,
+)
 from rgbench.models.presets import find_preset
 
 # Their DDIM grid is their own. Of the others only the noise schedule is taken: they are sampled with Stable
@@ -38,11 +43,6 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DECODED_PIXELS = 8 * 512**2  # at once; the decoder's widest layer holds 1 KiB a pixel
 
 _NETWORKS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-# What diffusers and transformers raise on configurations and weights that do not fit.
-_LOADING_ERRORS = (
-    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError),
-    *(AssertionError, SafetensorError, StrictDataclassError),
-)
 
 
 def decode_images(vae: AutoencoderKL, latents: Tensor) -> Tensor:
@@ -254,9 +254,11 @@ def load_network(weights: Weights, dtype: torch.dtype) -> Any:
     folder, network_class = weights.folder, _NETWORKS[weights.component]
     check_class(folder, weights.component)
     names = [name for file in weights.files for name in open_safetensors(file)]
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     options["dtype" if network_class is CLIPTextModel else "torch_dtype"] = dtype
-    with _explained(folder):
+    with explained(folder):
         network, info = network_class.from_pretrained(folder, variant=weights.variant, **options)
     lacking, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     for fault, keys in (("missing from the files", lacking), ("of the files unknown to this network", unused)):
@@ -279,27 +281,8 @@ def load_network(weights: Weights, dtype: torch.dtype) -> Any:
 def _load_tokenizer(folder: Path) -> CLIPTokenizer:
     for file in sorted(folder.glob("*.json")):
         read_json(file)  # the tokenizers library raises a bare Exception on damaged JSON
-    with _explained(folder):
+    with explained(folder):
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turn what the libraries raise on a folder into a UsageError, and keep their own reports off the terminal."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    except _LOADING_ERRORS as error:
-        first = str(error).strip().split("\n", 1)[0]
-        raise UsageError(f"{folder}: cannot be loaded ({first}); fetch or write the folder again") from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
@@ -316,7 +299,7 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
     if prediction_type not in PREDICTION_TYPES:
         raise UsageError(f"{file}: prediction_type {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
     own_grid = name in DDIM_FAMILY
-    with _explained(file):
+    with explained(file):
         alphas_cumprod = DDIMScheduler.from_config(config).alphas_cumprod
     return {
         "alphas_cumprod": alphas_cumprod.to(device),
@@ -327,6 +310,6 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
             "steps_offset": 1,  # StableDiffusionPipeline sets this, and clip_sample off, whatever the file says
             "set_alpha_to_one": config.get("set_alpha_to_one", name == "DDIMScheduler") if own_grid else False,
         },
-        "original_inference_steps": config.get("original_inference_steps"),
-        "timestep_scaling": config.get("timestep_scaling", 10.0),
+        "original_inference_steps": read_number(config, "original_inference_steps", None, file),
+        "timestep_scaling": read_number(config, "timestep_scaling", 10.0, file),
     }

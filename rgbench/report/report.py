@@ -49,11 +49,11 @@ def report(results: Path, out: Path, formats: Sequence[str] = (), track: Track =
     """
     wanted = _wanted(formats)
     sections = _sections(results, track)
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in track(wanted, "writing", "formats"):
-        written.append(out / f"report.{name}")
-        write_text_atomic(written[-1], WRITERS[name](sections, track))
+    texts = {name: WRITERS[name](sections, track) for name in track(wanted, "writing", "formats")}
+    out.mkdir(parents=True, exist_ok=True)  # not before all is read
+    written = [out / f"report.{name}" for name in wanted]
+    for path, text in zip(written, texts.values(), strict=True):
+        write_text_atomic(path, text)
     for part in sections if "md" in wanted else ():
         written += _pictures(part, out, track)
     return written

@@ -12,7 +12,7 @@ or without antialiasing, whose overshoot is not clamped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import load_tensors, read_json, refuse_code, sha256_file
+from rgbench.models.folder import explained, read_config
 from rgbench.rewards.base import float32_at_least, num_tokens
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -331,9 +332,10 @@ def _load_folder(folder: Path) -> Loaded:
         if not file.is_file():
             raise UsageError(f"{file}: missing; an open_clip folder with its weights is needed")
     tokenizer = folder_tokenizer(folder)
-    model = _without_weights(f"local-dir:{folder}", load_weights=False)
+    with explained(folder / CONFIG):
+        model = _without_weights(f"local-dir:{folder}", load_weights=False)
+        preprocess = open_clip.get_model_preprocess_cfg(model)
     _take(model, weights, f"{folder / CONFIG} describes")
-    preprocess = open_clip.get_model_preprocess_cfg(model)
     return model, tokenizer, weights, {key: preprocess[key] for key in ("mean", "std")}
 
 
@@ -372,15 +374,18 @@ def folder_tokenizer(folder: Path) -> Any:
     text = _model_cfg(folder).get("text_cfg", {})
     check_text_cfg(text, folder / CONFIG)
     code = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
-    return open_clip.get_tokenizer(f"local-dir:{folder}", **code)
+    with explained(folder):
+        return open_clip.get_tokenizer(f"local-dir:{folder}", **code)
 
 
-def check_text_cfg(text: Mapping[str, Any], file: Path) -> None:
+def check_text_cfg(text: Any, file: Path) -> None:
     """Refuse a ``text_cfg`` that would load code, or a text tower from the hub.
 
     Raises:
         UsageError: names the file and the key.
     """
+    if not isinstance(text, dict):
+        raise UsageError(f"{file}: text_cfg does not describe a text tower; fetch or write the folder again")
     unknown = sorted(set(text.get("tokenizer_kwargs") or ()) - TOKENIZER_OPTIONS)
     if unknown or text.get("hf_model_name"):
         key = f"tokenizer_kwargs.{unknown[0]}" if unknown else "hf_model_name"
@@ -431,13 +436,14 @@ def load_clip(folder: Path, device: str | torch.device, dtype: torch.dtype) -> C
         if not (folder / file).is_file():
             raise UsageError(f"{folder / file}: missing; a transformers CLIP folder with safetensors weights is needed")
     refuse_code(folder)
+    kind = read_config(folder / TRANSFORMERS_CONFIG).get("model_type", "clip")
+    if kind != "clip":
+        raise UsageError(f"{folder / TRANSFORMERS_CONFIG}: describes a model of type {kind!r:.80}; give a CLIP")
     disable_progress_bar()
-    try:
+    with explained(folder):
         model, report = CLIPModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{folder}: not a CLIP in transformers' layout: {error}") from error
     absent = sorted(report["missing_keys"])
     if absent:
         raise UsageError(f"{folder / WEIGHTS}: lacks {len(absent)} tensors of a CLIP, first {absent[0]!r}")
@@ -477,11 +483,12 @@ class ClipTokenizer:
         self.context_length = context_length
         own = (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
         self.source = "folder" if own else "clip-bpe"
-        self._tokenizer: Any = (
-            CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            if own
-            else open_clip.SimpleTokenizer(context_length=context_length)
-        )
+        with explained(folder):
+            self._tokenizer: Any = (
+                CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+                if own
+                else open_clip.SimpleTokenizer(context_length=context_length)
+            )
 
     def num_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, uncut."""

@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_safetensors, read_json, save_safetensors_atomic, write_json_atomic
+from rgbench.core.io import load_safetensors, save_safetensors_atomic, write_json_atomic
+from rgbench.models.folder import explained, read_config
 from rgbench.rewards.clip import FeatureCache, check_text_cfg, folder_tokenizer, read_clip, unit
 
 CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
@@ -119,9 +120,10 @@ class LatentCLIP(nn.Module):
         for file in (CONFIG, WEIGHTS, CLIP_CONFIG):
             if not (folder / file).is_file():
                 raise UsageError(f"{folder / file}: missing; a latent CLIP folder is needed")
-        config = read_json(folder / CONFIG)
-        check_text_cfg(config["text_cfg"], folder / CONFIG)
-        proxy = cls(config, folder)
+        config = read_config(folder / CONFIG)
+        check_text_cfg(config.get("text_cfg"), folder / CONFIG)
+        with explained(folder / CONFIG):
+            proxy = cls(config, folder)
         weights = load_safetensors(folder / WEIGHTS)
         expected = proxy.clip.state_dict()
         wrong = [name for name in expected | weights if _shape(expected, name) != _shape(weights, name)]
