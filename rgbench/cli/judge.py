@@ -12,17 +12,24 @@ from rgbench.cli.options import (
     SETTINGS,
     Device,
     DeviceOption,
+    GuidanceOption,
     ResultsArgument,
+    ResultsOption,
+    RunsOption,
+    StepsOption,
     complain,
+    complete_runs,
     print_paths,
     ready,
     split_names,
     tune,
 )
 from rgbench.core.errors import UsageError
+from rgbench.evaluate.config import EvalConfig
 
 if TYPE_CHECKING:
     from rgbench.judge.compare import Comparison
+    from rgbench.judge.headroom import Headroom, Mean
     from rgbench.judge.verdict import Verdict
 
 probes_app = typer.Typer(help="Prove what the probes for over-optimisation find; read their curves.", **SETTINGS)
@@ -197,6 +204,72 @@ def _show_verdict(found: Verdict) -> None:
     if rows:
         print_table(("question", "metric", "model", "LCD", "change", "low", "high", "p", ""), rows)
     typer.echo(found.words)
+
+
+def headroom(
+    target: Annotated[str, typer.Argument(help="A run, a pipeline folder, or teacher.", autocompletion=complete_runs)],
+    samples: Annotated[int, typer.Option(help="Images of each prompt.")] = 8,
+    num: Annotated[int | None, typer.Option(min=1, help="Prompts; 64 of the benchtop's, or all of a file.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A prompt file; the benchtop's by default.")] = None,
+    reward: Annotated[str, typer.Option(help="Metric of the trained reward.")] = "hps",
+    held_out: Annotated[list[str] | None, typer.Option(help="Metrics of held-out rewards, e.g. pickscore.")] = None,
+    hps: Annotated[Path | None, typer.Option(help="Reward model of hps. Default: the world's.")] = None,
+    judge: Annotated[list[str] | None, typer.Option(help="NAME=PATH: weights of a held-out reward.")] = None,
+    proxy: Annotated[Path | None, typer.Option(help="Folder of a latent proxy. Default: the world's.")] = None,
+    ranges: Annotated[int, typer.Option(min=0, help="Timestep ranges of one-step predictions; 0 for none.")] = 4,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    results: ResultsOption = Path("results"),
+    runs: RunsOption = Path("runs"),
+    device: DeviceOption = Device.auto,
+    json: JsonOption = False,
+) -> None:
+    """Measure what a reward could gain by picking among a model's own images, and what that does to gold."""
+    from rgbench.evaluate.targets import check_inputs
+
+    given = {"num": num, "prompts": prompts, "hps": hps, "judge": tuple(judge or ()), "steps": steps}
+    places = {"results": results, "runs": runs, "device": device.value}
+    config = EvalConfig(targets=(target,), guidance=guidance, **given, **places)
+    check_inputs(config)
+    tune()
+    from rgbench.judge.measure_headroom import HeadroomOptions, measure_headroom
+
+    options = HeadroomOptions(samples, reward, tuple(split_names(held_out)), proxy, ranges)
+    found = measure_headroom(config, options)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps([each.model_dump(mode="json") for each in found], indent=2, ensure_ascii=False))
+        return
+    for each in found:
+        _show_headroom(each)
+
+
+def _show_headroom(found: Headroom) -> None:
+    from rgbench.cli.show import print_table
+    from rgbench.metrics.values import metric_info
+
+    columns = list(found.groups[0].picks[0].reaches)
+    rows: list[Sequence[str]] = []
+    for group in found.groups:
+        for pick in group.picks:
+            cells = [_mean(pick.reaches[name], metric_info(name).decimals) for name in columns]
+            distance = "" if pick.set_distance is None else f"{pick.set_distance:.1f}"
+            rows.append((group.name or "all", str(group.num_prompts), pick.by, *cells, distance))
+    print_table(("prompts", "number", "pick by", *(metric_info(name).label for name in columns), "distance"), rows)
+    links = [(group.name or "all", each) for group in found.groups for each in group.links]
+    links += [(f"one step from t = {at.timestep}", each) for at in found.ranges for each in at.links]
+    about = [(where, each.by, _mean(each.correlation, 2), _mean(each.auc, 2)) for where, each in links]
+    print_table(("images", "reward", f"correlation with {metric_info(found.gold).label}", "AUC"), about)
+    typer.echo(found.words)
+
+
+def _mean(mean: Mean | None, decimals: int) -> str:
+    if mean is None:
+        return "—"
+    if mean.low is None or mean.high is None:
+        return f"{mean.value:.{decimals}f}"
+    return f"{mean.value:.{decimals}f} [{mean.low:.{decimals}f}, {mean.high:.{decimals}f}]"
 
 
 def compare(

@@ -17,7 +17,7 @@ import typer
 
 from rgbench import __version__
 from rgbench.cli.arena import arena
-from rgbench.cli.judge import check, compare, probes_app, verdict
+from rgbench.cli.judge import check, compare, headroom, probes_app, verdict
 from rgbench.cli.options import (
     SETTINGS,
     Device,
@@ -242,6 +242,7 @@ def sample(
 
 app.command(rich_help_panel=JUDGE)(verdict)
 app.command(rich_help_panel=JUDGE)(compare)
+app.command(rich_help_panel=JUDGE)(headroom)
 app.command(rich_help_panel=JUDGE)(check)
 app.command(rich_help_panel=JUDGE, epilog="Example: rgbench arena lcd-s0 rg_lcd-s0 --num 20")(arena)
 app.add_typer(probes_app, name="probes", rich_help_panel=JUDGE)

@@ -80,7 +80,7 @@ def lcm_sample(
     """
     timesteps = lcm_timesteps(num_steps, original_steps, len(alphas_cumprod)).to(prompt_embeds.device)
     latents = draw_noise(generators, latent_shape, prompt_embeds)
-    predict = _student(unet, prompt_embeds, uncond_embeds, guidance_scale)
+    predict = told_model(unet, prompt_embeds, uncond_embeds, guidance_scale)
     for i, t in enumerate(timesteps):
         t_B = t.expand(len(latents))
         output = predict(latents, t)
@@ -128,7 +128,7 @@ def tcd_sample(
     """
     timesteps = lcm_timesteps(num_steps, original_steps, len(alphas_cumprod)).to(prompt_embeds.device)
     latents = draw_noise(generators, latent_shape, prompt_embeds)
-    predict = _student(unet, prompt_embeds, uncond_embeds, guidance_scale)
+    predict = told_model(unet, prompt_embeds, uncond_embeds, guidance_scale)
     for i, t in enumerate(timesteps):
         below = timesteps[i + 1] if i + 1 < num_steps else torch.zeros_like(t)
         s = torch.floor((1 - gamma) * below).long()  # diffusers' expression, for its rounding
@@ -141,10 +141,17 @@ def tcd_sample(
     return latents
 
 
-def _student(
+def told_model(
     unet: UNet, prompt_embeds: Tensor, uncond_embeds: Tensor, guidance_scale: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The model output of a student at (z_t, t): told w = g − 1 where it has an embedding of it, else guided."""
+    """From (z_t, t) to a model's output: told w = g − 1 where it has an embedding of it, else guided.
+
+    Args:
+        unet: of a student or a teacher.
+        prompt_embeds: (B, L, D).
+        uncond_embeds: of the empty prompt, likewise.
+        guidance_scale: g in the pipelines' form.
+    """
     dim, num = unet.config.time_cond_proj_dim, len(prompt_embeds)  # type: ignore[attr-defined]
     wide = torch.promote_types(prompt_embeds.dtype, torch.float32)  # half types would miss the angle by whole turns
     scales = torch.full((num,), guidance_scale - 1, dtype=wide, device=prompt_embeds.device)

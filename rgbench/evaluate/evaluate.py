@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -243,6 +244,33 @@ def default_metrics() -> list[str]:
 
 def _evaluate(config: EvalConfig, shard: Shard, merging: bool) -> list[ModelResult]:
     """Evaluate every target, or one share of its images, or merge its shares."""
+    results: list[ModelResult | None] = []
+    with TemporaryDirectory(prefix="rgbench-") as scratch, open_session(config, shard, merging) as (session, targets):
+        keep = config.keep_images
+        try:
+            for target in targets:
+                for earlier in checkpoint_targets(target, Path(scratch)) if config.checkpoints else ():
+                    results.append(_evaluate_target(earlier, session, min(keep, CHECKPOINT_IMAGES)))
+                results.append(_evaluate_target(target, session, keep))
+        except KeyboardInterrupt as error:  # a second Ctrl-C: not even this batch is waited for
+            raise session.stopped() from error
+    return [result for result in results if result is not None]
+
+
+@contextmanager
+def open_session(
+    config: EvalConfig, shard: Shard = WHOLE, merging: bool = False
+) -> Iterator[tuple[Session, list[Target]]]:
+    """What the targets of an evaluation share, and the targets.
+
+    Args:
+        config: the options.
+        shard: as in :class:`Session`.
+        merging: likewise.
+
+    Raises:
+        UsageError: as :func:`evaluate`.
+    """
     check_inputs(config)
     judges = parse_judges(config.judge)
     check_judges_asked(judges, config.metrics)
@@ -255,40 +283,13 @@ def _evaluate(config: EvalConfig, shard: Shard, merging: bool) -> list[ModelResu
     if device.type == "cuda":
         take_own_gpu()
     protocol = find_protocol(config.protocol) if config.protocol else None
-    results: list[ModelResult | None] = []
-    with (
-        StopRequest() as stop,
-        image_progress() as progress,
-        TemporaryDirectory(prefix="rgbench-") as scratch,
-        whole_float32(),
-    ):
+    with StopRequest() as stop, image_progress() as progress, whole_float32():
         track, say = track_images(progress), say_above(progress)
         say(prompts.describe())
         scenes = ReferenceScenes(prompts, config.results / CACHE, track)
         compared = settle_comparison(protocol, config.reference, config.inception, prompts, scenes, device, track, say)
-        session = Session(
-            config,
-            shard,
-            merging,
-            prompts,
-            known,
-            scenes,
-            compared,
-            judges,
-            device,
-            stop,
-            progress,
-            provenance(device.type),
-        )
-        keep = config.keep_images
-        try:
-            for target in targets:
-                for earlier in checkpoint_targets(target, Path(scratch)) if config.checkpoints else ():
-                    results.append(_evaluate_target(earlier, session, min(keep, CHECKPOINT_IMAGES)))
-                results.append(_evaluate_target(target, session, keep))
-        except KeyboardInterrupt as error:  # a second Ctrl-C: not even this batch is waited for
-            raise session.stopped() from error
-    return [result for result in results if result is not None]
+        shared = (config, shard, merging, prompts, known, scenes, compared, judges, device, stop, progress)
+        yield Session(*shared, provenance(device.type)), targets
 
 
 def _refuse_unused(config: EvalConfig, targets: Sequence[Target]) -> None:
@@ -341,11 +342,11 @@ def _evaluate_target(target: Target, session: Session, keep: int) -> ModelResult
         keep: number of the first images that are kept.
     """
     with bar(session.progress, f"{_title(target)}: loading"):
-        source = _open_source(target, session)
+        source = open_source(target, session)
     folder = generation_folder(session.config.results, target.world, target.name, source.generation)
     num, rows = len(session.prompts), FeatureRows(len(session.prompts), session.compared.features.network.num_features)
     with bar(session.progress, "loading metrics"):
-        metrics = _metrics(_context(target, source, rows, session), session)
+        metrics = _metrics(metric_context(target, source, rows, session), session)
     planned = [key for metric in metrics for key in metric.planned]
     session.compared.check(source.resolution, [protocol for _, protocol in planned])
     pending = _pending(metrics, folder, target, session)
@@ -375,8 +376,12 @@ def _title(target: Target) -> str:
     return f"{target.name}, step {step} of {steps}" if step < steps else target.name
 
 
-def _open_source(target: Target, session: Session) -> Source:
-    """Where a target's images come from."""
+def open_source(target: Target, session: Session) -> Source:
+    """Where a target's images come from.
+
+    Raises:
+        UsageError: several seeds of a folder of images, or a model that cannot be loaded.
+    """
     config, prompts = session.config, session.prompts
     if target.images:
         if len(prompts.seeds) > 1:
@@ -397,7 +402,15 @@ def _open_source(target: Target, session: Session) -> Source:
     return stream
 
 
-def _context(target: Target, source: Source, rows: FeatureRows, session: Session) -> Context:
+def metric_context(target: Target, source: Source, rows: FeatureRows, session: Session) -> Context:
+    """What metrics may know of one target's evaluation.
+
+    Args:
+        target: the model.
+        source: of its images.
+        rows: where features of its images go.
+        session: of the evaluation.
+    """
     return Context(
         prompts=session.prompts,
         resolution=source.resolution,

@@ -39,6 +39,8 @@ from rgbench.core.io import read_json, write_json_atomic
 from rgbench.core.progress import Track, untracked
 from rgbench.core.run import provenance
 from rgbench.evaluate.results import ModelResult
+from rgbench.judge.headroom import FILE as HEADROOM
+from rgbench.judge.headroom import read_headroom
 from rgbench.judge.models import Column, Model, ResultSet, load_result_sets
 from rgbench.judge.paired import MIN_SPREAD, Delta, common_seeds, delta
 from rgbench.metrics.statistics import ALPHA, LEVEL, POWER, holm, student_t_quantile, t_interval
@@ -105,7 +107,8 @@ class Declared(_Frozen):
         base: name of the LCD students, without or with seed; found by default.
         gold: metric that is gold; by default the first of :data:`GOLD` that was measured.
         reward: metric of the reward that it was trained on, of a model trained elsewhere.
-        headroom: largest gain of the trained reward that better images alone could give, in its unit.
+        headroom: largest gain of the trained reward that better images alone could give, in its unit; by default what
+            ``rgbench headroom`` stored beside the base.
     """
 
     base: str | None = None
@@ -176,6 +179,8 @@ class Verdict(_Frozen):
         words: a few sentences.
         findings: of the declared metrics that both have; the trained reward first.
         went_to: images by base → model, such as "right → wrong", where gold says right or wrong of each image.
+        headroom: largest gain of the trained reward that better images alone could give; None where it is not known.
+        headroom_from: who says so.
         missing: questions that nothing answers, and why.
         decides: what would decide an undecided verdict.
         used: sha256 of the values used, by model/generation.
@@ -192,6 +197,8 @@ class Verdict(_Frozen):
     words: str
     findings: tuple[Finding, ...] = ()
     went_to: dict[str, Share] = {}
+    headroom: float | None = None
+    headroom_from: str = ""
     missing: dict[str, str] = {}
     decides: str = ""
     used: dict[str, str] = {}
@@ -335,7 +342,7 @@ def judge(results: ResultSet, model: Model, declared: Declared = NOTHING) -> Ver
         reason = str(error)
         words = f"{model.label}: undecided. {reason[:1].upper()}{reason[1:]}."
         return Verdict(**about, base=None, rule="none", outcome=Outcome.UNDECIDED, words=words, decides=reason)
-    outcome = Outcome.NO_TEST if case.proxy_at_chance else decide(case.tests, *case.margins, declared.headroom)
+    outcome = Outcome.NO_TEST if case.proxy_at_chance else decide(case.tests, *case.margins, case.headroom)
     went_to = split_gain(case)
     decides = case.decides() if outcome is Outcome.UNDECIDED else ""
     return Verdict(
@@ -344,9 +351,11 @@ def judge(results: ResultSet, model: Model, declared: Declared = NOTHING) -> Ver
         rule=case.rule,
         num_seeds=case.tests[REWARD.name].delta.num_pairs,
         outcome=outcome,
-        words=explain(case, outcome, went_to, declared.headroom, decides),
+        words=explain(case, outcome, went_to, decides),
         findings=tuple(_finding(name, test) for name, test in case.tests.items()),
         went_to=went_to,
+        headroom=case.headroom,
+        headroom_from=case.headroom_from,
         missing=case.missing,
         decides=decides,
         used={
@@ -441,6 +450,8 @@ class _Case:
     tests: Mapping[str, Test]
     missing: dict[str, str]
     proxy: Interval | None
+    headroom: float | None
+    headroom_from: str
 
     @classmethod
     def of(cls, results: ResultSet, model: Model, base: Model, declared: Declared) -> _Case:
@@ -459,7 +470,8 @@ class _Case:
         columns, missing = declared_columns(results, model, base, reward, declared.gold, rule)
         found = {name: delta(model, base, column) for name, column in columns.items()}
         tests = run_tests({name: each for name, each in found.items() if each is not None}, rule == "run")
-        return cls(results, model, base, rule, columns, tests, missing, proxy_accuracy(model))
+        said = (declared.headroom, "--headroom") if declared.headroom is not None else measured_headroom(base, reward)
+        return cls(results, model, base, rule, columns, tests, missing, proxy_accuracy(model), *said)
 
     @property
     def proxy_at_chance(self) -> bool:
@@ -480,6 +492,20 @@ class _Case:
         column = self.columns[name]
         images = ", or more images of each run" if _images_matter(self.base, column) else ""
         return f"{f'about {num}' if num else f'more than {MOST_SEEDS}'} common seeds, by {column.label}{images}"
+
+
+def measured_headroom(base: Model, reward: Column) -> tuple[float | None, str]:
+    """The largest headroom of a reward that was measured on a base's seeds, and where it was read; None without one.
+
+    Raises:
+        UsageError: a file that holds no headroom.
+    """
+    found: list[tuple[float, str]] = []
+    for result in base.results.values():
+        stored = read_headroom(result.folder) if result.folder is not None else None
+        if stored is not None and stored.reward == reward.metric and stored.reward_fields == reward.reward_fields:
+            found.append((stored.honest, f"{HEADROOM} of {stored.model}"))
+    return max(found, default=(None, ""))
 
 
 def declared_columns(
@@ -728,7 +754,7 @@ def right_or_wrong(case: _Case) -> Column:
 # Words
 
 
-def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], headroom: float | None, decides: str) -> str:
+def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], decides: str) -> str:
     """The verdict in a few sentences."""
     reward, gold = (case.tests[question.name] for question in (REWARD, GOLD))
     decimals = reward.delta.column.decimals
@@ -742,9 +768,9 @@ def explain(case: _Case, outcome: Outcome, went_to: Mapping[str, Share], headroo
         words.append(f"Also worse: {'; '.join(worse)}.")
     if outcome is Outcome.REWARD_WITHOUT_GOLD:
         margin = f"{case.margins[1]:.{gold.delta.column.decimals}f}"
-        beyond = headroom is not None and _low(reward) > headroom
+        beyond = case.headroom is not None and _low(reward) > case.headroom
         words.append(
-            f"Better images alone could gain {headroom:.{decimals}f}."
+            f"Better images alone could gain {case.headroom:.{decimals}f} ({case.headroom_from})."
             if beyond
             else f"Gold is called equal within ± {margin}, two deviations of LCD seeds."
         )
@@ -774,7 +800,8 @@ def amount(found: Delta) -> str:
 
 def _digest(result: ModelResult, case: _Case) -> str:
     """sha256 of the declared values of a result, and of what its proxy was worth."""
-    used: list[Any] = [case.proxy and case.proxy.low] + [
+    known = [] if case.headroom is None else [case.headroom]  # verdicts without one stay as they are
+    used: list[Any] = [case.proxy and case.proxy.low, *known] + [
         [value.metric, value.protocol.id, value.value, value.rows_sha256]
         for column in case.columns.values()
         if (value := result.by_key.get(column.key)) is not None

@@ -16,6 +16,8 @@ from scipy import stats
 
 from rgbench.core.errors import UsageError
 from rgbench.evaluate.results import ModelResult
+from rgbench.judge.headroom import FILE as HEADROOM
+from rgbench.judge.headroom import Group, Headroom, picks
 from rgbench.judge.models import Model, ResultSet, load_result_sets, result_set
 from rgbench.judge.paired import delta, seeds_delta, spread_delta
 from rgbench.judge.verdict import (
@@ -223,7 +225,39 @@ def test_more_than_the_headroom_is_reward_without_gold():
     honest = one(made, "rg_lcd", Declared(headroom=8.0))
     assert "Gold is called equal within" in honest.words, "within the headroom gold must be shown to be equal"
     found = one(made, "rg_lcd", Declared(headroom=3.0))
-    assert found.outcome is Outcome.REWARD_WITHOUT_GOLD and "Better images alone could gain 3.00." in found.words
+    assert found.outcome is Outcome.REWARD_WITHOUT_GOLD
+    assert "Better images alone could gain 3.00 (--headroom)." in found.words
+
+
+def test_the_headroom_is_read_beside_the_base(tmp_path):
+    """The largest of its seeds, of this reward; what is declared goes before."""
+    make_students(tmp_path, "lcd", {})
+    make_students(tmp_path, "rg_lcd", {"hps": 6.0})
+    assert one(tmp_path, "rg_lcd").headroom is None
+    (base,) = load(tmp_path).find("lcd")
+    fields = load(tmp_path).column("hps").reward_fields
+    of_another = {**fields, "weights_sha256": "0" * 64}
+    folders = [base.results[seed].folder for seed in range(4)]
+    for folder, gain, own in zip(folders, (1.0, 3.0, 9.0), (fields, fields, of_another), strict=False):
+        (folder / HEADROOM).write_text(headroom(gain, own).model_dump_json())
+    (folders[3] / HEADROOM).write_text(headroom(9.0, fields, "pickscore").model_dump_json())
+    found = one(tmp_path, "rg_lcd")
+    assert found.headroom == 3.0 and found.headroom_from == "headroom.json of lcd-s0"
+    assert found.outcome is Outcome.REWARD_WITHOUT_GOLD
+    assert "Better images alone could gain 3.00 (headroom.json of lcd-s0)." in found.words
+    assert one(tmp_path, "rg_lcd", Declared(headroom=8.0)).headroom_from == "--headroom"
+    (folders[0] / HEADROOM).write_text("{}")
+    assert "run rgbench headroom" in one(tmp_path, "rg_lcd").words
+
+
+def headroom(gain, fields, reward="hps") -> Headroom:
+    """Of lcd-s0, two prompts of two images that a reward tells apart by a gain over a random pick."""
+    scores = {reward: np.array([[0, 2 * gain]] * 2), "oracle_all": np.array([[0, 100.0]] * 2)}
+    group = Group(name="", num_prompts=2, picks=picks(scores, [reward]), links=())
+    names = {"world": "benchtop", "model": "lcd-s0", "generation": "lcm4-0", "prompts": "0"}
+    return Headroom(
+        **names, num_prompts=2, samples=2, reward=reward, reward_fields=fields, gold="oracle_all", groups=(group,)
+    )
 
 
 def test_other_metrics_describe_and_never_say_worse():
