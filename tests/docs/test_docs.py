@@ -154,6 +154,7 @@ def test_all_pages_are_seen() -> None:
         "evaluate-a-folder-of-images",
         "evaluate-my-own-model",
         "judge-over-optimisation",
+        "measure-headroom",
         "read-the-report",
         "resume-and-move-a-run",
         "score-in-another-environment",

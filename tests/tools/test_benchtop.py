@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -17,11 +18,19 @@ from rgbench.benchtop.gold import Gold
 from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch, vocabulary
 from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, sha256_tree
-from rgbench.models.presets import WEIGHTS
+from rgbench.train.train import train
 from tools.benchtop import teacher
 from tools.benchtop.__main__ import app
 from tools.benchtop.build import SHIPPED, STAGES, WorldRecipe, build, install
-from tools.benchtop.check import Row, high_energy, spectrum_rows
+from tools.benchtop.check import (
+    Row,
+    agreement_with_expert,
+    high_energy,
+    pick_rows,
+    rank_correlation,
+    regressor_rows,
+    spectrum_rows,
+)
 from tools.benchtop.clip import CLIP_CONFIG, CONTEXT_LENGTH, bpe_merges, build_tokenizer, contrastive_loss
 from tools.benchtop.regressors import FIRST, RegressorConfig, regressor_batch
 from tools.benchtop.teacher import TeacherConfig, to_transformers, train_teacher
@@ -77,14 +86,17 @@ def test_install_copies_whole_parts_and_refuses_an_unfinished_build(quick, tmp_p
 
 @pytest.mark.long
 def test_the_shipped_benchtop_is_checked(tmp_path):
-    out, student = tmp_path / "check.json", tmp_path / "pipeline"
-    shutil.copytree(WEIGHTS / "teacher", student)
-    (tmp_path / "run.json").write_text('{"sampling": {"guidance_scale": 5.0}}')
+    out = tmp_path / "check.json"
+    student = train("lcd", ["train.steps=1", "train.sample_every=0"], out=tmp_path / "lcd", device="cpu") / "pipeline"
     words = ["check", "--num", "8", "--student", str(student), "--device", "cpu", "--json"]
     done = CliRunner().invoke(app, [*words, "--out", str(out)])
     rows = json.loads(done.stdout)
     assert done.exit_code == (0 if all(row["ok"] for row in rows) else 1)
     assert len(rows) > 60 and read_json(out)["rows"] == rows
+    bounds = {row["name"]: (row["floor"], row["ceiling"]) for row in rows}
+    assert bounds["teacher, DDIM 50: all right, test prompts"] == (0.55, 0.8)
+    assert bounds["latent proxy: pair accuracy on an LCD student's candidates"] == (0.68, None)
+    assert sum(name.startswith("regressors") and of == (0.85, None) for name, of in bounds.items()) == 3
 
 
 def test_a_row_is_short_outside_its_bounds_or_without_a_value():
@@ -93,6 +105,37 @@ def test_a_row_is_short_outside_its_bounds_or_without_a_value():
     assert not Row("x", None, 0.5).ok
     assert Row("reported only", 0.0).ok and "—" in str(Row("x", None))
     assert Row("x", 1.0, 0.5).to_dict()["ok"] is True
+
+
+def test_pick_rows_by_hand():
+    """Prompt 1: 2 of 4 right, the reward picks one; prompt 2: 1 of 4, it picks a wrong one."""
+    rewards = np.array([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0]])
+    right = np.array([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    ours, best, agreed = pick_rows(rewards, right, right)
+    assert ours.value == pytest.approx((1 + 0) / 2 - (0.5 + 0.25) / 2) and ours.floor == 0.06
+    assert best.value == pytest.approx(1 - 0.375) and best.floor == 0.12
+    assert agreed.value == pytest.approx(np.mean([np.corrcoef(*x)[0, 1] for x in zip(rewards, right, strict=True)]))
+    assert not pick_rows(rewards, np.ones((2, 4)), np.ones((2, 4)))[2].ok, "no spread, no correlation"
+
+
+def test_agreement_of_a_proxy_with_its_expert_by_hand():
+    expert = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 2.0]])  # prediction, target, truth
+    ours = torch.tensor([[1.0, 3.0], [0.0, 5.0], [2.0, 4.0]])
+    whole, *pairs, correlation, cosine = agreement_with_expert(ours, expert, torch.tensor([0.5, -0.1]))
+    assert [row.value for row in pairs] == [0.5, 1.0, 1.0], "of the first prediction and target the order is wrong"
+    assert whole.value == pytest.approx(2.5 / 3) and correlation.value == pytest.approx(1)
+    assert cosine.value == pytest.approx(0.2) and cosine.ok and (whole.floor, correlation.floor) == (0.68, 0.85)
+
+
+def test_rank_correlation_is_spearmans():
+    a, b = torch.tensor([0.1, 5.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0, 4.0])
+    assert rank_correlation(a, b) == pytest.approx(1 - 6 * (0 + 1 + 0 + 1) / (4 * 15))
+
+
+def test_regressors_that_are_missing_are_short(tmp_path):
+    rows = regressor_rows(tmp_path / "none", 4, CPU)
+    assert [row.name.split(" of ")[-1] for row in rows] == ["pixelate", "salt and pepper", "motion blur"]
+    assert not any(row.ok for row in rows)
 
 
 def test_spectrum_rows_of_blurred_scenes_fall_in_the_upper_octaves():

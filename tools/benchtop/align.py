@@ -7,6 +7,7 @@ batch. Its text tower becomes the reward model's and stays so.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -66,23 +67,44 @@ def align_proxy(config: AlignConfig, out: Path, device: torch.device) -> None:
     proxy.eval().save(out / "latent_proxy")
 
 
-@torch.no_grad()
-def _save_candidates(config: AlignConfig, recipe: Any, unet: Path, path: Path, device: torch.device) -> None:
-    """Write ``latents`` (3, N, 4, 8, 8), unit ``images`` (3, N, D) and ``texts`` (N, D) of the reward, in float16."""
+def student_trainer(recipe: Any, unet: Path, device: torch.device) -> LRM:
+    """The trainer of an LRM recipe, with a finished student as student and target."""
     trainer = LRM.build(recipe, load_models(recipe.model.teacher_folder(), device, torch.float32))
     weights = UNet2DConditionModel.from_pretrained(unet).float().state_dict()
     for network in (trainer.student, trainer.target):
         network.load_state_dict(weights)
-    source, size, expert = open_source(recipe.data), recipe.train.batch_size, cast(HPSReward, trainer.expert)
+    return trainer
+
+
+def student_candidates(trainer: LRM, recipe: Any, first: int, num_batches: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """Unscaled latents (3 · B, 4, 8, 8) of prediction, target and truth at all timesteps, and B prompts.
+
+    Args:
+        trainer: with the student.
+        recipe: its own.
+        first: of the pictures.
+        num_batches: how many.
+    """
+    source, size = open_source(recipe.data), recipe.train.batch_size
+    for step in range(num_batches):
+        with torch.no_grad():
+            batch = source.load(list(range(first + step * size, first + (step + 1) * size)))
+            inputs = trainer.prepare(batch, StepDraws(recipe.seed, step, size))
+            latents = trainer.candidates(inputs, trainer.distil(inputs), batch.prompts).latents
+        yield latents, batch.prompts
+
+
+@torch.no_grad()
+def _save_candidates(config: AlignConfig, recipe: Any, unet: Path, path: Path, device: torch.device) -> None:
+    """Write ``latents`` (3, N, 4, 8, 8), unit ``images`` (3, N, D) and ``texts`` (N, D) of the reward, in float16."""
+    trainer = student_trainer(recipe, unet, device)
+    size, expert = recipe.train.batch_size, cast(HPSReward, trainer.expert)
     parts: dict[str, list[Tensor]] = {"latents": [], "images": [], "texts": []}
-    for step in range(config.num_batches):
-        batch = source.load(list(range(FIRST + step * size, FIRST + (step + 1) * size)))
-        inputs = trainer.prepare(batch, StepDraws(recipe.seed, step, size))
-        latents = trainer.candidates(inputs, trainer.distil(inputs), batch.prompts).latents
+    for latents, prompts in student_candidates(trainer, recipe, FIRST, config.num_batches):
         pixels = expert.preprocess(decode_images(trainer.models.vae, latents))
         parts["latents"].append(latents.unflatten(0, (3, size)).cpu())
         parts["images"].append(unit(expert.model.encode_image(pixels)).unflatten(0, (3, size)).cpu())
-        parts["texts"].append(expert.text_features(batch.prompts).cpu())
+        parts["texts"].append(expert.text_features(prompts).cpu())
     dims = {"latents": 1, "images": 1, "texts": 0}
     save_file({name: torch.cat(rows, dims[name]).half().contiguous() for name, rows in parts.items()}, path)
 

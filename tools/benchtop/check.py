@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgbench.benchtop.gold import Gold
 from rgbench.benchtop.oracle import ATTRIBUTES, CLASSIFIERS, Oracle, load_oracle, render_and_match, score_reading
 from rgbench.benchtop.preferences import (
     HELDOUT_DEGRADATIONS,
-    TRAINED_DEGRADATIONS,
     PreferenceConfig,
     corrupt,
     degrade,
@@ -25,20 +25,28 @@ from rgbench.benchtop.preferences import (
 from rgbench.benchtop.scenes import IMAGE_SIZE, Scenes, captions, sample_scenes, scene_batch
 from rgbench.core.io import read_json, write_json_atomic
 from rgbench.core.run import provenance, stream_generator
+from rgbench.judge.headroom import picks, within_correlation
 from rgbench.metrics.fid import Moments, frechet_distance
 from rgbench.metrics.networks import EffLite0Features
 from rgbench.metrics.probes.spectrum import CUTOFF, band_energy, luma_chroma, octave_gaps, power_spectrum, ratio_db
-from rgbench.models.pipeline import DiffusionModels, load_models
+from rgbench.models.pipeline import DiffusionModels, decode_images, load_models
 from rgbench.models.presets import PRESETS
 from rgbench.rewards.base import Reward
 from rgbench.rewards.clip import HPSReward, nyquist
-from rgbench.rewards.latent_proxy import LatentCLIP
+from rgbench.rewards.latent_proxy import PAIRS, LatentCLIP
+from rgbench.train.lrm import LRM
+from rgbench.train.recipe import load_recipe
 from rgbench.train.train import train
+from tools.benchtop.align import FIRST, student_candidates, student_trainer
 from tools.benchtop.clip import CLIP_IMAGE_SIZE, preference_pairs
 
 TEACHER = PRESETS["benchtop"]
 REWARD_NYQUIST = nyquist(CLIP_IMAGE_SIZE, IMAGE_SIZE)  # 0.22 cycles/pixel
 BATCH, ORACLE_BATCH = 64, 128
+TEACHER_BAND = 0.55, 0.80  # of images with all right
+NUM_DRAWS = 8  # images of each prompt, to pick from
+FIRST_CANDIDATE = FIRST + 10**6  # of pictures that neither students nor the proxy saw
+CANDIDATES = ("prediction", "target", "truth")
 NUM_MATCHED = 256  # images that render-and-match reads, which is slow
 
 
@@ -113,24 +121,97 @@ def _rows(assets: Path, student: Path | None, num: int, device: torch.device) ->
     yield from classifier_rows(oracle, num)
     yield from reward_rows(reward, num)
     yield from vae_rows(models, oracle, reward, num)
-    yield from proxy_rows(LatentCLIP.load(assets / "latent_proxy", device), models, reward, num)
+    yield from regressor_rows(assets / "regressors", num, device)
     samples = {
         split: sample(models, split, num, TEACHER.teacher_steps, TEACHER.teacher_guidance)
         for split in ("test", "heldout")
     }
-    yield from teacher_rows(models, oracle, samples, num)
+    yield from teacher_rows(oracle, samples, num)
     scenes = sample_scenes("test", range(num))
     yield from agreement_rows(oracle, samples["test"], scenes, "teacher samples")
     with tempfile.TemporaryDirectory() as folder:
-        run = student or train("lcd", [], out=Path(folder) / "lcd", device=str(device)) / "pipeline"
-        images = sample(load_models(run, device, torch.float32), "test", num, 4, student_guidance(run.parent))
+        parts = [f"model={{path: {assets.resolve() / 'teacher'}}}"]
+        run = student or train("lcd", parts, out=Path(folder) / "lcd", device=str(device)) / "pipeline"
+        yield from student_rows(run, models, oracle, reward, samples["test"], num, device)
+        yield from proxy_rows(assets, run / "unet", num, device)
+
+
+def student_rows(
+    run: Path,
+    teacher: DiffusionModels,
+    oracle: Oracle,
+    reward: Reward,
+    teacher_samples: Tensor,
+    num: int,
+    device: torch.device,
+) -> Iterator[Row]:
+    """An LCD student against its teacher, and what picking among its own images could bring."""
+    models, guidance = load_models(run, device, torch.float32), student_guidance(run.parent)
+    scenes = sample_scenes("test", range(num))
+    images = sample(models, "test", num, 4, guidance)
     yield from agreement_rows(oracle, images, scenes, "LCD student samples")
-    short = sample(models, "test", num, 4, TEACHER.teacher_guidance)
+    short = sample(teacher, "test", num, 4, TEACHER.teacher_guidance)
     distance, of_teacher = (fd_to_real(x, num, device) for x in (images, short))
     name = "LCD student, 4 steps: FD-EffLite0 over the teacher's at 4 DDIM steps"
     yield Row(name, distance / of_teacher, unit="ratio", ceiling=1.0)
-    own, long = (attribute_scores(oracle, x, scenes)["mean"].mean() for x in (images, samples["test"]))
-    yield Row("LCD student, 4 steps: mean attribute accuracy, share of the teacher's at 50", float(own / long), 0.95)
+    own, long = (attribute_scores(oracle, x, scenes)["mean"].mean() for x in (images, teacher_samples))
+    yield Row("LCD student, 4 steps: mean attribute accuracy, share of the teacher's at 50", float(own / long), 0.97)
+    few = range(-(-num * 3 // 8))  # 192 prompts of 512
+    draws = [sample(models, "test", len(few), 4, guidance, first=d * len(few)) for d in range(NUM_DRAWS)]
+    prompts = captions(scenes[: len(few)], "test", few)
+    scores = [attribute_scores(oracle, x, scenes[: len(few)]) for x in draws]
+    rewards = torch.stack([score(reward, x, prompts) for x in draws], 1).double().numpy()
+    right, mean = (torch.stack([each[key] for each in scores], 1).double().numpy() for key in ("all", "mean"))
+    yield from pick_rows(rewards, right, mean)
+    real, _ = scene_batch("test", few)
+    gap = _mean(score(reward, real, prompts)) - float(rewards.mean())
+    yield Row("trained reward of real scenes above LCD samples", gap, unit="cosine")
+
+
+def pick_rows(rewards: np.ndarray, right: np.ndarray, mean: np.ndarray) -> list[Row]:
+    """Best-of-n of LCD samples, by the reward and by the oracle, and how they agree within a prompt.
+
+    Args:
+        rewards: (P, n) of the trained reward.
+        right: 1 where everything is right, else 0.
+        mean: the oracle's mean over attributes.
+    """
+    _, ours, best = picks({"reward": rewards, "right": right}, ["reward", "right"])
+    name = f"LCD student, best of {rewards.shape[1]}, all right"
+    agreed = within_correlation(rewards, mean)
+    return [
+        Row(f"{name}: the reward's pick above a random pick", ours.gains["right"].value, 0.06),
+        Row(f"{name}: the oracle's pick above a random pick", best.gains["right"].value, 0.12),
+        Row(
+            "LCD student: correlation of trained reward and oracle's mean within a prompt",
+            float(agreed.mean()) if len(agreed) else None,
+            0.25,
+            unit="r",
+        ),
+    ]
+
+
+def regressor_rows(folder: Path, num: int, device: torch.device) -> list[Row]:
+    """Rank correlation of gold's degradation with the strength, within each kind that nothing was trained on."""
+    names = [kind.__name__.replace("_", " ") for kind in HELDOUT_DEGRADATIONS]
+    texts = [f"regressors: rank correlation with the strength of {name}" for name in names]
+    if not folder.is_dir():
+        return [Row(text, None, 0.85, unit="ρ") for text in texts]
+    gold, rows = Gold(folder, device), []
+    images, _ = scene_batch("test", range(num))
+    for text, kind in zip(texts, HELDOUT_DEGRADATIONS, strict=True):
+        generator = torch.Generator().manual_seed(4)
+        strength = torch.rand(num, generator=generator)
+        worse = degrade(images, strength, (kind,), generator)
+        found = torch.cat([gold.degradation(x).cpu() for x in worse.split(ORACLE_BATCH)])
+        rows.append(Row(text, rank_correlation(found, strength), 0.85, unit="ρ"))
+    return rows
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, of values without ties."""
+    ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
 
 
 def classifier_rows(oracle: Oracle, num: int) -> list[Row]:
@@ -227,47 +308,65 @@ def decoder_reach_db(models: DiffusionModels, steps: int = 60) -> float:
     return float(10 * (reached.mean() / high_energy(images).mean()).log10())
 
 
-@torch.no_grad()
-def proxy_rows(proxy: LatentCLIP, models: DiffusionModels, reward: Reward, num: int) -> list[Row]:
-    """Share of pairs of encoded images that proxy and reward model order alike.
+def proxy_rows(assets: Path, unet: Path, num: int, device: torch.device) -> list[Row]:
+    """Proxy and reward model on what an LCD student and its target predict at all timesteps, and on the truths."""
+    changes = [f"model={{path: {assets.resolve() / 'teacher'}}}", f"reward.path={assets.resolve() / 'reward'}"]
+    recipe = load_recipe("lrm", [*changes, f"proxy.path={assets.resolve() / 'latent_proxy'}", "seed=5"])
+    trainer = student_trainer(recipe, unet, device)
+    proxy = LatentCLIP.load(assets / "latent_proxy", device)
+    expert, ours, cosines = [], [], []
+    num_batches = max(2, 2 * num // recipe.train.batch_size)
+    for latents, prompts in student_candidates(trainer, recipe, FIRST_CANDIDATE, num_batches):
+        with torch.no_grad():
+            images = decode_images(trainer.models.vae, latents)
+            expert.append(trainer.expert(images, prompts * 3).view(3, -1).double().cpu())
+            ours.append(proxy(latents, prompts * 3).view(3, -1).double().cpu())
+        cosines.append(gradient_cosines(trainer, proxy, latents.chunk(3)[0], prompts))
+    return agreement_with_expert(torch.cat(ours, 1), torch.cat(expert, 1), torch.cat(cosines))
 
-    Pairs are those of the simulated preferences (wrong attributes and degradations), on
-    test scenes; once with the degradations of training, once with unseen ones.
+
+def agreement_with_expert(ours: Tensor, expert: Tensor, cosines: Tensor) -> list[Row]:
+    """The proxy's rows.
+
+    Args:
+        ours: (3, N) scores of the proxy, of predictions, targets and truths.
+        expert: likewise of the reward model.
+        cosines: (N,) of their gradients at the predictions.
     """
-    rows = []
-    scenes = sample_scenes("test", range(num))
-    prompts = captions(scenes, "test", range(num))
-    for name, kinds, floor in (
-        ("degradations as trained", TRAINED_DEGRADATIONS, 0.75),
-        ("unseen degradations", HELDOUT_DEGRADATIONS, None),
-        ("contents only", (), None),
-    ):
-        generator = torch.Generator().manual_seed(3)
-        pair, _, _ = preference_pairs(scenes, 2 * 10**6, PreferenceConfig(), generator, kinds)
-        ours, expert = [], []
-        for images in pair:
-            latents = torch.cat([models.encode_images(x)[0] for x in images.split(BATCH)])
-            ours.append(score(proxy, latents, prompts))
-            expert.append(score(reward, images, prompts))
-        agreed = ((ours[0] > ours[1]) == (expert[0] > expert[1])).float().mean()
-        rows.append(Row(f"latent proxy: agreement with the reward model, {name}", float(agreed), floor, 0.85))
-    return rows
+    rows, agreed = [], []
+    for a, b in PAIRS:
+        agreed.append(_mean(((ours[a] > ours[b]) == (expert[a] > expert[b])).float()))
+        rows.append(Row(f"latent proxy: pair accuracy, {CANDIDATES[a]} and {CANDIDATES[b]}", agreed[-1]))
+    correlation = float(torch.corrcoef(torch.stack([ours[0], expert[0]]))[0, 1])
+    return [
+        Row("latent proxy: pair accuracy on an LCD student's candidates", sum(agreed) / len(agreed), 0.68),
+        *rows,
+        Row("latent proxy: correlation with the reward model over predictions", correlation, 0.85, unit="r"),
+        Row("latent proxy: cosine of its gradient and the reward model's", _mean(cosines), aim=0.1, unit="cosine"),
+    ]
 
 
-def teacher_rows(models: DiffusionModels, oracle: Oracle, samples: dict[str, Tensor], num: int) -> list[Row]:
-    """DDIM-50 samples against reconstructions of the same scenes, per object count."""
+def gradient_cosines(trainer: LRM, proxy: LatentCLIP, latents: Tensor, prompts: list[str]) -> Tensor:
+    """(B,) cosine between the gradients of proxy and expert, with respect to unscaled latents."""
+    slopes = []
+    for of in (lambda z: proxy(z, prompts), lambda z: trainer.expert(decode_images(trainer.models.vae, z), prompts)):
+        at = latents.detach().clone().requires_grad_(True)
+        slopes.append(torch.autograd.grad(of(at).sum(), at)[0].flatten(1))
+    return torch.cosine_similarity(*slopes, dim=1).cpu()
+
+
+def teacher_rows(oracle: Oracle, samples: dict[str, Tensor], num: int) -> list[Row]:
+    """Right attributes of DDIM-50 samples; the teacher must be neither broken nor perfect."""
     rows = []
-    for split, bound in (("test", True), ("heldout", False)):
-        images, scenes = scene_batch(split, range(num))
-        rebuilt = attribute_scores(oracle, reconstruct(models, images), scenes)
-        sampled = attribute_scores(oracle, samples[split], scenes)
+    for split in samples:
+        scenes = sample_scenes(split, range(num))
+        found = attribute_scores(oracle, samples[split], scenes)
+        floor, ceiling = TEACHER_BAND if split == "test" else (None, None)
+        rows.append(Row(f"teacher, DDIM 50: all right, {split} prompts", _mean(found["all"]), floor, ceiling=ceiling))
+        rows.append(Row(f"teacher, DDIM 50: mean right, {split} prompts", _mean(found["mean"])))
         for count in (1, 2):
-            own = scenes.count == count
-            for key, floor, aim in (("mean", 0.95, 0.99), ("all", 0.85, 0.95)):
-                value = _mean(sampled[key][own]) / _mean(rebuilt[key][own])
-                name = f"teacher, DDIM 50: {key} right, {count} object(s), share of reconstructions', {split}"
-                rows.append(Row(name, value, floor if bound else None, aim))
-                rows.append(Row(name.replace("share of reconstructions'", "absolute"), _mean(sampled[key][own])))
+            value = _mean(found["all"][scenes.count == count])
+            rows.append(Row(f"teacher, DDIM 50: all right, {count} object(s), {split} prompts", value))
     return rows
 
 
@@ -279,13 +378,13 @@ def agreement_rows(oracle: Oracle, images: Tensor, scenes: Scenes, name: str) ->
     return [Row(f"oracle on {name}: {k.replace(':', ' of ').replace('_', ' ')}", _mean(scores[k])) for k in keys]
 
 
-def sample(models: DiffusionModels, split: str, num: int, steps: int, guidance: float) -> Tensor:
-    """(num, 3, 64, 64) images of the captions of scenes 0 … num − 1 of a split."""
+def sample(models: DiffusionModels, split: str, num: int, steps: int, guidance: float, first: int = 0) -> Tensor:
+    """(num, 3, 64, 64) images of the captions of scenes 0 … num − 1 of a split, from noises ``first`` and on."""
     prompts = captions(sample_scenes(split, range(num)), split, range(num))
     out = []
     for start in range(0, num, BATCH):
         texts = prompts[start : start + BATCH]
-        generators = [stream_generator(0, "world_check", start + i) for i in range(len(texts))]
+        generators = [stream_generator(0, "world_check", first + start + i) for i in range(len(texts))]
         out.append(models.sample(texts, generators, num_steps=steps, guidance_scale=guidance).cpu())
     return torch.cat(out)
 
