@@ -352,7 +352,7 @@ def gradient_cosines(trainer: LRM, proxy: LatentCLIP, latents: Tensor, prompts: 
     for of in (lambda z: proxy(z, prompts), lambda z: trainer.expert(decode_images(trainer.models.vae, z), prompts)):
         at = latents.detach().clone().requires_grad_(True)
         slopes.append(torch.autograd.grad(of(at).sum(), at)[0].flatten(1))
-    return torch.cosine_similarity(*slopes, dim=1).cpu()
+    return torch.cosine_similarity(slopes[0], slopes[1], dim=1).cpu()
 
 
 def teacher_rows(oracle: Oracle, samples: dict[str, Tensor], num: int) -> list[Row]:
