@@ -27,10 +27,11 @@ from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from rgbench.arena.pairs import DEGRADED, QUESTIONS, Comparison, plan
 from rgbench.arena.votes import Answer, OtherAnswer, Rater, Vote, Votes, held, now
+from rgbench.core.config import read_as
 from rgbench.core.errors import UsageError
 from rgbench.core.io import (
     INDEX,
@@ -272,12 +273,7 @@ def read_design(folder: Path) -> Design:
     file = folder / DESIGN
     if not file.is_file():
         raise UsageError(f"{folder}: no arena here; begin one with: rgbench arena MODEL MODEL --out {folder}")
-    try:
-        return Design.model_validate(read_json(file))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise UsageError(f"{file}: not an arena: {key}: {fault['msg']}; begin another with --out") from error
+    return read_as(Design, read_json(file), f"{file}: not an arena", "begin another with --out")
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from rgbench.core.config import read_as
 from rgbench.core.errors import UsageError
 from rgbench.core.io import file_stem, parse_json, sync_folder
 
@@ -231,10 +232,7 @@ def _read(path: Path, arena: str) -> Rater | None:
 
 def _parse(kind: type[M], line: bytes, where: str) -> M:
     try:
-        return kind.model_validate(parse_json(line))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise UsageError(f"{where}: not a vote: {key}: {fault['msg']}; mend or remove the line") from error
+        content = parse_json(line)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not valid JSON ({error}); mend or remove the line") from error
+    return read_as(kind, content, f"{where}: not a vote", "mend or remove the line")

@@ -22,12 +22,33 @@ _FLOAT = re.compile(r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[e
 _WORDS = {"": None, "~": None, "null": None, "true": True, "True": True, "false": False, "False": False}
 _YAML_11_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
 M = TypeVar("M")
+B = TypeVar("B", bound=BaseModel)
 
 
 class Section(BaseModel):
     """Base class of a recipe's sections: frozen, no unknown keys, no silent conversions, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+
+
+def read_as(model: type[B], content: Any, what: str, remedy: str, error: type[UsageError] = UsageError) -> B:
+    """The content of a file as a model.
+
+    Args:
+        model: class of the model.
+        content: parsed JSON.
+        what: names the file and says what it is not, for the message.
+        remedy: what to do about it.
+        error: class of what is raised.
+
+    Raises:
+        UsageError: names the first key that does not fit.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as caught:
+        fault = caught.errors(include_url=False)[0]
+        raise error(f"{what}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}; {remedy}") from caught
 
 
 def packaged_recipes() -> dict[str, Path]:

@@ -40,6 +40,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
+from rgbench.core.config import read_as
 from rgbench.core.errors import UsageError
 from rgbench.core.io import open_image, read_json, write_bytes_atomic, write_text_atomic
 from rgbench.core.progress import Track, untracked
@@ -419,12 +420,7 @@ def _parse_document(path: Path) -> _Document:
         raise DamagedResult(f"{path}: not a result (schema version {version!r}); {remedy}")
     if content.pop("sha256", None) != canonical_sha256(content):
         raise DamagedResult(f"{path}: its sha256 does not match its contents; {remedy}")
-    try:
-        return _Document.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise DamagedResult(f"{path}: not a result: {key}: {fault['msg']}; {remedy}") from error
+    return read_as(_Document, content, f"{path}: not a result", remedy, DamagedResult)
 
 
 def _refuse_newer(version: Any, path: Path) -> None:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from rgbench.core.errors import UsageError
+from rgbench.core.config import read_as
 from rgbench.core.io import read_json
 from rgbench.metrics.statistics import bootstrap_interval
 from rgbench.metrics.values import metric_info
@@ -158,12 +158,7 @@ def read_headroom(folder: Path) -> Headroom | None:
     path = folder / FILE
     if not path.exists():
         return None
-    try:
-        return Headroom.model_validate(read_json(path))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise UsageError(f"{path}: no headroom: {key}: {fault['msg']}; remove it and run rgbench headroom") from error
+    return read_as(Headroom, read_json(path), f"{path}: no headroom", "remove it and run rgbench headroom")
 
 
 # Picks

@@ -32,8 +32,9 @@ from pathlib import Path
 from statistics import NormalDist, stdev
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from rgbench.core.config import read_as
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.io import read_json, write_json_atomic
 from rgbench.core.progress import Track, untracked
@@ -285,12 +286,7 @@ def load_verdicts(root: Path, world: str) -> VerdictFile:
     path = root / world / FILE
     if not path.exists():
         return VerdictFile(world=world, verdicts=())
-    try:
-        return VerdictFile.model_validate(read_json(path))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise UsageError(f"{path}: not verdicts: {key}: {fault['msg']}; remove it and run rgbench verdict") from error
+    return read_as(VerdictFile, read_json(path), f"{path}: not verdicts", "remove it and run rgbench verdict")
 
 
 def judge_set(results: ResultSet, declared: Mapping[str, Declared] = {}) -> list[Verdict]:

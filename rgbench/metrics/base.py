@@ -19,7 +19,8 @@ from rgbench.core.errors import UsageError
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.context import Context
 from rgbench.metrics.reference import ReferenceScenes
-from rgbench.metrics.values import MetricInfo, MetricValue, Protocol
+from rgbench.metrics.statistics import bootstrap_interval
+from rgbench.metrics.values import Interval, MetricInfo, MetricValue, Protocol
 
 
 class Metric(ABC):
@@ -67,6 +68,25 @@ class Metric(ABC):
     @abstractmethod
     def compute(self) -> list[MetricValue]:
         """The values, once every image was seen."""
+
+    def mean_value(
+        self, planned: tuple[str, Protocol], rows: np.ndarray, interval: Interval | None = None
+    ) -> MetricValue:
+        """The mean over images, with the means of the prompts' groups.
+
+        Args:
+            planned: name and protocol.
+            rows: (n,) in prompt order.
+            interval: of the mean; by bootstrap over prompts by default.
+        """
+        return MetricValue(
+            *planned,
+            value=float(rows.mean()),
+            interval=interval or bootstrap_interval(self.context.over_prompts(rows)),
+            num_images=len(rows),
+            extra={"groups": self.context.by_group(rows)},
+            rows=rows,
+        )
 
     def rewards(self) -> list[Any]:
         """Reward models that read the prompts, to count prompts that they cut."""

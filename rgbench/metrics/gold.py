@@ -22,7 +22,6 @@ from rgbench.data.prompts import Prompt
 from rgbench.metrics.base import Metric
 from rgbench.metrics.context import Context
 from rgbench.metrics.oracle import find_oracle
-from rgbench.metrics.statistics import bootstrap_interval
 from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 
@@ -114,14 +113,4 @@ class GoldUtility(Metric):
         self.rows[:, positions] = self.reader.read(images, positions)
 
     def compute(self) -> list[MetricValue]:
-        return [
-            MetricValue(
-                *planned,
-                value=float(rows.mean()),
-                interval=bootstrap_interval(self.context.over_prompts(rows)),
-                num_images=len(rows),
-                extra={"groups": self.context.by_group(rows)},
-                rows=rows,
-            )
-            for planned, rows in zip(self.planned, self.rows, strict=True)
-        ]
+        return [self.mean_value(planned, rows) for planned, rows in zip(self.planned, self.rows, strict=True)]

@@ -22,7 +22,6 @@ from rgbench.metrics.cache import keep_array
 from rgbench.metrics.context import Context
 from rgbench.metrics.gold import GoldReader, GoldUtility
 from rgbench.metrics.reference import from_uint8
-from rgbench.metrics.statistics import bootstrap_interval
 from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 
 PERCENT = 100
@@ -75,17 +74,7 @@ class GoldWinRate(Metric):
         self.wins[positions] = preference(torch.from_numpy(difference), self.reader.annotators).numpy()
 
     def compute(self) -> list[MetricValue]:
-        rows = PERCENT * self.wins
-        return [
-            MetricValue(
-                *self.planned[0],
-                value=float(rows.mean()),
-                interval=bootstrap_interval(self.context.over_prompts(rows)),
-                num_images=len(rows),
-                extra={"groups": self.context.by_group(rows)},
-                rows=rows,
-            )
-        ]
+        return [self.mean_value(self.planned[0], PERCENT * self.wins)]
 
     def _teacher_utility(self, positions: np.ndarray) -> np.ndarray:
         """(B,) utilities of the teacher's images, from its own evaluation or from the cache."""

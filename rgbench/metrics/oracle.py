@@ -15,7 +15,7 @@ from rgbench.core.io import sha256_tree
 from rgbench.data.prompts import Prompt
 from rgbench.metrics.base import Metric
 from rgbench.metrics.context import Context
-from rgbench.metrics.statistics import bootstrap_interval, wilson_interval
+from rgbench.metrics.statistics import wilson_interval
 from rgbench.metrics.values import Direction, Family, Interval, MetricInfo, MetricValue, Protocol
 
 INFOS = {
@@ -67,16 +67,9 @@ class OracleAccuracy(Metric):
 
     def _value(self, planned: tuple[str, Protocol], name: str) -> MetricValue:
         rows = PERCENT * self.shares[name]
-        over = self.context.over_prompts(rows)
-        independent = len(over) == len(rows)  # no prompt has two seeds
-        return MetricValue(
-            *planned,
-            value=float(rows.mean()),
-            interval=_wilson(self.shares[name]) if name == "all" and independent else bootstrap_interval(over),
-            num_images=len(rows),
-            extra={"groups": self.context.by_group(rows)},
-            rows=rows,
-        )
+        independent = len(self.context.over_prompts(rows)) == len(rows)  # no prompt has two seeds
+        exact = name == "all" and independent
+        return self.mean_value(planned, rows, _wilson(self.shares[name]) if exact else None)
 
 
 def find_oracle(context: Context, metric: str) -> tuple[Oracle, dict[str, str]]:

@@ -24,6 +24,7 @@ import io
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ from rgbench.data.prompts import Prompt
 from rgbench.metrics.base import Metric
 from rgbench.metrics.context import Context
 from rgbench.metrics.reference import to_uint8
-from rgbench.metrics.statistics import bootstrap_interval
 from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol
 from rgbench.rewards.aesthetic import AestheticReward
 from rgbench.rewards.clip import CLIPScoreReward, HPSReward, PickScoreReward
@@ -119,15 +119,7 @@ class RewardMetric(Metric):
     def mean_score(self, planned: tuple[str, Protocol], rows: np.ndarray, reward: Any) -> MetricValue:
         """The value of (n,) scores in prompt order; the reward's weights say whether the model was trained on it."""
         trained = [_identity(entry["fingerprint"]) for entry in self.context.trained_rewards]
-        return MetricValue(
-            *planned,
-            value=float(rows.mean()),
-            interval=bootstrap_interval(self.context.over_prompts(rows)),
-            num_images=len(rows),
-            in_sample=_identity(reward.fingerprint()) in trained,
-            extra={"groups": self.context.by_group(rows)},
-            rows=rows,
-        )
+        return replace(self.mean_value(planned, rows), in_sample=_identity(reward.fingerprint()) in trained)
 
 
 class HPSScore(RewardMetric):

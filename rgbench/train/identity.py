@@ -19,9 +19,10 @@ from rgbench.data.batches import DataSource
 from rgbench.models.folder import config_hashes, weights_sha256
 from rgbench.rewards.base import fingerprint_id
 from rgbench.train.base import Trainer
-from rgbench.train.recipe import BaseRecipe, LCDRecipe, LRMPretrainRecipe, LRMRecipe, find_clip, find_proxy, load_recipe
+from rgbench.train.recipe import BaseRecipe, LRMPretrainRecipe, LRMRecipe, find_clip, find_proxy, load_recipe
 
 _REWARDS = ("reward", "reward.terms.*")
+NEWER = {"lcd.teacher_steps": 1, "proxy.truth": "decoded"}  # keys that older runs lack, with what those runs did
 # How a run computes, what it logs and saves, and where things lie.
 FREE_KEYS = frozenset(
     {f"train.{key}" for key in ("gradient_accumulation_steps", "gradient_checkpointing", "compile", "num_workers")}
@@ -130,7 +131,7 @@ def _named(changed: list[str], before: Any, now: Any) -> str:
 def recipe_sha256(recipe: BaseRecipe, contents: Mapping[str, Any]) -> str:
     """What training seeds of one method share: a hash of the recipe without seed, name, place, logging and saving.
 
-    Null keys count as absent, so that a new key whose default is null leaves older values as they are.
+    Null keys, and those of :data:`NEWER` at the value there, count as absent, so that older hashes stay as they are.
 
     Args:
         recipe: resolved.
@@ -142,10 +143,8 @@ def recipe_sha256(recipe: BaseRecipe, contents: Mapping[str, Any]) -> str:
     free = (free_keys(recipe) - {"train.steps"}) | {"seed", "name", "model.preset", "proxy.clip", "gradients.*"}
     if isinstance(recipe, LRMRecipe) and recipe.proxy.fidelity.gate is None:
         free |= {"proxy.fidelity.*"}  # without a gate it is logged alone
-    if isinstance(recipe, LCDRecipe) and recipe.lcd.teacher_steps == 1:
-        free |= {"lcd.teacher_steps"}  # newer than many runs
     values = {key: value for key, value in _flat(recipe.model_dump(mode="json")).items() if not _matches(key, free)}
-    values = {key: value for key, value in values.items() if value is not None}
+    values = {key: value for key, value in values.items() if value != NEWER.get(key)}
     canonical = json.dumps([values, _hashes(contents)], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

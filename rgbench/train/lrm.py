@@ -168,8 +168,7 @@ class LRM(RGLCD):
         # 11. Σ over pairs of KL(softmax(expert pair) ‖ softmax(proxy pair)), or the regression
         images = batch.images_BCHW if self.recipe.proxy.truth == "image" else None
         scores = self.expert_scores(candidates, crop_offsets(self.expert, rng), images)
-        cosines = self.proxy(candidates.latents, candidates.prompts).view(3, -1)
-        losses, agreement = self.proxy_losses(scores, cosines)
+        losses, agreement = self.proxy_losses(scores, self.proxy_scores(candidates))
 
         stats = {"reward": scores[0], "proxy_reward": guided.rewards, "pair_accuracy": agreement}
         stats |= guided.stats | measured
@@ -221,7 +220,7 @@ class LRM(RGLCD):
             inputs = self.prepare(batch, draws)
             candidates = self.candidates(inputs, self.distil(inputs), batch.prompts)
             scores.append(self.expert_scores(candidates, crop_offsets(self.expert, draws)))
-            cosines.append(self.proxy(candidates.latents, candidates.prompts).view(3, -1))
+            cosines.append(self.proxy_scores(candidates))
         return Moments.of(torch.cat(scores, 1), torch.cat(cosines, 1), self.expert.name)
 
     def export(self, run: RunDirectory) -> Path:
@@ -261,9 +260,9 @@ class LRM(RGLCD):
         repeated = None if offsets is None else offsets.repeat(3, 1)
         return score(self.expert, images, candidates.prompts, repeated).view(3, -1)
 
-    def proxy_logits(self, candidates: Candidates) -> Tensor:
-        """The proxy's logits of the candidates, (3, B)."""
-        return (self.proxy(candidates.latents, candidates.prompts) * self.proxy.logit_scale()).view(3, -1)
+    def proxy_scores(self, candidates: Candidates) -> Tensor:
+        """The proxy's raw cosines of the candidates, (3, B)."""
+        return self.proxy(candidates.latents, candidates.prompts).view(3, -1)
 
     def _measure_fidelity(self, step: int, num: int) -> dict[str, Tensor]:
         """Fidelity where it is due, and the gate where there is one, as statistics of ``num`` samples."""
@@ -289,7 +288,7 @@ class LRM(RGLCD):
             distilled = self.distil(inputs)
             candidates = self.candidates(inputs, distilled, batch.prompts)
             expert = self.expert_scores(candidates, offsets) * self.logit_scale
-            proxy = self.proxy_logits(candidates)
+            proxy = self.proxy_scores(candidates) * self.proxy.logit_scale()
         if not (compare_gradients and self.expert.differentiable):
             return Scores(expert, proxy, expert.new_zeros(0))
         with torch.enable_grad():

@@ -645,6 +645,8 @@ class LRMRecipe(RGLCDRecipe):
         self.refuse_latents("proxy.fidelity.every", self.proxy.fidelity.every and self.proxy.fidelity.data is None)
         self.refuse_latents("proxy.loss", self.proxy.loss == "regression")
         self.refuse_latents("proxy.truth", self.proxy.truth == "image")
+        if self.proxy.truth == "image" and self.train.latents_cache != "never":
+            raise ValueError("proxy.truth: image needs the data's images; use it with train.latents_cache: never")
         if isinstance(self.reward, Sum) and self.reward.balance == "gradient":
             raise ValueError("reward.balance: lrm takes labels from the sum, not its gradient; use none")
         return self

@@ -6,6 +6,7 @@ import warnings
 from fnmatch import fnmatchcase
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,3 +97,18 @@ def test_contents_stand_for_their_paths():
         {"proxy": {"path": "/b", "sha256": "0"}},
     ]
     assert len({own, *(recipe_sha256(RECIPES[2], CONTENTS | change) for change in changed)}) == 6
+
+
+@pytest.mark.parametrize(("name", "override"), [("lcd", "lcd.teacher_steps=2"), ("lrm", "proxy.truth=image")])
+def test_a_newer_key_leaves_the_hashes_of_older_runs(name, override):
+    never = ["train.latents_cache=never"]
+    recipe, changed = load_recipe(name, never), load_recipe(name, [*never, override])
+    section, key = override.partition("=")[0].split(".")
+    older = with_value(recipe, [section], getattr(recipe, section).model_copy())
+    delattr_of(getattr(older, section), key)
+    assert recipe_sha256(older, CONTENTS) == recipe_sha256(recipe, CONTENTS) != recipe_sha256(changed, CONTENTS)
+
+
+def delattr_of(section: Any, key: str) -> None:
+    """Take a key out of a frozen section, as in a run that is older than it."""
+    del section.__dict__[key]

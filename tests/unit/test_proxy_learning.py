@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.errors import ConfigError, RgbenchError, UsageError
 from rgbench.core.run import RunDirectory
 from rgbench.rewards.base import CallableReward, score
 from rgbench.train import lrm
 from rgbench.train.loop import Loop
 from rgbench.train.lrm import LRM, Moments, correlation
+from rgbench.train.recipe import load_recipe
 from tests.parity import tiny
 from tests.tiny_trainers import batch
 
@@ -28,7 +29,9 @@ def make(models, monkeypatch):
     monkeypatch.setattr("rgbench.train.lrm.open_source", lambda section: tiny.TinySource())
 
     def make(expert=None, guidance=None, **proxy) -> LRM:
-        recipe = tiny.recipe(proxy={"loss": "regression", **proxy}, guidance=guidance or {})
+        recipe = tiny.recipe(
+            proxy={"loss": "regression", **proxy}, guidance=guidance or {}, train={"latents_cache": "never"}
+        )
         return LRM(recipe, models, expert or tiny.expert(), tiny.proxy())
 
     return make
@@ -85,6 +88,12 @@ def test_a_truth_may_be_the_datas_own_image(make):
         calls.clear()
         trainer.step(given, tiny.draws())
     assert torch.equal(torch.cat(calls)[8:], given.images_BCHW), "predictions and targets come first"
+
+
+def test_a_truth_is_no_image_where_a_cache_may_stand_in_for_the_images():
+    with pytest.raises(ConfigError, match=r"proxy\.truth: image.*latents_cache: never"):
+        load_recipe("lrm", ["proxy.truth=image"])
+    assert load_recipe("lrm", ["proxy.truth=image", "train.latents_cache=never"]).proxy.truth == "image"
 
 
 def rows(trainer, tmp_path, steps):

@@ -8,15 +8,16 @@ batch. Its text tower becomes the reward model's and stays so.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from rgbench.core.io import sha256_tree
 from rgbench.data.sources import open_source
 from rgbench.models.pipeline import decode_images, load_models
 from rgbench.rewards.clip import HPSReward, read_clip, unit
@@ -25,7 +26,8 @@ from rgbench.train.base import StepDraws
 from rgbench.train.lrm import LRM
 from rgbench.train.recipe import load_recipe
 from rgbench.train.train import train
-from tools.benchtop.stage import StageLog, linear_decay, set_lr, stage_seed
+from tools.benchtop.clip import update
+from tools.benchtop.stage import StageLog, digest, linear_decay, set_lr, stage_seed
 
 FIRST = 5_000_000  # of the web's pictures that no student sees
 
@@ -45,15 +47,18 @@ class AlignConfig:
 
 
 def align_proxy(config: AlignConfig, out: Path, device: torch.device) -> None:
-    """Align ``out/proxy`` with ``out/reward``; write ``out/latent_proxy``."""
+    """Align ``out/proxy`` with ``out/reward``; write ``out/latent_proxy``.
+
+    Student and candidates are kept in ``out``, under the digest of their inputs.
+    """
     parts = [
         f"model={{path: {out.resolve() / 'teacher'}}}",
         f"train.steps={config.student_steps}",
         "train.sample_every=0",
     ]
-    student = out / "align" / "student"
+    kept = out / f"align-{digest([sha256_tree(out / name) for name in ('teacher', 'reward')], asdict(config))}"
+    student, cache = kept / "student", kept / "candidates.safetensors"
     train("lcd", [*parts, f"seed={config.student_seed}"], out=student, device=device.type)
-    cache = out / "align" / "candidates.safetensors"
     if not cache.exists():
         reward = [f"reward.path={out / 'reward'}", f"proxy.path={out / 'proxy'}", "proxy.loss=kl"]
         recipe = load_recipe("lrm", [*parts, *reward, f"seed={stage_seed(config.seed, 'candidates', -1)}"])
@@ -124,8 +129,5 @@ def fit(proxy: LatentCLIP, cache: Path, config: AlignConfig, log: StageLog) -> N
         errors = (found - data["images"][:, rows]) @ data["texts"][rows].T / spread  # (3, B, B)
         own = errors.diagonal(dim1=1, dim2=2)
         loss = 0.5 * own.square().mean() + 0.5 * errors.square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        update(proxy.clip, optimiser, loss)
         log(step, loss=loss, own=own.square().mean().sqrt())

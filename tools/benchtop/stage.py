@@ -6,9 +6,11 @@ Every optimiser step reseeds from (world seed, stage, step), so what a stage mak
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,11 @@ LATENTS_SPLIT = "web"  # of the scenes that the latents cache holds, on which te
 def stage_seed(seed: int, stage: str, step: int) -> int:
     """Seed of one optimiser step; step -1 seeds the initial weights."""
     return stream_seed(seed, stage, step + 1)
+
+
+def digest(inputs: list[str], settings: dict[str, Any]) -> str:
+    """8 hex digits that name what a stage keeps between calls: of its inputs' sha256 and its settings."""
+    return hashlib.sha256(json.dumps([*inputs, settings]).encode()).hexdigest()[:8]
 
 
 def training_scenes(split: str, step: int, batch_size: int, device: torch.device) -> tuple[Tensor, Scenes, list[str]]:

@@ -8,7 +8,6 @@ a frozen one leaves the order of two objects to chance.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from rgbench.core.io import (
     write_json_atomic,
 )
 from tools.benchtop.clip import CLIP_CONFIG, tokenize
-from tools.benchtop.stage import LATENTS_SPLIT, StageLog, autocast, linear_decay, stage_seed
+from tools.benchtop.stage import LATENTS_SPLIT, StageLog, autocast, digest, linear_decay, stage_seed
 
 SAVE_EVERY = 200  # steps; an interrupted stage continues from there
 SCHEDULER_CONFIG = {
@@ -115,8 +114,7 @@ def train_teacher(config: TeacherConfig, out: Path, device: torch.device) -> Non
     inputs = [sha256_tree(out / "clip"), sha256_file(out / "latents.safetensors")]
     for cycle in range(len(config.cycles)):
         settings = {**asdict(config), "cycles": config.cycles[: cycle + 1]}
-        digest = hashlib.sha256(json.dumps([*inputs, settings]).encode()).hexdigest()[:8]
-        path = out / f"teacher-{digest}.safetensors"
+        path = out / f"teacher-{digest(inputs, settings)}.safetensors"
         if not path.exists():
             save_file(_train_cycle(networks, scaling_factor, cycle, config, path, device), path)
         networks.load_state_dict(load_file(path))
