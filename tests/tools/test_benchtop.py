@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from tools.benchtop.check import (
 )
 from tools.benchtop.clip import CLIP_CONFIG, CONTEXT_LENGTH, bpe_merges, build_tokenizer, contrastive_loss
 from tools.benchtop.regressors import FIRST, RegressorConfig, regressor_batch
+from tools.benchtop.stage import digest
 from tools.benchtop.teacher import TeacherConfig, to_transformers, train_teacher
 
 CPU, QUICK = torch.device("cpu"), WorldRecipe.quick()
@@ -51,6 +53,12 @@ def test_every_stage_is_recorded_with_its_outputs(quick):
     assert list(stages) == sorted(stages, key=list(STAGES).index) and set(stages) == set(STAGES)
     assert stages["clip"]["outputs"]["clip"] == sha256_tree(quick / "clip")
     assert stages["teacher"]["inputs"].keys() == {"vae", "clip", "latents.safetensors"}
+
+
+def test_an_alignment_is_kept_under_what_it_was_made_from(quick):
+    inputs = [sha256_tree(quick / name) for name in ("teacher", "reward")]
+    kept = quick / f"align-{digest(inputs, asdict(QUICK.align))}"
+    assert (kept / "candidates.safetensors").is_file() and (kept / "student" / "pipeline").is_dir()
 
 
 def test_finished_stages_are_skipped_and_a_damaged_one_is_made_again(quick, capsys):

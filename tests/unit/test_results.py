@@ -39,7 +39,7 @@ from rgbench.evaluate.results import (
     write_training_log,
     write_values,
 )
-from rgbench.metrics.values import Interval, MetricValue, Protocol
+from rgbench.metrics.values import Interval, MetricValue, Protocol, canonical_sha256
 from tools.migrate import migrate
 
 HISTORY = Path(__file__).parent.parent / "history"
@@ -201,6 +201,18 @@ def test_flipped_bits_are_found_or_without_effect(tmp_path, name):
             assert str(path) in str(error)
         path.write_bytes(data)
     assert found > (20 if name == SAMPLES else 55), "a flip in a name or an offset that nobody reads has no effect"
+
+
+def test_a_whole_file_with_another_kind_of_field_counts_as_damaged(tmp_path):
+    path = whole(tmp_path) / RESULT
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content["model"] = 7
+    path.write_text(json.dumps({**content, "sha256": canonical_sha256(content)}))
+    with pytest.raises(
+        DamagedResult, match=r"result\.json: not a result: model: .*remove it and run"
+    ):
+        load_results(tmp_path)
 
 
 def test_a_damaged_result_is_kept_aside_and_measured_again(tmp_path, caplog):
