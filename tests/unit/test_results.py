@@ -209,9 +209,7 @@ def test_a_whole_file_with_another_kind_of_field_counts_as_damaged(tmp_path):
     del content["sha256"]
     content["model"] = 7
     path.write_text(json.dumps({**content, "sha256": canonical_sha256(content)}))
-    with pytest.raises(
-        DamagedResult, match=r"result\.json: not a result: model: .*remove it and run"
-    ):
+    with pytest.raises(DamagedResult, match=r"result\.json: not a result: model: .*remove it and run"):
         load_results(tmp_path)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from rgbench.benchtop.gold import Gold
@@ -34,7 +35,7 @@ from rgbench.models.presets import PRESETS
 from rgbench.rewards.base import Reward
 from rgbench.rewards.clip import HPSReward, nyquist
 from rgbench.rewards.latent_proxy import PAIRS, LatentCLIP
-from rgbench.train.lrm import LRM
+from rgbench.train.lrm import LRM, correlation, gradient_cosine
 from rgbench.train.recipe import load_recipe
 from rgbench.train.train import train
 from tools.benchtop.align import FIRST, student_candidates, student_trainer
@@ -209,9 +210,8 @@ def regressor_rows(folder: Path, num: int, device: torch.device) -> list[Row]:
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's, of values without ties."""
-    ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    """Spearman's."""
+    return float(spearmanr(a.numpy(), b.numpy()).statistic)
 
 
 def classifier_rows(oracle: Oracle, num: int) -> list[Row]:
@@ -337,11 +337,15 @@ def agreement_with_expert(ours: Tensor, expert: Tensor, cosines: Tensor) -> list
     for a, b in PAIRS:
         agreed.append(_mean(((ours[a] > ours[b]) == (expert[a] > expert[b])).float()))
         rows.append(Row(f"latent proxy: pair accuracy, {CANDIDATES[a]} and {CANDIDATES[b]}", agreed[-1]))
-    correlation = float(torch.corrcoef(torch.stack([ours[0], expert[0]]))[0, 1])
     return [
         Row("latent proxy: pair accuracy on an LCD student's candidates", sum(agreed) / len(agreed), 0.68),
         *rows,
-        Row("latent proxy: correlation with the reward model over predictions", correlation, 0.85, unit="r"),
+        Row(
+            "latent proxy: correlation with the reward model over predictions",
+            correlation(ours[0], expert[0]),
+            0.85,
+            unit="r",
+        ),
         Row("latent proxy: cosine of its gradient and the reward model's", _mean(cosines), aim=0.1, unit="cosine"),
     ]
 
@@ -351,8 +355,8 @@ def gradient_cosines(trainer: LRM, proxy: LatentCLIP, latents: Tensor, prompts: 
     slopes = []
     for of in (lambda z: proxy(z, prompts), lambda z: trainer.expert(decode_images(trainer.models.vae, z), prompts)):
         at = latents.detach().clone().requires_grad_(True)
-        slopes.append(torch.autograd.grad(of(at).sum(), at)[0].flatten(1))
-    return torch.cosine_similarity(slopes[0], slopes[1], dim=1).cpu()
+        slopes.append(torch.autograd.grad(of(at).sum(), at)[0])
+    return gradient_cosine(*slopes).cpu()
 
 
 def teacher_rows(oracle: Oracle, samples: dict[str, Tensor], num: int) -> list[Row]:
