@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,8 +20,10 @@ from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch, vocabu
 from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, sha256_tree
 from rgbench.train.train import train
+from tests.results_maker import make_result
 from tools.benchtop import teacher
 from tools.benchtop.__main__ import app
+from tools.benchtop.align import candidates_folder
 from tools.benchtop.build import SHIPPED, STAGES, WorldRecipe, build, install
 from tools.benchtop.check import (
     Row,
@@ -31,10 +33,10 @@ from tools.benchtop.check import (
     rank_correlation,
     regressor_rows,
     spectrum_rows,
+    spread_row,
 )
 from tools.benchtop.clip import CLIP_CONFIG, CONTEXT_LENGTH, bpe_merges, build_tokenizer, contrastive_loss
 from tools.benchtop.regressors import FIRST, RegressorConfig, regressor_batch
-from tools.benchtop.stage import digest
 from tools.benchtop.teacher import TeacherConfig, to_transformers, train_teacher
 
 CPU, QUICK = torch.device("cpu"), WorldRecipe.quick()
@@ -55,10 +57,11 @@ def test_every_stage_is_recorded_with_its_outputs(quick):
     assert stages["teacher"]["inputs"].keys() == {"vae", "clip", "latents.safetensors"}
 
 
-def test_an_alignment_is_kept_under_what_it_was_made_from(quick):
-    inputs = [sha256_tree(quick / name) for name in ("teacher", "reward")]
-    kept = quick / f"align-{digest(inputs, asdict(QUICK.align))}"
+def test_candidates_are_kept_under_what_they_were_made_from(quick):
+    kept = candidates_folder(QUICK.align, quick)
     assert (kept / "candidates.safetensors").is_file() and (kept / "student" / "pipeline").is_dir()
+    assert candidates_folder(replace(QUICK.align, lr=0.5), quick) == kept, "the proxy's own settings make no candidates"
+    assert candidates_folder(replace(QUICK.align, num_batches=2), quick) != kept
 
 
 def test_finished_stages_are_skipped_and_a_damaged_one_is_made_again(quick, capsys):
@@ -133,6 +136,13 @@ def test_agreement_of_a_proxy_with_its_expert_by_hand():
     assert [row.value for row in pairs] == [0.5, 1.0, 1.0], "of the first prediction and target the order is wrong"
     assert whole.value == pytest.approx(2.5 / 3) and correlation.value == pytest.approx(1)
     assert cosine.value == pytest.approx(0.2) and cosine.ok and (whole.floor, correlation.floor) == (0.68, 0.85)
+
+
+def test_the_headroom_in_quality_is_counted_in_spreads_of_lcd_seeds(tmp_path):
+    for seed, hps in enumerate((70.0, 71.0, 72.0)):  # a standard deviation of 1, hundredths of a cosine
+        make_result(tmp_path, f"lcd-s{seed}", values={"hps": hps})
+    row = spread_row(0.025, tmp_path)
+    assert row.value == pytest.approx(2.5) and not row.ok and "3 LCD seeds" in row.name
 
 
 def test_rank_correlation_is_spearmans():

@@ -56,6 +56,8 @@ def check(
     path: Annotated[Path, typer.Argument(help="A build folder; the package's own weights by default.")] = WEIGHTS,
     num: Annotated[int, typer.Option(min=1, help="Scenes per split.")] = 512,
     student: Annotated[Path | None, typer.Option(help="Pipeline of an LCD run; trained first by default.")] = None,
+    lrm: Annotated[list[Path] | None, typer.Option(help="Finished LRM run: measure its proxy too. Repeatable.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Results with LCD seeds, whose spread is a unit.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the rows with their provenance here.")] = None,
     device: DeviceOption = Device.auto,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -71,7 +73,7 @@ def check(
         if not json:
             typer.echo(row)
 
-    rows = run(path, torch.device(place), num=num, student=student, say=say, out=out)
+    rows = run(path, torch.device(place), num=num, student=student, lrm=lrm or (), results=results, say=say, out=out)
     if json:
         typer.echo(json_lines.dumps([row.to_dict() for row in rows], indent=1))
     if not all(row.ok for row in rows):

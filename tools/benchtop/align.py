@@ -8,7 +8,7 @@ batch. Its text tower becomes the reward model's and stays so.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,7 +39,7 @@ class AlignConfig:
     seed: int = 0
     student_seed: int = 100
     student_steps: int = 250
-    num_batches: int = 300
+    num_batches: int = 900
     epochs: int = 4
     batch_size: int = 64
     lr: float = 1e-3
@@ -49,14 +49,14 @@ class AlignConfig:
 def align_proxy(config: AlignConfig, out: Path, device: torch.device) -> None:
     """Align ``out/proxy`` with ``out/reward``; write ``out/latent_proxy``.
 
-    Student and candidates are kept in ``out``, under the digest of their inputs.
+    Student and candidates are kept in ``out`` between calls.
     """
     parts = [
         f"model={{path: {out.resolve() / 'teacher'}}}",
         f"train.steps={config.student_steps}",
         "train.sample_every=0",
     ]
-    kept = out / f"align-{digest([sha256_tree(out / name) for name in ('teacher', 'reward')], asdict(config))}"
+    kept = candidates_folder(config, out)
     student, cache = kept / "student", kept / "candidates.safetensors"
     train("lcd", [*parts, f"seed={config.student_seed}"], out=student, device=device.type)
     if not cache.exists():
@@ -70,6 +70,13 @@ def align_proxy(config: AlignConfig, out: Path, device: torch.device) -> None:
     fit(proxy, cache, config, StageLog(out / "align.jsonl"))
     proxy.clip.half()
     proxy.eval().save(out / "latent_proxy")
+
+
+def candidates_folder(config: AlignConfig, out: Path) -> Path:
+    """Where student and candidates are kept: under the digest of what they are made from."""
+    inputs = [sha256_tree(out / name) for name in ("teacher", "reward")]
+    settings = {name: getattr(config, name) for name in ("seed", "student_seed", "student_steps", "num_batches")}
+    return out / f"align-{digest(inputs, settings)}"
 
 
 def student_trainer(recipe: Any, unet: Path, device: torch.device) -> LRM:

@@ -6,9 +6,10 @@ A row is a value with its floor, its ceiling and its aim; values are reported wh
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import stdev
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from rgbench.benchtop.scenes import IMAGE_SIZE, Scenes, captions, sample_scenes,
 from rgbench.core.io import read_json, write_json_atomic
 from rgbench.core.run import provenance, stream_generator
 from rgbench.judge.headroom import picks, within_correlation
+from rgbench.judge.models import LCD, load_result_sets
 from rgbench.metrics.fid import Moments, frechet_distance
 from rgbench.metrics.networks import EffLite0Features
 from rgbench.metrics.probes.spectrum import CUTOFF, band_energy, luma_chroma, octave_gaps, power_spectrum, ratio_db
@@ -36,7 +38,7 @@ from rgbench.rewards.base import Reward
 from rgbench.rewards.clip import HPSReward, nyquist
 from rgbench.rewards.latent_proxy import PAIRS, LatentCLIP
 from rgbench.train.lrm import LRM, correlation, gradient_cosine
-from rgbench.train.recipe import load_recipe
+from rgbench.train.recipe import PROXY_FOLDER, load_recipe
 from rgbench.train.train import train
 from tools.benchtop.align import FIRST, student_candidates, student_trainer
 from tools.benchtop.clip import CLIP_IMAGE_SIZE, preference_pairs
@@ -48,6 +50,8 @@ TEACHER_BAND = 0.55, 0.80  # of images with all right
 NUM_DRAWS = 8  # images of each prompt, to pick from
 FIRST_CANDIDATE = FIRST + 10**6  # of pictures that neither students nor the proxy saw
 CANDIDATES = ("prediction", "target", "truth")
+QUALITY_HEADROOM = "trained reward of real scenes above LCD samples"
+PERCENT = 100  # of a cosine, in which results hold the reward
 NUM_MATCHED = 256  # images that render-and-match reads, which is slow
 
 
@@ -91,7 +95,15 @@ class Row:
 
 
 def check(
-    assets: Path, device: torch.device, *, num: int, student: Path | None, say: Callable[[Row], None], out: Path | None
+    assets: Path,
+    device: torch.device,
+    *,
+    num: int,
+    student: Path | None,
+    lrm: Sequence[Path] = (),
+    results: Path | None = None,
+    say: Callable[[Row], None],
+    out: Path | None,
 ) -> list[Row]:
     """Measure the quality table of a benchtop.
 
@@ -100,11 +112,13 @@ def check(
         device: where networks run.
         num: scenes per split.
         student: ``pipeline`` folder of a finished LCD run; trained first from the recipe ``lcd`` if None.
+        lrm: finished LRM runs, whose proxies are measured as training left them.
+        results: folder with LCD seeds, whose spread is the unit of the headroom in quality; None measures no spread.
         say: called with each row as it comes.
         out: JSON file to write, with provenance; None writes nothing.
     """
     rows = []
-    for row in _rows(assets, student, num, device):
+    for row in _rows(assets, student, lrm, results, num, device):
         say(row)
         rows.append(row)
     if out is not None:
@@ -114,7 +128,9 @@ def check(
     return rows
 
 
-def _rows(assets: Path, student: Path | None, num: int, device: torch.device) -> Iterator[Row]:
+def _rows(
+    assets: Path, student: Path | None, lrm: Sequence[Path], results: Path | None, num: int, device: torch.device
+) -> Iterator[Row]:
     """All rows, in the order of the stages."""
     oracle = load_oracle(assets / "judges", device)
     reward = HPSReward.load(assets / "reward", antialias=True, device=device)
@@ -133,8 +149,15 @@ def _rows(assets: Path, student: Path | None, num: int, device: torch.device) ->
     with tempfile.TemporaryDirectory() as folder:
         parts = [f"model={{path: {assets.resolve() / 'teacher'}}}"]
         run = student or train("lcd", parts, out=Path(folder) / "lcd", device=str(device)) / "pipeline"
-        yield from student_rows(run, models, oracle, reward, samples["test"], num, device)
-        yield from proxy_rows(assets, run / "unet", num, device)
+        for row in student_rows(run, models, oracle, reward, samples["test"], num, device):
+            yield row
+            if row.name == QUALITY_HEADROOM and row.value is not None and results is not None:
+                yield spread_row(row.value, results)
+        yield from proxy_rows(assets, assets / "latent_proxy", run / "unet", num, device)
+    for run in lrm:
+        first, *_ = proxy_rows(assets, run / PROXY_FOLDER, run / "pipeline" / "unet", num, device)
+        name = f"{run.name}: pair accuracy of its proxy after training, on its student's candidates"
+        yield Row(name, first.value, 0.65)
 
 
 def student_rows(
@@ -166,7 +189,18 @@ def student_rows(
     yield from pick_rows(rewards, right, mean)
     real, _ = scene_batch("test", few)
     gap = _mean(score(reward, real, prompts)) - float(rewards.mean())
-    yield Row("trained reward of real scenes above LCD samples", gap, unit="cosine")
+    yield Row(QUALITY_HEADROOM, gap, unit="cosine")
+
+
+def spread_row(headroom: float, results: Path) -> Row:
+    """The headroom in quality, a cosine, as a multiple of the standard deviation between stored LCD seeds."""
+    (found,) = load_result_sets(results)
+    column = found.column("hps")
+    assert column is not None
+    (lcd,) = [model for model in found.models if model.method == LCD and len(model.results) > 1]
+    values = [value.value for seed in lcd.results if (value := lcd.result(column, seed)) and value.value is not None]
+    name = f"{QUALITY_HEADROOM}, over the standard deviation between {len(values)} LCD seeds"
+    return Row(name, PERCENT * headroom / stdev(values), 3.0, unit="sd")
 
 
 def pick_rows(rewards: np.ndarray, right: np.ndarray, mean: np.ndarray) -> list[Row]:
@@ -308,12 +342,12 @@ def decoder_reach_db(models: DiffusionModels, steps: int = 60) -> float:
     return float(10 * (reached.mean() / high_energy(images).mean()).log10())
 
 
-def proxy_rows(assets: Path, unet: Path, num: int, device: torch.device) -> list[Row]:
-    """Proxy and reward model on what an LCD student and its target predict at all timesteps, and on the truths."""
+def proxy_rows(assets: Path, folder: Path, unet: Path, num: int, device: torch.device) -> list[Row]:
+    """Proxy and reward model on what a student and its target predict at all timesteps, and on the truths."""
     changes = [f"model={{path: {assets.resolve() / 'teacher'}}}", f"reward.path={assets.resolve() / 'reward'}"]
-    recipe = load_recipe("lrm", [*changes, f"proxy.path={assets.resolve() / 'latent_proxy'}", "seed=5"])
+    recipe = load_recipe("lrm", [*changes, f"proxy.path={folder.resolve()}", "seed=5"])
     trainer = student_trainer(recipe, unet, device)
-    proxy = LatentCLIP.load(assets / "latent_proxy", device)
+    proxy = LatentCLIP.load(folder, device)
     expert, ours, cosines = [], [], []
     num_batches = max(2, 2 * num // recipe.train.batch_size)
     for latents, prompts in student_candidates(trainer, recipe, FIRST_CANDIDATE, num_batches):
