@@ -39,7 +39,7 @@ class AlignConfig:
     seed: int = 0
     student_seed: int = 100
     student_steps: int = 250
-    num_batches: int = 900
+    num_batches: int = 300
     epochs: int = 4
     batch_size: int = 64
     lr: float = 1e-3
