@@ -100,7 +100,7 @@ def make_context(prompts: PromptSet, cache: Path, **fields: Any) -> Context:
         "features": FeatureSet(scenes, EffLite0Network(torch.device("cpu"))),
         "rows": FeatureRows(len(prompts), EFFLITE0_FEATURES),
         "reward_folder": BENCHTOP.root / "reward",
-        "judges_folder": BENCHTOP.root / "judges",
+        "classifiers_folder": BENCHTOP.root / "classifiers",
         "regressors_folder": BENCHTOP.root / "regressors",
         "trained_rewards": (),
         "device": torch.device("cpu"),

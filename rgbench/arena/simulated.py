@@ -27,7 +27,7 @@ from rgbench.benchtop.scenes import IMAGE_SIZE
 from rgbench.core.errors import UsageError
 from rgbench.core.io import open_image
 from rgbench.data.prompts import BENCHTOP, Prompt, benchtop_prompts, load_prompts
-from rgbench.models.presets import JUDGES_FOLDER, REGRESSORS_FOLDER
+from rgbench.models.presets import CLASSIFIERS_FOLDER, REGRESSORS_FOLDER
 
 BATCH_SIZE = 64
 MAX_INDEX = 100_000  # of a benchtop prompt
@@ -98,7 +98,7 @@ class _Reader:
     """
 
     def __init__(self, scenes: list[dict[str, str]], device: str, regressors: Path) -> None:
-        self.scenes, self.oracle = scenes, load_oracle(JUDGES_FOLDER, device)
+        self.scenes, self.oracle = scenes, load_oracle(CLASSIFIERS_FOLDER, device)
         self.gold = Gold(regressors, device) if regressors.is_dir() else None
         if self.gold is None:
             log.warning(

@@ -71,7 +71,7 @@ from rgbench.metrics.reference import ReferenceFolder, ReferenceScenes
 from rgbench.metrics.rewards import check_judges_asked, find_metric, parse_judges
 from rgbench.metrics.values import MetricValue, shipped_infos
 from rgbench.models.pipeline import load_models
-from rgbench.models.presets import JUDGES_FOLDER, REGRESSORS_FOLDER
+from rgbench.models.presets import CLASSIFIERS_FOLDER, REGRESSORS_FOLDER
 from rgbench.models.student import Student, load_student, sampled_as
 from rgbench.rewards.clip import num_tokens
 from rgbench.rewards.config import HPS_V21_FILE, PUBLISHED
@@ -422,7 +422,7 @@ def metric_context(target: Target, source: Source, rows: FeatureRows, session: S
         rows=rows,
         judges=session.judges,
         reward_folder=_reward(target, session.config),
-        judges_folder=JUDGES_FOLDER,
+        classifiers_folder=CLASSIFIERS_FOLDER,
         regressors_folder=REGRESSORS_FOLDER,
         generation=source.generation.id,
         opponent=_opponent(target, session),

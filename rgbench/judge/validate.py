@@ -54,7 +54,7 @@ from rgbench.metrics.reference import ReferenceScenes, from_uint8, to_uint8
 from rgbench.metrics.rewards import shared_reward
 from rgbench.metrics.statistics import ALPHA, detection_auc, student_t_quantile
 from rgbench.metrics.values import Direction, MetricValue, metric_info
-from rgbench.models.presets import JUDGES_FOLDER, PRESETS, REGRESSORS_FOLDER
+from rgbench.models.presets import CLASSIFIERS_FOLDER, PRESETS, REGRESSORS_FOLDER
 from rgbench.rewards.base import fingerprint_id
 
 GRID_PERIOD = 8  # pixels
@@ -200,7 +200,7 @@ def make_context(first: int, num_prompts: int, device: torch.device, cache: Path
         features=features,
         rows=FeatureRows(len(prompts), features.network.num_features),
         reward_folder=PRESETS["benchtop"].reward_folder(),
-        judges_folder=JUDGES_FOLDER,
+        classifiers_folder=CLASSIFIERS_FOLDER,
         regressors_folder=REGRESSORS_FOLDER,
         trained_rewards=(),
         device=device,

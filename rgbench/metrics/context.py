@@ -56,7 +56,7 @@ class Context:
         features: of the set metrics' reference and of each batch; shared by all set metrics.
         rows: features of the evaluated images by position; shared likewise.
         reward_folder: the world's reward model.
-        judges_folder: the oracle's attribute classifiers.
+        classifiers_folder: the oracle's attribute classifiers.
         regressors_folder: gold's regressors of degradation.
         generation: id of how the images are made; "" for images that are no model's.
         opponent: loads the world's teacher; None where the world has none.
@@ -75,7 +75,7 @@ class Context:
     features: FeatureSet
     rows: FeatureRows
     reward_folder: Path
-    judges_folder: Path
+    classifiers_folder: Path
     regressors_folder: Path
     trained_rewards: tuple[Mapping[str, Any], ...]
     device: torch.device

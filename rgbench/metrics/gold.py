@@ -41,7 +41,7 @@ class GoldReader:
 
     def __init__(self, context: Context, metric: str) -> None:
         self.context, self.annotators = context, PreferenceConfig()
-        self.oracle, judges = find_oracle(context, metric)
+        self.oracle, fields = find_oracle(context, metric)
         folder = context.regressors_folder
         for name in CLASSIFIERS:
             if not (folder / name / "model.safetensors").is_file():
@@ -53,7 +53,7 @@ class GoldReader:
         weight = self.annotators.degradation_weight
         self.fields: dict[str, Any] = {
             "scenes_sha256": context.reference.sha256,
-            **judges,
+            **fields,
             "regressors_sha256": sha256_tree(folder),
             "degradation": "median of the regressors",
             "degradation_weight": weight,

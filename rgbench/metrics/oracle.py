@@ -48,8 +48,8 @@ class OracleAccuracy(Metric):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.oracle, judges = find_oracle(context, self.name)
-        protocol = context.protocol(scenes_sha256=context.reference.sha256, **judges)
+        self.oracle, fields = find_oracle(context, self.name)
+        protocol = context.protocol(scenes_sha256=context.reference.sha256, **fields)
         self.planned = tuple((info.name, Protocol.of(info.name, protocol)) for info in self.infos)
         self.shares = {name: np.zeros(len(context.prompts)) for name in (*INFOS, "agreement")}
 
@@ -60,9 +60,9 @@ class OracleAccuracy(Metric):
 
     def compute(self) -> list[MetricValue]:
         agreement = self.shares["agreement"]
-        judges = {"mean": PERCENT * float(agreement.mean()), "groups": self.context.by_group(PERCENT * agreement)}
+        agree = {"mean": PERCENT * float(agreement.mean()), "groups": self.context.by_group(PERCENT * agreement)}
         found = [self._value(planned, name) for planned, name in zip(self.planned, INFOS, strict=True)]
-        found[0] = replace(found[0], extra={**found[0].extra, "judges_agree": judges})
+        found[0] = replace(found[0], extra={**found[0].extra, "classifiers_agree": agree})
         return found
 
     def _value(self, planned: tuple[str, Protocol], name: str) -> MetricValue:
@@ -85,14 +85,14 @@ def find_oracle(context: Context, metric: str) -> tuple[Oracle, dict[str, str]]:
     context.reference.require(metric, 1)
     if context.resolution != IMAGE_SIZE:
         raise UsageError(f"metric {metric} reads {IMAGE_SIZE} px images; this model makes {context.resolution} px")
-    folder = context.judges_folder
+    folder = context.classifiers_folder
     if not folder.is_dir():
         raise UsageError(
             f"{folder}: the oracle's classifiers are missing; make them with: python -m tools.benchtop build"
         )
     name = f"oracle {folder} {context.device}"
     oracle = context.reference.remember(name, lambda: load_oracle(folder, context.device))
-    return oracle, {"judges_sha256": sha256_tree(folder), "vote": "majority of the judges"}
+    return oracle, {"classifiers_sha256": sha256_tree(folder), "vote": "majority of the attribute classifiers"}
 
 
 def _wilson(right: np.ndarray) -> Interval:

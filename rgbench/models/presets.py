@@ -20,7 +20,7 @@ from rgbench.core.errors import UsageError, suggest
 from rgbench.models.folder import missing_parts
 
 WEIGHTS = Path(__file__).parent.parent / "benchtop" / "weights"
-JUDGES_FOLDER = WEIGHTS / "judges"  # of the oracle, for every model
+CLASSIFIERS_FOLDER = WEIGHTS / "classifiers"  # of the oracle, for every model
 REGRESSORS_FOLDER = WEIGHTS / "regressors"  # of degradation: gold's other half, for every model
 BUILD = "python -m tools.benchtop build"
 

@@ -67,7 +67,7 @@ DETAILS = {  # by key of a result's extra: caption, note
         "Energy gap to real per octave",
         "An even rise over all bands is contrast, a rise of the last ones noise, a fall blur.",
     ),
-    "judges_agree": (
+    "classifiers_agree": (
         "Agreement of the oracle",
         "How far the oracle's attribute classifiers agree on these images; do not trust the oracle where this is low.",
     ),
@@ -364,8 +364,8 @@ def _detail_field(results: ResultSet, column: Column, key: str, part: str) -> Fi
     head, decimals = Head(f"{column.label}{f', {part}' if part else ''}", column.unit, "", note), column.decimals
     if key == "octave_gaps_db":
         head, decimals = Head(octave_name(part), "dB", "→0", note), 2
-    elif key == "judges_agree":
-        head, decimals = Head("Judges agree", "%", "↑", note), 1
+    elif key == "classifiers_agree":
+        head, decimals = Head("Classifiers agree", "%", "↑", note), 1
 
     def entry(model: Model) -> Entry:
         return _mean_entry(_held(model, column, key).get(part, ()), decimals, signed=key == "octave_gaps_db")

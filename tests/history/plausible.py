@@ -179,7 +179,7 @@ def _extra(metric: str, value: float, high: float) -> dict[str, Any]:
     if metric in ("hfer_db", "band_db"):
         return {**_spectrum(high), "octave_gaps_db": {"0.125-0.25": -0.5, "0.25-0.5": 1.25}}
     if metric == "oracle_all":
-        return {"groups": {"test": value + 1, "heldout": value - 3}, "judges_agree": {"mean": 98.2}}
+        return {"groups": {"test": value + 1, "heldout": value - 3}, "classifiers_agree": {"mean": 98.2}}
     return {"split_half_null": 3.1} if metric == "fd_efflite0" else {}
 
 

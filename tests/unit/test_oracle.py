@@ -69,7 +69,7 @@ def test_majority_outvotes_one_judge_and_three_way_split_is_nobodys():
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_judges_give_one_logit_per_class(kind):
+def test_classifiers_give_one_logit_per_class(kind):
     logits = Classifier(kind)(torch.rand(2, 3, 64, 64))
     assert [x.shape for x in logits] == [(2, n) for _, _, n in HEADS]
 

@@ -28,7 +28,7 @@ def test_values_are_the_oracles_in_prompt_order(context):
         metric.update(images[at.copy()], [context.prompts.prompts[i] for i in at], at)
     found = {m.metric: m for m in metric.compute()}
     assert list(found) == [f"oracle_{n}" for n in ("all", "mean", "shape", "colour", "size", "layout")]
-    oracle = load_oracle(context.judges_folder)
+    oracle = load_oracle(context.classifiers_folder)
     expected = oracle.score(images, [prompt.scene for prompt in context.prompts.prompts])
     for name, measured in found.items():
         rows = 100 * expected[name.removeprefix("oracle_")].double().numpy()
@@ -37,8 +37,8 @@ def test_values_are_the_oracles_in_prompt_order(context):
         assert measured.extra["groups"]["heldout"] == pytest.approx(rows[3::4].mean(), abs=1e-4)
         assert 0 <= measured.interval.low <= measured.value <= measured.interval.high <= 100
     agreement = 100 * expected["agreement"].mean().item()
-    assert found["oracle_all"].extra["judges_agree"]["mean"] == pytest.approx(agreement, abs=1e-4)
-    assert [name for name, measured in found.items() if "judges_agree" in measured.extra] == ["oracle_all"], "once"
+    assert found["oracle_all"].extra["classifiers_agree"]["mean"] == pytest.approx(agreement, abs=1e-4)
+    assert [name for name, measured in found.items() if "classifiers_agree" in measured.extra] == ["oracle_all"], "once"
 
 
 def test_all_right_is_a_proportion(context):
@@ -53,7 +53,7 @@ def test_all_right_is_a_proportion(context):
 
 def test_the_classifiers_are_part_of_the_protocol(context):
     fields = OracleAccuracy(context).planned[0][1].fields
-    assert len(fields["judges_sha256"]) == 64
+    assert len(fields["classifiers_sha256"]) == 64
     assert fields["prompts"] == {"name": "benchtop", "sha256": context.prompts.sha256, "num": NUM}
 
 
@@ -64,4 +64,4 @@ def test_clear_refusals(tmp_path, context):
     with pytest.raises(UsageError, match="reads 64 px images; this model makes 512 px"):
         OracleAccuracy(make_context(context.prompts, tmp_path, resolution=512))
     with pytest.raises(UsageError, match="none: the oracle's classifiers are missing; make them with: python -m tools"):
-        OracleAccuracy(make_context(context.prompts, tmp_path, judges_folder=tmp_path / "none"))
+        OracleAccuracy(make_context(context.prompts, tmp_path, classifiers_folder=tmp_path / "none"))

@@ -234,14 +234,14 @@ def test_costs_come_from_the_results(old):
 
 
 def test_what_results_hold_beside_their_values_is_shown_where_they_do(tmp_path, old):
-    keys = {"groups", "octave-gaps-db", "judges-agree", "split-half-null"}
+    keys = {"groups", "octave-gaps-db", "classifiers-agree", "split-half-null"}
     assert not keys & {table.key for table in all_tables(old, [])}
     write_model(tmp_path, "lcd", 0, metrics=("oracle_all", "fd_efflite0", "hfer_db"))
     found = {key: table(read(tmp_path), key) for key in keys}
     assert [head.label for head in found["groups"].heads] == ["Oracle, all right, test", "Oracle, all right, heldout"]
     assert [head.label for head in found["octave-gaps-db"].heads] == ["1/8 to 1/4", "1/4 to 1/2"]
     assert [entry.text for entry in found["octave-gaps-db"].rows[0][1]] == ["−0.50", "+1.25"]
-    assert [head.label for head in found["judges-agree"].heads] == ["Judges agree"]
+    assert [head.label for head in found["classifiers-agree"].heads] == ["Classifiers agree"]
     assert [head.label for head in found["split-half-null"].heads] == ["FD-EffLite0"]
 
 

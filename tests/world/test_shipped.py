@@ -46,7 +46,7 @@ def test_clips_load_with_open_clip_alone(name):
     assert text.shape == image.shape == (1, 128)
 
 
-def test_judges_read_clean_scenes():
-    oracle = load_oracle(WORLD / "judges")
+def test_classifiers_read_clean_scenes():
+    oracle = load_oracle(WORLD / "classifiers")
     images, scenes = scene_batch("test", range(64))
     assert oracle.score(images, scenes)["mean"].mean() > 0.98

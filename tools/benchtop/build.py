@@ -78,7 +78,7 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "classifiers": Stage((), ("judges",), "classifiers", train_classifiers),
+    "classifiers": Stage((), ("classifiers",), "classifiers", train_classifiers),
     "clip": Stage((), ("clip",), "clip", train_clip),
     "reward": Stage(("clip",), ("reward",), "reward", train_reward),
     "vae": Stage((), ("vae",), "vae", train_vae),
@@ -90,7 +90,7 @@ STAGES: dict[str, Stage] = {
     "align": Stage(("teacher", "reward", "proxy"), ("latent_proxy",), "align", align_proxy),
     "regressors": Stage(("vae",), ("regressors",), "regressors", train_regressors),
 }
-SHIPPED = ("judges", "clip", "reward", "teacher", "latent_proxy")
+SHIPPED = ("classifiers", "clip", "reward", "teacher", "latent_proxy")
 
 
 def build(recipe: WorldRecipe, out: Path, names: Sequence[str], device: torch.device, *, force: bool = False) -> None:

@@ -132,7 +132,7 @@ def _rows(
     assets: Path, student: Path | None, lrm: Sequence[Path], results: Path | None, num: int, device: torch.device
 ) -> Iterator[Row]:
     """All rows, in the order of the stages."""
-    oracle = load_oracle(assets / "judges", device)
+    oracle = load_oracle(assets / "classifiers", device)
     reward = HPSReward.load(assets / "reward", antialias=True, device=device)
     models = load_models(assets / "teacher", device, torch.float32)
     yield from classifier_rows(oracle, num)

@@ -32,9 +32,9 @@ class ClassifierConfig:
 
 
 def train_classifiers(config: ClassifierConfig, out: Path, device: torch.device) -> None:
-    """Train all classifiers; write ``out/judges/{architecture}/model.safetensors`` in fp16."""
+    """Train all classifiers; write ``out/classifiers/{architecture}/model.safetensors`` in fp16."""
     for number, name in enumerate(CLASSIFIERS):
-        folder = out / "judges" / name
+        folder = out / "classifiers" / name
         if not (folder / "model.safetensors").exists():
             classifier = _train(name, number, config, out, device)
             folder.mkdir(parents=True, exist_ok=True)
