@@ -1,6 +1,6 @@
 """The command line. Commands import what they need when they run: help and typos need no torch.
 
-Exit codes: 0; 1 failure; 2 wrong usage; 75 interrupted, resumable; 130 Ctrl-C.
+Exit codes: 0; 1 failure; 2 wrong usage; 75 interrupted, the same command continues; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Format(StrEnum):
 
 
 def main() -> None:
-    """Entry point of the ``rgbench`` command."""
+    """Run the command of this process's command line."""
     app(prog_name="rgbench")
 
 

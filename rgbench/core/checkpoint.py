@@ -106,6 +106,12 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     return tensors, parse_json((path / META).read_bytes())
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the folders of saves and prunes that were killed; only the process that holds the run's lock may."""
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover)
+
+
 def verify(path: Path) -> list[str]:
     """Check every byte of a checkpoint against its manifest.
 
@@ -195,8 +201,8 @@ def _as_before(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
 
 def _save(final: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], meta: Mapping[str, Any]) -> None:
     folder = final.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    folder.mkdir(exist_ok=True)  # without parents: a run that was moved away is not begun again here
+    remove_leftovers(folder)
     temporary = folder / f"{_TEMPORARY}{final.name}-{secrets.token_hex(4)}"
     os.mkdir(temporary)
     try:
@@ -266,10 +272,4 @@ def _prune(folder: Path, step: int, keep: int) -> None:
         doomed = folder / f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}"
         os.rename(path, doomed)  # at once: a half-removed folder must not look like a checkpoint
         shutil.rmtree(doomed)
-    _remove_leftovers(folder)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the folders of saves that were killed; only the process that holds the run's lock saves."""
-    for leftover in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(leftover)
+    remove_leftovers(folder)

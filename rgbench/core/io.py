@@ -109,6 +109,21 @@ def normal_form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a path at which no folder can be made or filled, before any work is done for it.
+
+    Raises:
+        UsageError: a file is in the way, or the folder above may not be written to.
+    """
+    above = Path(path)
+    while not os.path.lexists(above) and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise UsageError(f"{path}: {above} is not a folder; choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: no permission to write into {above}; choose another place")
+
+
 # ---- writes ------------------------------------------------------------------------------
 
 

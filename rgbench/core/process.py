@@ -1,11 +1,15 @@
-"""This process: threads, allocator, device, and the signals that ask it to stop."""
+"""This process: threads, allocator, device, standard streams, and the signals that ask it to stop."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import io
 import math
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -14,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from rgbench.core.errors import RESUMABLE, UsageError
+from rgbench.core.errors import RESUMABLE, RgbenchError, UsageError
 
 # Looks of GNU OpenMP's threads at a barrier before they sleep; the measurements: docs/performance.md.
 BUSY_SPINS = 1_000  # as long as a short operation: beside a busy process, a step takes 1.9 times as long, not 3.3
@@ -185,12 +189,33 @@ def lacks_memory(error: RuntimeError) -> bool:
 
 
 @contextmanager
+def memory_explained(where: str, advice: str) -> Iterator[None]:
+    """Turn a GPU's lack of memory into advice.
+
+    Args:
+        where: begins the message.
+        advice: ends it.
+
+    Raises:
+        RgbenchError: in place of torch's own.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not lacks_memory(error):
+            raise
+        reason = str(error).partition(".")[0]
+        raise RgbenchError(f"{where}: the GPU's memory does not suffice ({reason}); {advice}") from error
+
+
+@contextmanager
 def whole_float32() -> Iterator[None]:
     """Compute float32 on a GPU in float32, and restore the setting on leaving.
 
     By default torch rounds the operands of convolutions to TF32 (10 bits of mantissa), so that features, and the
-    distances and rewards made of them, would differ between a GPU and a CPU by more than rounding. The setting of each
-    operation, which this uses, holds over the older ``allow_tf32`` and the settings of whole back ends.
+    distances and rewards made of them, would differ between a GPU and a CPU by more than rounding, and so would a
+    training of ``train.dtype: float32``. The setting of each operation, which this uses, holds over the older
+    ``allow_tf32`` and the settings of whole back ends.
     """
     import torch
 
@@ -204,6 +229,76 @@ def whole_float32() -> Iterator[None]:
     finally:
         for operation, precision in zip(operations, before, strict=True):
             operation.fp32_precision = precision
+
+
+class _Stream(io.FileIO):
+    """Standard output or error: once its reader or terminal is gone, what is written is dropped."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            gone = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.fileno()).st_mode)
+            if error.errno != errno.EPIPE and not gone:
+                raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        return memoryview(data).nbytes
+
+
+def keep_streams() -> None:
+    """Outlive whoever reads standard output and error: a closed pipe or terminal ends no work.
+
+    A stream that was closed from the start leads nowhere; else the next file that is opened would take its number, and
+    what libraries print would go into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        old: Any = getattr(sys, name)
+        raw = _Stream(number, "w", closefd=False)
+        unbuffered = getattr(old, "write_through", False)  # as by python -u
+        setattr(
+            sys,
+            name,
+            io.TextIOWrapper(
+                raw if unbuffered else io.BufferedWriter(raw),  # type: ignore[type-var, arg-type]
+                encoding=getattr(old, "encoding", "utf-8"),
+                errors=getattr(old, "errors", "backslashreplace"),
+                line_buffering=number == 2 or raw.isatty(),
+                write_through=unbuffered,
+            ),
+        )
+
+
+def end_on_signals() -> None:
+    """End with 75 on SIGTERM and SIGHUP and with 130 on Ctrl-C, without a traceback, outside of a StopRequest.
+
+    In an import the process ends at once: nothing is under way, and libraries may print an exception there or swallow
+    it. Elsewhere an exception lets temporary files be removed. A signal that is ignored stays so.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    code = _exit_code(number)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            with contextlib.suppress(OSError):
+                os.write(2, b"Stopped.\n")
+            os._exit(code)
+        frame = frame.f_back
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(code)
+
+
+def _exit_code(number: int | None) -> int:
+    return 130 if number == signal.SIGINT else RESUMABLE
 
 
 class StopRequest:
@@ -246,4 +341,4 @@ class StopRequest:
     @property
     def exit_code(self) -> int:
         """75 (resumable) for SIGTERM and SIGHUP, 130 for Ctrl-C."""
-        return 130 if self.signal == signal.SIGINT else RESUMABLE
+        return _exit_code(self.signal)

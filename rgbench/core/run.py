@@ -7,6 +7,7 @@ same noise.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -26,6 +27,7 @@ from rgbench import __version__
 from rgbench.core.config import dump_yaml
 from rgbench.core.errors import UsageError
 from rgbench.core.io import (
+    check_place,
     is_folder_name,
     parse_json,
     read_json,
@@ -171,10 +173,14 @@ class RunDirectory:
         """
         if self.run_file.is_file():
             self._lock_for_writing()
+            for leftover in self.path.rglob(".*.????????.tmp"):  # of atomic writes that were killed
+                leftover.unlink()
             return self
-        if self.path.exists() and not self._is_unstarted():
-            raise UsageError(f"{self.path}: exists and is not a run; choose another place with --out")
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.check_place()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{self.path}: {error.strerror}; choose another place with --out") from error
         self._lock_for_writing()
         for folder in (self.tensorboard, self.samples, self.checkpoints):
             folder.mkdir(exist_ok=True)
@@ -182,6 +188,32 @@ class RunDirectory:
         write_text_atomic(self.config_file, dump_yaml(dict(config)))
         write_json_atomic(self.run_file, {"schema_version": SCHEMA_VERSION, **meta})  # last: now it is a run
         return self
+
+    def check_place(self) -> None:
+        """Refuse a place where no run can begin.
+
+        Raises:
+            UsageError: something that is no run lies there, or no folder can be made there.
+        """
+        if self.path.exists() and not self._is_unstarted():
+            raise UsageError(f"{self.path}: exists and is not a run; choose another place with --out")
+        check_place(self.path)
+
+    def place(self) -> Path | None:
+        """Where the folder that :meth:`create` locked lies now; None where it was removed.
+
+        Linux alone tells where a folder was moved to; elsewhere it counts as removed.
+        """
+        if self._lock is None:
+            return self.path
+        own = os.fstat(self._lock)
+        if own.st_nlink == 0:  # of the lock's file, perhaps of that alone
+            return self.path if self.run_file.is_file() else None
+        for file in (self.path / ".lock", Path(f"/proc/self/fd/{self._lock}")):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(file), own):
+                    return self.path if file.name == ".lock" else Path(os.readlink(file)).parent
+        return None
 
     def _is_unstarted(self) -> bool:
         """Whether the folder is empty, or its run was killed before it wrote run.json."""

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from rgbench.core.errors import UsageError
 from rgbench.core.io import sha256_file, sha256_tree
 from rgbench.core.launch import Ranks
-from rgbench.core.process import pick_device
+from rgbench.core.process import memory_explained, pick_device, whole_float32
 from rgbench.data.batches import Batch, DataSource, Encoded
 from rgbench.data.latents import CachedSource, LatentsCache, TeacherSource, cache_root
 from rgbench.data.sources import open_source
@@ -92,6 +93,7 @@ def open_cached(settings: BaseRecipe, source: DataSource, folder: Path, wanted: 
     return CachedSource(source, cache)
 
 
+@whole_float32()
 def cache(recipe: str, overrides: list[str], *, device: str = "auto", say: Callable[[str], None] | None = None) -> Path:
     """Encode the data of a recipe; existing shards are kept. Under torchrun, this rank's shards.
 
@@ -116,7 +118,7 @@ def cache(recipe: str, overrides: list[str], *, device: str = "auto", say: Calla
 
     source, found = ranks.together(prepare)
     if not found.is_complete:
-        ranks.together(lambda: fill(settings, source, found, ranks, say or (lambda _: None)))
+        fill(settings, source, found, ranks, say or (lambda _: None))
         ranks.on_main(found.complete)
     ranks.leave()
     return found.folder
@@ -125,7 +127,7 @@ def cache(recipe: str, overrides: list[str], *, device: str = "auto", say: Calla
 def fill(
     settings: BaseRecipe, source: DataSource, found: LatentsCache, ranks: Ranks, say: Callable[[str], None]
 ) -> None:
-    """Encode and write one rank's share of the missing shards.
+    """Encode and write the missing shards, this rank its share.
 
     Args:
         settings: the recipe.
@@ -134,7 +136,7 @@ def fill(
         ranks: those that share the work.
         say: shows each shard.
     """
-    models = load_models(settings.model.teacher_folder(), ranks.device, torch.float32)
+    models = ranks.together(lambda: load_models(settings.model.teacher_folder(), ranks.device, torch.float32))
     _write(
         found, lambda rows: _encoded(settings, models, source.load(list(rows))), settings.train.batch_size, ranks, say
     )
@@ -143,13 +145,25 @@ def fill(
 def _write(
     found: LatentsCache, make: Callable[[range], Batch], size: int, ranks: Ranks, say: Callable[[str], None]
 ) -> None:
-    """Make and write one rank's share of the missing shards, ``size`` rows at once."""
+    """Make and write the missing shards, ``size`` rows at once.
+
+    Each rank makes one, then all meet: none waits longer than a shard for a slower one, or goes on long after a
+    failure.
+    """
     shards = list(found.shards())
-    for number, (path, indices) in enumerate(shards):
-        if number % ranks.size != ranks.rank or path.is_file():
-            continue
-        found.write_shard(path, [make(indices[first : first + size]) for first in range(0, len(indices), size)])
-        say(f"shard {number + 1} of {len(shards)}: samples to {indices[-1] + 1} of {found.num}")
+    missing = [number for number, (path, _) in enumerate(shards) if not path.is_file()]
+    missing = ranks.gather_lists(missing if ranks.is_main else [])  # as the main rank sees the folder
+
+    def write(numbers: list[int]) -> None:
+        for number in numbers:
+            path, indices = shards[number]
+            with memory_explained(path.name, "use a smaller train.batch_size"):
+                found.write_shard(path, [make(indices[first : first + size]) for first in range(0, len(indices), size)])
+            say(f"shard {number + 1} of {len(shards)}: samples to {indices[-1] + 1} of {found.num}")
+
+    for first in range(0, len(missing), ranks.size):
+        own = first + ranks.rank
+        ranks.together(partial(write, missing[own : own + 1]))  # none for the last ranks of the last round
 
 
 @torch.no_grad()
@@ -214,6 +228,7 @@ def _generator(prompt: str, number: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+@whole_float32()
 def cache_samples(
     recipe: str,
     overrides: list[str],
@@ -251,7 +266,7 @@ def cache_samples(
 
     made, found = ranks.together(prepare)
     if not found.is_complete:
-        ranks.together(lambda: _write(found, made.rows, settings.train.batch_size, ranks, say or (lambda _: None)))
+        _write(found, made.rows, settings.train.batch_size, ranks, say or (lambda _: None))
         ranks.on_main(found.complete)
     ranks.leave()
     return found.folder

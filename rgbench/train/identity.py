@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,36 @@ def check_contents(run: RunDirectory, contents: Mapping[str, Any]) -> None:
     Raises:
         UsageError: names what changed.
     """
-    recorded = run.read()
+    for part, what in _changed_parts(run.read(), contents):
+        raise UsageError(
+            f"{run.path}: its {part} changed since the run began{what}; train with --out in another place, or move the "
+            "old run away"
+        )
+
+
+def check_checkpoint(path: Path, meta: Mapping[str, Any], recipe: BaseRecipe, contents: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run: of another seed, recipe, teacher, reward, data set or proxy.
+
+    Args:
+        path: the checkpoint.
+        meta: its own; older ones do not say of which run they are.
+        recipe: of this run.
+        contents: of :func:`read_contents`.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    recorded = meta.get("run", {})
+    old, new = _flat(recorded.get("recipe", {})), _flat(recipe.model_dump(mode="json"))
+    changed = [key for key in sorted(old) if old[key] != new.get(key) and not _matches(key, free_keys(recipe))]
+    found = [f"{key}: {old[key]} → {new.get(key, '-')}" for key in changed[:5]]
+    found += [f"{part}{what}" for part, what in _changed_parts(recorded, contents)]
+    if found:
+        raise UsageError(f"{path}: a checkpoint of another run ({', '.join(found)}); remove it, or put back this run's")
+
+
+def _changed_parts(recorded: Mapping[str, Any], contents: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The parts that differ, paths aside, with what of each; parts and fields that ``recorded`` lacks are skipped."""
     for part, now in contents.items():
         before = recorded.get(part)
         if isinstance(now, dict) and isinstance(before, dict):
@@ -114,10 +143,7 @@ def check_contents(run: RunDirectory, contents: Mapping[str, Any]) -> None:
         else:
             changed = [""] if before is not None and before != now else []
         if changed:
-            raise UsageError(
-                f"{run.path}: its {part} changed since the run began{_named(changed, before, now)}; train with --out "
-                "in another place, or move the old run away"
-            )
+            yield part, _named(changed, before, now)
 
 
 def _named(changed: list[str], before: Any, now: Any) -> str:

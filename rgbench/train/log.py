@@ -121,9 +121,13 @@ class Monitor:
         if self.wandb is not None:
             self.wandb.add(step, values)
 
+    def grid_file(self, step: int) -> Path:
+        """Where the sample grid of a step lies."""
+        return self.run.samples / f"step-{step:08d}.png"
+
     def log_grid(self, step: int, grid: Tensor) -> None:
         """Write a sample grid (3, H, W) in [0, 1]."""
-        write_png(grid, self.run.samples / f"step-{step:08d}.png")
+        write_png(grid, self.grid_file(step))
         self.board.add_image("samples", grid, step)
         if self.wandb is not None:
             self.wandb.add_grid(step, grid)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,20 @@ from torch import Tensor, nn
 from rgbench.core import checkpoint
 from rgbench.core.errors import Interrupted, RgbenchError, UsageError
 from rgbench.core.launch import Ranks
-from rgbench.core.process import StopRequest, lacks_memory
+from rgbench.core.process import StopRequest, memory_explained
 from rgbench.core.run import RunDirectory, stream_generator
 from rgbench.data.batches import Batch, BatchLoader, DataSource
 from rgbench.train.base import OptimiserGroup, StepDraws, StepResult, Trainer, autocast
+from rgbench.train.identity import check_checkpoint
 from rgbench.train.log import CaptionCount, CostMeter, Monitor, check_wandb, merge_costs, merge_counts, tile
 from rgbench.train.recipe import BaseRecipe, TrainSection
 
 SAMPLED_PROMPTS = 8  # of a sample grid, the first of the data
 SMALLEST_LOSS_SCALE = 1.0  # below it, float16's gradients are not too large but wrong
 ADVICE = "no parameter was changed; look at these samples, or lower train.lr or guidance.scale"
+MEMORY_ADVICE = "use a larger train.gradient_accumulation_steps, or train.gradient_checkpointing=true"
+NEWER_PARTS = ("correlations",)  # that older checkpoints lack; they stay as they begin
+T = TypeVar("T")
 
 
 class Loop:
@@ -39,6 +44,7 @@ class Loop:
         recipe: validated.
         run: where checkpoints, logs and samples go; the main rank alone writes there.
         ranks: those that train together; this process alone by default.
+        contents: of :func:`~rgbench.train.identity.read_contents`, by which a checkpoint is known as this run's.
 
     Attributes:
         step: optimiser steps done.
@@ -48,10 +54,16 @@ class Loop:
     """
 
     def __init__(
-        self, trainer: Trainer, source: DataSource, recipe: BaseRecipe, run: RunDirectory, ranks: Ranks | None = None
+        self,
+        trainer: Trainer,
+        source: DataSource,
+        recipe: BaseRecipe,
+        run: RunDirectory,
+        ranks: Ranks | None = None,
+        contents: Mapping[str, Any] | None = None,
     ) -> None:
         self.trainer, self.source, self.recipe, self.run = trainer, source, recipe, run
-        self.ranks = ranks or Ranks()
+        self.ranks, self.contents = ranks or Ranks(), contents or {}
         train = recipe.train
         check_split(train, self.ranks.size)
         if train.wandb is not None:
@@ -86,29 +98,49 @@ class Loop:
             if self.ranks.is_main:
                 monitor = Monitor(self.run, self.step, train.steps, train.batch_size, wandb=train.wandb)
                 stack.enter_context(monitor)
+            if self.step and self._is_due(train.sample_every):  # a kill may have come between checkpoint and grid
+                self._together(lambda: self._sample(monitor, prompts, again=False))
             while self.step < train.steps:
                 self._stop_if_asked(stop, resume_command)
                 start = time.monotonic()
-                with memory_explained(self.step):
-                    values = self.train_step()
+                values = self.train_step()
                 if monitor is not None:
                     monitor.show(self.step, values, time.monotonic() - start)
                 self._record(monitor, values, prompts)
 
     def _record(self, monitor: Monitor | None, values: dict[str, float], prompts: list[str]) -> None:
         """Log, save and sample where this step is due."""
-        train, last = self.recipe.train, self.step == self.recipe.train.steps
-        if monitor is not None and (self.step % train.log_every == 0 or last):
-            monitor.log(self.step, values)
-        if self.step % train.save_every == 0 or last:
+        train = self.recipe.train
+        if any(map(self._is_due, (train.log_every, train.save_every, train.sample_every))):
+            self._stop_if_moved()
+        if self._is_due(train.log_every):
+            self.ranks.together(lambda: None if monitor is None else monitor.log(self.step, values))
+        if self._is_due(train.save_every):
             self.save()
-        if train.sample_every and (self.step % train.sample_every == 0 or last):
-            with memory_explained(self.step):
-                self.ranks.together(lambda: self._sample(monitor, prompts))
+        if self._is_due(train.sample_every):
+            self._together(lambda: self._sample(monitor, prompts))
 
-    def _sample(self, monitor: Monitor | None, prompts: list[str]) -> None:
-        """Log a grid of the same prompts and seeds at every look, so that one sees the student learn."""
-        if monitor is None:
+    def _is_due(self, every: int) -> bool:
+        return bool(every) and (self.step % every == 0 or self.step == self.recipe.train.steps)
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """Run work on every rank; one that lacks memory stops all."""
+
+        def explained() -> T:
+            with memory_explained(f"step {self.step}", MEMORY_ADVICE):
+                return work()
+
+        return self.ranks.together(explained)
+
+    def _sample(self, monitor: Monitor | None, prompts: list[str], again: bool = True) -> None:
+        """Log a grid of the same prompts and seeds at every look, so that one sees the student learn.
+
+        Args:
+            monitor: None on all ranks but the main one.
+            prompts: of the grid.
+            again: also where the grid of this step is there.
+        """
+        if monitor is None or (not again and monitor.grid_file(self.step).exists()):
             return
         generators = [stream_generator(self.recipe.seed, "preview", 0, i) for i in range(len(prompts))]
         with self.updater.autocast():
@@ -120,10 +152,26 @@ class Loop:
         if not number:
             return
         stop.signal = number
+        self._stop_if_moved()
         self.save()
         self.ranks.on_main(lambda: self.run.update(status="interrupted"))
         message = f"{self.run.path}: stopped; {self.step} of {self.recipe.train.steps} steps are saved"
         self.ranks.stop_all(Interrupted(message, resume_command=resume_command, exit_code=stop.exit_code))
+
+    def _stop_if_moved(self) -> None:
+        """Stop where the run's folder was removed, or was renamed: then it is saved where it lies now."""
+        path = self.run.path
+        place = self.run.place() if self.ranks.is_main else path
+        gone, moved = self.ranks.largest(place is None, place not in (None, path))
+        if gone:
+            self.ranks.stop_all(RgbenchError(f"{path}: was removed while it trained; the same command begins again"))
+        if moved:
+            if place is not None:
+                self.run = RunDirectory(place)
+            self.save()
+            self.ranks.on_main(lambda: self.run.update(status="interrupted"))
+            what = f"was moved while it trained; {self.step} steps are saved in {place}"
+            self.ranks.stop_all(RgbenchError(f"{path}: {what}; resume them with --out"))
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step.
@@ -131,8 +179,19 @@ class Loop:
         Returns:
             Means of all loss terms and statistics over the global batch, and the gradient norms before clipping.
         """
-        samples = StepSamples()
-        batches = self.ranks.together(lambda: self._load(self.step))
+        samples = self._together(self._accumulate)
+        rows, norms = _fetch(samples.of_all_ranks(self.ranks), self.updater.reduce())
+        self._check(samples, rows, norms)
+        watched = self._watch(samples.columns(rows))
+        self._together(lambda: self._update(norms))
+        self.step += 1
+        self.cost.images += self.recipe.train.batch_size
+        self.cost.reward_calls += samples.reward_calls * self.ranks.size
+        return samples.means(rows) | watched | self.updater.describe(norms)
+
+    def _accumulate(self) -> StepSamples:
+        """Losses and gradients of this rank's part of the batch."""
+        samples, batches = StepSamples(), self._load(self.step)
         for positions, batch in zip(self.loader.micro, batches, strict=True):
             draws = StepDraws(
                 self.recipe.seed, self.step, len(positions), first=positions[0], dtype=self.trainer.models.dtype
@@ -142,15 +201,11 @@ class Loop:
             samples.add(result, batch.ids)
             self.captions.add(batch)
             self.updater.backward(result, 1 / len(batches))
-        rows, norms = _fetch(samples.of_all_ranks(self.ranks), self.updater.reduce())
-        self._check(samples, rows, norms)
-        watched = self._watch(samples.columns(rows))
+        return samples
+
+    def _update(self, norms: dict[str, float]) -> None:
         if self.updater.step(self.step, finite=all(map(math.isfinite, norms.values()))):
             self.trainer.after_update()
-        self.step += 1
-        self.cost.images += self.recipe.train.batch_size
-        self.cost.reward_calls += samples.reward_calls * self.ranks.size
-        return samples.means(rows) | watched | self.updater.describe(norms)
 
     def _load(self, step: int) -> list[Batch]:
         batches, side = self.loader.load(step), self.trainer.models.resolution
@@ -210,25 +265,41 @@ class Loop:
     def _commit(self, counts: dict[str, Any]) -> None:
         tensors = {stem: dict(module.state_dict()) for stem, module in self.trainer.modules().items()}
         own, meta = self.updater.state()
-        meta |= {"step": self.step, **counts}
+        meta |= {"step": self.step, **counts, "run": {"recipe": self.recipe.model_dump(mode="json"), **self.contents}}
         checkpoint.commit(self.run.checkpoints, self.step, tensors | own, meta, keep=self.recipe.train.keep_checkpoints)
         self.run.update(step=self.step, **counts)
 
     def restore(self) -> None:
-        """Continue from the newest intact checkpoint, or from the start where there is none."""
-        newest = self.ranks.together(lambda: checkpoint.latest(self.run.checkpoints) if self.ranks.is_main else None)
+        """Continue from the newest intact checkpoint, or from the start where there is none.
+
+        Raises:
+            UsageError: it is another run's.
+        """
+        newest = self.ranks.together(self._find_newest)
         (step,) = self.ranks.largest(-1 if newest is None else checkpoint.step_of(newest))
         if step < 0:
             return
         path = checkpoint.path_of(self.run.checkpoints, step)
-        tensors, meta = self.ranks.together(lambda: checkpoint.load(path))
+        tensors, meta = self.ranks.together(lambda: self._read(path))
         for stem, module in self.trainer.modules().items():
-            module.load_state_dict(tensors[stem])
+            if stem in tensors or stem not in NEWER_PARTS:
+                module.load_state_dict(tensors[stem])
         self.updater.restore(tensors, meta)
         self.step = meta["step"]
         if self.ranks.is_main:  # it holds the sum; the others start from zero
             self.cost = CostMeter(meta["cost"], self.trainer.models.device.type)
             self.captions.load_state_dict(meta.get("captions", self.captions.state_dict()))
+
+    def _find_newest(self) -> Path | None:
+        if not self.ranks.is_main:
+            return None
+        checkpoint.remove_leftovers(self.run.checkpoints)
+        return checkpoint.latest(self.run.checkpoints)
+
+    def _read(self, path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        tensors, meta = checkpoint.load(path)
+        check_checkpoint(path, meta, self.recipe, self.contents)
+        return tensors, meta
 
 
 class Updater:
@@ -417,24 +488,6 @@ def check_split(train: TrainSection, num_ranks: int) -> None:
             f"train.batch_size {train.batch_size} cannot be split over {num_ranks} processes × "
             f"train.gradient_accumulation_steps {train.gradient_accumulation_steps}; make it a multiple of {parts}"
         )
-
-
-@contextlib.contextmanager
-def memory_explained(step: int) -> Iterator[None]:
-    """Turn a GPU's lack of memory into advice.
-
-    Raises:
-        RgbenchError: in place of torch's own.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not lacks_memory(error):
-            raise
-        raise RgbenchError(
-            f"step {step}: the GPU's memory does not suffice ({str(error).partition('.')[0]}); use a larger "
-            "train.gradient_accumulation_steps, or train.gradient_checkpointing=true"
-        ) from error
 
 
 def _prepare_networks(trainer: Any, train: TrainSection) -> None:

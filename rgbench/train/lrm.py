@@ -115,7 +115,7 @@ class LRM(RGLCD):
             grid = recipe.lcd.num_ddim_timesteps
             self.fidelity = Fidelity(section, data, recipe.seed, grid, self.score_samples)
         self.proxy_parameters = proxy.unfreeze(trainable.image_layers, trainable.text_layers)
-        self._correlations: list[float] = []  # of the last guided steps
+        self.correlations = Window()
 
     @classmethod
     def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> LRM:
@@ -140,8 +140,10 @@ class LRM(RGLCD):
         }
 
     def modules(self) -> dict[str, Stateful]:
-        """Student, target and proxy; with a gate, the measurement that sets it."""
+        """Student, target and proxy; with a gate, the measurement that sets it; with a bound, the correlations."""
         modules = {**super().modules(), "proxy": self.proxy}
+        if self.recipe.proxy.min_correlation is not None:
+            modules["correlations"] = self.correlations
         if self.fidelity is not None and self.recipe.proxy.fidelity.gate is not None:
             modules["fidelity"] = self.fidelity
         return modules
@@ -197,9 +199,9 @@ class LRM(RGLCD):
         value = correlation(columns["proxy_reward"], columns["reward"])
         least = self.recipe.proxy.min_correlation
         if least is not None and self.recipe.guidance.ramp(step) > 0:
-            self._correlations = [*self._correlations, value][-WATCHED:]
-            mean = sum(self._correlations) / len(self._correlations)
-            if len(self._correlations) == WATCHED and mean < least:
+            values = self.correlations.add(value)
+            mean = sum(values) / len(values)
+            if len(values) == WATCHED and mean < least:
                 raise RgbenchError(
                     f"step {step}: the proxy does not follow {self.expert.name}: correlation {mean:.2f} over {WATCHED} "
                     f"steps, proxy.min_correlation is {least}; lower proxy.lr, or align the proxy first"
@@ -298,6 +300,26 @@ class LRM(RGLCD):
             second = score(self.expert, images, batch.prompts[:1], None if offsets is None else offsets[:1])
             gradients = [torch.autograd.grad(value.sum(), f)[0] for value in (first, second)]
         return Scores(expert, proxy, gradient_cosine(*gradients))
+
+
+class Window:
+    """Correlations of the last guided steps, at most :data:`WATCHED`."""
+
+    def __init__(self) -> None:
+        self._values: list[float] = []
+
+    def add(self, value: float) -> list[float]:
+        """Take one more; returns all, the newest last."""
+        self._values = [*self._values, value][-WATCHED:]
+        return self._values
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The values, float64."""
+        return {"values": torch.tensor(self._values, dtype=torch.float64)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> None:
+        """Restore them."""
+        self._values = state_dict["values"].tolist()
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import nn
 from rgbench.core import checkpoint
 from rgbench.core.config import dump_yaml
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.io import write_text_atomic
+from rgbench.core.io import check_place, write_text_atomic
 from rgbench.core.launch import Ranks
-from rgbench.core.process import StopRequest, end_with_parent, launched, pick_device
+from rgbench.core.process import StopRequest, end_with_parent, launched, memory_explained, pick_device, whole_float32
 from rgbench.core.registry import resolve
 from rgbench.core.run import RunDirectory
 from rgbench.data.latents import TeacherSource
@@ -29,8 +29,15 @@ from rgbench.models.student import is_lora
 from rgbench.train.base import Network, StepDraws, StudentTrainer, Trainer
 from rgbench.train.cache import open_cached
 from rgbench.train.export import export_pipeline
-from rgbench.train.identity import check_contents, check_recipe, read_contents, recipe_sha256, teacher_contents
-from rgbench.train.loop import Loop, check_split
+from rgbench.train.identity import (
+    check_checkpoint,
+    check_contents,
+    check_recipe,
+    read_contents,
+    recipe_sha256,
+    teacher_contents,
+)
+from rgbench.train.loop import MEMORY_ADVICE, Loop, check_split
 from rgbench.train.recipe import PROXY_FOLDER, BaseRecipe, LCDRecipe, load_recipe
 
 ADAM_MOMENTS = 2  # each as large as what learns
@@ -75,7 +82,7 @@ def train(
     settings = load_recipe(recipe, overrides)
     run = RunDirectory(run_path(settings, out))
     command = resume_command(recipe, overrides, out, device, launch)
-    with StopRequest(deaf_after=launched()) as stop:
+    with StopRequest(deaf_after=launched()) as stop, whole_float32():
         if launched():
             end_with_parent()
         ranks = Ranks.join(pick_device(device))
@@ -107,6 +114,7 @@ def _is_finished(run: RunDirectory, settings: BaseRecipe, resume: str, is_main: 
         UsageError: a run exists that may not be resumed.
     """
     if not run.run_file.is_file():
+        run.check_place()
         return False
     if resume == "never":
         raise UsageError(f"{run.path}: a run exists; resume it with --resume auto, or choose another place with --out")
@@ -163,6 +171,7 @@ def _begin(settings: BaseRecipe, run: RunDirectory, loop: Loop, contents: dict[s
         run.update(**method)
 
 
+@memory_explained("loading", "take a GPU with more memory that is free, or --device cpu")
 def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[Loop, dict[str, Any]]:
     """The loop of a recipe, and the contents of its teacher, rewards and data; writes nothing.
 
@@ -189,7 +198,7 @@ def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[L
         if wanted == "auto":  # as it began, since a cache made meanwhile rounds differently
             wanted = "always" if run.read().get("latents_cache") else "never"
     feed = open_cached(settings, source, folder, wanted)
-    loop = Loop(trainer, feed, settings, run, ranks)
+    loop = Loop(trainer, feed, settings, run, ranks, contents)
     loop.load_batch(0)  # data that does not fit the model is found before anything is written
     return loop, contents | {"latents_cache": feed is not source}
 
@@ -226,6 +235,7 @@ def export_run(path: Path, network: Network, out: Path | None = None, device: st
     folder = out or path.resolve().with_name(f"{path.resolve().name}-{network}")
     if folder.exists():
         raise UsageError(f"{folder}: exists already; choose another place with --out")
+    check_place(folder)
     newest = checkpoint.latest(run.checkpoints)
     if newest is None:
         raise UsageError(f"{run.checkpoints}: no checkpoint yet; nothing to export")
@@ -237,6 +247,7 @@ def export_run(path: Path, network: Network, out: Path | None = None, device: st
         raise UsageError(f"{models.path}: not the teacher of {path}; its weights have another sha256")
     trainer: StudentTrainer = resolve("trainer", recipe.plain)(recipe, models)
     tensors, state = checkpoint.load(newest)
+    check_checkpoint(newest, state, recipe, {})
     for stem, module in trainer.modules().items():
         module.load_state_dict(tensors[stem])
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -244,6 +255,7 @@ def export_run(path: Path, network: Network, out: Path | None = None, device: st
     return folder
 
 
+@whole_float32()
 def dry_run(recipe: str, overrides: list[str], *, out: Path | None = None, device: str = "auto") -> list[Row]:
     """Load and check everything that a run needs, and compute its first step's losses; trains and writes nothing.
 
@@ -263,6 +275,8 @@ def dry_run(recipe: str, overrides: list[str], *, out: Path | None = None, devic
     """
     settings = load_recipe(recipe, overrides)
     run = RunDirectory(run_path(settings, out))
+    if not run.run_file.is_file():
+        run.check_place()
     loop, contents = build_loop(settings, run, Ranks(device=pick_device(device)))
     trainer, data = loop.trainer, {**contents["data"], "latents cache": contents["latents_cache"]}
     rewards = [("reward", f"{r['name']}, fingerprint {r['fingerprint_id']}, in-sample") for r in contents["rewards"]]
@@ -344,7 +358,7 @@ def _first_losses(loop: Loop) -> str:
         RgbenchError: one is not finite.
     """
     batch = loop.load_batch(0)
-    with loop.updater.autocast():
+    with memory_explained("first step", MEMORY_ADVICE), loop.updater.autocast():
         result = loop.trainer.step(batch, StepDraws(loop.recipe.seed, 0, len(batch.ids)))
     means = {name: float(v.detach().mean()) for terms in result.losses.values() for name, v in terms.items()}
     wrong = [name for name, value in means.items() if not math.isfinite(value)]

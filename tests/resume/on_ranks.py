@@ -162,7 +162,7 @@ def cached(folder: Path, ranks: Ranks) -> None:
     latents.SHARD_SAMPLES = 3
     found = latents.LatentsCache.at(folder / "cache", {"data": "tiny"}, 10)
     said: list[str] = []
-    ranks.together(lambda: fill(recipe, tiny.TinySource(), found, ranks, said.append))
+    fill(recipe, tiny.TinySource(), found, ranks, said.append)
     ranks.on_main(found.complete)
     assert ranks.gather_lists([len(said)]) == [2, 2]
     ranks.largest(0)
