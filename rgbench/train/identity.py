@@ -125,8 +125,10 @@ def check_checkpoint(path: Path, meta: Mapping[str, Any], recipe: BaseRecipe, co
     Raises:
         UsageError: names what differs.
     """
-    recorded = meta.get("run", {})
-    old, new = _flat(recorded.get("recipe", {})), _flat(recipe.model_dump(mode="json"))
+    recorded = meta.get("run")
+    if recorded is None:
+        return
+    old, new = _flat(recorded["recipe"]), _flat(recipe.model_dump(mode="json"))
     changed = [key for key in sorted(old) if old[key] != new.get(key) and not _matches(key, free_keys(recipe))]
     found = [f"{key}: {old[key]} → {new.get(key, '-')}" for key in changed[:5]]
     found += [f"{part}{what}" for part, what in _changed_parts(recorded, contents)]

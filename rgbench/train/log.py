@@ -118,6 +118,7 @@ class Monitor:
         self.run.log(row)
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
+        self.board.flush()  # now, so that its thread fails here or not at all
         if self.wandb is not None:
             self.wandb.add(step, values)
 
@@ -129,6 +130,7 @@ class Monitor:
         """Write a sample grid (3, H, W) in [0, 1]."""
         write_png(grid, self.grid_file(step))
         self.board.add_image("samples", grid, step)
+        self.board.flush()
         if self.wandb is not None:
             self.wandb.add_grid(step, grid)
 

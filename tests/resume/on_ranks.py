@@ -156,6 +156,41 @@ def failures(folder: Path, ranks: Ranks) -> None:
     assert not list((folder / "drift" / "checkpoints").iterdir())
 
 
+def lacks_memory(folder: Path, ranks: Ranks, where: str) -> None:
+    """A GPU's lack of memory on rank 1 alone, in its step or its update, stops both; the main one says what to do."""
+    loop = make_loop("lcd", folder / "teacher", folder / f"memory-{where}", None, ranks)
+    loop.train_step()
+
+    def lack(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    if ranks.rank == 1:
+        setattr(*{"step": (loop.trainer, "step", lack), "update": (loop.trainer, "after_update", lack)}[where])
+    expected = pytest.raises(RgbenchError if ranks.is_main else SystemExit)
+    with expected as caught:
+        loop.train_step()
+    said = "rank 1: step 1: the GPU's memory does not suffice (CUDA out of memory); use a larger train.gradient_acc"
+    assert str(caught.value).startswith(said) if ranks.is_main else caught.value.code == 1
+
+
+def fails_in_its_first_shard(folder: Path, ranks: Ranks) -> None:
+    """The other rank stops after one shard of its own, and never waits for more than one."""
+    recipe = tiny.recipe(model={"path": str(folder / "teacher")})
+    found = latents.LatentsCache.at(folder / "cache", {"data": "bad"}, 12)
+    said: list[str] = []
+
+    class Bad(tiny.TinySource):
+        def load(self, indices):
+            if ranks.rank == 1:
+                raise OSError(5, "Input/output error", "/data/3.jpg")
+            return super().load([index % 10 for index in indices])
+
+    said_by_main = pytest.raises(RgbenchError, match="rank 1: .*/data/3.jpg")
+    with said_by_main if ranks.is_main else pytest.raises(SystemExit):
+        fill(recipe, Bad(), found, ranks, said.append)
+    assert len(said) == (1 if ranks.is_main else 0)
+
+
 def cached(folder: Path, ranks: Ranks) -> None:
     """Each rank encodes its shards; the main one completes the cache when both are done."""
     recipe = tiny.recipe(model={"path": str(folder / "teacher")})
@@ -178,7 +213,10 @@ def main(folder: Path, checks: list[str]) -> None:
         not_finite(folder, ranks, "value")
         not_finite(folder, ranks, "gradient")
         failures(folder, ranks)
+        lacks_memory(folder, ranks, "step")
+        lacks_memory(folder, ranks, "update")
         cached(folder, ranks)
+        fails_in_its_first_shard(folder, ranks)
     if "matrix" in checks:
         for kind, accumulation, stopped_at in itertools.product(ALL_KINDS, (1, 2), (5, 7)):
             resume(folder, ranks, kind, accumulation, stopped_at)

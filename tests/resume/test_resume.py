@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from functools import cache
 from itertools import product
@@ -10,8 +11,9 @@ from itertools import product
 import pytest
 
 from rgbench.core import checkpoint
-from rgbench.core.errors import Interrupted, UsageError
+from rgbench.core.errors import Interrupted, RgbenchError, UsageError
 from rgbench.core.process import StopRequest
+from rgbench.core.run import RunDirectory
 from tests.parity import tiny
 from tests.resume.loops import ALL_KINDS, COMMAND, SignallingSource, assert_same, everything, make_loop, run_to_end
 from tests.tiny_trainers import DIRECT, THROUGH_PROXY
@@ -126,3 +128,122 @@ def test_data_of_another_resolution_is_refused(folder, tmp_path):
 
     with pytest.raises(UsageError, match=r"images of 32×32 pixels, the model takes 16×16"):
         make_loop("lcd", folder, tmp_path / "a", Large()).load_batch(0)
+
+
+def test_a_grid_that_a_kill_took_is_made_again(folder, tmp_path):
+    """Whether the kill came in the middle of the run or after its last step; a grid that is there stays."""
+    options = {"steps": 4, "save_every": 2, "sample_every": 2}
+    whole = run_to_end(make_loop("lcd", folder, tmp_path / "a", **options))
+    grids = sorted(whole.run.samples.iterdir())
+    wanted = {file.name: file.read_bytes() for file in grids}
+    assert list(wanted) == ["step-00000002.png", "step-00000004.png"]
+    (whole.run.samples / "step-00000004.png").unlink()
+    before = grids[0].stat().st_mtime_ns
+    again = make_loop("lcd", folder, tmp_path / "a", **options)
+    again.restore()
+    run_to_end(again)
+    shutil.rmtree(whole.run.checkpoints / "step-00000004")
+    assert {file.name: file.read_bytes() for file in whole.run.samples.iterdir()} == wanted
+    assert grids[0].stat().st_mtime_ns == before
+    grids[0].unlink()
+    again = make_loop("lcd", folder, tmp_path / "a", **options)
+    again.restore()
+    assert again.step == 2
+    run_to_end(again)
+    assert {file.name: file.read_bytes() for file in whole.run.samples.iterdir()} == wanted
+
+
+class MovingSource(tiny.TinySource):
+    """Does something to the run's folder while a given batch is loaded."""
+
+    def __init__(self, at_load, what):
+        self.loads, self.at_load, self.what = 0, at_load, what
+
+    def load(self, indices):
+        if self.loads == self.at_load:
+            self.what()
+        self.loads += 1
+        return super().load(indices)
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_run_that_is_moved_is_saved_where_it_lies(folder, tmp_path, straight, another):
+    """Nothing is lost, nothing is begun at the old place, and another run that was put there is not touched."""
+    here, there = tmp_path / "run", tmp_path / "elsewhere" / "moved"
+
+    def move():
+        there.parent.mkdir()
+        here.rename(there)
+        if another:
+            RunDirectory(here).create({}, {"status": "running", "step": 0})
+
+    own = make_loop("lcd", folder, here, MovingSource(5, move), log_every=1, save_every=100)
+    with pytest.raises(RgbenchError, match=rf"{here}: was moved while it trained; 5 steps are saved in {there}"):
+        run_to_end(own)
+    assert here.exists() == another and not (here / "log.jsonl").exists() and not [*here.glob("checkpoints/*")]
+    assert RunDirectory(there).read()["status"] == "interrupted"
+    again = make_loop("lcd", folder, there)
+    again.restore()
+    assert again.step == 5
+    run_to_end(again)
+    assert_same(everything(again), everything(straight("lcd", 1)))
+
+
+def test_a_run_that_is_removed_ends_in_a_sentence(folder, tmp_path):
+    """Also where a signal asks for a save, or a grid would be the first thing written."""
+    for options in ({"log_every": 1}, {"log_every": 100, "save_every": 100, "sample_every": 3}):
+        path = tmp_path / "run"
+        own = make_loop("lcd", folder, path, MovingSource(2, lambda path=path: shutil.rmtree(path)), **options)
+        with pytest.raises(RgbenchError, match=f"{path}: was removed while it trained"):
+            run_to_end(own)
+        assert not path.exists()
+
+
+def test_what_kills_left_behind_is_removed_at_the_next_start(folder, tmp_path):
+    own = run_to_end(make_loop("lcd", folder, tmp_path / "a", steps=2, save_every=1))
+    leftovers = [own.run.checkpoints / ".tmp-step-00000001-0123abcd" / "student.safetensors"]
+    leftovers += [own.run.path / ".run.json.77.0123abcd.tmp", own.run.samples / ".step-00000001.png.7.0123abcd.tmp"]
+    for file in leftovers:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half")
+    again = make_loop("lcd", folder, tmp_path / "a", steps=2, save_every=1)
+    again.restore()
+    assert again.step == 2 and not any(file.parent.glob(f"{file.name}*") and file.exists() for file in leftovers)
+    assert not leftovers[0].parent.exists() and len(checkpoint.checkpoints(own.run.checkpoints)) == 2
+
+
+def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path):
+    """Of another seed, another recipe or another teacher, laid into this run by mistake."""
+
+    def loop(name, contents=None, **sections):
+        own = make_loop("lcd", folder, tmp_path / name, steps=2)
+        own.recipe = own.recipe.model_copy(update=sections)
+        own.contents = contents or {"teacher": {"path": str(tmp_path / name), "sha256": "a"}}
+        return own
+
+    own = run_to_end(loop("own"))
+    here = own.run.checkpoints / "step-00000002"
+    shutil.move(here, tmp_path / "kept")
+    others = {
+        "seed": (None, {"seed": 1}, "seed: 1 → 0"),
+        "lr": (None, {"train": own.recipe.train.model_copy(update={"lr": 0.5})}, r"train\.lr: 0\.5 → 0\.001"),
+        "teacher": ({"teacher": {"path": "elsewhere", "sha256": "b"}}, {}, r"teacher \(sha256\)"),
+    }
+    for name, (contents, sections, said) in others.items():
+        other = run_to_end(loop(name, contents, **sections))
+        shutil.copytree(other.run.checkpoints / here.name, here)
+        with pytest.raises(UsageError, match=rf"{here}: a checkpoint of another run \({said}\)"):
+            loop("own").restore()
+        shutil.rmtree(here)
+    moved = {"teacher": {"path": "on another machine", "sha256": "a"}}
+    shutil.move(tmp_path / "kept", here)
+    again = loop("own", moved)
+    again.restore()
+    assert again.step == 2
+    tensors, meta = checkpoint.load(here)
+    del meta["run"]  # as an older version wrote it
+    shutil.rmtree(here)
+    checkpoint.commit(here.parent, 2, tensors, meta)
+    again = loop("own", {"teacher": {"sha256": "c"}})
+    again.restore()
+    assert again.step == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,9 +16,11 @@ from rgbench.rewards.clip import PickScoreReward
 from rgbench.rewards.latent_proxy import contrastive_losses, pair_losses
 from rgbench.train.base import autocast
 from rgbench.train.lcd import LCD, distil
+from rgbench.train.recipe import WeightedRecipe
+from rgbench.train.weighted import Weighted
 from tests.clip_folder import save_clip
 from tests.parity import tiny
-from tests.tiny_trainers import batch
+from tests.tiny_trainers import DIRECT, PLAIN, THROUGH_PROXY, batch, make
 
 PROMPTS = tiny.PROMPTS[:4]
 HALVES = ["bfloat16", "float16"]
@@ -108,6 +112,83 @@ def test_contrastive_logits_are_not_rounded():
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def teacher(request, tmp_path_factory):
     return tiny.save_pipeline(tmp_path_factory.mktemp(request.param) / "teacher", request.param)
+
+
+class Replay(torch.nn.Module):
+    """Gives a network's outputs once more, in float64."""
+
+    def __init__(self, network: torch.nn.Module, outputs: list[Tensor]) -> None:
+        super().__init__()
+        self.config, self.outputs = network.config, outputs
+
+    def forward(self, *given, **options):
+        return (self.outputs.pop(0).double(),)
+
+
+def recorded(network: torch.nn.Module) -> list[Tensor]:
+    outputs: list[Tensor] = []
+    network.register_forward_hook(lambda module, given, output: outputs.append(output[0].detach()))
+    return outputs
+
+
+DISTILLATIONS = {
+    "lcd": {},
+    "two jumps of the teacher": {"lcd": {"teacher_steps": 2}},
+    "tcd": {},
+    "tcd, to the next point": {"tcd": {"s": "next"}},
+    "mlcm": {},
+    "mlcm, in x0": {"mlcm": {"space": "x0", "weight": "snr", "target": "ema"}},
+    "weighted": {"weighted": {"share": 0.5}},
+}
+
+
+def own_trainer(name: str, models, dtype: str):
+    kind, sections = name.partition(",")[0], DISTILLATIONS[name]
+    if kind == "weighted":
+        values = tiny.recipe(train={"dtype": dtype}).model_dump(mode="json")
+        values = {key: values[key] for key in ("name", "train", "model", "sampling")}
+        values |= {"kind": kind, "data": {"kind": "teacher", "path": "unused"}, **sections}
+        return Weighted(WeightedRecipe.model_validate(values, strict=False), models)
+    if kind == "mlcm":
+        sections = {"mlcm": {"stages": [{"segments": 8}], **sections.get("mlcm", {})}}
+    return make(kind if kind in PLAIN else "lcd", models, train={"dtype": dtype}, **sections)
+
+
+@pytest.mark.parametrize("name", DISTILLATIONS)
+def test_what_a_distillation_computes_of_half_precision_is_float32(teacher, name):
+    """Predictions, z_n, targets and losses are within float32's rounding of float64's of the same network outputs."""
+    trainer = own_trainer(name, tiny.models(teacher), "bfloat16")
+    networks = trainer.networks
+    parts = {"teacher": networks.teacher, "student": networks.student, "target": networks.target}
+    outputs = {part: recorded(network) for part, network in parts.items()}
+    with autocast("bfloat16", "cpu"):
+        inputs = trainer.prepare(batch(), tiny.draws())
+        found = trainer.distil(inputs)
+    assert {output.dtype for each in outputs.values() for output in each} == {torch.bfloat16}
+    wide = {
+        key: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for key, v in vars(inputs).items()
+    }
+    replays = {part: Replay(network, outputs[part]) for part, network in parts.items()}
+    trainer.networks = replace(networks, alphas_cumprod=networks.alphas_cumprod.double(), **replays)
+    wanted = trainer.distil(type(inputs)(**wide))
+    for part in ("noisy", "prediction", "previous", "target", "losses"):
+        value, exact = getattr(found, part).detach(), getattr(wanted, part).detach()
+        assert value.dtype == torch.float32 and exact.dtype == torch.float64, part
+        # a difference of nearly equal numbers, where the distance is measured at x0, keeps fewer digits
+        assert (value - exact).abs().max() <= 2e-5 * exact.abs().max(), part
+    assert not any(outputs.values()), "each output was used once"
+
+
+@pytest.mark.parametrize("kind", [*DIRECT, *THROUGH_PROXY])
+def test_rewards_of_half_precision_are_float32(teacher, kind):
+    """Scores and loss terms, with the reward's gradient at a share of the distillation's."""
+    options = {"guidance": {"scale": None, "share": 0.5}, "train": {"dtype": "bfloat16"}}
+    trainer = make(kind, tiny.models(teacher), **options)
+    with autocast("bfloat16", "cpu"):
+        result = trainer.step(batch(), tiny.draws())
+    values = {**result.stats, **{f"{k}/{name}": v for k, terms in result.losses.items() for name, v in terms.items()}}
+    halves = [name for name, value in values.items() if value.dtype in (torch.bfloat16, torch.float16)]
+    assert not halves and {"reward", "student/lcd", "student/reward"} <= values.keys()
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,3 +214,106 @@ def test_each_of_several_processes_takes_a_gpu_of_its_own(
     monkeypatch.setenv("WORLD_SIZE", "8")
     take_own_gpu()
     assert taken == [chosen]
+
+
+SPOKEN = """
+import os, sys
+from rgbench.core.process import keep_streams
+keep_streams()
+for number in range(2000):
+    print("line", number)
+    print("line", number, file=sys.stderr)
+sys.stdout.flush()
+os.write(2, b"of a library")
+descriptor = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+assert descriptor > 2, descriptor
+os.write(descriptor, b"done")
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["{} | head -n 1", "{} 2>&1 >/dev/null | head -n 1", "{} >&-", "{} 2>&-", "{} >&- 2>&-"]
+)
+def test_work_goes_on_without_its_reader(tmp_path: Path, how: str) -> None:
+    """A reader that leaves, or a stream that is closed from the start: no error, and no file in its place."""
+    (tmp_path / "speak.py").write_text(SPOKEN)
+    command = how.format(f"{sys.executable} {tmp_path / 'speak.py'} {tmp_path / 'file'}")
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_text() == "done"
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+    assert "head" not in how or done.stdout == "line 0\n"
+
+
+def test_a_full_disk_behind_a_stream_is_told() -> None:
+    code = "from rgbench.core.process import keep_streams; keep_streams(); print('x' * 100_000, flush=True)"
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "{code}" > /dev/full'],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0 and "No space left" in done.stderr
+
+
+HEAVY = """
+import time
+print("importing", flush=True)
+try:
+    time.sleep(60)
+except BaseException as error:
+    raise ImportError("swallowed") from error
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_libraries_are_imported_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Even where the library catches whatever is raised in its import."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(HEAVY)
+    started = subprocess.Popen(
+        [sys.executable, "-m", "rgbench", "train", "lcd"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)],
+    )
+    try:
+        assert started.stdout is not None and started.stdout.readline() == "importing\n"
+        started.send_signal(number)
+        _, complained = started.communicate(timeout=20)
+    finally:
+        started.kill()
+    assert (started.returncode, complained) == (130 if number == signal.SIGINT else 75, "Stopped.\n")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_elsewhere_lets_temporary_files_be_removed(number: signal.Signals, code: int) -> None:
+    line = "import os, sys\nfrom rgbench.core.process import end_on_signals\nend_on_signals()\n"
+    line += f"try: os.kill(os.getpid(), {number:d}); import time; time.sleep(9)\n"
+    line += "except KeyboardInterrupt: sys.exit(130)\nfinally: print('removed')"
+    done = subprocess.run(
+        [sys.executable, "-c", line],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "removed\n", "")
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    code = "import os, signal\nfrom rgbench.core.process import end_on_signals\n"
+    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nend_on_signals()\nos.kill(os.getpid(), signal.SIGHUP)"
+    assert fresh(code) == ""

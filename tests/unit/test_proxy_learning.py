@@ -116,6 +116,39 @@ def test_a_dead_proxy_stops_the_run_once_it_guides(make, tmp_path, monkeypatch):
     assert all(-1 <= row["proxy_correlation"] <= 1 for row in found)
 
 
+def test_a_resumed_run_stops_where_the_uninterrupted_one_does(make, tmp_path, monkeypatch):
+    """The window over which the correlation is averaged is in the checkpoint; older checkpoints lack it."""
+    monkeypatch.setattr(lrm, "WATCHED", 4)
+    options = {"min_correlation": 0.99, "guidance": {"warmup": [1, 2]}, "lr": 1e-9}
+
+    def begin(path):
+        trainer = make(**options)
+        directory = RunDirectory(path).create(trainer.recipe.model_dump(mode="json"), {"status": "running", "step": 0})
+        loop = Loop(trainer, tiny.TinySource(), trainer.recipe, directory)
+        loop.restore()
+        return loop
+
+    def stops_at(loop):
+        for _ in range(20):
+            try:
+                loop.train_step()
+            except RgbenchError:
+                return loop.step
+        raise AssertionError("not stopped")
+
+    straight = stops_at(begin(tmp_path / "straight"))
+    first = begin(tmp_path / "resumed")
+    for _ in range(straight - 1):
+        first.train_step()
+    first.save()
+    assert stops_at(begin(tmp_path / "resumed")) == straight
+    modules = first.trainer.modules()
+    first.trainer.modules = lambda: {name: each for name, each in modules.items() if name != "correlations"}
+    first.step += 1
+    first.save()
+    assert stops_at(begin(tmp_path / "resumed")) == straight + 4
+
+
 def test_a_finished_run_has_its_proxy(make, tmp_path):
     from rgbench.rewards.latent_proxy import LatentCLIP
 
