@@ -49,6 +49,7 @@ from rgbench.cli.options import (
     tune,
 )
 from rgbench.core.errors import UsageError, suggest
+from rgbench.core.io import check_place, write_bytes_atomic
 from rgbench.core.process import is_main_rank, launched
 from rgbench.evaluate.config import EvalConfig
 
@@ -182,6 +183,7 @@ def evaluate(
     from rgbench.evaluate.targets import check_inputs
 
     check_inputs(config)
+    check_place(config.results)
     tune()
     from rgbench.evaluate.evaluate import evaluate as run
 
@@ -208,6 +210,8 @@ def report(
 ) -> None:
     """Write comparison tables, plots and one page from results."""
     formats = split_names(format)
+    if not check:
+        check_place(out or results / "report")
     tune()
     os.environ["MPLBACKEND"] = "agg"  # matplotlib refuses to be imported with a back end that it lacks, as a notebook's
     from rgbench.core.progress import image_progress, track_images
@@ -234,6 +238,7 @@ def sample(
     from rgbench.evaluate.targets import resolve_targets
 
     resolve_targets([target], runs)
+    check_place(out)
     tune()
     from rgbench.evaluate.evaluate import sample as run
 
@@ -320,7 +325,6 @@ def cp(
 ) -> None:
     """Copy a recipe, to change it."""
     from rgbench.core.config import find_recipe
-    from rgbench.core.io import write_bytes_atomic
 
     source = find_recipe(recipe)
     dest = dest or Path(source.name)
@@ -406,6 +410,7 @@ def export_data(
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
 ) -> None:
     """Write benchtop scenes as webdataset tars of JPEG and caption."""
+    check_place(out)
     tune()
     from rgbench.data.tars import export_scenes
 

@@ -113,9 +113,15 @@ def check_place(path: Path) -> None:
     """Refuse a path at which no folder can be made or filled, before any work is done for it.
 
     Raises:
-        UsageError: a file is in the way, or the folder above may not be written to.
+        UsageError: a file is in the way, the folder above may not be written to, or no file can have this name.
     """
     above = Path(path)
+    try:
+        above.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {getattr(error, 'strerror', error)}; choose another place") from error
     while not os.path.lexists(above) and above != above.parent:
         above = above.parent
     if not above.is_dir():

@@ -195,9 +195,9 @@ class RunDirectory:
         Raises:
             UsageError: something that is no run lies there, or no folder can be made there.
         """
+        check_place(self.path)
         if self.path.exists() and not self._is_unstarted():
             raise UsageError(f"{self.path}: exists and is not a run; choose another place with --out")
-        check_place(self.path)
 
     def place(self) -> Path | None:
         """Where the folder that :meth:`create` locked lies now; None where it was removed.

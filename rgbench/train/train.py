@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -113,7 +114,7 @@ def _is_finished(run: RunDirectory, settings: BaseRecipe, resume: str, is_main: 
     Raises:
         UsageError: a run exists that may not be resumed.
     """
-    if not run.run_file.is_file():
+    if not os.path.isfile(run.run_file):  # unlike Path's, also False for a name that no file can have
         run.check_place()
         return False
     if resume == "never":
@@ -275,7 +276,7 @@ def dry_run(recipe: str, overrides: list[str], *, out: Path | None = None, devic
     """
     settings = load_recipe(recipe, overrides)
     run = RunDirectory(run_path(settings, out))
-    if not run.run_file.is_file():
+    if not os.path.isfile(run.run_file):
         run.check_place()
     loop, contents = build_loop(settings, run, Ranks(device=pick_device(device)))
     trainer, data = loop.trainer, {**contents["data"], "latents cache": contents["latents_cache"]}

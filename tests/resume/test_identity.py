@@ -26,6 +26,35 @@ def test_seeds_of_one_method_share_it_in_run_json_and_card(recipe, tmp_path):
     assert digests["0"] == digests["1"] != digests["lr"]
 
 
+def without_reward(recipe, kind):
+    """A recipe of a distillation alone, on the same data and teacher."""
+    values, file = yaml.safe_load(recipe.read_text()), recipe.with_name(f"{kind}.yaml")
+    kept = {key: values[key] for key in ("name", "model", "data", "train", "lcd", "sampling")}
+    if kind != "lcd":
+        del kept["lcd"]["timestep_scaling"]
+    if kind == "mlcm":
+        kept |= {"mlcm": {"stages": [{"segments": 2}]}}
+    file.write_text(yaml.safe_dump({"kind": kind, **kept}))
+    return file
+
+
+@pytest.mark.parametrize(("kind", "key"), [("tcd", "tcd.s"), ("mlcm", "mlcm.space"), ("mlcm", "lcd.teacher_steps")])
+def test_a_newer_methods_run_goes_on_without_a_key_and_with_more_steps(recipe, tmp_path, kind, key):
+    """A key that its configuration lacks counts as its default; another value of it is another run."""
+    own = without_reward(recipe, kind)
+    run = interrupted(own, tmp_path / "run")
+    section, name = key.split(".")
+    edit(run, lambda config: config[section].pop(name))
+    other = {"tcd.s": "next", "mlcm.space": "x0", "lcd.teacher_steps": 2}[key]
+    with pytest.raises(UsageError, match=rf"another config \({key}: "):
+        train(str(own), ["train.steps=2", *WORDS, f"{key}={other}"], out=run.path)
+    train(str(own), ["train.steps=3", "train.save_every=1", *WORDS], out=run.path)
+    assert run.read()["status"] == "finished" and run.read()["steps"] == 3
+    straight = RunDirectory.open(train(str(own), ["train.steps=3", *WORDS], out=tmp_path / "straight"))
+    wanted, found = weights(straight), weights(run)
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
 def interrupted(recipe, out, words=()):
     """A run of two steps that ends as if it had been stopped after the first."""
     run = RunDirectory.open(train(str(recipe), ["train.steps=2", "train.save_every=1", *WORDS, *words], out=out))
@@ -102,15 +131,13 @@ CHANGES = {
 }
 
 
-def test_what_a_teacher_computes_may_not_change_either(world, recipe, tmp_path):
+@pytest.mark.parametrize("kind", ["lcd", "tcd", "mlcm"])
+def test_what_a_teacher_computes_may_not_change_either(world, recipe, tmp_path, kind):
     """Its weights stay; its noise schedule, scaling factor, networks' settings or tokenizer do not."""
-    values = yaml.safe_load(recipe.read_text())
-    lcd = tmp_path / "lcd.yaml"
-    kept = ("name", "model", "data", "train", "lcd", "sampling")
-    lcd.write_text(yaml.safe_dump({"kind": "lcd", **{key: values[key] for key in kept}}))
+    lcd = without_reward(recipe, kind)
     shutil.copytree(world / "teacher", tmp_path / "own")
     run = interrupted(lcd, tmp_path / "run", [f"model.path={tmp_path / 'own'}"])
-    for name, change in CHANGES.items():
+    for name, change in CHANGES.items() if kind == "lcd" else [("scheduler", CHANGES["scheduler"])]:
         teacher = tmp_path / name
         shutil.copytree(world / "teacher", teacher)
         words = ["train.steps=2", "train.save_every=1", *WORDS, f"model.path={teacher}"]

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ from rgbench.core.errors import ConfigError, Interrupted, UsageError
 from rgbench.core.run import RunDirectory
 from rgbench.models.pipeline import load_models
 from rgbench.rewards.latent_proxy import LatentCLIP
-from rgbench.train.train import resume_command, train
+from rgbench.train import cache as cache_module
+from rgbench.train import train as train_module
+from rgbench.train.cache import cache_samples
+from rgbench.train.train import dry_run, resume_command, train
 from tests.parity import tiny
 
 
@@ -165,6 +169,48 @@ def test_wrong_input_writes_nothing(recipe, world, tmp_path):
     with pytest.raises(UsageError, match="no recipe 'lrmm'"):
         train("lrmm", [])
     assert not (tmp_path / "runs").exists()
+
+
+def test_float32_is_whole_while_a_run_trains(tmp_path, monkeypatch):
+    """As the recipes say of train.dtype: float32; the setting of whoever calls is put back."""
+    seen: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_module, "_train", lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    before = torch.backends.cudnn.conv.fp32_precision
+    train("lcd", [])
+    assert (seen, torch.backends.cudnn.conv.fp32_precision) == (["ieee"], before) and before != "ieee"
+    for module, work in ((cache_module, cache_module.cache), (cache_module, cache_samples), (train_module, dry_run)):
+
+        def load(*_: object) -> None:
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(module, "load_recipe", load)
+        with pytest.raises(ZeroDivisionError):
+            work("lcd", [])
+    assert seen == ["ieee"] * 4
+
+
+@pytest.mark.parametrize("where", ["file/run", "file", "link", "locked/run", "n" * 300, "a\0b"])
+def test_a_place_that_cannot_hold_a_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "locked").mkdir()
+    access = os.access  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
+    monkeypatch.setattr(train_module, "build_loop", lambda *_: 1 / 0)
+    for work in (train, dry_run):
+        with pytest.raises(UsageError, match="is not a folder|no permission|too long|null") as error:
+            work("lcd", [], out=Path(where))
+        assert str(error.value).startswith(where)
+    assert sorted(os.listdir(tmp_path)) == ["file", "link", "locked"] and not os.listdir("locked")
+
+
+def test_a_place_that_refuses_at_last_is_a_wrong_place(tmp_path):
+    """As a file system does that says yes and then no."""
+    with pytest.raises(UsageError, match="/proc/run: .*choose another place with --out"):
+        RunDirectory("/proc/run").create({}, {})
 
 
 def test_the_resume_command_quotes():

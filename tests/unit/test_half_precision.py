@@ -146,11 +146,11 @@ def own_trainer(name: str, models, dtype: str):
     kind, sections = name.partition(",")[0], DISTILLATIONS[name]
     if kind == "weighted":
         values = tiny.recipe(train={"dtype": dtype}).model_dump(mode="json")
-        values = {key: values[key] for key in ("name", "train", "model", "sampling")}
-        values |= {"kind": kind, "data": {"kind": "teacher", "path": "unused"}, **sections}
+        values = {key: values[key] for key in ("name", "train", "model")}
+        values |= {"kind": kind, "sampling": {"steps": 2}, "data": {"kind": "teacher", "path": "unused"}, **sections}
         return Weighted(WeightedRecipe.model_validate(values, strict=False), models)
     if kind == "mlcm":
-        sections = {"mlcm": {"stages": [{"segments": 8}], **sections.get("mlcm", {})}}
+        sections = {"mlcm": {"stages": [{"segments": 4}], **sections.get("mlcm", {})}}
     return make(kind if kind in PLAIN else "lcd", models, train={"dtype": dtype}, **sections)
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from rgbench.core.errors import ConfigError, UsageError
+from rgbench.core.io import read_json, write_json_atomic
 from rgbench.core.run import RunDirectory
 from rgbench.data import latents
 from rgbench.data.batches import Batch, Encoded
@@ -98,6 +99,16 @@ def test_every_student_trains_on_them(recipe, scored):
     path = cache_samples(recipe, [], samples=2, kind="hps", device="cpu")
     run = RunDirectory.open(train(recipe, weighted_words(path)[1:2], device="cpu"))
     assert run.read()["data"]["kind"] == "teacher" and run.read()["data"]["samples"] == 2
+
+
+def test_samples_of_a_teacher_with_another_noise_schedule_are_refused(recipe, folder, tmp_path):
+    path = cache_samples(recipe, [], samples=1, device="cpu")
+    shutil.copytree(folder, tmp_path / "other")
+    file = tmp_path / "other" / "scheduler" / "scheduler_config.json"
+    write_json_atomic(file, read_json(file) | {"beta_end": 0.02})
+    words = [*weighted_words(path)[1:2], f"model.path={tmp_path / 'other'}"]
+    with pytest.raises(UsageError, match="samples of another teacher"):
+        train(recipe, words, device="cpu")
 
 
 def test_what_cannot_be_trained_on_is_refused(recipe, folder, scored, tmp_path):
