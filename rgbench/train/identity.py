@@ -129,8 +129,9 @@ def check_checkpoint(path: Path, meta: Mapping[str, Any], recipe: BaseRecipe, co
     if recorded is None:
         return
     old, new = _flat(recorded["recipe"]), _flat(recipe.model_dump(mode="json"))
-    changed = [key for key in sorted(old) if old[key] != new.get(key) and not _matches(key, free_keys(recipe))]
-    found = [f"{key}: {old[key]} → {new.get(key, '-')}" for key in changed[:5]]
+    both = sorted(old.keys() & new.keys())  # a key may be newer, or have moved since
+    changed = [key for key in both if old[key] != new[key] and not _matches(key, free_keys(recipe))]
+    found = [f"{key}: {old[key]} → {new[key]}" for key in changed[:5]]
     found += [f"{part}{what}" for part, what in _changed_parts(recorded, contents)]
     if found:
         raise UsageError(f"{path}: a checkpoint of another run ({', '.join(found)}); remove it, or put back this run's")

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,16 @@ def test_wrong_input_writes_nothing(recipe, world, tmp_path):
     with pytest.raises(UsageError, match="no recipe 'lrmm'"):
         train("lrmm", [])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_closed_pipe_ends_no_training(recipe, tmp_path, fork_server):
+    words = f"{fork_server.folder / 'rgbench'} train {recipe} train.steps=2 train.sample_every=0 --device cpu"
+    for number, pipe in enumerate(("2>&1 | head -n 1", "2>&1 >/dev/null | true", ">&- 2>&-")):
+        command = f"set -o pipefail; {words} --out {number} {pipe}"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert RunDirectory.open(tmp_path / str(number)).read()["status"] == "finished"
+        assert len(done.stdout.splitlines()) == (number == 0) and "Traceback" not in done.stderr
 
 
 def test_float32_is_whole_while_a_run_trains(tmp_path, monkeypatch):
