@@ -40,7 +40,7 @@ from rgbench.data.files import IMAGE_SUFFIXES, image_files, is_data_name
 from rgbench.data.samples import TolerantReader, UnreadableSample, decode_caption, decode_image, hash_contents
 
 BLOCK_BYTES = 512
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def _save(index: ShardIndex, cached: Path) -> None:
 
 
 def _load(cached: Path) -> ShardIndex:
-    tensors = load_checked(cached)
+    tensors, _ = load_checked(cached)
     keys, dropped = json.loads(tensors["names"].numpy().tobytes())
     return ShardIndex(_key_array(keys), tensors["spans"].numpy(), dropped)
 

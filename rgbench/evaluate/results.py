@@ -42,9 +42,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, Validat
 
 from rgbench.core.config import read_as
 from rgbench.core.errors import UsageError
-from rgbench.core.io import open_image, read_json, write_bytes_atomic, write_text_atomic
+from rgbench.core.io import (
+    SEAL,
+    canonical_sha256,
+    open_image,
+    read_json,
+    seal,
+    unseal,
+    write_bytes_atomic,
+    write_text_atomic,
+)
 from rgbench.core.progress import Track, untracked
-from rgbench.metrics.values import Interval, MetricInfo, MetricValue, Protocol, canonical_sha256, identify
+from rgbench.metrics.values import Interval, MetricInfo, MetricValue, Protocol, identify
 
 SCHEMA_VERSION = 2
 RESULT, SAMPLES, TRAINING, SHEET = "result.json", "samples.parquet", "training.parquet", "images.webp"
@@ -418,8 +427,9 @@ def _parse_document(path: Path) -> _Document:
     _refuse_newer(version, path)
     if version != SCHEMA_VERSION:
         raise DamagedResult(f"{path}: not a result (schema version {version!r}); {remedy}")
-    if content.pop("sha256", None) != canonical_sha256(content):
-        raise DamagedResult(f"{path}: its sha256 does not match its contents; {remedy}")
+    if SEAL not in content:
+        raise DamagedResult(f"{path}: lacks its sha256; {remedy}")
+    content = unseal(content, path, remedy, DamagedResult)
     return read_as(_Document, content, f"{path}: not a result", remedy, DamagedResult)
 
 
@@ -699,11 +709,10 @@ def _write_document(path: Path, document: _Document) -> None:
 
 def _document_text(document: _Document) -> str:
     """JSON with the schema version first and the sha256 of everything before it last."""
-    plain = json.loads(json.dumps(document.model_dump(), allow_nan=False))  # lists for tuples, as a reader gets them
-    plain = {"schema_version": plain.pop("schema_version"), **plain}
-    entries = [f"{json.dumps(key)}: {_lines(value)}" for key, value in plain.items()]
-    entries.append(f'"sha256": "{canonical_sha256(plain)}"')
-    return "{\n" + ",\n".join(entries) + "\n}\n"
+    plain = document.model_dump()
+    entries = seal({"schema_version": plain.pop("schema_version"), **plain}).items()
+    lines = [f"{json.dumps(key)}: {_lines(value)}" for key, value in entries]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _lines(value: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from rgbench.core import checkpoint
 from rgbench.core.config import load_yaml
 from rgbench.core.errors import UsageError, suggest
-from rgbench.core.io import inspect_image, is_folder_name, load_safetensors, save_safetensors_atomic
+from rgbench.core.io import SUMS, inspect_image, is_folder_name, load_safetensors, save_safetensors_atomic
 from rgbench.core.run import RunDirectory
 from rgbench.data.files import image_files
 from rgbench.evaluate.config import EvalConfig
@@ -345,7 +345,7 @@ def _checkpoint_pipeline(finished: Path, weights: Path, place: Path) -> Path:
     for file in sorted(path for path in finished.rglob("*") if path.is_file()):
         link = place / file.relative_to(finished)
         link.parent.mkdir(parents=True, exist_ok=True)
-        if file != finished / WEIGHTS:
+        if file not in (finished / WEIGHTS, finished / SUMS):
             os.symlink(file.resolve(), link)
     save_safetensors_atomic(ours, place / WEIGHTS)
     return place

@@ -14,12 +14,11 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import read_json, sha256_file, sha256_tree
+from rgbench.core.io import check_sums, read_json, sha256_once, sha256_tree
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
@@ -58,7 +57,7 @@ def check_folder(folder: Path) -> dict[str, Weights]:
         component → its weight files.
 
     Raises:
-        UsageError: a file is missing, or it is another family's folder.
+        UsageError: a file is missing or damaged, or it is another family's folder.
     """
     index = folder / "model_index.json"
     name = read_config(index).get("_class_name") if index.is_file() else PIPELINES[0]
@@ -67,6 +66,7 @@ def check_folder(folder: Path) -> dict[str, Weights]:
     for name in CONFIGS:
         if not (folder / name).is_file():
             raise UsageError(f"{folder / name}: missing; a diffusers pipeline folder has it")
+    check_sums(folder)
     weights = {component: find_weights(folder / component, component) for component in STEMS}
     if absent := missing_parts(folder):
         raise UsageError(f"{folder}: {', '.join(absent)} missing; a diffusers pipeline folder has a tokenizer")
@@ -201,9 +201,7 @@ def weights_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for component in STEMS:
         for file in find_weights(folder / component, component).files:
-            stat = file.stat()
-            content = _sha256_once(file.resolve(), stat.st_size, stat.st_mtime_ns)
-            digest.update(f"{component}/{file.name} {content}\n".encode())
+            digest.update(f"{component}/{file.name} {sha256_once(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -225,11 +223,6 @@ def config_hash(file: Path) -> str:
     """Hash of one configuration, without the fields that :func:`config_hashes` leaves out."""
     content = {k: v for k, v in read_config(file).items() if k == "_class_name" or not k.startswith("_")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@lru_cache(maxsize=256)
-def _sha256_once(file: Path, size: int, mtime_ns: int) -> str:
-    return sha256_file(file)
 
 
 def _variants(folder: Path, stem: str) -> dict[str | None, tuple[Path, ...]]:

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.io import load_safetensors, load_tensors, sha256_file
+from rgbench.core.io import check_sums, load_safetensors, load_tensors, sha256_file
 from rgbench.core.run import stream_seed
 from rgbench.models.folder import config_hash, find_weights, read_config
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
@@ -274,6 +274,7 @@ def _whole_unet(path: Path, base: UNet2DConditionModel, dtype: torch.dtype) -> t
     """A UNet from its folder or a file of its tensors, and its weight files."""
     folder = path / "unet" if (path / "unet").is_dir() else path
     if folder.is_dir():
+        check_sums(folder)
         weights = find_weights(folder, "unet")
         unet = load_network(weights, dtype)
         _check_fit(path, unet.state_dict(), base)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_safetensors, save_safetensors_atomic, write_json_atomic
+from rgbench.core.io import check_sums, load_safetensors, save_safetensors_atomic, write_json_atomic, write_sums
 from rgbench.models.folder import explained, read_config
 from rgbench.rewards.clip import FeatureCache, check_text_cfg, folder_tokenizer, read_clip, unit
 
@@ -114,12 +114,13 @@ class LatentCLIP(nn.Module):
         """Load a folder written by :meth:`save`, frozen.
 
         Raises:
-            UsageError: a file is missing or does not fit its configuration.
+            UsageError: a file is missing, damaged, or does not fit its configuration.
         """
         folder = Path(folder)
         for file in (CONFIG, WEIGHTS, CLIP_CONFIG):
             if not (folder / file).is_file():
                 raise UsageError(f"{folder / file}: missing; a latent CLIP folder is needed")
+        check_sums(folder)
         config = read_config(folder / CONFIG)
         check_text_cfg(config.get("text_cfg"), folder / CONFIG)
         with explained(folder / CONFIG):
@@ -133,7 +134,7 @@ class LatentCLIP(nn.Module):
         return proxy.requires_grad_(False).eval().to(device, dtype)
 
     def save(self, folder: str | Path) -> None:
-        """Write configuration, weights and tokenizer files into ``folder``."""
+        """Write configuration, weights, tokenizer files and their ``rgbench.sha256`` into ``folder``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(folder / CONFIG, self.config)
@@ -141,10 +142,11 @@ class LatentCLIP(nn.Module):
         save_safetensors_atomic(state, folder / WEIGHTS)
         if self.tokenizer_folder is None:
             write_json_atomic(folder / CLIP_CONFIG, {"model_cfg": {"text_cfg": self.config["text_cfg"]}})
-            return
-        for file in self.tokenizer_folder.iterdir():
-            if file.suffix in (".json", ".txt") and file.name != CONFIG and folder != self.tokenizer_folder:
-                shutil.copyfile(file, folder / file.name)
+        elif folder != self.tokenizer_folder:
+            for file in self.tokenizer_folder.iterdir():
+                if file.suffix in (".json", ".txt") and file.name != CONFIG:
+                    shutil.copyfile(file, folder / file.name)
+        write_sums(folder)
 
     def check_fits(self, latent_shape: tuple[int, int, int], scaling_factor: float, source: str | Path) -> None:
         """Refuse a proxy that does not read the latents of a model.

@@ -25,14 +25,13 @@ from safetensors.torch import save_file
 
 from rgbench.core.checkpoint import CorruptCheckpoint, commit, latest
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_tensors
+from rgbench.core.io import canonical_sha256, load_tensors
 from rgbench.data.config import HFDatasetData, ImageFolderData, WebDatasetData
 from rgbench.data.prompts import load_prompts
 from rgbench.data.sources import open_source
 from rgbench.evaluate.images import GivenImages, own_prompts
 from rgbench.evaluate.results import SAMPLES, SHEET, TRAINING, load_results
 from rgbench.evaluate.targets import resolve_targets
-from rgbench.metrics.values import canonical_sha256
 from rgbench.models.pipeline import load_models
 from rgbench.models.presets import WEIGHTS
 from rgbench.models.student import Student, load_student
