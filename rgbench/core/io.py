@@ -457,6 +457,32 @@ def open_safetensors(path: Path) -> dict[str, Any]:
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
 
 
+def check_tensors(
+    path: Path,
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    owner: str,
+    remedy: str = "fetch or write it again",
+) -> None:
+    """Check that a file's tensors are those of a network, name by name and shape by shape.
+
+    Args:
+        path: the file.
+        state: its tensors.
+        own: the network's.
+        owner: whose the network's tensors are, for the message.
+        remedy: what to do.
+
+    Raises:
+        UsageError: a tensor is missing, has another shape, or is one that the network lacks; names the first.
+    """
+    found, wanted = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, own))
+    wrong = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+    if wrong:
+        first = f"{wrong[0]!r} is {found.get(wrong[0], 'missing')}, not {wanted.get(wrong[0], 'there')}"
+        raise UsageError(f"{path}: {len(wrong)} tensors are not those of {owner}: {first}; {remedy}")
+
+
 def save_checked(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> None:
     """Replace ``path`` by a safetensors file whose header has a checksum of its tensors and metadata, for a cache."""
     whole = {**metadata, SEAL: _tensors_sha256(tensors, metadata)}

@@ -29,17 +29,15 @@ _BLANK = "\u2800\u3164\u115f\u1160\uffa0"  # letters and symbols that print as n
 _BROKEN = re.compile("[\x00\ud800-\udfff]")
 
 
-def image_files(folder: Path) -> list[Path]:
-    """List the images of a folder and its subfolders, sorted by path.
+def walk_files(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders at and below a folder, each once, with the names of their files.
 
-    Hidden files and folders are left out, such as notebooks' copies, and what archives and file servers leave. Links
-    to folders are followed after the folders themselves, each folder once: a link that leads back up would give every
-    image many times.
+    What is hidden is left out, such as notebooks' copies, and so is what archives and file servers leave. Links to
+    folders are followed after the folders themselves: a link that leads back up would give every file many times.
 
     Raises:
         UsageError: a folder that cannot be read; it is named.
     """
-    found: list[Path] = []
     entered: set[str] = set()
     starts = [folder]
     for start in starts:  # grows by the links that are found
@@ -50,8 +48,12 @@ def image_files(folder: Path) -> list[Path]:
                 continue
             entered.add(real)
             starts += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
-            found += [Path(parent, name) for name in names if is_image_name(name)]
-    return sorted(found)
+            yield Path(parent), sorted(name for name in names if is_data_name(name))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the images of a folder and its subfolders, sorted by path; raises as :func:`walk_files`."""
+    return sorted(parent / name for parent, names in walk_files(folder) for name in names if is_image_name(name))
 
 
 def is_image_name(name: str) -> bool:

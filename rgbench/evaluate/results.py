@@ -53,6 +53,7 @@ from rgbench.core.io import (
     write_text_atomic,
 )
 from rgbench.core.progress import Track, untracked
+from rgbench.data.files import walk_files
 from rgbench.metrics.values import Interval, MetricInfo, MetricValue, Protocol, identify
 
 SCHEMA_VERSION = 2
@@ -324,7 +325,7 @@ def generation_folder(root: Path, world: str, model: str, generation: Generation
 
 
 def load_results(root: Path, track: Track = untracked) -> list[ModelResult]:
-    """Every result under a folder, by path; hidden files and folders are passed over.
+    """Every result under a folder, by path; hidden files and folders are passed over, and each folder is read once.
 
     Args:
         root: the folder.
@@ -334,9 +335,7 @@ def load_results(root: Path, track: Track = untracked) -> list[ModelResult]:
         UsageError: as :func:`load_result`; no result is skipped.
     """
     folders = []
-    for parent, children, names in os.walk(root, followlinks=True):
-        children[:] = sorted(name for name in children if not name.startswith("."))
-        path = Path(parent)
+    for path, names in walk_files(root) if root.is_dir() else ():
         if RESULT in names or any(map(_is_old, names)) or any((path / PARTIAL).glob("*.json")):
             folders.append(path)
     return [load_result(folder) for folder in track(sorted(folders), f"{root}: reading", "results")]

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +191,36 @@ def check_class(folder: Path, component: str) -> None:
     names = config.get("architectures") or [config.get("_class_name", wanted)]
     if wanted not in names:
         raise UsageError(f"{file}: of class {names[0]}; rgbench loads {wanted} as {component}")
+
+
+def check_loaded(folder: Path, names: Collection[str], network: Any, info: Mapping[str, Any]) -> None:
+    """Account for every tensor of a network that diffusers or transformers loaded.
+
+    Args:
+        folder: of the weights.
+        names: of all tensors in the files, one for each file that holds it.
+        network: what was loaded.
+        info: what ``from_pretrained`` says with ``output_loading_info``.
+
+    Raises:
+        UsageError: a tensor of the network is in no file, has another shape there, or one of the files goes nowhere:
+            names how many and the first.
+    """
+    faults = {
+        "missing from the files": info["missing_keys"],
+        "of the files unknown to this network": info["unexpected_keys"],
+        "of the files of another shape than its configuration says": [key[0] for key in info["mismatched_keys"]],
+    }
+    for fault, keys in faults.items():
+        if keys:
+            raise UsageError(f"{folder}: {len(keys)} tensors {fault}, first {min(keys)!r}; fetch or write it again")
+    # transformers passes over the constant position_ids of older files; renamed tensors still count as one each
+    num_used = sum(not name.endswith("position_ids") for name in names)
+    if num_used != len(network.state_dict()):
+        raise UsageError(
+            f"{folder}: the files hold {num_used} tensors, the network {len(network.state_dict())}; fetch or write the "
+            "folder again"
+        )
 
 
 def weights_sha256(folder: Path) -> str:

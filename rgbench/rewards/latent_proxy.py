@@ -27,7 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import check_sums, load_safetensors, save_safetensors_atomic, write_json_atomic, write_sums
+from rgbench.core.io import (
+    check_sums,
+    check_tensors,
+    load_safetensors,
+    save_safetensors_atomic,
+    write_json_atomic,
+    write_sums,
+)
 from rgbench.models.folder import explained, read_config
 from rgbench.rewards.clip import FeatureCache, check_text_cfg, folder_tokenizer, read_clip, unit
 
@@ -102,11 +109,9 @@ class LatentCLIP(nn.Module):
             config["quick_gelu"] = True
         proxy = cls(config, path if path.is_dir() else None)
         own = proxy.clip.state_dict()
-        text = {name for name in own if not name.startswith("visual.")}
-        wrong = sorted(name for name in text if _shape(own, name) != _shape(weights, name))
-        if wrong:
-            raise UsageError(f"{path}: {len(wrong)} tensors of its text tower are missing or unfit, first {wrong[0]!r}")
-        proxy.clip.load_state_dict(own | {name: weights[name] for name in text})
+        text, wanted = ({k: v for k, v in s.items() if not k.startswith("visual.")} for s in (weights, own))
+        check_tensors(path, text, wanted, "the text tower that its configuration describes")
+        proxy.clip.load_state_dict(own | text)
         return proxy
 
     @classmethod
@@ -126,10 +131,7 @@ class LatentCLIP(nn.Module):
         with explained(folder / CONFIG):
             proxy = cls(config, folder)
         weights = load_safetensors(folder / WEIGHTS)
-        expected = proxy.clip.state_dict()
-        wrong = [name for name in expected | weights if _shape(expected, name) != _shape(weights, name)]
-        if wrong:
-            raise UsageError(f"{folder / WEIGHTS}: {len(wrong)} tensors do not fit {CONFIG}, first {wrong[0]!r}")
+        check_tensors(folder / WEIGHTS, weights, proxy.clip.state_dict(), CONFIG)
         proxy.clip.load_state_dict(weights)
         return proxy.requires_grad_(False).eval().to(device, dtype)
 
@@ -227,10 +229,6 @@ def _prefixes(count: int | str, tower: str, depth: int) -> tuple[str, ...]:
     blocks = range(max(depth - int(count), 0), depth)
     head = ("visual.ln_post.", "visual.proj") if tower else ("ln_final.", "text_projection")
     return (*(f"{tower}transformer.resblocks.{i}." for i in blocks), *(head if blocks else ()))
-
-
-def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(state[name].shape) if name in state else None
 
 
 def contrastive_losses(images: Tensor, texts: Tensor, scale: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:

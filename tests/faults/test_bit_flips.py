@@ -77,7 +77,7 @@ def make_results(folder: Path) -> list[Path]:
     groups = (Group(name="", num_prompts=2, picks=picks(scores, ["hps"]), links=()),)
     found = Headroom(**names, num_prompts=2, samples=2, reward="hps", reward_fields=None, groups=groups)
     write_headroom(made.folder, found)
-    give_verdicts(folder, ["rg_lcd-s1"], Declared(margins={"hps": 0.5}))
+    give_verdicts(folder, ["rg_lcd-s1"], Declared(headroom=5.0))
     return [*below(made.folder), folder / "benchtop" / "verdict.json"]
 
 

@@ -46,7 +46,7 @@ def test_a_run_older_than_a_key_is_resumed_with_its_default(recipe, tmp_path):
     meta = run.read()
     for part in ("proxy", "recipe_sha256"):
         del meta[part]
-    del meta["teacher"]["config_sha256"], meta["data"]["contents_sha256"]
+    del meta["teacher"]["config_sha256"], meta["data"]["hashed"]
     meta["data"]["sha256"] = "of names and sizes, not of contents"
     write_json_atomic(run.run_file, meta)
     with pytest.raises(UsageError, match=r"another config \(lcd\.huber_c: 0\.001 → 0\.5\)"):
