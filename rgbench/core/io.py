@@ -464,7 +464,7 @@ def check_tensors(
     owner: str,
     remedy: str = "fetch or write it again",
 ) -> None:
-    """Check that a file's tensors are those of a network, name by name and shape by shape.
+    """Check that a file's tensors are those of a network, by name, shape, and whether they are floating or whole.
 
     Args:
         path: the file.
@@ -474,13 +474,18 @@ def check_tensors(
         remedy: what to do.
 
     Raises:
-        UsageError: a tensor is missing, has another shape, or is one that the network lacks; names the first.
+        UsageError: a tensor is missing, is quantised, has another shape, or is one that the network lacks; names the
+            first.
     """
-    found, wanted = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, own))
+    found, wanted = ({name: _described(tensor) for name, tensor in each.items()} for each in (state, own))
     wrong = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
     if wrong:
         first = f"{wrong[0]!r} is {found.get(wrong[0], 'missing')}, not {wanted.get(wrong[0], 'there')}"
         raise UsageError(f"{path}: {len(wrong)} tensors are not those of {owner}: {first}; {remedy}")
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}" if tensor.is_floating_point() else f"{tuple(tensor.shape)} of {tensor.dtype}"
 
 
 def save_checked(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> None:
@@ -643,6 +648,8 @@ def _opened_image(source: Path | str | bytes, name: str) -> Iterator[Image]:
     """An image by its contents, undecoded; what Pillow raises on it becomes a UsageError that has its name."""
     from PIL import Image
 
+    if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
+        raise UsageError(f"{name}: not a regular file; name an image")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
             yield image

@@ -21,8 +21,8 @@ OTHERS_FOLDERS = ("__MACOSX", "@eaDir")  # copies and thumbnails that archives a
 
 # Characters that a text holds and nobody sees: controls, byte order marks, zero-width spaces, marks of direction, tags.
 INVISIBLE = re.compile(
-    "[\x01-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
+    "[\x01-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\ufeff\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _IDLE_JOINER = re.compile(r"(?<![^\x00-\x7f\s])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f\s])")
 _BLANK = "\u2800\u3164\u115f\u1160\uffa0"  # letters and symbols that print as nothing

@@ -517,7 +517,7 @@ def _verified(folder: Path, name: str, sha256: str) -> bytes:
     for path in [*sorted((folder / PARTIAL).glob(f"*.{name}")), folder / name]:
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             continue
         if hashlib.sha256(data).hexdigest() == sha256:
             return data

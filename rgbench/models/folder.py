@@ -24,6 +24,7 @@ STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "t
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 CONFIGS = (*(f"{component}/config.json" for component in STEMS), "scheduler/scheduler_config.json")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either of the two layouts
+CONSTANT = "position_ids"  # end of the name of a tensor in older files, whose values are always 0, 1, 2 …
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 # What diffusers, transformers and open_clip raise on configurations and weights that do not fit, besides their own.
 _LOADING_ERRORS = (
@@ -215,7 +216,7 @@ def check_loaded(folder: Path, names: Collection[str], network: Any, info: Mappi
         if keys:
             raise UsageError(f"{folder}: {len(keys)} tensors {fault}, first {min(keys)!r}; fetch or write it again")
     # transformers passes over the constant position_ids of older files; renamed tensors still count as one each
-    num_used = sum(not name.endswith("position_ids") for name in names)
+    num_used = sum(not name.endswith(CONSTANT) for name in names)
     if num_used != len(network.state_dict()):
         raise UsageError(
             f"{folder}: the files hold {num_used} tensors, the network {len(network.state_dict())}; fetch or write the "

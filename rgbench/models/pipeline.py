@@ -18,6 +18,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import open_safetensors, read_json
 from rgbench.diffusion.sampling import ddim_sample, lcm_sample, tcd_sample
 from rgbench.models.folder import (
+    CONSTANT,
     Weights,
     check_class,
     check_folder,
@@ -254,7 +255,12 @@ def load_network(weights: Weights, dtype: torch.dtype) -> Any:
     """
     folder, network_class = weights.folder, _NETWORKS[weights.component]
     check_class(folder, weights.component)
-    names = [name for file in weights.files for name in open_safetensors(file)]
+    names = []
+    for file in weights.files:
+        for name, tensor in open_safetensors(file).items():
+            names.append(name)
+            if "F" not in tensor.get_dtype() and not name.endswith(CONSTANT):
+                raise UsageError(f"{file}: {name!r} is of type {tensor.get_dtype()}: quantised; give plain weights")
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}

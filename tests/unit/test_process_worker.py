@@ -299,6 +299,7 @@ ready["contract"] = contract
 get()
 """
 ASKED = "send(ready); get()\n"
+DRIP = "os.write(1, bytes([0, 0, 1, 0, 0, 0, 0, 0]))\nwhile True: os.write(1, b' '); time.sleep(0.1)"
 LIES = [
     ("while True: send({'type': 'ready'}) or time.sleep(0.01)", "does not answer as a worker does"),
     ("send({'type': 'failed'}); time.sleep(60)", "does not answer as a worker does"),
@@ -308,10 +309,7 @@ LIES = [
     ("send(b'[' * 100_000); time.sleep(60)", "does not answer as a worker does"),
     (ASKED + "while True: send({'type': 'scored', 'done': 1})", "does not answer as a worker does"),
     (ASKED + "[send({'type': 'scored', 'done': i}) for i in range(1, 9)]; time.sleep(60)", "answered with 'scored'"),
-    (
-        ASKED + "os.write(1, bytes([0, 0, 1, 0, 0, 0, 0, 0]))\nwhile True: os.write(1, b' '); time.sleep(0.1)",
-        r"no progress for 1 seconds",
-    ),
+    (ASKED + DRIP, r"no progress for 1 seconds"),
     ("send(ready); send({'type': 'scores'}, bytes(16)); time.sleep(60)", "answered before it was asked"),
     (ASKED + "send({'type': 'scores'}, bytes(8)); time.sleep(60)", "answered with 'scores'"),
 ]
