@@ -675,7 +675,6 @@ RESULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "training log outside": (linked(TRAINING), TRAINING),
     "rows are a folder": (lambda place: ((place / SAMPLES).unlink(), (place / SAMPLES).mkdir()), SAMPLES),
     "training log is a folder": (lambda place: ((place / TRAINING).unlink(), (place / TRAINING).mkdir()), TRAINING),
-    "result is a folder": (lambda place: ((place / "result.json").unlink(), (place / "result.json").mkdir()), "result"),
 }
 for name, (change, says) in RESULTS.items():
     case(f"results, {name}", results, result(change), says)

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import read_json, write_json_atomic
+from rgbench.core.io import SUMS, read_json, write_json_atomic
 from rgbench.core.run import RunDirectory
 from rgbench.train.train import train
 
@@ -128,5 +128,6 @@ def test_another_proxy_is_noticed(world, recipe, tmp_path):
     shutil.copytree(world / "proxy", tmp_path / "proxy")
     words = ["train.steps=2", "train.save_every=1", *WORDS, f"proxy.path={tmp_path / 'proxy'}"]
     change_json(tmp_path / "proxy" / "tokenizer_config.json", pad_token="a")
+    (tmp_path / "proxy" / SUMS).unlink()
     with pytest.raises(UsageError, match=r"its proxy changed.*\(sha256\)"):
         train(str(recipe), words, out=run.path)
