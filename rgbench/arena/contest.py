@@ -35,12 +35,15 @@ from rgbench.core.config import read_as
 from rgbench.core.errors import UsageError
 from rgbench.core.io import (
     INDEX,
+    canonical_sha256,
     file_stem,
     inspect_image,
     is_folder_name,
     open_image,
     read_json,
+    seal,
     sha256_file,
+    unseal,
     write_json_atomic,
     write_synced,
 )
@@ -48,7 +51,6 @@ from rgbench.data.files import image_files
 from rgbench.data.prompts import BENCHTOP, PromptSet, benchtop_prompts, load_prompts
 from rgbench.evaluate.images import list_images, match_images, own_prompts, own_rows
 from rgbench.evaluate.results import RESULT, ModelResult, load_result
-from rgbench.metrics.values import canonical_sha256
 
 DESIGN, SECRET, VOTES = "arena.json", "secret", "votes"
 NUM_BENCHTOP = 2048
@@ -273,7 +275,8 @@ def read_design(folder: Path) -> Design:
     file = folder / DESIGN
     if not file.is_file():
         raise UsageError(f"{folder}: no arena here; begin one with: rgbench arena MODEL MODEL --out {folder}")
-    return read_as(Design, read_json(file), f"{file}: not an arena", "begin another with --out")
+    remedy = "begin another with --out"
+    return read_as(Design, unseal(read_json(file), file, remedy), f"{file}: not an arena", remedy)
 
 
 @contextmanager
@@ -307,7 +310,7 @@ def open_contest(folder: Path, sources: Sources | None, seed: int) -> Iterator[C
         raise UsageError(f"{folder}: holds an arena of {', '.join(stored.names)} {what}; name another with --out")
     with held(folder / VOTES):
         if not stored:
-            write_json_atomic(folder / DESIGN, design.model_dump())
+            write_json_atomic(folder / DESIGN, seal(design.model_dump()))
         yield Contest(design, entrants, _secret(folder / SECRET), Votes(folder / VOTES, design.id))
 
 

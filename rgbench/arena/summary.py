@@ -21,11 +21,12 @@ from rgbench.arena.pairs import QUESTIONS
 from rgbench.arena.statistics import bradley_terry, krippendorff_alpha, resample_counts, resampled_wins
 from rgbench.arena.votes import Rater, Vote, Votes
 from rgbench.core.errors import UsageError
+from rgbench.core.io import canonical_sha256
 from rgbench.core.run import provenance
 from rgbench.evaluate.results import ModelResult, Run, load_result, write_values
 from rgbench.judge.models import Column
 from rgbench.metrics.statistics import LEVEL, NUM_RESAMPLES, wilson_interval
-from rgbench.metrics.values import Family, Interval, MetricValue, Protocol, canonical_sha256, metric_info
+from rgbench.metrics.values import Family, Interval, MetricValue, Protocol, metric_info
 
 CHECKED = ("overall", "quality")  # questions that a degraded copy answers
 MIN_CHECKS, MIN_RIGHT = 4, 0.75  # answers to checks from which a rater is judged, and the share that must be right

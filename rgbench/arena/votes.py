@@ -2,13 +2,15 @@
 
     votes/{rater}.jsonl   first line: rater, kind, arena, time; then a line for each vote
 
-A line counts once its line feed is there. What a killed process left of a line is cut off with the next vote, and its
-question asked again. A vote's id names rater, comparison and question, so a vote that arrives twice counts once.
+A line ends with the sha256 of what it says, and counts once its line feed is there. What a killed process left of a
+line is cut off with the next vote, and its question asked again. A vote's id names rater, comparison and question, so
+a vote that arrives twice counts once.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rgbench.core.config import read_as
 from rgbench.core.errors import UsageError
-from rgbench.core.io import file_stem, parse_json, sync_folder
+from rgbench.core.io import SEAL, file_stem, parse_json, seal, sync_folder, unseal
 
 SUFFIX = ".jsonl"
 MAX_NAME = 60  # characters of a rater's name
@@ -124,7 +126,7 @@ class Rater:
                     raise OtherAnswer(f"{self.name}: answered {vote.question} of {vote.prompt} already")
             new = {vote.id: vote for vote in votes if vote.id not in self.votes}
             if new:
-                self._append("".join(f"{vote.model_dump_json()}\n" for vote in new.values()).encode())
+                self._append("".join(map(_line, new.values())).encode())
                 self.votes |= new
             return len(new)
 
@@ -183,7 +185,7 @@ class Votes:
                 raise NameTaken(f"a rater is called {name!r} already; choose another name, or open your own link")
             rater = Rater(name, kind, self.folder / f"{stem}{SUFFIX}", 0, {})
             rater.path.touch()
-            rater._append(f"{header.model_dump_json()}\n".encode())
+            rater._append(_line(header).encode())
             sync_folder(self.folder)
             self.raters[stem] = rater
         return rater
@@ -214,9 +216,15 @@ def now() -> str:
 
 
 def _read(path: Path, arena: str) -> Rater | None:
-    """A rater's complete lines; None where not even the first one is whole."""
+    """A rater's complete lines; None where not even the first one is whole.
+
+    A killed write leaves the beginning of a line. A line that is whole up to its line feed, with another byte in its
+    place, was damaged later.
+    """
     data = path.read_bytes()
     size = data.rfind(b"\n") + 1
+    if data[-2:-1] == b"}" and _is_sealed(data[size:-1]):
+        raise UsageError(f"{path}: its last line feed is damaged; mend or remove the line")
     first, *lines = data[:size].split(b"\n")[:-1] or [b""]
     if not size:
         return None
@@ -235,4 +243,16 @@ def _parse(kind: type[M], line: bytes, where: str) -> M:
         content = parse_json(line)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: not valid JSON ({error}); mend or remove the line") from error
-    return read_as(kind, content, f"{where}: not a vote", "mend or remove the line")
+    remedy = "mend or remove the line"
+    return read_as(kind, unseal(content, where, remedy), f"{where}: not a vote", remedy)
+
+
+def _line(of: BaseModel) -> str:
+    return json.dumps(seal(of.model_dump()), ensure_ascii=False) + "\n"
+
+
+def _is_sealed(line: bytes) -> bool:
+    try:
+        return SEAL in parse_json(line)
+    except (ValueError, RecursionError, TypeError):
+        return False

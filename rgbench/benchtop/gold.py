@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rgbench.benchtop.oracle import CLASSIFIERS, backbone
+from rgbench.core.io import check_tensors, load_safetensors
 
 
 class DegradationRegressor(nn.Module):
@@ -35,7 +35,8 @@ class DegradationRegressor(nn.Module):
 def load_regressor(folder: Path, device: torch.device | str = "cpu") -> DegradationRegressor:
     """A trained regressor, frozen; the folder's name is its architecture."""
     network = DegradationRegressor(folder.name)
-    state = load_file(folder / "model.safetensors")
+    state = load_safetensors(folder / "model.safetensors")
+    check_tensors(folder / "model.safetensors", state, network.state_dict(), "this judge")
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return network.eval().requires_grad_(False).to(device)
 

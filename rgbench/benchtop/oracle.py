@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -35,6 +34,7 @@ from rgbench.benchtop.scenes import (
     Scenes,
     coverage,
 )
+from rgbench.core.io import check_tensors, load_safetensors
 
 # Heads in output order: attribute, slot, number of classes.
 HEADS = (
@@ -188,7 +188,8 @@ def backbone(kind: str) -> tuple[Any, int]:
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Classifier:
     """A trained classifier, frozen; the folder's name is its architecture."""
     classifier = Classifier(folder.name)
-    state = load_file(folder / "model.safetensors")
+    state = load_safetensors(folder / "model.safetensors")
+    check_tensors(folder / "model.safetensors", state, classifier.state_dict(), "this judge")
     classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return classifier.eval().requires_grad_(False).to(device)
 

@@ -21,9 +21,10 @@ import tarfile
 import tempfile
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -38,9 +39,12 @@ MAX_STEM = 80  # characters
 MAX_PIXELS = 64_000_000  # below the 89 million at which Pillow begins to warn
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 CHUNK_BYTES = 1 << 20
+SEAL = "sha256"  # last key of a JSON file that carries its own checksum
+SUMS = "rgbench.sha256"  # of a folder of a model that rgbench wrote; `sha256sum -c` reads it
 CODE_KEYS = {"auto_map", "trust_remote_code"}  # by which transformers loads Python files
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(/[A-Za-z0-9.-]+)*")
+_SUM = re.compile(rb"([0-9a-f]{64})  ([^/].*)")
 _SAFETENSORS_DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -283,6 +287,91 @@ def sha256_tree(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def canonical_sha256(content: Any) -> str:
+    """sha256 of the canonical JSON of plain data.
+
+    Raises:
+        ValueError: NaN or infinity in it.
+    """
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON data with a last key ``sha256`` over all others, for :func:`unseal`."""
+    plain = json.loads(json.dumps(content, allow_nan=False))  # lists for tuples, as a reader gets them
+    return {**plain, SEAL: canonical_sha256(plain)}
+
+
+def unseal(content: Any, where: str | Path, remedy: str, error: type[UsageError] = UsageError) -> dict[str, Any]:
+    """What :func:`seal` sealed, without its ``sha256``.
+
+    A file without one is taken as it is, since older versions wrote none: who reads it must refuse unknown keys, or a
+    damaged name of this key would pass.
+
+    Args:
+        content: parsed JSON.
+        where: the file, and its line.
+        remedy: what to do about a damaged one.
+        error: class of what is raised.
+
+    Raises:
+        UsageError: no mapping, or its values are not those that were sealed.
+    """
+    if not isinstance(content, dict):
+        raise error(f"{where}: not a JSON object; {remedy}")
+    plain = dict(content)
+    found = plain.pop(SEAL, None)
+    if found is not None and found != canonical_sha256(plain):
+        raise error(f"{where}: its sha256 does not match its contents; {remedy}")
+    return plain
+
+
+def write_sums(folder: Path) -> None:
+    """Write ``rgbench.sha256`` over all files of a folder but its cards, for :func:`check_sums`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SUMS, "README.md"))
+    lines = [f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    write_text_atomic(folder / SUMS, "".join(lines))
+
+
+def check_sums(folder: Path) -> None:
+    """Check a folder against the ``rgbench.sha256`` in it or in its parent; one without is taken as it is.
+
+    A file that has not changed since this process hashed it is not read again.
+
+    Raises:
+        UsageError: a listed file is missing or differs, or the list itself is damaged.
+    """
+    for root in (folder, folder.parent):
+        if (root / SUMS).is_file():
+            _check_listed(root, folder)
+
+
+def _check_listed(root: Path, folder: Path) -> None:
+    sums, remedy = root / SUMS, f"write or fetch the folder again, or remove {SUMS} where you changed it on purpose"
+    *lines, rest = sums.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, *([rest] if rest else [])], 1):
+        match = _SUM.fullmatch(line)
+        if match is None or ".." in match[2].decode("utf-8", "replace").split("/"):
+            raise UsageError(f"{sums}:{number}: damaged; {remedy}")
+        path = root / os.fsdecode(match[2])
+        if not path.is_relative_to(folder):
+            continue
+        if not path.is_file() or sha256_once(path) != match[1].decode():
+            raise UsageError(f"{path}: missing or not the file of {sums}; {remedy}")
+
+
+def sha256_once(path: Path) -> str:
+    """sha256 of a file's bytes; one that has not changed since this process hashed it is not read again."""
+    stat = path.stat()
+    return _sha256_of(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256_file(path)
+
+
 def parse_json(data: bytes | str) -> Any:
     """Parse strict JSON.
 
@@ -389,29 +478,60 @@ def open_safetensors(path: Path) -> dict[str, Any]:
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
 
 
-def save_checked(tensors: dict[str, Tensor], path: Path) -> None:
-    """Replace ``path`` by a safetensors file whose header has a checksum of its tensors, for a cache."""
-    save_safetensors_atomic(tensors, path, {"sha256": _tensors_sha256(tensors)})
+def check_tensors(
+    path: Path,
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    owner: str,
+    remedy: str = "fetch or write it again",
+) -> None:
+    """Check that a file's tensors are those of a network, by name, shape, and whether they are floating or whole.
 
-
-def load_checked(path: Path) -> dict[str, Tensor]:
-    """Load what :func:`save_checked` wrote.
+    Args:
+        path: the file.
+        state: its tensors.
+        own: the network's.
+        owner: whose the network's tensors are, for the message.
+        remedy: what to do.
 
     Raises:
-        UsageError: as :func:`load_safetensors`, or the tensors do not match their checksum.
+        UsageError: a tensor is missing, is quantised, has another shape, or is one that the network lacks; names the
+            first.
     """
-    tensors = load_safetensors(path)
-    if read_safetensors_metadata(path).get("sha256") != _tensors_sha256(tensors):
-        raise UsageError(f"{path}: its tensors do not match their checksum; remove it")
-    return tensors
+    found, wanted = ({name: _described(tensor) for name, tensor in each.items()} for each in (state, own))
+    wrong = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
+    if wrong:
+        first = f"{wrong[0]!r} is {found.get(wrong[0], 'missing')}, not {wanted.get(wrong[0], 'there')}"
+        raise UsageError(f"{path}: {len(wrong)} tensors are not those of {owner}: {first}; {remedy}")
 
 
-def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}" if tensor.is_floating_point() else f"{tuple(tensor.shape)} of {tensor.dtype}"
+
+
+def save_checked(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> None:
+    """Replace ``path`` by a safetensors file whose header has a checksum of its tensors and metadata, for a cache."""
+    whole = {**metadata, SEAL: _tensors_sha256(tensors, metadata)}
+    save_safetensors_atomic(dict(tensors), path, whole)
+
+
+def load_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Load the tensors and metadata that :func:`save_checked` wrote.
+
+    Raises:
+        UsageError: as :func:`load_safetensors`, or they do not match their checksum.
+    """
+    tensors, metadata = load_safetensors(path), read_safetensors_metadata(path)
+    if metadata.pop(SEAL, None) != _tensors_sha256(tensors, metadata):
+        raise UsageError(f"{path}: its contents do not match their checksum; remove it")
+    return tensors, metadata
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        header, *chunks = safetensors_chunks({name: tensor})
-        digest.update(header)
-        digest.update(b"".join(chunks))
+        for chunk in safetensors_chunks({name: tensor}):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -549,6 +669,8 @@ def _opened_image(source: Path | str | bytes, name: str) -> Iterator[Image]:
     """An image by its contents, undecoded; what Pillow raises on it becomes a UsageError that has its name."""
     from PIL import Image
 
+    if not isinstance(source, bytes) and Path(source).exists() and not Path(source).is_file():
+        raise UsageError(f"{name}: not a regular file; name an image")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
             yield image

@@ -21,25 +21,23 @@ OTHERS_FOLDERS = ("__MACOSX", "@eaDir")  # copies and thumbnails that archives a
 
 # Characters that a text holds and nobody sees: controls, byte order marks, zero-width spaces, marks of direction, tags.
 INVISIBLE = re.compile(
-    "[\x01-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
+    "[\x01-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u034f\u061c\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\ufeff\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _IDLE_JOINER = re.compile(r"(?<![^\x00-\x7f\s])[\u200c\u200d]+|[\u200c\u200d]+(?![^\x00-\x7f\s])")
 _BLANK = "\u2800\u3164\u115f\u1160\uffa0"  # letters and symbols that print as nothing
 _BROKEN = re.compile("[\x00\ud800-\udfff]")
 
 
-def image_files(folder: Path) -> list[Path]:
-    """List the images of a folder and its subfolders, sorted by path.
+def walk_files(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders at and below a folder, each once, with the names of their files.
 
-    Hidden files and folders are left out, such as notebooks' copies, and what archives and file servers leave. Links
-    to folders are followed after the folders themselves, each folder once: a link that leads back up would give every
-    image many times.
+    What is hidden is left out, such as notebooks' copies, and so is what archives and file servers leave. Links to
+    folders are followed after the folders themselves: a link that leads back up would give every file many times.
 
     Raises:
         UsageError: a folder that cannot be read; it is named.
     """
-    found: list[Path] = []
     entered: set[str] = set()
     starts = [folder]
     for start in starts:  # grows by the links that are found
@@ -50,8 +48,12 @@ def image_files(folder: Path) -> list[Path]:
                 continue
             entered.add(real)
             starts += [Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name))]
-            found += [Path(parent, name) for name in names if is_image_name(name)]
-    return sorted(found)
+            yield Path(parent), sorted(name for name in names if is_data_name(name))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List the images of a folder and its subfolders, sorted by path; raises as :func:`walk_files`."""
+    return sorted(parent / name for parent, names in walk_files(folder) for name in names if is_image_name(name))
 
 
 def is_image_name(name: str) -> bool:

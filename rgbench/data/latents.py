@@ -21,7 +21,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.io import open_safetensors, read_json, save_safetensors_atomic, user_cache, write_json_atomic
+from rgbench.core.io import (
+    open_safetensors,
+    read_json,
+    save_safetensors_atomic,
+    seal,
+    unseal,
+    user_cache,
+    write_json_atomic,
+)
 from rgbench.data.batches import Batch, DataSource, Encoded
 from rgbench.data.config import TeacherData
 
@@ -29,6 +37,8 @@ SCHEMA_VERSION = 2
 SHARD_SAMPLES = 256  # about 90 MB of SD1.5's float32 moments and text states
 INDEX_NAME = "cache.json"  # written last: with it, the cache is complete
 OPEN_SHARDS = 256
+ROWS = ("mean", "std", "prompt_embeds")  # read a row at a time
+SCORES = ("scores", "scores_checksum")  # of a teacher's samples, where they were scored
 TABLES = ("row", "names", "checksums", "text_checksums")  # read whole when a shard is opened
 _DAMAGE = (KeyError, IndexError, ValueError, TypeError, RuntimeError, SafetensorError)  # what reading raises on it
 
@@ -104,7 +114,7 @@ class LatentsCache:
         if missing:
             raise RgbenchError(f"{self.folder}: {len(missing)} shards are missing, first {missing[0]}; run it again")
         index = {"schema_version": SCHEMA_VERSION, "num": self.num, "shard_samples": SHARD_SAMPLES}
-        write_json_atomic(self.folder / INDEX_NAME, index | {"identity": self.identity})
+        write_json_atomic(self.folder / INDEX_NAME, seal(index | {"identity": self.identity}))
 
 
 class CachedSource:
@@ -121,8 +131,7 @@ class CachedSource:
     def __init__(self, source: DataSource, cache: LatentsCache) -> None:
         if not cache.is_complete:
             raise UsageError(f"{cache.folder}: no complete latents cache; make it with: rgbench cache RECIPE")
-        index = read_json(cache.folder / INDEX_NAME)
-        if not isinstance(index, dict) or index.get("identity") != json.loads(json.dumps(cache.identity)):
+        if _read_index(cache.folder).get("identity") != json.loads(json.dumps(cache.identity)):
             raise UsageError(f"{cache.folder / INDEX_NAME}: describes other contents; remove this folder")
         self.name, self.length = source.name, source.length
         self._source, self._cache = source, cache
@@ -163,8 +172,8 @@ class TeacherSource:
         folder, make = Path(section.path), "make one with: rgbench cache RECIPE --from teacher"
         if not (folder / INDEX_NAME).is_file():
             raise UsageError(f"data.path {folder}: no complete cache of a teacher's samples; {make}")
-        index = read_json(folder / INDEX_NAME)
-        identity = index.get("identity") if isinstance(index, dict) else None
+        index = _read_index(folder)
+        identity = index.get("identity")
         if not isinstance(identity, dict) or identity.get("kind") != self.name:
             raise UsageError(f"data.path {folder}: holds no samples of a teacher; {make}")
         self.folder, self._identity = folder, identity
@@ -204,6 +213,19 @@ class TeacherSource:
         return replace(batch, scores=self.scores[at // num], rank=at % num)
 
 
+def _read_index(folder: Path) -> dict[str, Any]:
+    """The index of a complete cache.
+
+    Raises:
+        UsageError: damaged.
+    """
+    file, remedy = folder / INDEX_NAME, "remove this folder and run: rgbench cache RECIPE"
+    index = unseal(read_json(file), file, remedy)
+    if unknown := sorted(index.keys() - {"schema_version", "num", "shard_samples", "identity"}):
+        raise UsageError(f"{file}: unknown key {unknown[0]!r}; {remedy}")
+    return index
+
+
 class _Shard:
     """An open shard.
 
@@ -215,7 +237,8 @@ class _Shard:
         self.path, self.tensors = path, open_safetensors(path)
         try:
             tables = {name: self.tensors[name][:] for name in TABLES}
-            intact = _checksum(*tables.values()) == self.tensors["tables_checksum"][:].item()
+            others = self.tensors.keys() - {*ROWS, *TABLES, "tables_checksum"}
+            intact = _checksum(*tables.values()) == self.tensors["tables_checksum"][:].item() and others <= {*SCORES}
         except _DAMAGE as error:
             raise self._damaged("") from error
         if not intact:
@@ -226,8 +249,10 @@ class _Shard:
 
     def scores(self) -> Tensor | None:
         """Of all rows, float64; None where they were not scored."""
-        if "scores" not in self.tensors:
+        if not self.tensors.keys() & SCORES:
             return None
+        if not self.tensors.keys() >= set(SCORES):
+            raise self._damaged(" in its scores")
         scores = self.tensors["scores"][:]
         if _checksum(scores) != self.tensors["scores_checksum"][:].item():
             raise self._damaged(" in its scores")

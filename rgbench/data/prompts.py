@@ -245,7 +245,9 @@ def _read_coco(path: Path, text: str, clean: Clean) -> Iterable[Prompt]:
     for number, row in enumerate(annotations):
         where = f"{path}: annotation {number}"
         try:
-            image, key, caption = int(row["image_id"]), int(row["id"]), clean(row["caption"], where)
+            image, key, caption = row["image_id"], row["id"], clean(row["caption"], where)
+            if type(image) is not int or type(key) is not int:
+                raise ValueError("ids are whole numbers")
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UsageError(f"{where} lacks image_id, id or caption ({error!r})") from error
         if caption and (image not in first or key < first[image][0]):

@@ -21,6 +21,7 @@ MAX_UNREADABLE = 0.001  # share of the samples
 NUM_PROBES = 64  # samples read when a source is opened
 NUM_REASONS = 10  # reasons printed
 NUM_HASHED = 1024  # samples whose bytes are hashed; all of a large data set would take hours
+HASHED = {"hashed": "contents"}  # beside the sha256 of a fingerprint; that of older versions saw names and sizes alone
 
 log = logging.getLogger(__name__)
 

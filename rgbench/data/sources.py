@@ -18,8 +18,9 @@ from rgbench.core.errors import UsageError
 from rgbench.core.registry import resolve
 from rgbench.data.batches import Batch, DataSource
 from rgbench.data.config import DataConfig, HFDatasetData, ImageFolderData, ScenesData, WebDatasetData
-from rgbench.data.files import IMAGE_SUFFIXES, NamedFiles, image_files, read_captions
+from rgbench.data.files import IMAGE_SUFFIXES, NamedFiles, image_files, read_captions, walk_files
 from rgbench.data.samples import (
+    HASHED,
     TolerantReader,
     UnreadableSample,
     check_caption,
@@ -117,7 +118,7 @@ class ImageFolderSource:
         contents = hash_contents(len(self._names), lambda index: [(self._folder / self._names[index]).read_bytes()])
         digest.update(contents.encode())
         about = {"kind": self.name, "resolution": self._resolution, "num": self.length}
-        return about | {"contents_sha256": digest.hexdigest()}
+        return about | {"sha256": digest.hexdigest(), **HASHED}
 
     def load(self, indices: list[int]) -> Batch:
         """Read, resize and crop the images at ``indices``.
@@ -193,7 +194,7 @@ class HFDatasetSource:
     def fingerprint(self) -> dict[str, Any]:
         """Count, and a hash over captions and images of some rows; where they lie does not matter."""
         about = {"kind": self.name, "resolution": self._section.resolution, "split": self._section.split}
-        return about | {"num": self.length, "contents_sha256": hash_contents(len(self._rows), self._contents)}
+        return about | {"num": self.length, "sha256": hash_contents(len(self._rows), self._contents), **HASHED}
 
     def load(self, indices: list[int]) -> Batch:
         """Read, resize and crop the images at ``indices``.
@@ -270,7 +271,9 @@ def _load_split(place: Path, split: str, on_hub: bool, datasets: Any) -> Any:
     if (place / "dataset_dict.json").is_file() or (place / "dataset_info.json").is_file():
         found = datasets.load_from_disk(str(place))
         return found[split] if isinstance(found, datasets.DatasetDict) else found
-    files = sorted(map(str, place.rglob("*.parquet"))) if place.is_dir() else [str(place)]
+    files = [str(place)]
+    if place.is_dir():
+        files = sorted(str(p / name) for p, names in walk_files(place) for name in names if name.endswith(".parquet"))
     if not files:
         raise UsageError(f"{place}: neither a folder that save_to_disk wrote nor one with parquet files")
     if on_hub:  # the names of its files say the split

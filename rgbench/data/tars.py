@@ -37,10 +37,10 @@ from rgbench.core.io import (
 from rgbench.data.batches import Batch
 from rgbench.data.config import WebDatasetData
 from rgbench.data.files import IMAGE_SUFFIXES, image_files, is_data_name
-from rgbench.data.samples import TolerantReader, UnreadableSample, decode_caption, decode_image, hash_contents
+from rgbench.data.samples import HASHED, TolerantReader, UnreadableSample, decode_caption, decode_image, hash_contents
 
 BLOCK_BYTES = 512
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def _save(index: ShardIndex, cached: Path) -> None:
 
 
 def _load(cached: Path) -> ShardIndex:
-    tensors = load_checked(cached)
+    tensors, _ = load_checked(cached)
     keys, dropped = json.loads(tensors["names"].numpy().tobytes())
     return ShardIndex(_key_array(keys), tensors["spans"].numpy(), dropped)
 
@@ -180,7 +180,7 @@ class WebDatasetSource:
             digest.update(spans.tobytes())
         digest.update(hash_contents(self.length or 0, self._contents).encode())
         about = {"kind": self.name, "resolution": self._resolution, "num": self.length}
-        return about | {"contents_sha256": digest.hexdigest()}
+        return about | {"sha256": digest.hexdigest(), **HASHED}
 
     def load(self, indices: list[int]) -> Batch:
         """Read, resize and crop the images at ``indices``.
@@ -231,7 +231,7 @@ def _find_shards(path: str | list[str]) -> list[Path]:
     place = Path(path).expanduser()
     if not place.is_dir():
         return [place]
-    shards = sorted(place.glob("*.tar"))
+    shards = sorted(path for path in place.glob("*.tar") if is_data_name(path.name))
     if shards:
         return shards
     if image_files(place):

@@ -42,9 +42,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, Validat
 
 from rgbench.core.config import read_as
 from rgbench.core.errors import UsageError
-from rgbench.core.io import open_image, read_json, write_bytes_atomic, write_text_atomic
+from rgbench.core.io import (
+    SEAL,
+    canonical_sha256,
+    open_image,
+    read_json,
+    seal,
+    unseal,
+    write_bytes_atomic,
+    write_text_atomic,
+)
 from rgbench.core.progress import Track, untracked
-from rgbench.metrics.values import Interval, MetricInfo, MetricValue, Protocol, canonical_sha256, identify
+from rgbench.data.files import walk_files
+from rgbench.metrics.values import Interval, MetricInfo, MetricValue, Protocol, identify
 
 SCHEMA_VERSION = 2
 RESULT, SAMPLES, TRAINING, SHEET = "result.json", "samples.parquet", "training.parquet", "images.webp"
@@ -315,7 +325,7 @@ def generation_folder(root: Path, world: str, model: str, generation: Generation
 
 
 def load_results(root: Path, track: Track = untracked) -> list[ModelResult]:
-    """Every result under a folder, by path; hidden files and folders are passed over.
+    """Every result under a folder, by path; hidden files and folders are passed over, and each folder is read once.
 
     Args:
         root: the folder.
@@ -325,9 +335,7 @@ def load_results(root: Path, track: Track = untracked) -> list[ModelResult]:
         UsageError: as :func:`load_result`; no result is skipped.
     """
     folders = []
-    for parent, children, names in os.walk(root, followlinks=True):
-        children[:] = sorted(name for name in children if not name.startswith("."))
-        path = Path(parent)
+    for path, names in walk_files(root) if root.is_dir() else ():
         if RESULT in names or any(map(_is_old, names)) or any((path / PARTIAL).glob("*.json")):
             folders.append(path)
     return [load_result(folder) for folder in track(sorted(folders), f"{root}: reading", "results")]
@@ -418,8 +426,9 @@ def _parse_document(path: Path) -> _Document:
     _refuse_newer(version, path)
     if version != SCHEMA_VERSION:
         raise DamagedResult(f"{path}: not a result (schema version {version!r}); {remedy}")
-    if content.pop("sha256", None) != canonical_sha256(content):
-        raise DamagedResult(f"{path}: its sha256 does not match its contents; {remedy}")
+    if SEAL not in content:
+        raise DamagedResult(f"{path}: lacks its sha256; {remedy}")
+    content = unseal(content, path, remedy, DamagedResult)
     return read_as(_Document, content, f"{path}: not a result", remedy, DamagedResult)
 
 
@@ -508,7 +517,7 @@ def _verified(folder: Path, name: str, sha256: str) -> bytes:
     for path in [*sorted((folder / PARTIAL).glob(f"*.{name}")), folder / name]:
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             continue
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
@@ -699,11 +708,10 @@ def _write_document(path: Path, document: _Document) -> None:
 
 def _document_text(document: _Document) -> str:
     """JSON with the schema version first and the sha256 of everything before it last."""
-    plain = json.loads(json.dumps(document.model_dump(), allow_nan=False))  # lists for tuples, as a reader gets them
-    plain = {"schema_version": plain.pop("schema_version"), **plain}
-    entries = [f"{json.dumps(key)}: {_lines(value)}" for key, value in plain.items()]
-    entries.append(f'"sha256": "{canonical_sha256(plain)}"')
-    return "{\n" + ",\n".join(entries) + "\n}\n"
+    plain = document.model_dump()
+    entries = seal({"schema_version": plain.pop("schema_version"), **plain}).items()
+    lines = [f"{json.dumps(key)}: {_lines(value)}" for key, value in entries]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _lines(value: Any) -> str:

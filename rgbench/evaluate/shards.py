@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_safetensors, read_safetensors_metadata, save_safetensors_atomic
+from rgbench.core.io import load_checked, read_safetensors_metadata, save_checked
 from rgbench.evaluate.config import Shard
 from rgbench.evaluate.images import ImageBatch
 from rgbench.metrics.base import Metric
@@ -90,16 +89,16 @@ class Pass:
         path = self._file(shard)
         cache_folder(path.parent)
         metadata = {"about": json.dumps(about), "measured": json.dumps(self.measured)}
-        save_safetensors_atomic({**tensors, "sha256": _digest(tensors)}, path, metadata)
+        save_checked(tensors, path, metadata)
         self._files.add(path)
         return path
 
     def load(self, shard: Shard) -> bool:
         """Take in a stored share; whether there was an intact one."""
-        path = self._find(shard)
-        tensors = read_whole(path, partial(_tensors, path)) if path else None
-        if path is None or tensors is None:
+        found = self._find(shard)
+        if found is None:
             return False
+        path, tensors = found
         arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
         positions = arrays["positions"]
         assert not self.seen[positions].any(), "one image in two shards"
@@ -124,13 +123,15 @@ class Pass:
     def _file(self, shard: Shard) -> Path:
         return self.folder / f"{self.key}-{shard.index}of{shard.count}.safetensors"
 
-    def _find(self, shard: Shard) -> Path | None:
-        """The file of a share: this pass's own, else one of more metrics."""
+    def _find(self, shard: Shard) -> tuple[Path, dict[str, torch.Tensor]] | None:
+        """The file and tensors of a share: of this pass's own file, else of one of more metrics."""
         others = sorted(self.folder.glob(f"*-{shard.index}of{shard.count}.safetensors"))
         for path in sorted(others, key=lambda path: path != self._file(shard)):
-            measured = read_whole(path, partial(_measured, path))
-            if measured is not None and all(each in measured for each in self.measured):
-                return path
+            if found := read_whole(path, _read):
+                tensors, metadata = found
+                measured = json.loads(metadata["measured"])
+                if all(each in measured for each in self.measured):
+                    return path, tensors
         return None
 
 
@@ -144,28 +145,12 @@ def stored_shards(results: Path) -> dict[Path, dict[str, Any]]:
     for path in sorted((results / FOLDER).rglob("*of*.safetensors")):
         if path.stem.endswith("-1of1"):
             continue
-        about = read_safetensors_metadata(path).get("about")
-        if about is None:
-            raise UsageError(f"{path}: no shard of an evaluation; remove it")
-        found[path] = json.loads(about)
+        found[path] = json.loads(_read(path)[1]["about"])
     return found
 
 
-def _measured(path: Path) -> list[list[str]]:
-    """Metrics and protocols that a share holds; none of a foreign file."""
-    measured: list[list[str]] = json.loads(read_safetensors_metadata(path).get("measured", "[]"))
-    return measured
-
-
-def _tensors(path: Path) -> dict[str, torch.Tensor] | None:
-    """A share's tensors; None where they do not match their checksum."""
-    tensors = load_safetensors(path)
-    stored = tensors.pop("sha256", torch.empty(0))
-    return tensors if torch.equal(stored, _digest(tensors)) else None
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].numpy().tobytes())
-    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a share, checked."""
+    if not {"about", "measured"} <= read_safetensors_metadata(path).keys():
+        raise UsageError(f"{path}: no shard of an evaluation; remove it")
+    return load_checked(path)

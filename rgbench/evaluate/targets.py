@@ -17,7 +17,14 @@ from typing import Any
 from rgbench.core import checkpoint
 from rgbench.core.config import load_yaml
 from rgbench.core.errors import UsageError, suggest
-from rgbench.core.io import inspect_image, is_folder_name, load_safetensors, save_safetensors_atomic
+from rgbench.core.io import (
+    SUMS,
+    check_tensors,
+    inspect_image,
+    is_folder_name,
+    load_safetensors,
+    save_safetensors_atomic,
+)
 from rgbench.core.run import RunDirectory
 from rgbench.data.files import image_files
 from rgbench.evaluate.config import EvalConfig
@@ -340,12 +347,11 @@ def _model_name(path: Path) -> str:
 def _checkpoint_pipeline(finished: Path, weights: Path, place: Path) -> Path:
     """Links to the finished pipeline's files, but for the network's weights."""
     final, ours = load_safetensors(finished / WEIGHTS), load_safetensors(weights)
-    if final.keys() != ours.keys() or any(final[key].shape != ours[key].shape for key in final):
-        raise UsageError(f"{weights}: not the network of {finished}; evaluate this run without --checkpoints")
+    check_tensors(weights, ours, final, str(finished), "evaluate this run without --checkpoints")
     for file in sorted(path for path in finished.rglob("*") if path.is_file()):
         link = place / file.relative_to(finished)
         link.parent.mkdir(parents=True, exist_ok=True)
-        if file != finished / WEIGHTS:
+        if file not in (finished / WEIGHTS, finished / SUMS):
             os.symlink(file.resolve(), link)
     save_safetensors_atomic(ours, place / WEIGHTS)
     return place

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from rgbench.core.config import read_as
-from rgbench.core.io import read_json
+from rgbench.core.io import read_json, seal, unseal, write_json_atomic
 from rgbench.metrics.statistics import bootstrap_interval
 from rgbench.metrics.values import metric_info
 
@@ -158,7 +158,13 @@ def read_headroom(folder: Path) -> Headroom | None:
     path = folder / FILE
     if not path.exists():
         return None
-    return read_as(Headroom, read_json(path), f"{path}: no headroom", "remove it and run rgbench headroom")
+    remedy = "remove it and run rgbench headroom"
+    return read_as(Headroom, unseal(read_json(path), path, remedy), f"{path}: no headroom", remedy)
+
+
+def write_headroom(folder: Path, found: Headroom) -> None:
+    """Store the headroom of a model beside its result."""
+    write_json_atomic(folder / FILE, seal(found.model_dump(mode="json")))
 
 
 # Picks

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rgbench.benchtop.scenes import Scenes
 from rgbench.core.errors import UsageError
-from rgbench.core.io import write_json_atomic
 from rgbench.core.progress import bar
 from rgbench.data.prompts import Prompt
 from rgbench.diffusion.consistency import consistency_function
@@ -29,7 +28,17 @@ from rgbench.evaluate.evaluate import Session, metric_context, open_session, ope
 from rgbench.evaluate.images import ImageStream, noise_seed
 from rgbench.evaluate.results import generation_folder
 from rgbench.evaluate.targets import Target
-from rgbench.judge.headroom import FILE, RANDOM, Group, Headroom, Range, explain, has_spread, link, picks
+from rgbench.judge.headroom import (
+    RANDOM,
+    Group,
+    Headroom,
+    Range,
+    explain,
+    has_spread,
+    link,
+    picks,
+    write_headroom,
+)
 from rgbench.judge.verdict import GOLD
 from rgbench.metrics.base import Metric
 from rgbench.metrics.features import FeatureRows
@@ -94,7 +103,7 @@ def measure_headroom(config: EvalConfig, options: HeadroomOptions) -> list[Headr
             measured = bench.headroom()
             place = generation_folder(config.results, target.world, target.name, bench.source.generation)
             place.mkdir(parents=True, exist_ok=True)
-            write_json_atomic(place / FILE, measured.model_dump(mode="json"))
+            write_headroom(place, measured)
             found.append(measured)
     return found
 

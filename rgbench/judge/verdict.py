@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rgbench.core.config import read_as
 from rgbench.core.errors import UsageError, suggest
-from rgbench.core.io import read_json, write_json_atomic
+from rgbench.core.io import canonical_sha256, read_json, seal, unseal, write_json_atomic
 from rgbench.core.progress import Track, untracked
 from rgbench.core.run import provenance
 from rgbench.evaluate.results import ModelResult
@@ -45,7 +45,7 @@ from rgbench.judge.headroom import read_headroom
 from rgbench.judge.models import Column, Model, ResultSet, load_result_sets
 from rgbench.judge.paired import MIN_SPREAD, Delta, common_seeds, delta
 from rgbench.metrics.statistics import ALPHA, LEVEL, POWER, holm, student_t_quantile, t_interval
-from rgbench.metrics.values import Interval, canonical_sha256
+from rgbench.metrics.values import Interval
 
 FILE = "verdict.json"
 MIN_SEEDS = 6  # common seeds of a method: with fewer, not even all signs agreeing is a two-sided p under 5 %
@@ -255,7 +255,7 @@ def give_verdicts(
         own = judge_set(results, said)
         if own:
             whole = VerdictFile(world=results.world, declared=said, verdicts=tuple(own), provenance=provenance())
-            write_json_atomic(root / results.world / FILE, whole.model_dump(mode="json"))
+            write_json_atomic(root / results.world / FILE, seal(whole.model_dump(mode="json")))
         verdicts += [v for v in own if not names or v.method in names or (len(v.runs) == 1 and v.runs[0] in names)]
     if not verdicts:
         raise UsageError(
@@ -286,7 +286,8 @@ def load_verdicts(root: Path, world: str) -> VerdictFile:
     path = root / world / FILE
     if not path.exists():
         return VerdictFile(world=world, verdicts=())
-    return read_as(VerdictFile, read_json(path), f"{path}: not verdicts", "remove it and run rgbench verdict")
+    remedy = "remove it and run rgbench verdict"
+    return read_as(VerdictFile, unseal(read_json(path), path, remedy), f"{path}: not verdicts", remedy)
 
 
 def judge_set(results: ResultSet, declared: Mapping[str, Declared] = {}) -> list[Verdict]:

@@ -10,7 +10,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ import torch
 
 import rgbench
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_safetensors, read_safetensors_metadata, save_safetensors_atomic, write_text_atomic
+from rgbench.core.io import load_checked, save_checked, write_text_atomic
 
 IGNORE = ".gitignore"
 CODE = ("metrics", "rewards", "benchtop", "data")  # packages whose change may change a cached value
@@ -40,22 +40,20 @@ def cache_folder(folder: Path) -> Path:
     return folder
 
 
-def read_whole(path: Path, read: Callable[[], T | None]) -> T | None:
-    """What ``read`` gives; None, with a warning, where the file is damaged and must be made again.
+def read_whole(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What ``read`` gives; None where there is no file, or, with a warning, a damaged one: it must be made again.
 
     Args:
-        path: the file, for the warning.
-        read: gives None where the contents do not match their checksum, and raises UsageError where the file cannot
-            be read at all.
+        path: the file.
+        read: raises UsageError where the file cannot be read or its contents do not match their checksum.
     """
+    if not path.is_file():
+        return None
     try:
-        found = read()
+        return read(path)
     except UsageError as error:
         log.warning("%s; made again", error)
         return None
-    if found is None:
-        log.warning("%s: contents do not match their checksum; made again", path)
-    return found
 
 
 def keep_array(folder: Path, owner: object, fields: Mapping[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -70,12 +68,12 @@ def keep_array(folder: Path, owner: object, fields: Mapping[str, Any], make: Cal
     code = [type(owner).__qualname__, _source(type(owner)), code_digest(), torch.__version__]
     key = hashlib.sha256(json.dumps([fields, code], sort_keys=True).encode()).hexdigest()
     path = folder / f"{type(owner).__name__.lower()}-{key[:32]}.safetensors"
-    cached = read_whole(path, partial(_read, path)) if path.is_file() else None
+    cached = read_whole(path, _read)
     if cached is not None:
         return cached
     array = np.ascontiguousarray(make(), dtype=np.float64)
     cache_folder(folder)
-    save_safetensors_atomic({"array": torch.from_numpy(array)}, path, {"sha256": _digest(array)})
+    save_checked({"array": torch.from_numpy(array)}, path)
     return array
 
 
@@ -88,15 +86,8 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> np.ndarray | None:
-    tensor = load_safetensors(path).get("array")
-    array = None if tensor is None else tensor.numpy()
-    intact = array is not None and read_safetensors_metadata(path).get("sha256") == _digest(array)
-    return array if intact else None
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
+def _read(path: Path) -> np.ndarray:
+    return load_checked(path)[0]["array"].numpy()
 
 
 def _source(owner: type) -> str:

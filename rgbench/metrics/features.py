@@ -19,8 +19,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
-from rgbench.core.errors import RgbenchError
-from rgbench.core.io import read_json, sha256_file, write_chunks_atomic, write_json_atomic
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.io import read_json, seal, sha256_file, unseal, write_chunks_atomic, write_json_atomic
 from rgbench.metrics.cache import cache_folder, read_whole
 
 T = TypeVar("T")
@@ -162,12 +162,12 @@ class FeatureSet:
         stem = f"{self.network.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
         path = self.reference.cache / f"{stem}.f32"
         about = path.with_suffix(".json")
-        notes = read_whole(path, partial(self._read_notes, path, about)) if path.is_file() and about.is_file() else None
+        notes = read_whole(about, partial(self._read_notes, path))
         if notes is None:
             cache_folder(path.parent)
             notes = _Notes()
             digest = write_chunks_atomic(path, self._chunks(notes))
-            write_json_atomic(about, {"sha256": digest, **vars(notes)})
+            write_json_atomic(about, seal({"features_sha256": digest, **vars(notes)}))
         self._report(notes)
         return np.memmap(path, dtype=np.float32, mode="r").reshape(-1, self.network.num_features), notes
 
@@ -182,14 +182,15 @@ class FeatureSet:
             done += len(features)
             yield features.contiguous().numpy().tobytes()
 
-    def _read_notes(self, path: Path, about: Path) -> _Notes | None:
-        """The notes of cached features; None where the features are not whole."""
-        content = read_json(about)
-        digest = content.pop("sha256", None) if isinstance(content, dict) else None
-        if digest is None or content.keys() != vars(_Notes()).keys():
-            return None
+    def _read_notes(self, path: Path, about: Path) -> _Notes:
+        """The notes of cached features; a UsageError where they or the features are not whole."""
+        content = unseal(read_json(about), about, "remove it")
+        digest = content.pop("features_sha256", None)
         size = len(self.reference) * self.network.num_features * 4
-        return _Notes(**content) if path.stat().st_size == size and digest == sha256_file(path) else None
+        is_whole = path.is_file() and path.stat().st_size == size and digest == sha256_file(path)
+        if not is_whole or content.keys() != vars(_Notes()).keys():
+            raise UsageError(f"{path}: not the features that {about.name} describes; remove it")
+        return _Notes(**content)
 
     def _report(self, notes: _Notes) -> None:
         of = f"of {len(self.reference):,} reference images"

@@ -36,12 +36,21 @@ from torch import Tensor
 
 from rgbench.benchtop.scenes import Scenes, render, sample_scenes
 from rgbench.core.errors import UsageError
-from rgbench.core.io import ImageHeader, inspect_image, open_image, read_json, sha256_file, write_json_atomic
+from rgbench.core.io import (
+    ImageHeader,
+    inspect_image,
+    open_image,
+    read_json,
+    seal,
+    sha256_file,
+    unseal,
+    write_json_atomic,
+)
 from rgbench.core.process import available_cores
 from rgbench.core.progress import Track, untracked
 from rgbench.data.files import IMAGE_SUFFIXES, image_files
 from rgbench.data.prompts import PromptSet
-from rgbench.metrics.cache import cache_folder, keep_array
+from rgbench.metrics.cache import cache_folder, keep_array, read_whole
 from rgbench.metrics.features import FeatureNetwork, InputBatch
 from rgbench.metrics.statistics import NUM_GROUPS
 
@@ -252,15 +261,15 @@ class ReferenceFolder:
         listed = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
         key = hashlib.sha256(json.dumps([str(self.folder.resolve()), listed]).encode()).hexdigest()[:32]
         cached = self.cache / f"folder-{key}.json"
-        if cached.is_file():
-            return str(read_json(cached)["content"])
+        if found := read_whole(cached, _read_content):
+            return found
         digest = hashlib.sha256()
         with ThreadPoolExecutor(available_cores()) as pool:
             for at in self.track(torch.arange(len(self.files)).split(BATCH), f"{self.folder.name}: hashing"):
                 for sha256 in pool.map(sha256_file, [self.files[i] for i in at]):
                     digest.update(f"{sha256}\n".encode())
         cache_folder(self.cache)
-        write_json_atomic(cached, {"content": digest.hexdigest()})
+        write_json_atomic(cached, seal({"content": digest.hexdigest()}))
         return digest.hexdigest()
 
     def fields(self) -> dict[str, Any]:
@@ -328,6 +337,14 @@ class ReferenceFolder:
                     sum(batch.num_small for batch in batches),
                     tuple(why for batch in batches for why in batch.converted),
                 )
+
+
+def _read_content(cached: Path) -> str:
+    """The hash of a folder's images that was kept; a UsageError where it is damaged."""
+    content = unseal(read_json(cached), cached, "remove it")
+    if content.keys() != {"content"}:
+        raise UsageError(f"{cached}: not the hash of a folder; remove it")
+    return str(content["content"])
 
 
 class RealCrops:

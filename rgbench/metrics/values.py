@@ -5,8 +5,6 @@ A value is read through the :class:`MetricInfo` of its name, never through a cop
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from rgbench.core.errors import RgbenchError
+from rgbench.core.io import canonical_sha256
 from rgbench.core.registry import TABLES, names, resolve
 
 log = logging.getLogger(__name__)
@@ -169,16 +168,6 @@ class MetricValue:
     def key(self) -> tuple[str, str]:
         """Metric and protocol id: a column."""
         return self.metric, self.protocol.id
-
-
-def canonical_sha256(content: Any) -> str:
-    """sha256 of the canonical JSON of plain data.
-
-    Raises:
-        ValueError: NaN or infinity in it.
-    """
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def identify(name: str, fields: Mapping[str, Any]) -> str:

@@ -11,20 +11,20 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import read_json, sha256_file, sha256_tree
+from rgbench.core.io import check_sums, read_json, sha256_once, sha256_tree
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 CONFIGS = (*(f"{component}/config.json" for component in STEMS), "scheduler/scheduler_config.json")
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either of the two layouts
+CONSTANT = "position_ids"  # end of the name of a tensor in older files, whose values are always 0, 1, 2 …
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 # What diffusers, transformers and open_clip raise on configurations and weights that do not fit, besides their own.
 _LOADING_ERRORS = (
@@ -58,7 +58,7 @@ def check_folder(folder: Path) -> dict[str, Weights]:
         component → its weight files.
 
     Raises:
-        UsageError: a file is missing, or it is another family's folder.
+        UsageError: a file is missing or damaged, or it is another family's folder.
     """
     index = folder / "model_index.json"
     name = read_config(index).get("_class_name") if index.is_file() else PIPELINES[0]
@@ -67,6 +67,7 @@ def check_folder(folder: Path) -> dict[str, Weights]:
     for name in CONFIGS:
         if not (folder / name).is_file():
             raise UsageError(f"{folder / name}: missing; a diffusers pipeline folder has it")
+    check_sums(folder)
     weights = {component: find_weights(folder / component, component) for component in STEMS}
     if absent := missing_parts(folder):
         raise UsageError(f"{folder}: {', '.join(absent)} missing; a diffusers pipeline folder has a tokenizer")
@@ -193,6 +194,36 @@ def check_class(folder: Path, component: str) -> None:
         raise UsageError(f"{file}: of class {names[0]}; rgbench loads {wanted} as {component}")
 
 
+def check_loaded(folder: Path, names: Collection[str], network: Any, info: Mapping[str, Any]) -> None:
+    """Account for every tensor of a network that diffusers or transformers loaded.
+
+    Args:
+        folder: of the weights.
+        names: of all tensors in the files, one for each file that holds it.
+        network: what was loaded.
+        info: what ``from_pretrained`` says with ``output_loading_info``.
+
+    Raises:
+        UsageError: a tensor of the network is in no file, has another shape there, or one of the files goes nowhere:
+            names how many and the first.
+    """
+    faults = {
+        "missing from the files": info["missing_keys"],
+        "of the files unknown to this network": info["unexpected_keys"],
+        "of the files of another shape than its configuration says": [key[0] for key in info["mismatched_keys"]],
+    }
+    for fault, keys in faults.items():
+        if keys:
+            raise UsageError(f"{folder}: {len(keys)} tensors {fault}, first {min(keys)!r}; fetch or write it again")
+    # transformers passes over the constant position_ids of older files; renamed tensors still count as one each
+    num_used = sum(not name.endswith(CONSTANT) for name in names)
+    if num_used != len(network.state_dict()):
+        raise UsageError(
+            f"{folder}: the files hold {num_used} tensors, the network {len(network.state_dict())}; fetch or write the "
+            "folder again"
+        )
+
+
 def weights_sha256(folder: Path) -> str:
     """One hash over the names and contents of a pipeline's weight files; other files change nothing.
 
@@ -201,9 +232,7 @@ def weights_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for component in STEMS:
         for file in find_weights(folder / component, component).files:
-            stat = file.stat()
-            content = _sha256_once(file.resolve(), stat.st_size, stat.st_mtime_ns)
-            digest.update(f"{component}/{file.name} {content}\n".encode())
+            digest.update(f"{component}/{file.name} {sha256_once(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -225,11 +254,6 @@ def config_hash(file: Path) -> str:
     """Hash of one configuration, without the fields that :func:`config_hashes` leaves out."""
     content = {k: v for k, v in read_config(file).items() if k == "_class_name" or not k.startswith("_")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@lru_cache(maxsize=256)
-def _sha256_once(file: Path, size: int, mtime_ns: int) -> str:
-    return sha256_file(file)
 
 
 def _variants(folder: Path, stem: str) -> dict[str | None, tuple[Path, ...]]:

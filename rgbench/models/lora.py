@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_safetensors, parse_json, read_json, read_safetensors_metadata
+from rgbench.core.io import check_sums, load_safetensors, parse_json, read_json, read_safetensors_metadata
 
 DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
@@ -61,10 +61,11 @@ def merge_lora(path: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextMod
         text_encoder: of the base.
 
     Raises:
-        UsageError: no such file; tensors of another layout, kind (DoRA, LoHa, LoKr …), base or shape; a scale that
-            nothing or two places give.
+        UsageError: no such file, or a damaged one; tensors of another layout, kind (DoRA, LoHa, LoKr …), base or
+            shape; a scale that nothing or two places give.
     """
     file = find_adapter(path)
+    check_sums(file.parent)
     networks: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
     layers = _read_layers(file, networks)
     configs = _read_configs(file, layers)

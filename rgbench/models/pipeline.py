@@ -18,9 +18,11 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import open_safetensors, read_json
 from rgbench.diffusion.sampling import ddim_sample, lcm_sample, tcd_sample
 from rgbench.models.folder import (
+    CONSTANT,
     Weights,
     check_class,
     check_folder,
+    check_loaded,
     config_sha256,
     explained,
     read_config,
@@ -253,26 +255,22 @@ def load_network(weights: Weights, dtype: torch.dtype) -> Any:
     """
     folder, network_class = weights.folder, _NETWORKS[weights.component]
     check_class(folder, weights.component)
-    names = [name for file in weights.files for name in open_safetensors(file)]
+    names = []
+    for file in weights.files:
+        for name, tensor in open_safetensors(file).items():
+            names.append(name)
+            if "F" not in tensor.get_dtype() and not name.endswith(CONSTANT):
+                raise UsageError(f"{file}: {name!r} is of type {tensor.get_dtype()}: quantised; give plain weights")
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    options["dtype" if network_class is CLIPTextModel else "torch_dtype"] = dtype
+    if network_class is CLIPTextModel:
+        options |= {"dtype": dtype, "ignore_mismatched_sizes": True}  # named below; transformers would name none
+    else:
+        options["torch_dtype"] = dtype
     with explained(folder):
         network, info = network_class.from_pretrained(folder, variant=weights.variant, **options)
-    lacking, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    for fault, keys in (("missing from the files", lacking), ("of the files unknown to this network", unused)):
-        if keys:
-            raise UsageError(
-                f"{folder}: {len(keys)} tensors {fault}, first {keys[0]!r}; fetch or write the folder again"
-            )
-    # transformers passes over the constant position_ids of older files; renamed tensors still count as one each
-    num_used = sum(not name.endswith("position_ids") for name in names)
-    if num_used != len(network.state_dict()):
-        raise UsageError(
-            f"{folder}: the files hold {num_used} tensors, the network {len(network.state_dict())}; fetch or write the "
-            "folder again"
-        )
+    check_loaded(folder, names, network, info)
     if isinstance(network, (UNet2DConditionModel, AutoencoderKL)):
         network.register_to_config(_name_or_path="")  # diffusers would write this machine's path into every export
     return network

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.io import load_safetensors, load_tensors, sha256_file
+from rgbench.core.io import check_sums, check_tensors, load_safetensors, load_tensors, sha256_file
 from rgbench.core.run import stream_seed
 from rgbench.models.folder import config_hash, find_weights, read_config
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
@@ -274,6 +274,7 @@ def _whole_unet(path: Path, base: UNet2DConditionModel, dtype: torch.dtype) -> t
     """A UNet from its folder or a file of its tensors, and its weight files."""
     folder = path / "unet" if (path / "unet").is_dir() else path
     if folder.is_dir():
+        check_sums(folder)
         weights = find_weights(folder, "unet")
         unet = load_network(weights, dtype)
         _check_fit(path, unet.state_dict(), base)
@@ -291,14 +292,8 @@ def _whole_unet(path: Path, base: UNet2DConditionModel, dtype: torch.dtype) -> t
 
 def _check_fit(path: Path, state: Mapping[str, Tensor], base: UNet2DConditionModel) -> None:
     """Refuse a UNet that differs from the base's by more than the guidance embedding: it has another base."""
-    found, own = ({key: tuple(tensor.shape) for key, tensor in each.items()} for each in (state, base.state_dict()))
-    other = sorted(key for key in found.keys() | own.keys() if found.get(key) != own.get(key) and key != COND_PROJ)
-    if other:
-        key = other[0]
-        raise UsageError(
-            f"{path}: {len(other)} of {len(own)} tensors are not the base model's: {key!r} is "
-            f"{found.get(key, 'missing')}, the base has {own.get(key, 'none')}; name the base it was trained from"
-        )
+    found, own = ({k: v for k, v in each.items() if k != COND_PROJ} for each in (state, base.state_dict()))
+    check_tensors(path, found, own, "the base model", "name the base it was trained from")
 
 
 def _with_lora(path: Path, models: DiffusionModels) -> tuple[UNet2DConditionModel, list[Path]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_tensors, sha256_file
+from rgbench.core.io import check_tensors, load_tensors, sha256_file
 from rgbench.rewards.clip import CLIP_GEOMETRY, CLIP_MEAN, CLIP_STD, WEIGHTS, clip_preprocess, image_features, load_clip
 
 HeadKind = Literal["mlp", "linear"]
@@ -97,9 +97,7 @@ class AestheticReward:
         if not file.is_file():
             raise UsageError(f"{file}: no such file; give the {head} head of the aesthetic predictor")
         state = load_tensors(file)
-        shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        if shapes != {name: tuple(value.shape) for name, value in state.items()}:
-            raise UsageError(f"{file}: not the {head} head, which holds {', '.join(shapes)} for {path}")
+        check_tensors(file, state, module.state_dict(), f"the {head} head for {path}", "name another head or model")
         module.load_state_dict(state)
         return cls(
             model,

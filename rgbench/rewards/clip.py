@@ -25,8 +25,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_tensors, read_json, refuse_code, sha256_file
-from rgbench.models.folder import explained, read_config
+from rgbench.core.io import check_tensors, load_tensors, open_safetensors, read_json, refuse_code, sha256_file
+from rgbench.models.folder import check_loaded, explained, read_config
 from rgbench.rewards.base import float32_at_least, num_tokens
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -335,14 +335,14 @@ def _load_folder(folder: Path) -> Loaded:
     with explained(folder / CONFIG):
         model = _without_weights(f"local-dir:{folder}", load_weights=False)
         preprocess = open_clip.get_model_preprocess_cfg(model)
-    _take(model, weights, f"{folder / CONFIG} describes")
+    _take(model, weights, str(folder / CONFIG), "fetch or write the folder again")
     return model, tokenizer, weights, {key: preprocess[key] for key in ("mean", "std")}
 
 
 def _load_file(path: Path) -> Loaded:
     """The same of a file of ViT-H-14 weights."""
     model = _without_weights(ARCHITECTURE, pretrained=None)
-    _take(model, path, f"{ARCHITECTURE} has; give HPS_v2_compressed.pt, HPS_v2.1_compressed.pt, or an open_clip folder")
+    _take(model, path, ARCHITECTURE, "give HPS_v2_compressed.pt, HPS_v2.1_compressed.pt, or an open_clip folder")
     return model, open_clip.get_tokenizer(ARCHITECTURE), path, {}
 
 
@@ -416,13 +416,10 @@ def read_clip(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return open_clip.get_model_config(ARCHITECTURE), load_tensors(path)
 
 
-def _take(model: open_clip.CLIP, path: Path, owner: str) -> None:
+def _take(model: open_clip.CLIP, path: Path, owner: str, remedy: str) -> None:
     """Load weights that match the model name by name and shape by shape."""
     state = load_tensors(path)
-    own = model.state_dict()
-    wrong = sorted(n for n in own | state if n not in own or n not in state or own[n].shape != state[n].shape)
-    if wrong:
-        raise UsageError(f"{path}: {len(wrong)} tensors are not those that {owner}; first {wrong[0]!r}")
+    check_tensors(path, state, model.state_dict(), owner, remedy)
     model.load_state_dict(state)
 
 
@@ -442,11 +439,13 @@ def load_clip(folder: Path, device: str | torch.device, dtype: torch.dtype) -> C
     disable_progress_bar()
     with explained(folder):
         model, report = CLIPModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named below; transformers would name none
         )
-    absent = sorted(report["missing_keys"])
-    if absent:
-        raise UsageError(f"{folder / WEIGHTS}: lacks {len(absent)} tensors of a CLIP, first {absent[0]!r}")
+    check_loaded(folder, open_safetensors(folder / WEIGHTS), model, report)
     return model.requires_grad_(False).eval().to(device, dtype)
 
 

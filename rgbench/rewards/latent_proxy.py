@@ -27,7 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_safetensors, save_safetensors_atomic, write_json_atomic
+from rgbench.core.io import (
+    check_sums,
+    check_tensors,
+    load_safetensors,
+    save_safetensors_atomic,
+    write_json_atomic,
+    write_sums,
+)
 from rgbench.models.folder import explained, read_config
 from rgbench.rewards.clip import FeatureCache, check_text_cfg, folder_tokenizer, read_clip, unit
 
@@ -102,11 +109,9 @@ class LatentCLIP(nn.Module):
             config["quick_gelu"] = True
         proxy = cls(config, path if path.is_dir() else None)
         own = proxy.clip.state_dict()
-        text = {name for name in own if not name.startswith("visual.")}
-        wrong = sorted(name for name in text if _shape(own, name) != _shape(weights, name))
-        if wrong:
-            raise UsageError(f"{path}: {len(wrong)} tensors of its text tower are missing or unfit, first {wrong[0]!r}")
-        proxy.clip.load_state_dict(own | {name: weights[name] for name in text})
+        text, wanted = ({k: v for k, v in s.items() if not k.startswith("visual.")} for s in (weights, own))
+        check_tensors(path, text, wanted, "the text tower that its configuration describes")
+        proxy.clip.load_state_dict(own | text)
         return proxy
 
     @classmethod
@@ -114,26 +119,24 @@ class LatentCLIP(nn.Module):
         """Load a folder written by :meth:`save`, frozen.
 
         Raises:
-            UsageError: a file is missing or does not fit its configuration.
+            UsageError: a file is missing, damaged, or does not fit its configuration.
         """
         folder = Path(folder)
         for file in (CONFIG, WEIGHTS, CLIP_CONFIG):
             if not (folder / file).is_file():
                 raise UsageError(f"{folder / file}: missing; a latent CLIP folder is needed")
+        check_sums(folder)
         config = read_config(folder / CONFIG)
         check_text_cfg(config.get("text_cfg"), folder / CONFIG)
         with explained(folder / CONFIG):
             proxy = cls(config, folder)
         weights = load_safetensors(folder / WEIGHTS)
-        expected = proxy.clip.state_dict()
-        wrong = [name for name in expected | weights if _shape(expected, name) != _shape(weights, name)]
-        if wrong:
-            raise UsageError(f"{folder / WEIGHTS}: {len(wrong)} tensors do not fit {CONFIG}, first {wrong[0]!r}")
+        check_tensors(folder / WEIGHTS, weights, proxy.clip.state_dict(), CONFIG)
         proxy.clip.load_state_dict(weights)
         return proxy.requires_grad_(False).eval().to(device, dtype)
 
     def save(self, folder: str | Path) -> None:
-        """Write configuration, weights and tokenizer files into ``folder``."""
+        """Write configuration, weights, tokenizer files and their ``rgbench.sha256`` into ``folder``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(folder / CONFIG, self.config)
@@ -141,10 +144,11 @@ class LatentCLIP(nn.Module):
         save_safetensors_atomic(state, folder / WEIGHTS)
         if self.tokenizer_folder is None:
             write_json_atomic(folder / CLIP_CONFIG, {"model_cfg": {"text_cfg": self.config["text_cfg"]}})
-            return
-        for file in self.tokenizer_folder.iterdir():
-            if file.suffix in (".json", ".txt") and file.name != CONFIG and folder != self.tokenizer_folder:
-                shutil.copyfile(file, folder / file.name)
+        elif folder != self.tokenizer_folder:
+            for file in self.tokenizer_folder.iterdir():
+                if file.suffix in (".json", ".txt") and file.name != CONFIG:
+                    shutil.copyfile(file, folder / file.name)
+        write_sums(folder)
 
     def check_fits(self, latent_shape: tuple[int, int, int], scaling_factor: float, source: str | Path) -> None:
         """Refuse a proxy that does not read the latents of a model.
@@ -225,10 +229,6 @@ def _prefixes(count: int | str, tower: str, depth: int) -> tuple[str, ...]:
     blocks = range(max(depth - int(count), 0), depth)
     head = ("visual.ln_post.", "visual.proj") if tower else ("ln_final.", "text_projection")
     return (*(f"{tower}transformer.resblocks.{i}." for i in blocks), *(head if blocks else ()))
-
-
-def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(state[name].shape) if name in state else None
 
 
 def contrastive_losses(images: Tensor, texts: Tensor, scale: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:

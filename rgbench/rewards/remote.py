@@ -19,9 +19,12 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rgbench.core.errors import RgbenchError, UsageError, suggest
 from rgbench.core.io import parse_json, user_cache
@@ -40,11 +43,43 @@ LOOK_TIMEOUT_SEC = 120.0
 GRACE_SEC = 2.0
 KEPT_LOGS = 20
 LOG_LINES = 8  # shown in a message
+MAX_LOG_BYTES = 8 << 20
 # Variables that make a process one rank of several, or change its imports.
 NOT_PASSED = re.compile(
     r"(RANK|LOCAL_RANK|GROUP_RANK|ROLE_\w+|(LOCAL_|GROUP_)?WORLD_SIZE|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|ACCELERATE_\w+"
     r"|PYTHON\w+|__PYVENV_LAUNCHER__)"
 )
+
+
+class _Ready(BaseModel):
+    """What a worker says when it can score; ``contract`` is null where it was only looked at."""
+
+    name: str
+    protocol: int
+    python: str
+    code_sha256: str
+    versions: dict[str, str | None]
+    contract: _Contract | None
+    install: str | None = None
+
+
+class _Contract(BaseModel):
+    """A scorer's contract; further keys are part of its fingerprint."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    takes: Literal["uint8", "float32"]
+    weights_sha256: str | None
+    antialias: bool | None
+    logit_scale: float | None = None
+
+
+class _Failed(BaseModel):
+    """Why a worker cannot score."""
+
+    what: Literal["options", "import"]
+    message: str
+    install: str | None = None
 
 
 class ProcessReward:
@@ -97,7 +132,7 @@ class ProcessReward:
             path: weights; None for where the scorer itself looks.
             options: further arguments of the scorer's ``load``.
             device: torch device of the worker.
-            timeout: seconds without progress after which the worker is stopped.
+            timeout: seconds without another score after which the worker is stopped.
             key: of the recipe's section, for messages.
 
         Raises:
@@ -221,7 +256,7 @@ class Worker:
         python: interpreter of the other environment.
         name: of the scorer, for messages and the log.
         key: of the recipe's section that names the interpreter, for messages.
-        timeout: seconds without progress after which it is stopped.
+        timeout: seconds without another score after which it is stopped.
 
     Attributes:
         log: file of what the worker prints.
@@ -239,7 +274,7 @@ class Worker:
         if environment.get("GOMP_SPINCOUNT") == str(IDLE_SPINS):
             environment["GOMP_SPINCOUNT"] = str(BUSY_SPINS)  # worker and run compute in turn on the same cores
         try:
-            with open(self.log, "wb") as log:
+            with open(self.log, "ab") as log:  # so that it can be cut while it is written
                 self._process = subprocess.Popen(
                     [self.python, "-I", "-u", str(RUNNER)],
                     stdin=subprocess.PIPE,
@@ -287,8 +322,16 @@ class Worker:
         except BaseException:  # Ctrl-C
             self.close()
             raise
-        if header["type"] == "ready" and header["protocol"] != PROTOCOL:
-            raise UsageError(f"{self.name}: the worker speaks protocol {header['protocol']}, not {PROTOCOL}")
+        spoken = header.get("protocol", PROTOCOL)
+        if spoken != PROTOCOL:
+            self.close()
+            raise UsageError(f"{self.name}: the worker speaks protocol {spoken!r:.40}, not {PROTOCOL}")
+        try:
+            kinds: dict[Any, type[BaseModel]] = {"ready": _Ready, "failed": _Failed}
+            kinds[header["type"]].model_validate(header)
+        except (KeyError, TypeError, ValidationError) as error:
+            self.close()
+            raise UsageError(str(self._strange())) from error
         self._ready = True
         return header
 
@@ -306,9 +349,15 @@ class Worker:
         if not self._finalizer.alive:
             raise RgbenchError(f"{self.name}: the worker has ended already; see {self.log}")
         try:
+            if _is_ready(self._from, select.POLLIN, 0) and os.read(self._from, 1):
+                raise RgbenchError(f"{self.name}: the worker answered before it was asked; see {self.log}")
             self._send({"type": "score", "shape": list(shape), "prompts": prompts}, pixels)
             header, payload = self._receive()
-            while header["type"] == "scored":
+            for done in range(1, len(prompts) + 2):  # of one score too many the worker itself says why
+                if header["type"] != "scored":
+                    break
+                if header.get("done") != done:
+                    raise self._strange()
                 header, payload = self._receive()
         except BaseException:  # a second Ctrl-C too: what is under way would be taken for the next answer
             self.close()
@@ -325,41 +374,46 @@ class Worker:
     def _send(self, header: dict[str, Any], payload: bytes = b"") -> None:
         text = json.dumps(header, allow_nan=False).encode()
         data = memoryview(HEAD.pack(len(text), len(payload)) + text + payload)
+        end = time.monotonic() + self.timeout
         while data:
-            self._wait(self._to, select.POLLOUT)
+            self._wait(self._to, select.POLLOUT, end)
             try:
                 data = data[os.write(self._to, data) :]
             except BrokenPipeError:
                 raise self._ended() from None
 
     def _receive(self) -> tuple[dict[str, Any], bytes]:
-        length, size = HEAD.unpack(self._exactly(HEAD.size))
-        strange = f"{self.name}: {self.python} does not answer as a worker does; see {self.log}"
+        """One frame, which must be whole in time: bytes that drip are no progress."""
+        end = time.monotonic() + self.timeout
+        length, size = HEAD.unpack(self._exactly(HEAD.size, end))
         if max(length, size) > MAX_BYTES:
-            raise RgbenchError(strange)
+            raise self._strange()
         try:
-            header = parse_json(self._exactly(length))
-        except ValueError as error:
-            raise RgbenchError(strange) from error
+            header = parse_json(self._exactly(length, end))
+        except (ValueError, RecursionError) as error:
+            raise self._strange() from error
         if not isinstance(header, dict) or "type" not in header:
-            raise RgbenchError(strange)
-        return header, self._exactly(size)
+            raise self._strange()
+        if self.log.stat().st_size > MAX_LOG_BYTES:
+            os.truncate(self.log, 0)
+        return header, self._exactly(size, end)
 
-    def _exactly(self, size: int) -> bytes:
+    def _strange(self) -> RgbenchError:
+        return RgbenchError(f"{self.name}: {self.python} does not answer as a worker does; see {self.log}")
+
+    def _exactly(self, size: int, end: float) -> bytes:
         data = bytearray()
         while len(data) < size:
-            self._wait(self._from, select.POLLIN)
+            self._wait(self._from, select.POLLIN, end)
             part = os.read(self._from, size - len(data))
             if not part:
                 raise self._ended()
             data += part
         return bytes(data)
 
-    def _wait(self, descriptor: int, event: int) -> None:
-        """Wait until a pipe can be read or written; each such moment is progress."""
-        poll = select.poll()
-        poll.register(descriptor, event)
-        if not poll.poll(self.timeout * 1000):
+    def _wait(self, descriptor: int, event: int, end: float) -> None:
+        """Wait until a pipe can be read or written, at most to a time."""
+        if not _is_ready(descriptor, event, end - time.monotonic()):
             self.close()
             raise RgbenchError(
                 f"{self.name}: the worker made no progress for {self.timeout:g} seconds and was ended; raise timeout "
@@ -368,10 +422,7 @@ class Worker:
 
     def _ended(self) -> RgbenchError:
         """The error for a worker that is gone."""
-        try:
-            code = self._process.wait(GRACE_SEC)
-        except subprocess.TimeoutExpired:
-            code = None
+        code = _exit_code(self._process, GRACE_SEC)
         self.close()
         how = "closed its pipe" if code is None else f"ended with exit code {code}"
         if code is not None and code < 0:
@@ -386,17 +437,36 @@ class Worker:
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:
-    """Close its stdin, at which it ends, or kill it and what it started; no process and no zombie is left."""
+    """Close its stdin, at which it ends; kill it and what it started. No process and no zombie is left."""
     if os.getpid() != owner:  # a fork's exit is not the end of what its parent started
         return
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
-    try:
-        process.wait(GRACE_SEC)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode is None:
+        _exit_code(process, GRACE_SEC)
+        with suppress(ProcessLookupError, PermissionError):  # what it started may have outlived it
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _exit_code(process: subprocess.Popen[bytes], timeout: float) -> int | None:
+    """Exit code of a process that ends in time, negative for a signal. It keeps its id, and so its group's."""
+    end = time.monotonic() + timeout
+    while True:
+        found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is not None:
+            return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.01)
+
+
+def _is_ready(descriptor: int, event: int, timeout: float) -> bool:
+    """Whether a pipe can be read or written within a time, in seconds."""
+    poll = select.poll()
+    poll.register(descriptor, event)
+    return bool(poll.poll(max(timeout, 0) * 1000))
 
 
 def _new_log(name: str) -> Path:

@@ -12,7 +12,7 @@ import yaml
 from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, StableDiffusionPipeline, UNet2DConditionModel
 
 from rgbench import __version__
-from rgbench.core.io import save_safetensors_atomic, write_text_atomic
+from rgbench.core.io import save_safetensors_atomic, write_sums, write_text_atomic
 from rgbench.core.run import provenance
 from rgbench.models.student import ADAPTER, is_lora, lora_state, merged
 from rgbench.train.base import Network, StudentTrainer
@@ -46,6 +46,7 @@ def export_pipeline(
         _save_lora(unet, temporary / LORA_FOLDER)
         write_text_atomic(temporary / LORA_FOLDER / "README.md", lora_card(recipe, meta, weights))
     write_text_atomic(temporary / "README.md", model_card(recipe, meta, weights))
+    write_sums(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 

@@ -101,7 +101,8 @@ def _part(path: Path) -> dict[str, str]:
 def check_contents(run: RunDirectory, contents: Mapping[str, Any]) -> None:
     """Refuse to resume a run on another teacher, reward, data set or proxy than it began with; paths may differ.
 
-    Fields that its ``run.json`` lacks, since it is older than they are, are not compared.
+    Fields that its ``run.json`` lacks, since it is older than they are, are not compared, nor is a data set's sha256
+    of names and sizes, as older versions made it.
 
     Raises:
         UsageError: names what changed.
@@ -142,7 +143,8 @@ def _changed_parts(recorded: Mapping[str, Any], contents: Mapping[str, Any]) -> 
     for part, now in contents.items():
         before = recorded.get(part)
         if isinstance(now, dict) and isinstance(before, dict):
-            changed = [key for key in sorted(before.keys() & now.keys() - {"path"}) if before[key] != now[key]]
+            skipped = {"path"} if before.get("hashed") == now.get("hashed") else {"path", "sha256"}
+            changed = [key for key in sorted(before.keys() & now.keys() - skipped) if before[key] != now[key]]
         else:
             changed = [""] if before is not None and before != now else []
         if changed:

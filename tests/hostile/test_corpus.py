@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -21,18 +22,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from rgbench.core.checkpoint import CorruptCheckpoint, commit, latest
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_tensors
+from rgbench.core.io import canonical_sha256, load_tensors
 from rgbench.data.config import HFDatasetData, ImageFolderData, WebDatasetData
 from rgbench.data.prompts import load_prompts
 from rgbench.data.sources import open_source
 from rgbench.evaluate.images import GivenImages, own_prompts
 from rgbench.evaluate.results import SAMPLES, SHEET, TRAINING, load_results
 from rgbench.evaluate.targets import resolve_targets
-from rgbench.metrics.values import canonical_sha256
 from rgbench.models.pipeline import load_models
 from rgbench.models.presets import WEIGHTS
 from rgbench.models.student import Student, load_student
@@ -310,6 +310,14 @@ def as_pickle(name: str, old: str) -> Callable[[Path], Any]:
 
 UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.json"
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def quantised(folder: Path) -> None:
+    state = load_file(folder / UNET_WEIGHTS)
+    whole = {name: (tensor * 100).to(torch.int8) for name, tensor in state.items()}
+    save_file(whole, folder / UNET_WEIGHTS, {"format": "pt"})
+
+
 PIPELINES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "class of os": (keys("model_index.json", _class_name="os.system"), "model_index.json"),
     "class of another module": (keys("model_index.json", _class_name=["pipeline", "Own"]), "model_index.json"),
@@ -334,6 +342,7 @@ PIPELINES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text for a number": (keys(UNET, sample_size="64; rm"), UNET),
     "blocks of os": (keys(UNET, down_block_types=["os.system", "DownBlock2D"]), "unet"),
     "activation of os": (keys(TEXT, hidden_act="os.system"), "text_encoder"),
+    "quantised weights": (quantised, UNET_WEIGHTS),
     "tokenizer in pieces": (replaced("tokenizer/vocab.json", "{"), "tokenizer"),
     "noise schedule that is endless": (
         keys("scheduler/scheduler_config.json", num_train_timesteps=10**12),
@@ -441,6 +450,8 @@ PROMPTS: dict[str, tuple[str, str | bytes]] = {
     "id twice": ("x.jsonl", '{"text": "a", "id": "b"}\n{"text": "c", "id": "b"}'),
     "scene of another kind": ("x.jsonl", '{"text": "a", "scene": {"layout": {"x": 1}}}'),
     "COCO without captions": ("x.json", '{"annotations": [{"image_id": {}, "id": 1, "caption": "a"}]}'),
+    "COCO ids that are fractions": ("x.json", '{"annotations": [{"image_id": 1.5, "id": 1, "caption": "a"}]}'),
+    "compressed": ("x.jsonl", b"\x1f\x8b\x08\x00" + bytes(60)),
     "COCO deep": ("x.json", "[" * 100_000),
     "whole number of a million digits": ("x.json", '{"annotations": ' + "9" * 1_000_000 + "}"),
     "TSV without columns": ("x.tsv", "a\tb\n1\t2\n"),
@@ -571,6 +582,19 @@ BROKEN: dict[str, Callable[[], bytes]] = {
 }
 for name, content in BROKEN.items():
     case(f"training image, {name}", training_images, image(content), "a.png")
+
+
+def pipe(folder: Path) -> None:
+    """A named pipe among the images, at which a reader would wait for ever."""
+    image(png_bytes, "b.png")(folder)
+    os.mkfifo(folder / "images" / "a.png")
+    (folder / "images" / "a.txt").write_text("a caption")
+    rows = [{"file_name": name, "text": "a caption"} for name in ("a.png", "b.png")]
+    (folder / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+case("training image, pipe", training_images, pipe, "a.png")
+case("measured image, pipe", measured_images, pipe, "a.png")
 INEXACT = {
     "animated": animated,
     "16 bits": sixteen_bits,
@@ -649,6 +673,8 @@ RESULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rows are gone": (lambda place: (place / SAMPLES).unlink(), SAMPLES),
     "training log of text": (replaced(TRAINING, "<script>"), TRAINING),
     "training log outside": (linked(TRAINING), TRAINING),
+    "rows are a folder": (lambda place: ((place / SAMPLES).unlink(), (place / SAMPLES).mkdir()), SAMPLES),
+    "training log is a folder": (lambda place: ((place / TRAINING).unlink(), (place / TRAINING).mkdir()), TRAINING),
 }
 for name, (change, says) in RESULTS.items():
     case(f"results, {name}", results, result(change), says)

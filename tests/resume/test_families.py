@@ -151,6 +151,10 @@ def test_either_network_is_exported_on_demand(parts, tmp_path, monkeypatch):
     exported = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     saved = load_file(path / "checkpoints" / "step-00000001" / "student.safetensors")
     assert exported.keys() == saved.keys() and all(torch.equal(exported[name], saved[name]) for name in saved)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
+    with pytest.raises(UsageError, match=r"scheduler_config\.json: missing or not the file of .*rgbench\.sha256"):
+        load_models(folder, "cpu", torch.float32)
     again = load_file(export_run(path, "target", tmp_path / "ema") / "unet" / "diffusion_pytorch_model.safetensors")
     usual = load_file(path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(again[name], usual[name]) for name in usual)

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import read_json, write_json_atomic
+from rgbench.core.io import SUMS, read_json, write_json_atomic
 from rgbench.core.run import RunDirectory
 from rgbench.train.train import train
 
@@ -75,7 +75,7 @@ def test_a_run_older_than_a_key_is_resumed_with_its_default(recipe, tmp_path):
     meta = run.read()
     for part in ("proxy", "recipe_sha256"):
         del meta[part]
-    del meta["teacher"]["config_sha256"], meta["data"]["contents_sha256"]
+    del meta["teacher"]["config_sha256"], meta["data"]["hashed"]
     meta["data"]["sha256"] = "of names and sizes, not of contents"
     write_json_atomic(run.run_file, meta)
     with pytest.raises(UsageError, match=r"another config \(lcd\.huber_c: 0\.001 → 0\.5\)"):
@@ -155,5 +155,6 @@ def test_another_proxy_is_noticed(world, recipe, tmp_path):
     shutil.copytree(world / "proxy", tmp_path / "proxy")
     words = ["train.steps=2", "train.save_every=1", *WORDS, f"proxy.path={tmp_path / 'proxy'}"]
     change_json(tmp_path / "proxy" / "tokenizer_config.json", pad_token="a")
+    (tmp_path / "proxy" / SUMS).unlink()
     with pytest.raises(UsageError, match=r"its proxy changed.*\(sha256\)"):
         train(str(recipe), words, out=run.path)

@@ -130,6 +130,8 @@ INVISIBLE = {
     "tags": "a red circle\U000e0041\U000e0042",
     "control": "a red\x1b circle",
     "idle joiner": "a red\u200d circle",
+    "joiner of graphemes": "a red\u034f circle",
+    "selectors": "a red\U000e0100 circle",
     "spaces": "\u3000 a red circle \u00a0",
 }
 

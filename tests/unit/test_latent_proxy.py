@@ -51,7 +51,7 @@ def test_weights_of_another_configuration_are_refused(tmp_path):
     proxy = tiny.proxy()
     proxy.config["vision_cfg"]["layers"] = 1
     proxy.save(tmp_path)
-    with pytest.raises(UsageError, match=r"do not fit config\.json, first"):
+    with pytest.raises(UsageError, match=r"are not those of config\.json: "):
         LatentCLIP.load(tmp_path, "cpu")
 
 

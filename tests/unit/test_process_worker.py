@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -282,3 +283,66 @@ def test_a_reward_that_is_let_go_leaves_no_process(tmp_path):
     assert reward(IMAGES, PROMPTS).tolist() == [1.0, 1.0]
     del reward
     assert not is_there(pid)
+
+
+LIAR = """#!{python}
+import json, os, struct, sys, time
+def send(header, payload=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    os.write(1, struct.pack(">II", len(text), len(payload)) + text + payload)
+def get():
+    length, size = struct.unpack(">II", sys.stdin.buffer.read(8))
+    return json.loads(sys.stdin.buffer.read(length)), sys.stdin.buffer.read(size)
+contract = {{"takes": "uint8", "weights_sha256": "none", "antialias": None}}
+ready = {{"type": "ready", "protocol": 1, "name": "mine", "python": "3", "code_sha256": "0", "versions": {{}}}}
+ready["contract"] = contract
+get()
+"""
+ASKED = "send(ready); get()\n"
+DRIP = "os.write(1, bytes([0, 0, 1, 0, 0, 0, 0, 0]))\nwhile True: os.write(1, b' '); time.sleep(0.1)"
+LIES = [
+    ("while True: send({'type': 'ready'}) or time.sleep(0.01)", "does not answer as a worker does"),
+    ("send({'type': 'failed'}); time.sleep(60)", "does not answer as a worker does"),
+    ("send({**ready, 'contract': {'takes': 'int4'}}); time.sleep(60)", "does not answer as a worker does"),
+    ("send({**ready, 'protocol': 7}); time.sleep(60)", "speaks protocol 7, not 1"),
+    ("send({'type': ['ready']}); time.sleep(60)", "does not answer as a worker does"),
+    ("send(b'[' * 100_000); time.sleep(60)", "does not answer as a worker does"),
+    (ASKED + "while True: send({'type': 'scored', 'done': 1})", "does not answer as a worker does"),
+    (ASKED + "[send({'type': 'scored', 'done': i}) for i in range(1, 9)]; time.sleep(60)", "answered with 'scored'"),
+    (ASKED + DRIP, r"no progress for 1 seconds"),
+    ("send(ready); send({'type': 'scores'}, bytes(16)); time.sleep(60)", "answered before it was asked"),
+    (ASKED + "send({'type': 'scores'}, bytes(8)); time.sleep(60)", "answered with 'scores'"),
+]
+
+
+@pytest.mark.parametrize(("lie", "message"), LIES)
+def test_nonsense_and_endless_answers_are_explained_in_time(tmp_path, lie, message):
+    file = tmp_path / "python"
+    file.write_text(LIAR.format(python=sys.executable) + lie + "\n")
+    file.chmod(0o755)
+    with pytest.raises(RgbenchError, match=message):
+        reward = ProcessReward.load(str(file), scorer(tmp_path, CONTRACT), timeout=60)
+        wait_until(lambda: "before" not in message or readable(reward))
+        reward.worker.timeout = 1.0
+        reward(IMAGES, PROMPTS)
+    assert not children()
+
+
+def readable(reward: ProcessReward) -> bool:
+    return bool(select.select([reward.worker._from], [], [], 0)[0])
+
+
+def test_what_a_worker_started_ends_with_it(tmp_path):
+    reward = doing(tmp_path, "print(subprocess.Popen(['sleep', '1000']).pid, flush=True); os._exit(3)")
+    fails(reward, "ended with exit code 3")
+    child = int(reward.worker.log.read_text().split()[2])
+    wait_until(lambda: not is_there(child))
+
+
+def test_what_a_worker_prints_is_kept_up_to_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("rgbench.rewards.remote.MAX_LOG_BYTES", 10_000)
+    reward = doing(tmp_path, "print('x' * 20_000)")
+    for _ in range(5):
+        reward(IMAGES, PROMPTS)
+    assert reward.worker.log.stat().st_size <= 30_000
+    reward.close()

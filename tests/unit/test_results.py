@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from rgbench.core.errors import UsageError
+from rgbench.core.io import canonical_sha256
 from rgbench.evaluate import results as store
 from rgbench.evaluate.results import (
     MAX_SHEET_PIXELS,
@@ -39,7 +40,7 @@ from rgbench.evaluate.results import (
     write_training_log,
     write_values,
 )
-from rgbench.metrics.values import Interval, MetricValue, Protocol, canonical_sha256
+from rgbench.metrics.values import Interval, MetricValue, Protocol
 from tools.migrate import migrate
 
 HISTORY = Path(__file__).parent.parent / "history"

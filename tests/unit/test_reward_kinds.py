@@ -122,7 +122,7 @@ def test_aesthetic_heads_are_told_apart(clip_folder, tmp_path):
     assert set(make_head("linear", 768).state_dict()) == {"weight", "bias"}
     names = {f"layers.{i}.{part}" for i in (0, 2, 4, 6, 7) for part in ("weight", "bias")}
     assert set(make_head("mlp", 768).state_dict()) == names, "those of sac+logos+ava1-l14-linearMSE.pth"
-    with pytest.raises(UsageError, match="not the linear head, which holds weight, bias"):
+    with pytest.raises(UsageError, match="not those of the linear head"):
         options = {"antialias": True, "device": "cpu"}
         AestheticReward.load(clip_folder, head="linear", head_path=tmp_path / "mlp.pth", **options)
 
@@ -134,7 +134,7 @@ def test_missing_files_are_named(clip_folder, tmp_path):
     with pytest.raises(UsageError, match=r"model\.safetensors: missing"):
         PickScoreReward.load(tmp_path, antialias=True, device="cpu")
     save_file({"logit_scale": torch.tensor(1.0)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match=r"lacks \d+ tensors of a CLIP"):
+    with pytest.raises(UsageError, match=r"\d+ tensors missing from the files"):
         PickScoreReward.load(tmp_path, antialias=True, device="cpu")
 
 

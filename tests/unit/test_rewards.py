@@ -145,7 +145,7 @@ def test_unusable_weights_are_explained(small_architecture, tmp_path):
     with pytest.raises(UsageError, match=r"open_clip_config\.json: missing"):
         HPSReward.load(tmp_path, antialias=True, device="cpu")
     torch.save({"state_dict": {"visual.proj": torch.zeros(2)}}, tmp_path / "other.pt")
-    with pytest.raises(UsageError, match=r"tensors are not those that rgbench-small has"):
+    with pytest.raises(UsageError, match=r"tensors are not those of rgbench-small"):
         HPSReward.load(tmp_path / "other.pt", antialias=True, device="cpu")
     torch.save({"state_dict": {"visual.proj": object()}}, tmp_path / "hostile.pt")
     with pytest.raises(UsageError, match="refused"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rgbench.core.errors import Interrupted, RgbenchError, UsageError
-from rgbench.core.io import save_safetensors_atomic
+from rgbench.core.io import save_checked, save_safetensors_atomic
 from rgbench.core.registry import TABLES
 from rgbench.evaluate import evaluate as engine
 from rgbench.evaluate.config import WHOLE, EvalConfig, Shard, parse_shard
@@ -244,6 +244,7 @@ def test_a_shard_of_another_version_is_refused(runs, place):
     (stored,) = stored_shards(Path("results")).values()
     assert EvalConfig(**stored["config"]).metrics == ("kid",)
     for config in (stored["config"] | {"surprise": 1}, None):
-        save_safetensors_atomic({"a": torch.ones(2)}, path, {"about": json.dumps({"config": config, "count": 2})})
+        about = json.dumps({"config": config, "count": 2})
+        save_checked({"a": torch.ones(2)}, path, {"about": about, "measured": "[]"})
         with pytest.raises(UsageError, match="of another rgbench"):
             merge()
