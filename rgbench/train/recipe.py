@@ -28,6 +28,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Layers = Annotated[int, Field(ge=0)] | Literal["all"]
 
+# Keys of which one takes the place of the other.
+RIVALS = (("model.preset", "model.path"), ("guidance.scale", "guidance.share"))
 PROXY_FOLDER = "latent_proxy"  # in the run of a pre-training
 
 
@@ -770,7 +772,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Any:
     """
     path = find_recipe(name_or_path)
     written, lines = load_yaml(path)
-    values = apply_overrides(written, overrides)
+    values = apply_overrides(written, overrides, RIVALS)
     _refuse_moved_keys(values, lines, path, overrides)
     return validate(Recipe, values, lines, path, overrides)
 
