@@ -10,7 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,11 @@ from rgbench.core.process import StopRequest, lacks_memory
 from rgbench.core.run import RunDirectory, stream_generator
 from rgbench.data.batches import Batch, BatchLoader, DataSource
 from rgbench.train.base import OptimiserGroup, StepDraws, StepResult, Trainer, autocast
-from rgbench.train.log import CaptionCount, CostMeter, Monitor, check_wandb, merge_costs, merge_counts, tile
-from rgbench.train.recipe import BaseRecipe, TrainSection
+from rgbench.train.log import CaptionCount, CostMeter, Monitor, check_trackers, merge_costs, merge_counts, tile
+from rgbench.train.recipe import BaseRecipe, LCDRecipe, TrainSection
+
+if TYPE_CHECKING:
+    from rgbench.train.gold import GoldMonitor
 
 SAMPLED_PROMPTS = 8  # of a sample grid, the first of the data
 SMALLEST_LOSS_SCALE = 1.0  # below it, float16's gradients are not too large but wrong
@@ -54,14 +57,15 @@ class Loop:
         self.ranks = ranks or Ranks()
         train = recipe.train
         check_split(train, self.ranks.size)
-        if train.wandb is not None:
-            check_wandb()
+        check_trackers(train)
         self.updater = Updater(trainer.optimiser_groups(), train.dtype, self.ranks, trainer.models.device.type)
         _prepare_networks(trainer, train)
         positions, num_micro = self.ranks.part_of(train.batch_size), train.gradient_accumulation_steps
         self.loader = BatchLoader(
             source, recipe.seed, train.batch_size, positions, num_micro, train.num_workers, train.steps
         )
+        self.gold_every = recipe.monitor.oracle_every if isinstance(recipe, LCDRecipe) else 0
+        self.gold = _gold_monitor(trainer) if self.gold_every else None
         self.step = 0
         self.cost = CostMeter(device_type=trainer.models.device.type)
         self.captions = CaptionCount(trainer.tokenizers())
@@ -84,7 +88,7 @@ class Loop:
             stack.callback(self.loader.close)
             monitor = None
             if self.ranks.is_main:
-                monitor = Monitor(self.run, self.step, train.steps, train.batch_size, wandb=train.wandb)
+                monitor = Monitor(self.run, self.step, train)
                 stack.enter_context(monitor)
             while self.step < train.steps:
                 self._stop_if_asked(stop, resume_command)
@@ -98,13 +102,23 @@ class Loop:
     def _record(self, monitor: Monitor | None, values: dict[str, float], prompts: list[str]) -> None:
         """Log, save and sample where this step is due."""
         train, last = self.recipe.train, self.step == self.recipe.train.steps
+        looks = self.gold is not None and (self.step % self.gold_every == 0 or last)
+        if looks:
+            with memory_explained(self.step):
+                values = values | self.ranks.together(lambda: self._look(monitor))
         if monitor is not None and (self.step % train.log_every == 0 or last):
             monitor.log(self.step, values)
+        if monitor is not None and looks:
+            monitor.show_gold(self.step, values)
         if self.step % train.save_every == 0 or last:
             self.save()
         if train.sample_every and (self.step % train.sample_every == 0 or last):
             with memory_explained(self.step):
                 self.ranks.together(lambda: self._sample(monitor, prompts))
+
+    def _look(self, monitor: Monitor | None) -> dict[str, float]:
+        """Gold and the trained reward of the student as it is, on the main rank."""
+        return self.gold.measure() if monitor is not None and self.gold is not None else {}
 
     def _sample(self, monitor: Monitor | None, prompts: list[str]) -> None:
         """Log a grid of the same prompts and seeds at every look, so that one sees the student learn."""
@@ -435,6 +449,12 @@ def memory_explained(step: int) -> Iterator[None]:
             f"step {step}: the GPU's memory does not suffice ({str(error).partition('.')[0]}); use a larger "
             "train.gradient_accumulation_steps, or train.gradient_checkpointing=true"
         ) from error
+
+
+def _gold_monitor(trainer: Any) -> GoldMonitor:
+    from rgbench.train.gold import GoldMonitor  # with timm, which takes seconds
+
+    return GoldMonitor(trainer)
 
 
 def _prepare_networks(trainer: Any, train: TrainSection) -> None:
