@@ -116,10 +116,10 @@ def evaluate(*targets: str | Path, **options: Any) -> DataFrame:
 def results(folder: str | Path = "results") -> DataFrame:
     """Every value under a folder of results, a row each.
 
-    Columns are ``world``, ``model``, ``method``, ``seed`` and ``step`` of training, ``sampler``,
-    ``sampling_steps`` and ``guidance_scale``; ``metric`` and its ``label``, ``unit``, ``value``, ``low`` and ``high`` of its
-    interval over images, ``num_images``, ``in_sample`` (the model was trained on this reward), ``flags`` and
-    ``protocol``: values of equal protocols may be compared.
+    Columns are ``world``, ``model``, ``method``, ``seed`` and ``step`` of training, ``sampler``, ``sampling_steps`` and
+    ``guidance_scale``; ``metric`` and its ``label``, ``unit``, ``value``, ``low`` and ``high`` of its interval over
+    images, ``num_images``, ``in_sample`` (the model was trained on this reward), ``flags`` and ``protocol``: values of
+    equal protocols may be compared.
 
     Raises:
         UsageError: a result that cannot be read.
