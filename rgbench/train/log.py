@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -265,7 +266,8 @@ class Tracker:
             options |= {"name": f"{run.path.name}-{identity}", "embed": False}
         failures = (self._library.errors.Error,) if library == "wandb" else ()
         try:
-            self._run = self._library.init(**options)
+            with redirect_stdout(sys.stderr):  # where trackio prints: stdout is the command's own
+                self._run = self._library.init(**options)
         except failures as error:
             raise UsageError(f"train.wandb: {error}; run: wandb login, or set WANDB_MODE=offline") from error
 
@@ -279,10 +281,8 @@ class Tracker:
 
     def close(self, failed: bool) -> None:
         """End it; at Weights & Biases an interrupted run is shown as failed until it is resumed."""
-        if self._library.__name__ == "wandb":
-            self._run.finish(exit_code=int(failed))
-        else:
-            self._run.finish()
+        with redirect_stdout(sys.stderr):
+            self._run.finish(**({"exit_code": int(failed)} if self._library.__name__ == "wandb" else {}))
 
 
 class CaptionCount:

@@ -64,10 +64,13 @@ class Image:
     def __init__(self, pixels): self.shape = pixels.shape
 class Run:
     def log(self, values, step): rows.append([step, {k: getattr(v, "shape", v) for k, v in values.items()}])
-    def finish(self): Path("tracked.json").write_text(json.dumps([options, rows]))
+    def finish(self):
+        print("* Run finished.")
+        Path("tracked.json").write_text(json.dumps([options, rows]))
 rows, options = [], {}
 def init(**given):
     options.update(given)
+    print("* Created new run.")
     return Run()
 """
 
@@ -80,7 +83,10 @@ def test_looks_are_logged_drawn_and_tracked_and_change_nothing(recipe, tmp_path,
     plain = RunDirectory.open(train(str(recipe), words, out=tmp_path / "plain"))
     watched = ["monitor.oracle_every=2", "train.trackio=mine"]
     run = RunDirectory.open(train(str(recipe), [*words, *watched], out=tmp_path / "watched"))
-    assert "step 2  gold/right" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "step 2  gold/right" in shown.err and shown.err.count("* ") == 2 and shown.out == "", (
+        "a path alone goes there"
+    )
     assert [row["step"] for row in run.read_log() if "gold/right" in row] == [2, 3], "where it is due, and at the end"
     assert Image.open(run.path / "gold.png").size == (600, 400)
     name = "unet/diffusion_pytorch_model.safetensors"
