@@ -22,9 +22,9 @@ from rgbench.cli.options import (
     print_paths,
     ready,
     split_names,
-    tune,
 )
 from rgbench.core.errors import UsageError
+from rgbench.core.process import tune
 from rgbench.evaluate.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 probes_app = typer.Typer(help="Prove what the probes for over-optimisation find; read their curves.", **SETTINGS)
 
 
-@probes_app.command()
+@probes_app.command(epilog="Example: rgbench probes validate --results results")
 def validate(
     out: Annotated[Path, typer.Option(help="Folder for validation.json and validation.md.")] = Path("results/probes"),
     metric: Annotated[
@@ -61,7 +61,7 @@ def validate(
     print_paths(files)
 
 
-@probes_app.command()
+@probes_app.command(epilog="Example: rgbench probes repeat-prompts eight.jsonl --times 8")
 def repeat_prompts(
     out: Annotated[Path, typer.Argument(help="A .jsonl for rgbench eval --prompts.")],
     times: Annotated[int, typer.Option(min=2, help="Images of each prompt.")] = 8,
@@ -80,7 +80,7 @@ def repeat_prompts(
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
-@probes_app.command()
+@probes_app.command(epilog="Example: rgbench probes gold results")
 def gold(results: ResultsArgument = Path("results"), json: JsonOption = False) -> None:
     """Show gold and trained reward along the checkpoints of each run, and the step where hacking begins."""
     tune()
@@ -104,7 +104,7 @@ def gold(results: ResultsArgument = Path("results"), json: JsonOption = False) -
     _show(("run", "step", "trained reward", "value", "gold", "value", "mark"), rows, json)
 
 
-@probes_app.command()
+@probes_app.command(epilog="Example: rgbench probes best-of-n rg_lcd-s0 results --base teacher")
 def best_of_n(
     model: Annotated[str, typer.Argument(help="The trained run, as in the results.")],
     base: Annotated[str, typer.Option(help="The model whose draws are counted; see repeat-prompts.")],
@@ -126,7 +126,7 @@ def best_of_n(
     _show(header, [row], json)
 
 
-@probes_app.command()
+@probes_app.command(epilog="Example: rgbench probes pareto results --distance kid")
 def pareto(
     results: ResultsArgument = Path("results"),
     reward: Annotated[str, typer.Option(help="A metric of which more is better.")] = "hps",

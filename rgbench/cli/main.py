@@ -46,11 +46,10 @@ from rgbench.cli.options import (
     say_what_matters,
     split_names,
     start_processes,
-    tune,
 )
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.io import check_place, write_bytes_atomic
-from rgbench.core.process import is_main_rank, launched
+from rgbench.core.process import is_main_rank, launched, tune
 from rgbench.evaluate.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -160,7 +159,10 @@ def train(
 
     path = run(recipe, overrides or [], out=out, resume=resume.value, device=device.value, launch=words)
     if is_main_rank():
+        from rgbench.cli.show import what_next
+
         typer.echo(path)
+        typer.echo(what_next(path), err=True)
 
 
 def _check_recipe(recipe: str, overrides: list[str] | None) -> None:
@@ -245,15 +247,15 @@ def sample(
     print_paths(run(target, prompt, out=out, seed=seed, steps=steps, guidance=guidance, device=device.value, runs=runs))
 
 
-app.command(rich_help_panel=JUDGE)(verdict)
-app.command(rich_help_panel=JUDGE)(compare)
-app.command(rich_help_panel=JUDGE)(headroom)
-app.command(rich_help_panel=JUDGE)(check)
+app.command(rich_help_panel=JUDGE, epilog="Example: rgbench verdict results")(verdict)
+app.command(rich_help_panel=JUDGE, epilog="Example: rgbench compare results --base lcd")(compare)
+app.command(rich_help_panel=JUDGE, epilog="Example: rgbench headroom lcd-s0 --num 64")(headroom)
+app.command(rich_help_panel=JUDGE, epilog="Example: rgbench check results --max-hf-db 1 --min oracle_all=80")(check)
 app.command(rich_help_panel=JUDGE, epilog="Example: rgbench arena lcd-s0 rg_lcd-s0 --num 20")(arena)
-app.add_typer(probes_app, name="probes", rich_help_panel=JUDGE)
+app.add_typer(probes_app, name="probes", rich_help_panel=JUDGE, epilog="Example: rgbench probes gold results")
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK, epilog="Example: rgbench ls metrics")
 def ls(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],
     runs: RunsOption = Path("runs"),
@@ -265,7 +267,7 @@ def ls(
     print_table(*listing(kind.value, runs, results))
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK, epilog="Example: rgbench show lcd")
 def show(
     name: Annotated[
         str, typer.Argument(help="A recipe, a run, or a folder of results.", autocompletion=complete_shown)
@@ -278,7 +280,7 @@ def show(
     run(name, runs)
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK, epilog="Example: rgbench doctor sd21/lrm")
 def doctor(
     recipe: Annotated[
         str | None, typer.Argument(help="List what this recipe needs instead.", autocompletion=complete_recipes)
@@ -295,7 +297,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=LOOK)
+@app.command(rich_help_panel=LOOK, epilog="Example: rgbench validate my.yaml")
 def validate(
     recipes: Annotated[
         list[str],
@@ -318,7 +320,7 @@ def validate(
         raise typer.Exit(UsageError.exit_code)
 
 
-@app.command(rich_help_panel=MAINTAIN)
+@app.command(rich_help_panel=MAINTAIN, epilog="Example: rgbench cp lrm my.yaml")
 def cp(
     recipe: RecipeArgument,
     dest: Annotated[Path | None, typer.Argument(help="New file or a folder. Default: ./RECIPE.yaml.")] = None,
@@ -335,7 +337,7 @@ def cp(
     typer.echo(target)
 
 
-@app.command(rich_help_panel=MAINTAIN)
+@app.command(rich_help_panel=MAINTAIN, epilog="Example: rgbench export runs/lcd-s0 --network student")
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     network: Annotated[Network, typer.Option(help="The online network, or its EMA.")] = Network.student,
@@ -349,7 +351,7 @@ def export(
     typer.echo(export_run(run, network.value, out, where))
 
 
-@app.command(rich_help_panel=MAINTAIN)
+@app.command(rich_help_panel=MAINTAIN, epilog="Example: rgbench cache sd21/lrm data.path=tars")
 def cache(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
@@ -388,7 +390,7 @@ def cache(
         typer.echo(folder)
 
 
-@app.command(rich_help_panel=MAINTAIN)
+@app.command(rich_help_panel=MAINTAIN, epilog="Example: rgbench merge --results results")
 def merge(
     results: ResultsOption = Path("results"),
     device: DeviceOption = Device.auto,
@@ -401,7 +403,7 @@ def merge(
     _print_results(run(results, device=device.value), paths)
 
 
-@app.command(rich_help_panel=MAINTAIN)
+@app.command(rich_help_panel=MAINTAIN, epilog="Example: rgbench export-data tars --num 1000")
 def export_data(
     out: Annotated[Path, typer.Argument(help="Folder of the tars.")],
     num: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 10_000,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import inspect
 import logging
-import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, StrEnum
@@ -18,6 +17,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
 from rgbench.core.errors import Interrupted, RgbenchError, UsageError
+from rgbench.core.process import pick_device, tune
 
 SETTINGS: dict[str, Any] = {"no_args_is_help": True, "pretty_exceptions_enable": False, "add_completion": False}
 
@@ -25,6 +25,8 @@ _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOENT),
 }
+
+_Usage: Any = typer.BadParameter.__base__  # the usage error of typer's click
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -41,8 +43,11 @@ class ExplainingGroup(TyperGroup):
         except RgbenchError as error:
             complain(str(error))
             raise typer.Exit(error.exit_code) from error
-        except typer.BadParameter as error:
+        except _Usage as error:
             error.message = error.message.removeprefix("Value error, ")  # of pydantic, with which typer checks
+            verb = error.ctx.command if hasattr(error, "option_name") and error.ctx else None  # an option it lacks
+            if verb is not None and any(parameter.name == "overrides" for parameter in verb.params):
+                error.message += "; settings of the recipe are KEY=VALUE, like train.steps=10"
             raise
         except KeyboardInterrupt as error:
             typer.echo("Stopped.", err=True)
@@ -228,14 +233,6 @@ class _Once(logging.Filter):
         return new
 
 
-def tune() -> None:
-    """Set threads and allocator, unless torch runs already (as in a notebook): then it is too late."""
-    from rgbench.core.process import tune_process
-
-    if "torch" not in sys.modules:
-        tune_process()
-
-
 def ready(device: Device) -> str:
     """Tune the process before torch is imported; then ``cpu`` or ``cuda``.
 
@@ -243,8 +240,6 @@ def ready(device: Device) -> str:
         UsageError: ``cuda`` where there is none.
     """
     tune()
-    from rgbench.core.process import pick_device
-
     return pick_device(device.value)
 
 

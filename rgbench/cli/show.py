@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -164,6 +165,18 @@ def _pretty(content: object) -> str:
     import json
 
     return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def what_next(path: Path) -> str:
+    """What to look at in a finished run, and the command that follows it."""
+    from rgbench.train.recipe import PROXY_FOLDER
+
+    pictures = [str(path / name) for name in ("gold.png", "samples") if (path / name).exists()]
+    board = f"tensorboard --logdir {shlex.quote(str(path))}"
+    command = ["rgbench", "eval", str(path)]
+    if not (path / "pipeline").is_dir():
+        command = ["rgbench", "train", "lrm", f"proxy.path={path / PROXY_FOLDER}"]
+    return f"Look at: {', '.join([*pictures, board])}. Next: {shlex.join(command)}"
 
 
 def print_checks(recipe: str | None = None, overrides: Sequence[str] = ()) -> bool:

@@ -117,19 +117,33 @@ def dump_yaml(data: dict[str, Any]) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=False)  # unescaped, U+0085 would be lost
 
 
-def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def apply_overrides(
+    data: Mapping[str, Any], overrides: Iterable[str], rivals: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
     """Copy ``data`` with ``key=value`` pairs put in.
+
+    What an override replaces goes: a section that gets another ``kind`` loses its keys, and of two rivals the one that
+    is not given.
 
     Args:
         data: from :func:`load_yaml`.
         overrides: like ``train.lr=1e-4`` or ``train.betas=[0.9, 0.95]``; values are YAML.
+        rivals: pairs of dotted keys that exclude each other.
 
     Raises:
         ConfigError: no ``=``, an empty key, a value that is not YAML, a path through a value that holds no keys.
     """
     out: dict[str, Any] = json.loads(json.dumps(data))
-    for override in overrides:
-        key, parts, value = _split_override(override)
+    split = [_split_override(override) for override in overrides]
+    for key, parts, value in split:
+        section = _section(out, parts[:-1])
+        if len(parts) > 1 and parts[-1] == "kind" and section.get("kind", value) != value:
+            section.clear()
+        if value is not None:
+            for rival in [other for pair in rivals if key in pair for other in pair if other != key]:
+                *where, name = rival.split(".")
+                _section(out, where).pop(name, None)
+    for key, parts, value in split:
         here = out
         for depth, part in enumerate(parts[:-1]):
             inner = here.setdefault(part, {})
@@ -139,6 +153,13 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
             here = inner
         here[parts[-1]] = value
     return out
+
+
+def _section(data: dict[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    """The section at a path; an empty one where there is none."""
+    for part in parts:
+        data = data.get(part) if isinstance(data, dict) else None  # type: ignore[assignment]
+    return data if isinstance(data, dict) else {}
 
 
 def _split_override(override: str) -> tuple[str, list[str], Any]:
@@ -180,22 +201,23 @@ def validate(
         return TypeAdapter(model_cls).validate_json(json.dumps(data))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-    keys, known = _trace(model_cls, fault["loc"])
+    keys, known, elsewhere = _trace(model_cls, fault["loc"])
     if fault["type"] == "union_tag_invalid":
         keys = (*keys, fault["ctx"]["discriminator"].strip("'"))
     key = ".".join(keys)
     given = [f"{override.partition('=')[0]}." for override in overrides]
-    if any(f"{key}.".startswith(own) or (key not in lines and own.startswith(f"{key}.")) for own in given):
-        raise ConfigError(_explain(fault, known), path="command line", key=key)
+    fresh = fault["type"] == "missing" and f"{key.rpartition('.')[0]}.kind." in given  # the file's keys are gone
+    if fresh or any(f"{key}.".startswith(own) or (key not in lines and own.startswith(f"{key}.")) for own in given):
+        raise ConfigError(_explain(fault, known, elsewhere), path="command line", key=key)
     line = lines.get(key) or lines.get(key.rpartition(".")[0])
-    raise ConfigError(_explain(fault, known), path=path, line=line, key=key or None)
+    raise ConfigError(_explain(fault, known, elsewhere), path=path, line=line, key=key or None)
 
 
-def _trace(annotation: Any, loc: Sequence[str | int]) -> tuple[tuple[str, ...], set[str]]:
+def _trace(annotation: Any, loc: Sequence[str | int]) -> tuple[tuple[str, ...], set[str], str]:
     """Resolve a pydantic location, which names union members too, to keys.
 
     Returns:
-        The keys on the way, and the keys known to the innermost model.
+        The keys on the way, the keys known to the innermost model, and where the last key belongs if not there.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -203,18 +225,31 @@ def _trace(annotation: Any, loc: Sequence[str | int]) -> tuple[tuple[str, ...], 
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = annotation.model_fields
         if not loc or loc[0] not in fields:
-            return tuple(map(str, loc[:1])), set(fields)
-        keys, known = _trace(fields[str(loc[0])].annotation, loc[1:])
-        return (str(loc[0]), *keys), known or set(fields)
+            inner = [name for name, info in fields.items() if loc and loc[0] in _fields(info.annotation)]
+            return tuple(map(str, loc[:1])), set(fields), f"did you mean '{inner[0]}.{loc[0]}'?" if inner else ""
+        keys, known, elsewhere = _trace(fields[str(loc[0])].annotation, loc[1:])
+        return (str(loc[0]), *keys), known or set(fields), elsewhere
     if not loc or not arguments:
-        return tuple(str(part) for part in loc if isinstance(part, int)), set()
+        return tuple(str(part) for part in loc if isinstance(part, int)), set(), ""
     if origin in (Union, types.UnionType):
         members = [a for a in arguments if a is not type(None)]
         if len(members) == 1:
             return _trace(members[0], loc)
-        return _trace(next((m for m in members if loc[0] in _tags(m)), None), loc[1:])
-    keys, known = _trace(arguments[-1], loc[1:])  # an item of a list, tuple or dict
-    return (str(loc[0]), *keys), known
+        keys, known, elsewhere = _trace(next((m for m in members if loc[0] in _tags(m)), None), loc[1:])
+        if len(loc) == 2 and not elsewhere:
+            owners = [_fields(m)["kind"] for m in members if {loc[1], "kind"} <= _fields(m).keys()]
+            kinds = ", ".join(str(kind) for owner in owners for kind in get_args(owner.annotation))
+            elsewhere = f"set kind to one that has it ({kinds})" if kinds else ""
+        return keys, known, elsewhere
+    keys, known, elsewhere = _trace(arguments[-1], loc[1:])  # an item of a list, tuple or dict
+    return (str(loc[0]), *keys), known, elsewhere
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """Fields of a section that may be null, or of all members of a union."""
+    if hasattr(annotation, "model_fields"):
+        return dict(annotation.model_fields)
+    return {name: info for each in get_args(annotation) for name, info in _fields(each).items()}
 
 
 def _tags(annotation: Any) -> set[Any]:
@@ -226,11 +261,11 @@ def _tags(annotation: Any) -> set[Any]:
     return {getattr(annotation, "__name__", ""), *(value for literal in literals for value in get_args(literal))}
 
 
-def _explain(fault: Mapping[str, Any], known: set[str]) -> str:
+def _explain(fault: Mapping[str, Any], known: set[str], elsewhere: str = "") -> str:
     kind, name = fault["type"], str(fault["loc"][-1]) if fault["loc"] else ""
     context = fault.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key '{name[:80]}'; {suggest(name, known)}"
+        return f"unknown key '{name[:80]}'; {elsewhere or suggest(name, known)}"
     if kind == "missing":
         return "missing; give it a value"
     if kind == "union_tag_invalid":

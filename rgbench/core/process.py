@@ -65,6 +65,12 @@ def tune_process(threads: int | None = None) -> int:
     return number
 
 
+def tune() -> None:
+    """Tune this process, unless torch runs already (as in a notebook): then it is too late."""
+    if "torch" not in sys.modules:
+        tune_process()
+
+
 def spin_count(threads: int, load: float, cores: float) -> int:
     """How often a thread looks at a barrier before it sleeps: long only where each thread has a core of its own.
 

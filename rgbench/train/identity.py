@@ -26,8 +26,8 @@ NEWER = {"lcd.teacher_steps": 1, "proxy.truth": "decoded"}  # keys that older ru
 # How a run computes, what it logs and saves, and where things lie.
 FREE_KEYS = frozenset(
     {f"train.{key}" for key in ("gradient_accumulation_steps", "gradient_checkpointing", "compile", "num_workers")}
-    | {f"train.{key}" for key in ("save_every", "keep_checkpoints", "sample_every", "log_every", "wandb")}
-    | {"train.latents_cache", "train.latents_cache_root", "model.path", "data.path", "proxy.path"}
+    | {f"train.{key}" for key in ("save_every", "keep_checkpoints", "sample_every", "log_every", "wandb", "trackio")}
+    | {"monitor.*", "train.latents_cache", "train.latents_cache_root", "model.path", "data.path", "proxy.path"}
     | {f"{reward}.{key}" for reward in _REWARDS for key in ("path", "head_path", "version")}
     | {f"{reward}.{key}" for reward in _REWARDS for key in ("python", "device", "timeout")}
 )

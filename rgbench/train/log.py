@@ -1,4 +1,4 @@
-"""What a run shows and records while it trains: progress, log.jsonl, TensorBoard, W&B, cost, cut captions, samples."""
+"""What a run shows and records while it trains: progress, log.jsonl, TensorBoard, trackers, cost, captions, samples."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -28,8 +31,24 @@ from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch
 from rgbench.rewards.base import num_tokens
 from rgbench.train.base import CaptionTokenizer
+from rgbench.train.recipe import TrainSection
 
-LOG_ONLY = ("grad_norm/", "gradient/", "fidelity/")  # not shown beside the progress bar
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LOG_ONLY = ("grad_norm/", "gradient/", "fidelity/", "gold/")  # not shown beside the progress bar
+UTILITY, RIGHT, REWARD = "gold/utility", "gold/right", "gold/reward"
+GOLD_LABELS = {UTILITY: "gold utility", RIGHT: "share of images that are right"}
+TRACKERS = ("wandb", "trackio")  # libraries, and keys of the recipe's train section that name a project there
+GOLD_FILE = "gold.png"
+# TensorBoard's page "Custom Scalars": over-optimisation on one screen.
+PANELS = {
+    "over-optimisation": {
+        "gold and trained reward, same images": ["Multiline", [UTILITY, RIGHT, REWARD]],
+        "share of the reward in the gradient": ["Multiline", ["gradient/share"]],
+        "proxy and expert": ["Multiline", ["proxy_correlation", "pair_accuracy", "fidelity/kendall_tau"]],
+    }
+}
 LINES_WITHOUT_TERMINAL = 20  # progress lines of a whole run where no bar can be drawn
 RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
@@ -42,24 +61,13 @@ class Monitor:
     Args:
         run: where log.jsonl and tensorboard/ are.
         first: steps already done.
-        steps: steps of the whole run.
-        batch_size: images per step.
+        train: of the recipe.
         console: where the bar is drawn; standard error by default.
-        wandb: project at Weights & Biases, or None.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        first: int,
-        steps: int,
-        batch_size: int,
-        console: Console | None = None,
-        wandb: str | None = None,
-    ) -> None:
-        self.project = wandb
-        self.wandb: WandbBoard | None = None
-        self.run, self.first, self.steps, self.batch_size = run, first, steps, batch_size
+    def __init__(self, run: RunDirectory, first: int, train: TrainSection, console: Console | None = None) -> None:
+        self.run, self.first, self.train, self.steps = run, first, train, train.steps
+        self.trackers: list[Tracker] = []
         self.num_steps, self.step_sec = 0, 0.0
         self.console = console or Console(stderr=True)
         self.progress = Progress(
@@ -71,13 +79,15 @@ class Monitor:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.progress.add_task(run.path.name, total=steps, completed=first, values="")
+        self.task = self.progress.add_task(run.path.name, total=self.steps, completed=first, values="")
 
     def __enter__(self) -> Monitor:
         self.run.rewind_log(self.first)
         self.board = SummaryWriter(str(self.run.tensorboard), purge_step=self.first + 1)
-        if self.project is not None:
-            self.wandb = WandbBoard(self.project, self.run)
+        self.board.add_custom_scalars(PANELS)
+        for library in TRACKERS:
+            if (project := getattr(self.train, library)) is not None:
+                self.trackers.append(Tracker(library, project, self.run))
         self.progress.start()
         return self
 
@@ -86,13 +96,13 @@ class Monitor:
     ) -> None:
         self.progress.stop()
         self.board.close()
-        if self.wandb is not None:
-            self.wandb.close(failed=error is not None)
+        for tracker in self.trackers:
+            tracker.close(failed=error is not None)
 
     @property
     def images_per_sec(self) -> float:
         """Over the optimiser steps of this process, without sample grids and checkpoints."""
-        return self.num_steps * self.batch_size / max(self.step_sec, 1e-9)
+        return self.num_steps * self.train.batch_size / max(self.step_sec, 1e-9)
 
     def show(self, step: int, values: dict[str, float], step_sec: float) -> None:
         """Move the bar; without a terminal, print a line now and then.
@@ -119,8 +129,8 @@ class Monitor:
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         self.board.flush()  # now, so that its thread fails here or not at all
-        if self.wandb is not None:
-            self.wandb.add(step, values)
+        for tracker in self.trackers:
+            tracker.add(step, values)
 
     def grid_file(self, step: int) -> Path:
         """Where the sample grid of a step lies."""
@@ -128,11 +138,57 @@ class Monitor:
 
     def log_grid(self, step: int, grid: Tensor) -> None:
         """Write a sample grid (3, H, W) in [0, 1]."""
-        write_png(grid, self.grid_file(step))
-        self.board.add_image("samples", grid, step)
+        self._log_image("samples", step, grid, self.grid_file(step))
+
+    def show_gold(self, step: int, values: Mapping[str, float]) -> None:
+        """Print what was measured of gold, and draw it against the trained reward over all steps so far."""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name.startswith("gold/"))
+        self.console.print(f"{self.run.path.name}  step {step}  {shown}", highlight=False, soft_wrap=True)
+        self._log_image("gold", step, draw_gold(self.run.read_log()), self.run.path / GOLD_FILE)
+
+    def _log_image(self, name: str, step: int, image: Tensor, file: Path) -> None:
+        write_png(image, file)
+        self.board.add_image(name, image, step)
         self.board.flush()
-        if self.wandb is not None:
-            self.wandb.add_grid(step, grid)
+        for tracker in self.trackers:
+            tracker.add_image(name, step, image)
+
+
+def plot_gold(log: Sequence[Mapping[str, float]], axes: Axes) -> Axes:
+    """Draw gold against the trained reward along training, or against the step where there is no reward.
+
+    Args:
+        log: rows of a run's ``log.jsonl``; those without gold are passed over.
+        axes: to draw into; returned.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    gold = UTILITY if any(UTILITY in row for row in log) else RIGHT
+    rows = [row for row in log if gold in row]
+    with_reward = bool(rows) and all(REWARD in row for row in rows)
+    x = [row[REWARD if with_reward else "step"] for row in rows]
+    y = [row[gold] for row in rows]
+    axes.plot(x, y, color="0.7", lw=1)
+    if with_reward:
+        points = axes.scatter(x, y, c=[row["step"] for row in rows], cmap="viridis", zorder=2)
+        axes.figure.colorbar(points, ax=axes, label="optimiser step", ticks=MaxNLocator(integer=True))
+    else:
+        axes.scatter(x, y, zorder=2)
+    axes.set(xlabel="trained reward" if with_reward else "optimiser step", ylabel=GOLD_LABELS[gold])
+    axes.set_title("Gold along training")
+    return axes
+
+
+def draw_gold(log: list[dict[str, Any]]) -> Tensor:
+    """The picture of gold along training, (3, H, W) in [0, 1]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot, which minds where it is
+
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    plot_gold(log, figure.add_subplot())
+    canvas.draw()
+    return torch.tensor(np.asarray(canvas.buffer_rgba())[..., :3]).permute(2, 0, 1) / 255
 
 
 def per_bin(values: dict[str, float]) -> dict[str, float]:
@@ -177,53 +233,62 @@ def _pixels(image: Tensor) -> Any:
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def check_wandb() -> None:
-    """Refuse ``train.wandb`` where the library is missing.
+def check_trackers(train: TrainSection) -> None:
+    """Refuse ``train.wandb`` and ``train.trackio`` where the library is missing.
 
     Raises:
         UsageError: it is.
     """
-    if find_spec("wandb") is None:
-        raise UsageError("train.wandb needs the wandb library: pip install 'rgbench[wandb]'; or leave train.wandb null")
+    for library in TRACKERS:
+        if getattr(train, library) is not None and find_spec(library) is None:
+            raise UsageError(
+                f"train.{library} needs the {library} library: pip install 'rgbench[{library}]'; or leave "
+                f"train.{library} null"
+            )
 
 
-class WandbBoard:
-    """A run at Weights & Biases, continued under the same id on resume.
+class Tracker:
+    """A run at Weights & Biases or trackio, which has its interface; continued on resume.
 
-    Its settings come from its environment variables: ``WANDB_MODE=offline`` on a node without network.
+    Their settings come from their environment variables: ``WANDB_MODE=offline`` on a node without network.
 
     Args:
+        library: ``wandb`` or ``trackio``.
         project: its name there.
-        run: read for the configuration; its folder holds wandb's files.
+        run: read for the configuration.
 
     Raises:
         UsageError: not logged in, or no network.
     """
 
-    def __init__(self, project: str, run: RunDirectory) -> None:
-        import wandb
-
+    def __init__(self, library: str, project: str, run: RunDirectory) -> None:
+        self._library = import_module(library)
         config, _ = load_yaml(run.config_file)
         identity = sha256_file(run.path / "environment.json")[:16]  # holds the time at which the run began
-        self._wandb = wandb
+        options: dict[str, Any] = {"project": project, "config": config, "resume": "allow"}
+        if library == "wandb":
+            options |= {"name": run.path.name, "id": identity, "dir": str(run.path)}
+        else:  # knows runs by their names
+            options |= {"name": f"{run.path.name}-{identity}", "embed": False}
+        failures = (self._library.errors.Error,) if library == "wandb" else ()
         try:
-            self._run = wandb.init(
-                project=project, name=run.path.name, id=identity, resume="allow", dir=str(run.path), config=config
-            )
-        except wandb.errors.Error as error:
+            with redirect_stdout(sys.stderr):  # where trackio prints: stdout is the command's own
+                self._run = self._library.init(**options)
+        except failures as error:
             raise UsageError(f"train.wandb: {error}; run: wandb login, or set WANDB_MODE=offline") from error
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Write one point per curve."""
         self._run.log(values, step=step)
 
-    def add_grid(self, step: int, grid: Tensor) -> None:
-        """Write a sample grid (3, H, W) in [0, 1]."""
-        self._run.log({"samples": self._wandb.Image(_pixels(grid))}, step=step)
+    def add_image(self, name: str, step: int, image: Tensor) -> None:
+        """Write an image (3, H, W) in [0, 1]."""
+        self._run.log({name: self._library.Image(_pixels(image))}, step=step)
 
     def close(self, failed: bool) -> None:
-        """End it; an interrupted run is shown as failed there until it is resumed."""
-        self._run.finish(exit_code=int(failed))
+        """End it; at Weights & Biases an interrupted run is shown as failed until it is resumed."""
+        with redirect_stdout(sys.stderr):
+            self._run.finish(**({"exit_code": int(failed)} if self._library.__name__ == "wandb" else {}))
 
 
 class CaptionCount:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,11 @@ from rgbench.core.run import RunDirectory, stream_generator
 from rgbench.data.batches import Batch, BatchLoader, DataSource
 from rgbench.train.base import OptimiserGroup, StepDraws, StepResult, Trainer, autocast
 from rgbench.train.identity import check_checkpoint
-from rgbench.train.log import CaptionCount, CostMeter, Monitor, check_wandb, merge_costs, merge_counts, tile
-from rgbench.train.recipe import BaseRecipe, TrainSection
+from rgbench.train.log import CaptionCount, CostMeter, Monitor, check_trackers, merge_costs, merge_counts, tile
+from rgbench.train.recipe import BaseRecipe, LCDRecipe, TrainSection
+
+if TYPE_CHECKING:
+    from rgbench.train.gold import GoldMonitor
 
 SAMPLED_PROMPTS = 8  # of a sample grid, the first of the data
 SMALLEST_LOSS_SCALE = 1.0  # below it, float16's gradients are not too large but wrong
@@ -66,14 +69,15 @@ class Loop:
         self.ranks, self.contents = ranks or Ranks(), contents or {}
         train = recipe.train
         check_split(train, self.ranks.size)
-        if train.wandb is not None:
-            check_wandb()
+        check_trackers(train)
         self.updater = Updater(trainer.optimiser_groups(), train.dtype, self.ranks, trainer.models.device.type)
         _prepare_networks(trainer, train)
         positions, num_micro = self.ranks.part_of(train.batch_size), train.gradient_accumulation_steps
         self.loader = BatchLoader(
             source, recipe.seed, train.batch_size, positions, num_micro, train.num_workers, train.steps
         )
+        self.gold_every = recipe.monitor.oracle_every if isinstance(recipe, LCDRecipe) else 0
+        self.gold = _gold_monitor(trainer) if self.gold_every else None
         self.step = 0
         self.cost = CostMeter(device_type=trainer.models.device.type)
         self.captions = CaptionCount(trainer.tokenizers())
@@ -96,7 +100,7 @@ class Loop:
             stack.callback(self.loader.close)
             monitor = None
             if self.ranks.is_main:
-                monitor = Monitor(self.run, self.step, train.steps, train.batch_size, wandb=train.wandb)
+                monitor = Monitor(self.run, self.step, train)
                 stack.enter_context(monitor)
             if self.step and self._is_due(train.sample_every):  # a kill may have come between checkpoint and grid
                 self._together(lambda: self._sample(monitor, prompts, again=False))
@@ -111,10 +115,14 @@ class Loop:
     def _record(self, monitor: Monitor | None, values: dict[str, float], prompts: list[str]) -> None:
         """Log, save and sample where this step is due."""
         train = self.recipe.train
-        if any(map(self._is_due, (train.log_every, train.save_every, train.sample_every))):
+        if any(map(self._is_due, (self.gold_every, train.log_every, train.save_every, train.sample_every))):
             self._stop_if_moved()
+        if self._is_due(self.gold_every):
+            values = values | self._together(lambda: self._look(monitor))
         if self._is_due(train.log_every):
             self.ranks.together(lambda: None if monitor is None else monitor.log(self.step, values))
+        if monitor is not None and self._is_due(self.gold_every):
+            monitor.show_gold(self.step, values)
         if self._is_due(train.save_every):
             self.save()
         if self._is_due(train.sample_every):
@@ -131,6 +139,10 @@ class Loop:
                 return work()
 
         return self.ranks.together(explained)
+
+    def _look(self, monitor: Monitor | None) -> dict[str, float]:
+        """Gold and the trained reward of the student as it is, on the main rank."""
+        return self.gold.measure() if monitor is not None and self.gold is not None else {}
 
     def _sample(self, monitor: Monitor | None, prompts: list[str], again: bool = True) -> None:
         """Log a grid of the same prompts and seeds at every look, so that one sees the student learn.
@@ -488,6 +500,12 @@ def check_split(train: TrainSection, num_ranks: int) -> None:
             f"train.batch_size {train.batch_size} cannot be split over {num_ranks} processes × "
             f"train.gradient_accumulation_steps {train.gradient_accumulation_steps}; make it a multiple of {parts}"
         )
+
+
+def _gold_monitor(trainer: Any) -> GoldMonitor:
+    from rgbench.train.gold import GoldMonitor  # with timm, which takes seconds
+
+    return GoldMonitor(trainer)
 
 
 def _prepare_networks(trainer: Any, train: TrainSection) -> None:

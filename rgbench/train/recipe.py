@@ -28,6 +28,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Timestep = Annotated[int, Field(ge=0, le=999)]
 Layers = Annotated[int, Field(ge=0)] | Literal["all"]
 
+# Keys of which one takes the place of the other.
+RIVALS = (("model.preset", "model.path"), ("guidance.scale", "guidance.share"))
 PROXY_FOLDER = "latent_proxy"  # in the run of a pre-training
 
 
@@ -125,6 +127,7 @@ class TrainSection(Section):
             ``rgbench cache`` made one, ``always`` requires it, ``never`` encodes in every step.
         latents_cache_root: folder of caches; null for ``$XDG_CACHE_HOME/rgbench/latents``.
         wandb: project at Weights & Biases that gets what TensorBoard gets; null for none.
+        trackio: project of trackio that gets the same; null for none.
         num_workers: threads that read data ahead; 0 reads between steps.
     """
 
@@ -144,9 +147,21 @@ class TrainSection(Section):
     log_every: Count = 10
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     wandb: str | None = None
+    trackio: str | None = None
     latents_cache: Literal["auto", "always", "never"] = "auto"
     latents_cache_root: str | None = None
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+
+
+class MonitorSection(Section):
+    """What is measured of the student while it trains; logged, never part of the training.
+
+    Attributes:
+        oracle_every: steps between measurements of gold and the trained reward on images of the student, where the
+            world has an oracle; 0 for none.
+    """
+
+    oracle_every: Interval = 0
 
 
 class LCDSection(Section):
@@ -566,6 +581,11 @@ class BaseRecipe(Section):
     data: DataConfig
     train: TrainSection = TrainSection()
 
+    def check_logged(self, key: str, every: int) -> None:
+        """Refuse measurements at steps that are not logged."""
+        if every % self.train.log_every:
+            raise ValueError(f"{key} {every} is no multiple of train.log_every {self.train.log_every}")
+
 
 class LCDRecipe(BaseRecipe):
     """``kind: lcd``."""
@@ -574,6 +594,7 @@ class LCDRecipe(BaseRecipe):
     lcd: LCDSection = LCDSection()
     lora: LoRASection | None = None
     sampling: SamplingSection = SamplingSection()
+    monitor: MonitorSection = MonitorSection()
     plain: ClassVar[str] = "lcd"  # the kind without a reward
 
     @property
@@ -583,6 +604,7 @@ class LCDRecipe(BaseRecipe):
 
     @model_validator(mode="after")
     def _steps_on_grid(self) -> LCDRecipe:
+        self.check_logged("monitor.oracle_every", self.monitor.oracle_every)
         if self.sampling.steps > self.lcd.num_ddim_timesteps:
             raise ValueError(
                 f"sampling.steps {self.sampling.steps} exceeds lcd.num_ddim_timesteps {self.lcd.num_ddim_timesteps}"
@@ -615,11 +637,6 @@ class RGLCDRecipe(LCDRecipe):
         if not isinstance(self, LRMRecipe) and any(isinstance(term, Process) for term in terms):
             raise ValueError(f"reward.kind: a process gives no gradient, which {self.kind} needs; use kind: lrm")
         return self
-
-    def check_logged(self, key: str, every: int) -> None:
-        """Refuse measurements at steps that are not logged."""
-        if every % self.train.log_every:
-            raise ValueError(f"{key} {every} is no multiple of train.log_every {self.train.log_every}")
 
     def refuse_latents(self, key: str, asked: int | bool) -> None:
         """Refuse what looks at the data's images where the data are a teacher's latents."""
@@ -770,7 +787,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Any:
     """
     path = find_recipe(name_or_path)
     written, lines = load_yaml(path)
-    values = apply_overrides(written, overrides)
+    values = apply_overrides(written, overrides, RIVALS)
     _refuse_moved_keys(values, lines, path, overrides)
     return validate(Recipe, values, lines, path, overrides)
 

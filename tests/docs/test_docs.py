@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -93,6 +94,26 @@ def test_every_runnable_block_runs(page: Path, tmp_path: Path, programs: Path, e
         assert code == 0, f"{named(page)}:{block.line}\n{block.code}\n{output}"
 
 
+CELLS = """
+import json, sys
+names = {"__name__": "__main__"}
+cells = json.load(open(sys.argv[1], encoding="utf-8"))["cells"]
+for number, cell in enumerate(cells):
+    if cell["cell_type"] == "code":
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs").rglob("*.ipynb")), ids=named)
+def test_every_notebook_runs(notebook: Path, tmp_path: Path, fork_server: Any, environment: dict[str, str]) -> None:
+    """Cell by cell, in one process and one empty folder."""
+    command = [fork_server.folder / "python", "-c", CELLS, notebook]
+    code, output = run(command, tmp_path, environment | {"MPLBACKEND": "agg"})
+    assert code == 0, f"{named(notebook)}\n{output}"
+    assert (tmp_path / "results" / "report" / "report.md").is_file(), "its last cell"
+
+
 def run(command: list[str | Path], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     """Exit code and output; past the time limit the whole process group ends, not the shell alone."""
     process = subprocess.Popen(
@@ -160,4 +181,6 @@ def test_all_pages_are_seen() -> None:
         "score-in-another-environment",
         "train-from-my-own-tars",
         "train-on-my-own-teacher",
+        "use-from-python",
+        "watch-a-run",
     }

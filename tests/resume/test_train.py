@@ -154,7 +154,7 @@ def test_wrong_input_writes_nothing(recipe, world, tmp_path):
         (["train.lrr=1"], ConfigError, "did you mean"),
         (["kind=lmr"], ConfigError, "did you mean 'lrm'"),
         ([f"model.path={tmp_path / 'none'}"], UsageError, "no such folder"),
-        (["model.preset=benchtop"], ConfigError, "either model.preset or model.path"),
+        (["model.preset=benchtop", "model.path=x"], ConfigError, "either model.preset or model.path"),
         (["reward.path=null"], UsageError, r"reward\.path: give a path"),
         (["proxy.path=null"], UsageError, r"proxy\.path: give a path"),
         ([f"proxy.path={tmp_path / 'other'}"], UsageError, "scaling factor"),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -16,6 +19,7 @@ from typer.testing import CliRunner
 
 from rgbench.cli.main import _print_results, app, result_lines
 from rgbench.cli.options import ExplainingGroup
+from rgbench.cli.show import what_next
 from rgbench.core.errors import ConfigError, Interrupted, RgbenchError, UsageError
 from rgbench.core.registry import TABLES
 from rgbench.evaluate.results import Generation, Head, ModelResult
@@ -42,6 +46,37 @@ def test_every_verb_has_help(verb: str) -> None:
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0, result.output
     assert "Usage" in result.output
+
+
+def verbs() -> Iterator[tuple[str, Any]]:
+    """Every verb, those of ``probes`` too, with its command."""
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        yield name, command
+        yield from ((f"{name} {inner}", each) for inner, each in getattr(command, "commands", {}).items())
+
+
+def test_every_help_has_one_example_that_parses() -> None:
+    for name, command in verbs():
+        words = shlex.split(command.epilog.removeprefix("Example: rgbench "))
+        assert command.epilog.count("Example:") == 1 and " ".join(words).startswith(name), name
+        group = hasattr(command, "commands")
+        own = command.commands[words[1]] if group else command
+        own.make_context(name, words[name.count(" ") + 1 + group :], resilient_parsing=True)
+        options = {option for parameter in own.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, name
+
+
+def test_training_ends_in_what_to_look_at_and_what_to_run(tmp_path: Path) -> None:
+    run = tmp_path / "my runs" / "lcd-s0"
+    (run / "samples").mkdir(parents=True)
+    (run / "pipeline").mkdir()
+    path = shlex.quote(str(run))
+    said = f"Look at: {path}/samples, tensorboard --logdir {path}. Next: rgbench eval {path}".replace(
+        f"{path}/samples", f"{run}/samples"
+    )
+    assert what_next(run) == said
+    (run / "pipeline").rmdir()
+    assert what_next(run).endswith(shlex.join(["rgbench", "train", "lrm", f"proxy.path={run / 'latent_proxy'}"]))
 
 
 def cpu_and_output(code: str) -> tuple[float, str]:
@@ -146,6 +181,8 @@ def test_names_are_completed_without_torch(tmp_path: Path, line: str, offered: l
         (["train"], 2, "recipe"),
         (["train", "lrmm"], 2, "did you mean 'lrm'?"),
         (["train", "lrm", "train.lrr=1"], 2, "command line:train.lrr: unknown key 'lrr'; did you mean 'lr'?"),
+        (["train", "lrm", "--steps", "10"], 2, "settings of the recipe are KEY=VALUE, like train.steps=10"),
+        (["train", "lrm", "steps=10"], 2, "unknown key 'steps'; did you mean 'train.steps'?"),
         (["train", "lrm", "train.lr=fast"], 2, "command line:train.lr"),
         (["train", "lrm", "--device", "tpu"], 2, "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["eval", "--metric", "fidd"], 2, "did you mean 'fid'?"),

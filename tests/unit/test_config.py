@@ -262,3 +262,30 @@ def test_every_packaged_recipe_validates() -> None:
         recipe = load_recipe(name)
         known = ("lcd", "rg_lcd", "lrm", "lrm_pretrain", "tcd", "mlcm", "weighted")
         assert json.loads(recipe.model_dump_json())["kind"] in known
+
+
+def test_an_override_that_replaces_a_section_drops_its_old_keys(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD, "pet.lives=3", "pet.kind=cat").pet == Cat(kind="cat", lives=3)
+    assert read(tmp_path, GOOD, "pet.kind=dog").pet == Dog(kind="dog", tricks=("sit",)), "the same kind: nothing goes"
+    model = read(tmp_path, GOOD, "kind=beta", "scale=1.0")
+    assert model.alpha.lr == 1e-4, "another kind of recipe keeps its sections"
+
+
+def test_of_two_rivals_the_one_that_is_given_stays() -> None:
+    data, rivals = {"a": {"x": 1, "y": 2}}, [("a.x", "a.z")]
+    assert apply_overrides(data, ["a.z=3"], rivals) == {"a": {"y": 2, "z": 3}}
+    assert apply_overrides(data, ["a.z=null"], rivals) == {"a": {"x": 1, "y": 2, "z": None}}
+    assert apply_overrides(data, ["a.x=4", "a.z=3"], rivals) == {"a": {"x": 4, "y": 2, "z": 3}}, "both were asked for"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("pet.lives=3", r"unknown key 'lives'; set kind to one that has it \(cat\)"),
+        ("lr=1e-3", r"unknown key 'lr'; did you mean 'alpha.lr'\?"),
+        ("pet.tricsk=[sit]", r"unknown key 'tricsk'; did you mean 'tricks'\?"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_sent_to_its_own(tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read(tmp_path, GOOD, override)

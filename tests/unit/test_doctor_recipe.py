@@ -82,7 +82,7 @@ def test_the_environment_of_a_process_is_looked_at(tmp_path, cache, monkeypatch)
 def test_own_folders_are_looked_at(tmp_path, cache):
     teacher = sd_folders.save_teacher(tmp_path / "teacher", "sd15", variant="fp16")
     reward, images = sd_folders.save_reward(tmp_path / "reward"), sd_folders.save_images(tmp_path / "images")
-    own = ["model.preset=null", f"model.path={teacher}", f"reward.path={reward}", "data.kind=image_folder"]
+    own = [f"model.path={teacher}", f"reward.path={reward}", "data.kind=image_folder", "data.resolution=512"]
     found = by_name("sd21/rg_lcd", *own, f"data.path={images}", "data.resolution=64")
     assert {check.status for check in found.values()} == {"ok"}
     assert "64 px, epsilon" in found["teacher"].detail and "fp16 weights" in found["teacher"].detail
@@ -90,7 +90,7 @@ def test_own_folders_are_looked_at(tmp_path, cache):
     assert "data.resolution is 512: set it to 64" in found["teacher"].detail
     assert found["data"].status == "missing"
     (teacher / "unet" / "config.json").unlink()
-    assert "unet/config.json: missing" in by_name("sd21/lcd", *own[:2], "data.resolution=64")["teacher"].detail
+    assert "unet/config.json: missing" in by_name("sd21/lcd", own[0], "data.resolution=64")["teacher"].detail
 
 
 def test_a_preset_that_is_another_model_is_noticed(cache):

@@ -243,7 +243,7 @@ def test_a_recipe_may_name_any_reward(override):
         (f"reward={SUM.replace('pickscore', 'sum')}", "reward.terms.1.kind", "a sum cannot be a term of a sum"),
         ("guidance.window=[900, 100]", "guidance", "ends before it begins"),
         ("guidance={share: 1.5}", "guidance.share", ""),
-        ("guidance.scale=2.0", "guidance", "give scale with share: null, or share with scale: null"),
+        ("guidance={scale: 2.0, share: 0.5}", "guidance", "give scale with share: null, or share with scale: null"),
         ("guidance.share=null", "guidance", "give scale with share: null, or share with scale: null"),
         ("reward.scale=2", "command line:reward.scale", "moved to guidance.scale"),
         ("reward.scale={share: 0.2}", "command line:reward.scale", "moved to guidance.share"),

@@ -31,6 +31,7 @@ RECIPES = [
 NOT_THE_METHOD = [
     *("seed", "name", "model.*", "*.path", "*.head_path", "*.version", "*.python", "*.device", "*.timeout"),
     *("train.save_every", "train.keep_checkpoints", "train.sample_every", "train.log_every", "train.wandb"),
+    *("train.trackio", "monitor.*"),
     *("train.latents_cache", "train.latents_cache_root", "train.num_workers", "train.compile", "proxy.clip"),
     *("train.gradient_checkpointing", "train.gradient_accumulation_steps", "gradients.*"),
 ]

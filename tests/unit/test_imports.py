@@ -53,9 +53,9 @@ def module_of(target: str) -> str | None:
 
 
 def rank(module: str) -> int:
-    """How high a module stands: tools above the package, the version below everything."""
+    """How high a module stands: tools and the Python interface above the package, the version below everything."""
     parts = module.split(".")
-    if parts[0] == "tools" or parts[1:] == ["__main__"]:
+    if parts[0] == "tools" or parts[1:] in (["__main__"], ["api"]):
         return len(PACKAGES)
     return PACKAGES.index(parts[1]) if len(parts) > 1 else -1
 
@@ -153,7 +153,7 @@ def test_the_checks_see_what_they_look_for() -> None:
     assert any(target == "pickle" for _, target in imported(reader))
 
 
-LIGHT = ["cli.main", "cli.show", "cli.doctor", "core.io", "core.run", "core.checkpoint", "models.presets"]
+LIGHT = ["api", "cli.main", "cli.show", "cli.doctor", "core.io", "core.run", "core.checkpoint", "models.presets"]
 HEAVY = ["torch", "numpy", "diffusers", "transformers", "matplotlib", "pandas", "PIL"]
 
 

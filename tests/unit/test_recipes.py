@@ -145,3 +145,20 @@ def test_gradients_without_a_loss_scale_are_not_taken_in_float16(recipe, setting
         ConfigError, match=f"{setting.partition('=')[0]}: takes gradients that float16 may round to zero"
     ):
         load_recipe(recipe, [setting, "train.dtype=float16"])
+
+
+def test_another_teacher_data_or_strength_takes_one_override():
+    recipe = load_recipe(
+        "rg_lcd",
+        ["model.path=mine", "data.kind=image_folder", "data.path=images", "data.resolution=64", "guidance.scale=2.0"],
+    )
+    assert (recipe.model.path, recipe.model.preset) == ("mine", None)
+    assert (recipe.data.kind, recipe.data.path) == ("image_folder", "images")
+    assert (recipe.guidance.scale, recipe.guidance.share) == (2.0, None)
+    assert load_recipe("rg_lcd", ["guidance.share=0.6"]).guidance.scale is None
+    with pytest.raises(
+        ConfigError, match=r"data\.path: unknown key 'path'; set kind to one that has it \(.*image_folder"
+    ):
+        load_recipe("rg_lcd", ["data.path=images"])
+    with pytest.raises(ConfigError, match="command line:data.resolution: missing"):
+        load_recipe("sd21/lcd", ["data.kind=image_folder", "data.path=images"])
