@@ -52,8 +52,7 @@ def ours(trainer: LCD, updater: Updater, dtype: torch.dtype, step: int) -> dict[
     updater.backward(result, 1)
     found = gradients(updater.groups["student"].parameters, trainer)
     updater.reduce()
-    assert updater.step(step, finite=True)
-    trainer.after_update()
+    trainer.after_update(updater.step(step, finite=True))
     return found
 
 

@@ -94,16 +94,18 @@ def assert_same_gradients(one: Loop, other: Loop, relative: float) -> None:
 
 
 def gradients(loop: Loop) -> list[torch.Tensor]:
-    """The student's gradients of the next step, averaged over ranks and clipped; the step is then taken."""
+    """The student's next gradients, averaged over ranks and clipped; the step is then taken, as are those before."""
     caught: list[torch.Tensor] = []
     update = loop.updater.step
 
-    def take(step: int, finite: bool) -> bool:
-        caught.extend(parameter.grad.clone() for parameter in loop.updater.groups["student"].parameters)
+    def take(step: int, finite: bool) -> list[str]:
+        found = [parameter.grad for parameter in loop.updater.groups["student"].parameters]
+        caught.extend(gradient.clone() for gradient in found if gradient is not None)
         return update(step, finite)
 
     loop.updater.step = take  # type: ignore[method-assign]
-    loop.train_step()
+    while not caught:
+        loop.train_step()
     return caught
 
 
