@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ OTHER_SAMPLERS = (
 )
 STUDENT_SAMPLERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 GAMMA = 0.3  # TCDScheduler's default
+GAMMA_KEY = "_eta"  # of an exported scheduler; diffusers keeps private keys, and its pipelines take eta with each call
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DECODED_PIXELS = 8 * 512**2  # at once; the decoder's widest layer holds 1 KiB a pixel
 
@@ -77,7 +78,7 @@ class DiffusionModels:
         weights_sha256: over the names and contents of the weight files.
         config_sha256: over configurations, noise schedule and tokenizer.
         path: the folder.
-        gamma: γ of the TCD sampler; a folder does not say it, so that its own is :data:`GAMMA`.
+        gamma: γ of the TCD sampler: the folder's, under :data:`GAMMA_KEY`, else :data:`GAMMA`.
     """
 
     unet: UNet2DConditionModel
@@ -312,4 +313,17 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
         },
         "original_inference_steps": read_number(config, "original_inference_steps", None, file),
         "timestep_scaling": read_number(config, "timestep_scaling", 10.0, file),
+        "gamma": read_gamma(config, file),
     }
+
+
+def read_gamma(config: Mapping[str, Any], file: Path) -> float:
+    """γ of a scheduler's configuration, or TCD's own.
+
+    Raises:
+        UsageError: it is not in [0, 1].
+    """
+    value = config.get(GAMMA_KEY, GAMMA)
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise UsageError(f"{file}: {GAMMA_KEY} {value!r:.80} is not in [0, 1]; fetch or write the folder again")
+    return float(value)

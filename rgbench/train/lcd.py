@@ -26,7 +26,7 @@ from rgbench.data.batches import Batch
 from rgbench.diffusion.consistency import consistency_function, guidance_embedding, pseudo_huber, squared_error
 from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
 from rgbench.diffusion.schedule import add_noise
-from rgbench.models.pipeline import DiffusionModels
+from rgbench.models.pipeline import GAMMA_KEY, DiffusionModels
 from rgbench.models.student import Learned, is_lora, make_lora_student, make_student, present, trainable
 from rgbench.train.base import CaptionTokenizer, Network, OptimiserGroup, Stateful, StepDraws, StepResult, autocast
 from rgbench.train.cache import encode
@@ -304,7 +304,9 @@ class LCD:
         options |= {"clip_sample": False, "set_alpha_to_one": False}
         options |= {"steps_offset": 1}  # unused here; StableDiffusionPipeline warns of any other value
         if self.recipe.gamma is not None:
-            return TCDScheduler(**options)
+            scheduler = TCDScheduler(**options)
+            scheduler.register_to_config(**{GAMMA_KEY: self.recipe.gamma})  # for rgbench; to diffusers, say eta
+            return scheduler
         return LCMScheduler(**options, timestep_scaling=self.recipe.lcd.timestep_scaling)
 
     def sample(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:

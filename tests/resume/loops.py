@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import torch
 from rgbench.core import checkpoint
 from rgbench.core.launch import Ranks
 from rgbench.core.process import StopRequest
-from rgbench.core.run import RunDirectory
+from rgbench.core.run import RunDirectory, stream_generator
 from rgbench.data.batches import batch_indices
 from rgbench.train.loop import Loop
 from rgbench.train.pretrain import LRMPretrain
-from rgbench.train.recipe import LRMPretrainRecipe
+from rgbench.train.recipe import LRMPretrainRecipe, WeightedRecipe
+from rgbench.train.weighted import Weighted
 from tests.parity import tiny
 from tests.tiny_trainers import KINDS, build, distillation_of
 
-ALL_KINDS = (*KINDS, "lrm_pretrain")  # whose loss is no mean over samples, so that no split of a batch is like another
+SPLIT_KINDS = (*KINDS, "weighted")
+ALL_KINDS = (*SPLIT_KINDS, "lrm_pretrain")  # its loss is no mean over samples: no split of a batch is like another
 COMMAND = "rgbench train tiny"
 
 
@@ -38,6 +41,22 @@ class SignallingSource(tiny.TinySource):
         return super().load(indices)
 
 
+class ScoredSource:
+    """Images of a source as pairs of one prompt's, with their scores."""
+
+    name = "scored"
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.length = source, source.length
+
+    def fingerprint(self):
+        return {"kind": self.name}
+
+    def load(self, indices):
+        rows = [torch.randn(2, generator=stream_generator(7, "scores", i // 2)).double() for i in indices]
+        return replace(self.source.load(indices), scores=torch.stack(rows), rank=torch.tensor(indices) % 2)
+
+
 def make_loop(
     kind: str,
     folder: Path,
@@ -52,6 +71,11 @@ def make_loop(
     models, recipe = tiny.models(folder, dtype), tiny.recipe(distillation_of(kind), train={"dtype": precision, **train})
     if kind in KINDS:
         trainer: Any = build(kind, recipe, models)
+    elif kind == "weighted":
+        values = recipe.model_dump(mode="json", include={"name", "model", "train"})
+        values |= {"kind": kind, "data": {"kind": "teacher", "path": "unused"}, "weighted": {"share": 0.5}}
+        recipe = WeightedRecipe.model_validate(values, strict=False)
+        trainer, source = Weighted(recipe, models), ScoredSource(source or tiny.TinySource())
     else:
         values = {"kind": kind, "name": "tiny", "model": {"path": "unused"}, "data": {"kind": "scenes"}}
         values["train"] = {"steps": 12, "batch_size": 4, "lr": 1e-3, "dtype": precision, **train}

@@ -36,7 +36,7 @@ def straight(folder, tmp_path_factory):
 
 
 EDGE, INSIDE = 5, 7  # of an epoch of ten images, in steps of four
-SHORT = ("lcd", "rg_lcd", "lrm", "lrm_pretrain", "tcd", "mlcm", "dollar")
+SHORT = ("lcd", "rg_lcd", "lrm", "lrm_pretrain", "tcd", "mlcm", "weighted", "dollar")
 CELLS = [(kind, INSIDE, 1) for kind in SHORT] + [("lrm", EDGE, 1)]
 LONG_CELLS = sorted({*product(ALL_KINDS, (EDGE, INSIDE), (1, 2))} - {*CELLS})
 

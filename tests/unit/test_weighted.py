@@ -140,15 +140,17 @@ def test_damaged_scores_are_told(recipe, scored):
         TeacherSource(TeacherData(path=str(path)))
 
 
-def test_a_run_on_them_resumes_bit_exactly_and_logs_its_weights(recipe, scored, tmp_path):
+@pytest.mark.parametrize("lora", [[], ["lora={rank: 2}", "train.lr=0.03"]], ids=["full", "lora"])
+def test_a_run_on_them_resumes_bit_exactly_and_logs_its_weights(recipe, scored, tmp_path, lora):
     path = cache_samples(recipe, [], samples=2, kind="hps", device="cpu")
-    words = weighted_words(path)
+    words = [*weighted_words(path), *lora]
     runs = [RunDirectory.open(train(recipe, words, out=tmp_path / name, device="cpu")) for name in ("a", "b")]
     shutil.rmtree(runs[1].checkpoints / "step-00000004")
     runs[1].update(status="interrupted", step=2)
     train(recipe, words, out=tmp_path / "b", device="cpu")
     files = [run.pipeline / "unet" / "diffusion_pytorch_model.safetensors" for run in runs]
     assert files[0].read_bytes() == files[1].read_bytes()
+    assert (runs[0].pipeline / "lora" / "README.md").is_file() == bool(lora)
     row = runs[0].read_log()[-1]
     assert 1 <= row["weight/samples"] <= 2 and 1 <= row["weight/batch_samples"] <= 4 and 0 < row["weight/top10"] <= 1
 
