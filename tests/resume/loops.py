@@ -18,7 +18,7 @@ from rgbench.core.run import RunDirectory, stream_generator
 from rgbench.data.batches import batch_indices
 from rgbench.train.loop import Loop
 from rgbench.train.pretrain import LRMPretrain
-from rgbench.train.recipe import LRMPretrainRecipe, WeightedRecipe
+from rgbench.train.recipe import LRMPretrainRecipe, TrainSection, WeightedRecipe
 from rgbench.train.weighted import Weighted
 from tests.parity import tiny
 from tests.tiny_trainers import KINDS, build, distillation_of
@@ -39,6 +39,14 @@ class SignallingSource(tiny.TinySource):
             os.kill(os.getpid(), self.number)
         self.loads += 1
         return super().load(indices)
+
+
+def weighted_recipe(train: TrainSection | None = None, **own: Any) -> WeightedRecipe:
+    """A recipe of samples and scores that the test gives."""
+    values = tiny.recipe().model_dump(mode="json", include={"name", "model", "train"})
+    values |= {"kind": "weighted", "data": {"kind": "teacher", "path": "unused"}, "weighted": own}
+    values |= {} if train is None else {"train": train.model_dump(mode="json")}
+    return WeightedRecipe.model_validate(values, strict=False)
 
 
 class ScoredSource:
@@ -72,9 +80,7 @@ def make_loop(
     if kind in KINDS:
         trainer: Any = build(kind, recipe, models)
     elif kind == "weighted":
-        values = recipe.model_dump(mode="json", include={"name", "model", "train"})
-        values |= {"kind": kind, "data": {"kind": "teacher", "path": "unused"}, "weighted": {"share": 0.5}}
-        recipe = WeightedRecipe.model_validate(values, strict=False)
+        recipe = weighted_recipe(recipe.train, share=0.5)
         trainer, source = Weighted(recipe, models), ScoredSource(source or tiny.TinySource())
     else:
         values = {"kind": kind, "name": "tiny", "model": {"path": "unused"}, "data": {"kind": "scenes"}}

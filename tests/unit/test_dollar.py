@@ -351,7 +351,7 @@ def test_a_finished_runs_proxy_starts_another(models, tmp_path):
         (["vsd.w=2"], r"vsd\.w: the student is told w"),
         (["train.log_every=3", "vsd.ratio=2"], r"train\.log_every 3: the student moves at multiples of vsd\.ratio 2"),
         (["train.steps=1"], r"train\.steps 1: the student first moves at step 2"),
-        (["gradients.every=3", "vsd.ratio=2"], r"gradients\.every 3 is no multiple of vsd\.ratio 2"),
+        (["gradients.every=3", "train.log_every=1"], r"gradients\.every 3 is no multiple of vsd\.ratio 2"),
         (["proxy.loss=kl"], r"proxy\.loss"),
         (["proxy.trainable.text_layers=2"], "a small proxy learns whole"),
         (["proxy.small.width=20"], "width"),

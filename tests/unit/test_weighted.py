@@ -19,12 +19,13 @@ from rgbench.data.latents import TeacherSource
 from rgbench.models.pipeline import load_models
 from rgbench.train.cache import cache_samples
 from rgbench.train.lcd import LCD, Networks
-from rgbench.train.recipe import WeightedRecipe, WeightedSection, WeightedSolverSection, load_recipe
+from rgbench.train.recipe import WeightedSection, WeightedSolverSection, load_recipe
 from rgbench.train.train import train
 from rgbench.train.weighted import Weighted, WeightedInputs, effective_samples, sample_weights
 from tests import gaussian
 from tests.gaussian import Linear
 from tests.parity import tiny
+from tests.resume.loops import weighted_recipe
 from tests.tiny_trainers import assert_equal, backward
 
 CAPTIONS = tiny.PROMPTS[:4]
@@ -191,13 +192,6 @@ def test_the_softmax_has_its_expected_number_of_samples():
 # ---- the step ---------------------------------------------------------------------------
 
 
-def recipe_of(**own) -> WeightedRecipe:
-    values = tiny.recipe().model_dump(mode="json")
-    values = {key: values[key] for key in ("name", "model", "train")}
-    values |= {"kind": "weighted", "data": {"kind": "teacher", "path": "unused"}, "weighted": own}
-    return WeightedRecipe.model_validate(values, strict=False)
-
-
 def rows(scores: torch.Tensor) -> Batch:
     num = len(scores)
     generator = torch.Generator().manual_seed(1)
@@ -224,11 +218,11 @@ def test_equal_scores_train_as_no_weights_and_share_zero_is_lcd(folder):
     found = {
         name: gradients(moved(trainer), rows(given))
         for name, trainer, given in (
-            ("none", Weighted(recipe_of(weights="none"), models), scores),
-            ("alike", Weighted(recipe_of(), models), torch.zeros_like(scores)),
-            ("weighted", Weighted(recipe_of(), models), scores),
-            ("share 0", Weighted(recipe_of(weights="none", share=0.0), models), scores),
-            ("lcd", LCD(recipe_of(), models), scores),
+            ("none", Weighted(weighted_recipe(weights="none"), models), scores),
+            ("alike", Weighted(weighted_recipe(), models), torch.zeros_like(scores)),
+            ("weighted", Weighted(weighted_recipe(), models), scores),
+            ("share 0", Weighted(weighted_recipe(weights="none", share=0.0), models), scores),
+            ("lcd", LCD(weighted_recipe(), models), scores),
         )
     }
     assert_equal(found["none"], found["alike"])
@@ -239,7 +233,7 @@ def test_equal_scores_train_as_no_weights_and_share_zero_is_lcd(folder):
 
 def test_losses_are_multiplied_by_the_samples_own_weight(folder):
     scores, models = normal(4, 4), tiny.models(folder)
-    plain, weighted = (Weighted(recipe_of(weights=kind), models) for kind in ("none", "softmax"))
+    plain, weighted = (Weighted(weighted_recipe(weights=kind), models) for kind in ("none", "softmax"))
     losses = [moved(trainer).step(rows(scores), tiny.draws()).losses["student"]["lcd"] for trainer in (plain, weighted)]
     wanted = sample_weights(scores, WeightedSection())[torch.arange(4), torch.arange(4)]
     assert torch.allclose(losses[1], losses[0] * wanted.float(), rtol=1e-6)
@@ -247,8 +241,8 @@ def test_losses_are_multiplied_by_the_samples_own_weight(folder):
 
 def test_z_n_is_the_same_data_and_noise(folder):
     models = tiny.models(folder)
-    half = Weighted(recipe_of(share=0.5), models)
-    whole, none = Weighted(recipe_of(share=1.0), models), Weighted(recipe_of(share=0.0), models)
+    half = Weighted(weighted_recipe(share=0.5), models)
+    whole, none = Weighted(weighted_recipe(share=1.0), models), Weighted(weighted_recipe(share=0.0), models)
     batch = rows(normal(4, 4))
     previous = [t.distil(t.prepare(batch, tiny.draws())).previous for t in (half, whole, none)]
     inputs = half.prepare(batch, tiny.draws())
@@ -266,7 +260,7 @@ def best_prediction(share: float, omega: tuple[float, float], mu: float, z: floa
     cumprod, t = gaussian.CUMPROD.clone(), 499
     cumprod[0] = 1.0
     trainer, student = object.__new__(Weighted), Linear(gaussian.TEACHER)
-    trainer.recipe = recipe_of(share=share)
+    trainer.recipe = weighted_recipe(share=share)
     settings = {"num_ddim_timesteps": 2, "loss": "l2"}
     trainer.recipe = trainer.recipe.model_copy(update={"lcd": WeightedSolverSection(**settings)})
     trainer.networks = Networks(Linear(gaussian.TEACHER), student, Linear(gaussian.TEACHER), cumprod, "sample")
