@@ -183,13 +183,13 @@ class TeacherSource:
         """What was sampled, by what, and how it was scored."""
         return self._identity | {"scores_checksum": None if self.scores is None else _checksum(self.scores)}
 
-    def check_teacher(self, weights_sha256: str) -> None:
+    def check_teacher(self, weights_sha256: str, config_sha256: str) -> None:
         """Refuse samples of another teacher.
 
         Raises:
-            UsageError: its weights have another sha256.
+            UsageError: its weights or its configurations have another sha256.
         """
-        if self._identity["teacher"]["sha256"] != weights_sha256:
+        if self._identity["teacher"] != {"sha256": weights_sha256, "config_sha256": config_sha256}:
             raise UsageError(
                 f"data.path {self.folder}: samples of another teacher than this recipe's model; make them again with: "
                 "rgbench cache RECIPE --from teacher"

@@ -39,7 +39,8 @@ OTHER_SAMPLERS = (
 )
 STUDENT_SAMPLERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 GAMMA = 0.3  # TCDScheduler's default
-GAMMA_KEY = "_eta"  # of an exported scheduler; diffusers keeps private keys, and its pipelines take eta with each call
+# Of an exported scheduler: diffusers keeps private keys, and reads none; its pipelines take eta with each call.
+GAMMA_KEY, SEGMENTS_KEY = "_eta", "_segments"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DECODED_PIXELS = 8 * 512**2  # at once; the decoder's widest layer holds 1 KiB a pixel
 
@@ -79,6 +80,7 @@ class DiffusionModels:
         config_sha256: over configurations, noise schedule and tokenizer.
         path: the folder.
         gamma: γ of the TCD sampler: the folder's, under :data:`GAMMA_KEY`, else :data:`GAMMA`.
+        segments: of an MLCM student, which is sampled in as many steps where γ is 0; None for others.
     """
 
     unet: UNet2DConditionModel
@@ -98,6 +100,7 @@ class DiffusionModels:
     config_sha256: str
     path: Path
     gamma: float = GAMMA
+    segments: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -314,6 +317,7 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
         "original_inference_steps": read_number(config, "original_inference_steps", None, file),
         "timestep_scaling": read_number(config, "timestep_scaling", 10.0, file),
         "gamma": read_gamma(config, file),
+        "segments": read_number(config, SEGMENTS_KEY, None, file),
     }
 
 

@@ -181,7 +181,7 @@ def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[L
     source, folder = open_source(settings.data), settings.model.teacher_folder()
     models = load_models(folder, ranks.device, torch.float32)
     if isinstance(source, TeacherSource):
-        source.check_teacher(models.weights_sha256)
+        source.check_teacher(models.weights_sha256, models.config_sha256)
     trainer: Trainer = resolve("trainer", settings.kind).build(settings, models)
     contents, wanted = read_contents(settings, trainer, source), settings.train.latents_cache
     if run.run_file.is_file():

@@ -93,6 +93,7 @@ def test_one_step_from_recipe_to_plain_diffusers(parts, tmp_path, monkeypatch, k
     models = load_models(run.pipeline, "cpu", torch.float32)
     assert models.sampler == run.read()["sampling"]["sampler"]
     assert eta is None or models.gamma == float(eta), "the folder says it, without run.json"
+    assert models.segments == (2 if "mlcm" in kind else None)
     ours = models.sample(tiny.PROMPTS[:2], generators(2), num_steps=2, guidance_scale=guidance)
     assert (ours - theirs).abs().max() <= 1e-5
     assert run.read()["teacher"]["sha256"] in card and kind in card

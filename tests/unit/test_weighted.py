@@ -121,6 +121,9 @@ def test_what_cannot_be_trained_on_is_refused(recipe, folder, scored, tmp_path):
     other.unet.save_pretrained(tmp_path / "teacher" / "unet")
     with pytest.raises(UsageError, match=r"samples of another teacher .*--from teacher"):
         train(recipe, [*weighted_words(alone), f"model.path={tmp_path / 'teacher'}"], device="cpu")
+    tiny.save_pipeline(tmp_path / "noise", beta_end=0.02)  # the same weights
+    with pytest.raises(UsageError, match=r"samples of another teacher .*--from teacher"):
+        train(recipe, [*weighted_words(alone), f"model.path={tmp_path / 'noise'}"], device="cpu")
     with pytest.raises(UsageError, match="--score hsp: no reward of this kind .*hps"):
         cache_samples(recipe, [], samples=2, kind="hsp", device="cpu")
     with pytest.raises(UsageError, match="endless data cannot be sampled"):

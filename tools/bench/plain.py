@@ -143,11 +143,11 @@ class PlainStep:
         with torch.no_grad():
             uncond_embeds = self._encode_texts([""] * len(batch.prompts))
             previous = noisy
-            for i in range(settings.teacher_steps):
-                here, there = (
-                    start - torch.round((start - end) * j / settings.teacher_steps).long() for j in (i, i + 1)
-                )
+            here, num = start, settings.teacher_steps
+            for i in range(1, num + 1):
+                there = start - torch.round((start - end) * i / num).long()
                 previous = self._jump(*self._guided(previous, here, embeds, uncond_embeds, w), there)
+                here = there
             if isinstance(self.trainer, Weighted):
                 alphas, sigmas = self._alphas_sigmas(end, latents)
                 chosen = draws.uniform("source", 0.0, 1.0).to(latents.device) < self._own("weighted").share
