@@ -39,7 +39,7 @@ CASES = [
     ("tcd", "sd21", {"sampling.gamma": 0.6}),
     ("rg_tcd", "sd15", {"lora": LORA}),
     ("mlcm", "sd15", {"lora": LORA, **UNTOLD, **TWO_SEGMENTS}),
-    ("dollar", "sd15", {"lora": LORA, **UNTOLD, "vsd.ratio": 1, "vsd.lora": LORA}),
+    ("dollar", "sd15", {"lora": LORA, **UNTOLD, "vsd.ratio": 1, "vsd.lora": {**LORA}}),
     pytest.param("vsd", "sd21", {"vsd.ratio": 1, "vsd.w": None}, marks=pytest.mark.long),
     pytest.param("lrm_mlcm", "sd21", {**TWO_SEGMENTS}, marks=pytest.mark.long),
     pytest.param("lrm_tcd", "sd21-base", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
