@@ -124,7 +124,7 @@ class LRM(RGLCD):
         self.proxy_parameters = (
             list(proxy.requires_grad_(True).parameters())
             if self.is_small
-            else proxy.unfreeze(trainable.image_layers, trainable.text_layers)
+            else self.proxy.unfreeze(trainable.image_layers, trainable.text_layers)
         )
         self._correlations: list[float] = []  # of the last guided steps
 

@@ -227,8 +227,8 @@ class PlainStep:
         draws: StepDraws | PlainDraws,
     ) -> dict[str, Tensor]:
         """Losses of VSD, as DMD2 writes them, of its fake score, and of DOLLAR's reward and proxy."""
-        trainer, own, factor = self.trainer, self._own("vsd"), self.models.scaling_factor
-        assert isinstance(trainer, VSD)
+        trainer: Any = self.trainer
+        own, factor = self._own("vsd"), self.models.scaling_factor
         with torch.no_grad():
             t = 20 + draws.integers("vsd_t", 961).to(x.device)
             alphas, sigmas = self._alphas_sigmas(t, x)
@@ -244,7 +244,6 @@ class PlainStep:
         found = self._unet(trainer.fake, alphas * images + sigmas * noise, t, embeds, embedding)
         losses["fake"] = F.mse_loss(found, wanted[trainer.networks.prediction_type])
         if isinstance(trainer, LRM):
-            assert trainer.moments is not None
             proxy, (mean, std) = copy.deepcopy(trainer.proxy).requires_grad_(False), trainer.moments.expert
             losses["student"] = losses["student"] - _scale(trainer) * proxy(x / factor, batch.prompts).mean()
             losses["proxy"] = torch.zeros((), device=x.device)
