@@ -244,6 +244,7 @@ class PlainStep:
         found = self._unet(trainer.fake, alphas * images + sigmas * noise, t, embeds, embedding)
         losses["fake"] = F.mse_loss(found, wanted[trainer.networks.prediction_type])
         if isinstance(trainer, LRM):
+            assert trainer.moments is not None
             proxy, (mean, std) = copy.deepcopy(trainer.proxy).requires_grad_(False), trainer.moments.expert
             losses["student"] = losses["student"] - _scale(trainer) * proxy(x / factor, batch.prompts).mean()
             losses["proxy"] = torch.zeros((), device=x.device)
