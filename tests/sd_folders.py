@@ -143,7 +143,7 @@ def save_parts(root: Path) -> Path:
 
 
 UNUSED = {"lcd": ("reward", "guidance", "proxy", "gradients"), "rg_lcd": ("proxy",)}
-UNUSED |= {"tcd": UNUSED["lcd"], "mlcm": UNUSED["lcd"], "rg_tcd": UNUSED["rg_lcd"]}
+UNUSED |= {"tcd": UNUSED["lcd"], "mlcm": UNUSED["lcd"], "vsd": UNUSED["lcd"], "rg_tcd": UNUSED["rg_lcd"]}
 
 
 def write_recipe(parts: Path, folder: Path, kind: str, teacher: str, changes: dict) -> Path:
@@ -152,7 +152,8 @@ def write_recipe(parts: Path, folder: Path, kind: str, teacher: str, changes: di
     values |= {"kind": kind, "model": {"path": str(parts / teacher)}}
     values["data"] = {"kind": "image_folder", "path": str(parts / "images"), "resolution": SIDE}
     values["train"] |= {"steps": 1, "batch_size": 2, "sample_every": 0}
-    values["reward"]["path"], values["proxy"]["path"] = str(parts / "reward"), str(parts / "proxy")
+    values["reward"]["path"] = str(parts / "reward")
+    values["proxy"] |= {} if "small" in values["proxy"] else {"path": str(parts / "proxy")}
     values = {key: value for key, value in values.items() if key not in UNUSED.get(kind, ())}
     for key, value in changes.items():
         section, _, name = key.partition(".")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import torch
 from torch import Tensor, nn
 
@@ -9,25 +11,29 @@ from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch
 from rgbench.models.pipeline import DiffusionModels
 from rgbench.train.base import Trainer
+from rgbench.train.dollar import Dollar
 from rgbench.train.guided import LRMMLCM, LRMTCD, RGMLCM, RGTCD
 from rgbench.train.lcd import LCD
 from rgbench.train.loop import Loop
-from rgbench.train.lrm import LRM
+from rgbench.train.lrm import LRM, load_proxy
 from rgbench.train.mlcm import MLCM
 from rgbench.train.recipe import LRMRecipe
 from rgbench.train.rg_lcd import RGLCD
 from rgbench.train.tcd import TCD
+from rgbench.train.vsd import VSD
 from tests.parity import tiny
 
 PLAIN = {"lcd": LCD, "tcd": TCD, "mlcm": MLCM}
 DIRECT = {"rg_lcd": RGLCD, "rg_tcd": RGTCD, "rg_mlcm": RGMLCM}
 THROUGH_PROXY = {"lrm": LRM, "lrm_tcd": LRMTCD, "lrm_mlcm": LRMMLCM}
-KINDS = (*PLAIN, *DIRECT, *THROUGH_PROXY)
+OF_TWO_TIME_SCALES = {"vsd": VSD, "dollar": Dollar}
+KINDS = (*PLAIN, *DIRECT, *THROUGH_PROXY, *OF_TWO_TIME_SCALES)
+SCORED = dict.fromkeys(DIRECT, 1) | dict.fromkeys(THROUGH_PROXY, 3) | {"dollar": 2}  # images by the expert, per sample
 
 
 def distillation_of(kind: str) -> str:
     """``lcd`` or a neighbour's."""
-    return next((name for name in tiny.RECIPES if kind.endswith(name)), "lcd")
+    return "vsd" if kind == "dollar" else next((name for name in tiny.RECIPES if kind.endswith(name)), "lcd")
 
 
 def make(kind: str, models: DiffusionModels, **sections) -> Trainer:
@@ -38,7 +44,12 @@ def build(kind: str, recipe: LRMRecipe, models: DiffusionModels) -> Trainer:
     """A trainer of a recipe that names all parts, with weights of the models' dtype."""
     if kind in PLAIN:
         return PLAIN[kind](recipe, models)
+    if kind == "vsd":
+        return VSD(recipe, models)
     expert = tiny.expert(dtype=models.dtype)
+    if kind == "dollar":
+        with mock.patch("rgbench.train.lrm.open_source", lambda section: tiny.TinySource()):
+            return Dollar(recipe, models, expert, load_proxy(recipe, models))
     if kind in DIRECT:
         return DIRECT[kind](recipe, models, expert)
     return THROUGH_PROXY[kind](recipe, models, expert, tiny.proxy(models.dtype))

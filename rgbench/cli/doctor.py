@@ -33,6 +33,7 @@ from rgbench.train.recipe import (
     LRMRecipe,
     MissingProxy,
     RGLCDRecipe,
+    VSDRecipe,
     find_clip,
     find_proxy,
     load_recipe,
@@ -227,10 +228,18 @@ def recipe_checks(name_or_path: str, overrides: list[str] | None = None) -> list
     if isinstance(recipe, RGLCDRecipe):
         found += _rewards(recipe)
     if isinstance(recipe, LRMRecipe):
-        found.append(_look("proxy", lambda: _described(find_proxy(recipe), "proxy.path")))
+        found.append(_look("proxy", lambda: _proxy(recipe)))
+    if isinstance(recipe, VSDRecipe) and (fake := recipe.vsd.path) is not None:
+        found.append(_look("fake", lambda: _described(Path(fake), "vsd.path")))
     if isinstance(recipe, LRMPretrainRecipe):
         found.append(_look("clip", lambda: _described(find_clip(recipe), "proxy.clip")))
     return [*found, *_data(recipe)]
+
+
+def _proxy(recipe: LRMRecipe) -> str:
+    """The proxy's folder and its size, or that it starts afresh."""
+    path = find_proxy(recipe)
+    return "proxy.small: starts afresh" if path is None else _described(path, "proxy.path")
 
 
 def _look(name: str, find: Callable[[], str]) -> Check:

@@ -25,6 +25,8 @@ TABLES: dict[str, dict[str, str]] = {
         "lrm_tcd": "rgbench.train.guided:LRMTCD",
         "mlcm": "rgbench.train.mlcm:MLCM",
         "weighted": "rgbench.train.weighted:Weighted",
+        "vsd": "rgbench.train.vsd:VSD",
+        "dollar": "rgbench.train.dollar:Dollar",
         "rg_mlcm": "rgbench.train.guided:RGMLCM",
         "lrm_mlcm": "rgbench.train.guided:LRMMLCM",
     },

@@ -87,6 +87,29 @@ def predicted_eps(
     raise ValueError(f"prediction type {kind!r}: use epsilon, v_prediction or sample")
 
 
+def prediction_of(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, kind: str) -> Tensor:
+    """What a model of ``kind`` is to predict at z_t = α_t z_0 + σ_t ε: ε, v = α_t ε − σ_t z_0, or z_0.
+
+    Args:
+        latents: z_0, (B, C, h, w).
+        noise: ε, same shape.
+        timesteps: t, (B,) int64.
+        alphas_cumprod: ᾱ, (T,).
+        kind: ``epsilon``, ``v_prediction`` or ``sample``.
+
+    Raises:
+        ValueError: another ``kind``.
+    """
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        alphas, sigmas = alphas_sigmas(alphas_cumprod, timesteps, latents)
+        return alphas * noise - sigmas * latents
+    if kind == "sample":
+        return latents
+    raise ValueError(f"prediction type {kind!r}: use epsilon, v_prediction or sample")
+
+
 def check_timesteps(timesteps: list[int], num_train_timesteps: int) -> Tensor:
     """Sampling timesteps as a tensor (num_steps,) int64.
 

@@ -127,6 +127,11 @@ def settle_sampling(target: Target, models: DiffusionModels, steps: int | None, 
     most = models.original_inference_steps if is_student else len(models.alphas_cumprod)
     if most is not None and not 1 <= chosen.steps <= most:
         raise UsageError(f"{target.name}: cannot sample in {chosen.steps} steps; use 1 to {most}")
+    if gamma == 0 and models.segments not in (None, chosen.steps):
+        raise UsageError(
+            f"{target.name}: a student of {models.segments} segments cannot be sampled in {chosen.steps} steps without "
+            f"noise; use {models.segments}, or train one with other mlcm.stages"
+        )
     if not np.isfinite(chosen.guidance_scale):
         raise UsageError(f"{target.name}: guidance {chosen.guidance_scale} is not a finite number")
     if chosen.guidance_scale < 1:

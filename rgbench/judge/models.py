@@ -39,6 +39,8 @@ METHODS |= {
     "rg_mlcm": "RG-MLCM",
     "lrm_mlcm": "LRM on MLCM",
     "weighted": "Weighted",
+    "vsd": "VSD",
+    "dollar": "DOLLAR",
     EXTERNAL: "External",
 }
 SEED_IN_NAME = re.compile(r"-s(\d+)$")

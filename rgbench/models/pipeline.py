@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ OTHER_SAMPLERS = (
 )
 STUDENT_SAMPLERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 GAMMA = 0.3  # TCDScheduler's default
+# Of an exported scheduler: diffusers keeps private keys, and reads none; its pipelines take eta with each call.
+GAMMA_KEY, SEGMENTS_KEY = "_eta", "_segments"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DECODED_PIXELS = 8 * 512**2  # at once; the decoder's widest layer holds 1 KiB a pixel
 
@@ -79,7 +81,8 @@ class DiffusionModels:
         weights_sha256: over the names and contents of the weight files.
         config_sha256: over configurations, noise schedule and tokenizer.
         path: the folder.
-        gamma: γ of the TCD sampler; a folder does not say it, so that its own is :data:`GAMMA`.
+        gamma: γ of the TCD sampler: the folder's, under :data:`GAMMA_KEY`, else :data:`GAMMA`.
+        segments: of an MLCM student, which is sampled in as many steps where γ is 0; None for others.
     """
 
     unet: UNet2DConditionModel
@@ -99,6 +102,7 @@ class DiffusionModels:
     config_sha256: str
     path: Path
     gamma: float = GAMMA
+    segments: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -310,4 +314,18 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
         },
         "original_inference_steps": read_number(config, "original_inference_steps", None, file),
         "timestep_scaling": read_number(config, "timestep_scaling", 10.0, file),
+        "gamma": read_gamma(config, file),
+        "segments": read_number(config, SEGMENTS_KEY, None, file),
     }
+
+
+def read_gamma(config: Mapping[str, Any], file: Path) -> float:
+    """γ of a scheduler's configuration, or TCD's own.
+
+    Raises:
+        UsageError: it is not in [0, 1].
+    """
+    value = config.get(GAMMA_KEY, GAMMA)
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise UsageError(f"{file}: {GAMMA_KEY} {value!r:.80} is not in [0, 1]; fetch or write the folder again")
+    return float(value)

@@ -23,7 +23,7 @@ from rgbench.core.io import check_sums, check_tensors, load_safetensors, load_te
 from rgbench.core.run import stream_seed
 from rgbench.models.folder import config_hash, find_weights, read_config
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
-from rgbench.models.pipeline import GAMMA, STUDENT_SAMPLERS, DiffusionModels, load_models, load_network
+from rgbench.models.pipeline import GAMMA, STUDENT_SAMPLERS, DiffusionModels, load_models, load_network, read_gamma
 
 ADAPTER = "default"
 ORIGINAL_STEPS, TIMESTEP_SCALING = 50, 10.0  # N of LCM's grid and s of its boundary condition: LCMScheduler's defaults
@@ -324,6 +324,6 @@ def _sampler_settings(path: Path) -> tuple[int, float, float | None]:
             config = read_config(file) if file.is_file() else {}
             if sampler := STUDENT_SAMPLERS.get(str(config.get("_class_name"))):
                 steps, scaling = config.get("original_inference_steps"), config.get("timestep_scaling")
-                gamma = GAMMA if sampler == "tcd" else None
+                gamma = read_gamma(config, file) if sampler == "tcd" else None
                 return steps or ORIGINAL_STEPS, scaling or TIMESTEP_SCALING, gamma
     return ORIGINAL_STEPS, TIMESTEP_SCALING, None

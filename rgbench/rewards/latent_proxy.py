@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,8 +42,7 @@ from rgbench.rewards.clip import FeatureCache, check_text_cfg, folder_tokenizer,
 CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
 MAX_LOG_SCALE = math.log(100)  # CLIP, arXiv 2103.00020, section 2.5
 PairLoss = Literal["kl", "smooth", "cross_entropy"]
-PAIRS = ((0, 1), (0, 2), (1, 2))
-GROUND_TRUTH = 2
+PAIRS = ((0, 1), (0, 2), (1, 2))  # of prediction, target and ground truth
 
 
 class LatentCLIP(nn.Module):
@@ -259,23 +259,23 @@ def pair_losses(expert_logits: Tensor, proxy_logits: Tensor, kind: PairLoss) -> 
     """Loss and agreement of each sample.
 
     Args:
-        expert_logits: (3, B), without gradient.
-        proxy_logits: (3, B).
+        expert_logits: (n, B), without gradient; the last row is the ground truth's.
+        proxy_logits: (n, B).
         kind: ``kl``: KL(softmax(expert pair) ‖ softmax(proxy pair)); ``smooth``: the same, but the label is (½, ½)
             where the expert prefers a generated image over the ground truth; ``cross_entropy``: hard labels, the
             expert's choice, and the ground truth in each of its pairs.
 
     Returns:
-        The loss summed over the three pairs, (B,), and the share of pairs that expert and proxy order alike, (B,).
+        The loss summed over the pairs, (B,), and the share of pairs that expert and proxy order alike, (B,).
 
     Raises:
         ValueError: another ``kind``.
     """
     losses, agreements = [], []
-    for first, second in PAIRS:
+    for first, second in combinations(range(len(expert_logits)), 2):
         expert = torch.stack([expert_logits[first], expert_logits[second]], dim=1)  # (B, 2)
         proxy = torch.stack([proxy_logits[first], proxy_logits[second]], dim=1)
-        losses.append(_pair_loss(expert, proxy, kind, has_truth=second == GROUND_TRUTH))
+        losses.append(_pair_loss(expert, proxy, kind, has_truth=second == len(expert_logits) - 1))
         agreements.append((expert.argmax(1) == proxy.argmax(1)).to(proxy.dtype))
     return torch.stack(losses).sum(0), torch.stack(agreements).mean(0)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -72,8 +72,8 @@ class Trainer(Protocol):
         """Values for the log from the statistics of a step's global batch, (B,) each; raises to stop the run."""
         ...
 
-    def after_update(self) -> None:
-        """What follows the optimisers' steps: the target's EMA, and bounds on parameters."""
+    def after_update(self, moved: Collection[str]) -> None:
+        """What follows the steps of the optimisers named: the target's EMA, and bounds on parameters."""
         ...
 
     def export(self, run: RunDirectory) -> Path:
@@ -146,7 +146,7 @@ class StepResult:
 
     Attributes:
         losses: optimiser → term → per-sample losses (B,), weights already applied; an optimiser minimises the sum of
-            its terms' means.
+            its terms' means, and one that is not named does not move.
         stats: name → detached per-sample values (B,) for the log.
         reward_calls: images the expert scored.
     """

@@ -19,7 +19,15 @@ from rgbench.data.batches import DataSource
 from rgbench.models.folder import config_hashes, weights_sha256
 from rgbench.rewards.base import fingerprint_id
 from rgbench.train.base import Trainer
-from rgbench.train.recipe import BaseRecipe, LRMPretrainRecipe, LRMRecipe, find_clip, find_proxy, load_recipe
+from rgbench.train.recipe import (
+    BaseRecipe,
+    LRMPretrainRecipe,
+    LRMRecipe,
+    VSDRecipe,
+    find_clip,
+    find_proxy,
+    load_recipe,
+)
 
 _REWARDS = ("reward", "reward.terms.*")
 NEWER = {"lcd.teacher_steps": 1, "proxy.truth": "decoded"}  # keys that older runs lack, with what those runs did
@@ -27,7 +35,8 @@ NEWER = {"lcd.teacher_steps": 1, "proxy.truth": "decoded"}  # keys that older ru
 FREE_KEYS = frozenset(
     {f"train.{key}" for key in ("gradient_accumulation_steps", "gradient_checkpointing", "compile", "num_workers")}
     | {f"train.{key}" for key in ("save_every", "keep_checkpoints", "sample_every", "log_every", "wandb", "trackio")}
-    | {"monitor.*", "train.latents_cache", "train.latents_cache_root", "model.path", "data.path", "proxy.path"}
+    | {"monitor.*", "train.latents_cache", "train.latents_cache_root"}
+    | {"model.path", "data.path", "proxy.path", "vsd.path"}
     | {f"{reward}.{key}" for reward in _REWARDS for key in ("path", "head_path", "version")}
     | {f"{reward}.{key}" for reward in _REWARDS for key in ("python", "device", "timeout")}
 )
@@ -35,8 +44,9 @@ FREE_KEYS = frozenset(
 
 def free_keys(recipe: BaseRecipe) -> frozenset[str]:
     """Dotted keys that may differ between the start of a run and its resume; ``*`` is any item of a list."""
-    free, proxy = FREE_KEYS, getattr(recipe, "proxy", None)
-    if proxy is None or proxy.optimiser.schedule == "constant":
+    free = FREE_KEYS
+    sections = [section for name in ("proxy", "vsd") if (section := getattr(recipe, name, None)) is not None]
+    if all(section.optimiser.schedule == "constant" for section in sections):
         free |= {"train.steps"}
     if isinstance(recipe, LRMPretrainRecipe):  # its negatives are the captions of a micro-batch
         free -= {"train.gradient_accumulation_steps"}
@@ -73,15 +83,17 @@ def check_recipe(run: RunDirectory, recipe: BaseRecipe) -> None:
 
 
 def read_contents(recipe: BaseRecipe, trainer: Trainer, source: DataSource) -> dict[str, Any]:
-    """What a run trains on, as ``run.json`` records it: teacher, rewards, data and, for a proxy, where it starts."""
+    """What a run trains on, as ``run.json`` records it: teacher, rewards, data, and where proxy and fake start."""
     fingerprints = trainer.reward_fingerprints()
     contents: dict[str, Any] = {
         "teacher": teacher_contents(recipe),
         "rewards": [{"name": f["name"], "fingerprint": f, "fingerprint_id": fingerprint_id(f)} for f in fingerprints],
         "data": source.fingerprint(),
     }
-    if isinstance(recipe, LRMRecipe):
-        contents["proxy"] = _part(find_proxy(recipe))
+    if isinstance(recipe, LRMRecipe) and (proxy := find_proxy(recipe)) is not None:
+        contents["proxy"] = _part(proxy)
+    if isinstance(recipe, VSDRecipe) and recipe.vsd.path is not None:
+        contents["fake"] = {"path": recipe.vsd.path, "sha256": weights_sha256(Path(recipe.vsd.path))}
     if isinstance(recipe, LRMPretrainRecipe):
         contents["proxy"] = _part(find_clip(recipe))
     return contents
@@ -182,7 +194,8 @@ def recipe_sha256(recipe: BaseRecipe, contents: Mapping[str, Any]) -> str:
 
 def _hashes(contents: Mapping[str, Any]) -> dict[str, Any]:
     """The contents without names and places."""
-    return {
+    fake = {"fake": contents["fake"]["sha256"]} if "fake" in contents else {}
+    return fake | {
         "teacher": [contents["teacher"][key] for key in ("sha256", "config_sha256")],
         "rewards": [reward["fingerprint"] for reward in contents["rewards"]],
         "data": {key: value for key, value in contents["data"].items() if key != "path"},

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from rgbench.data.batches import Batch
 from rgbench.diffusion.consistency import consistency_function, guidance_embedding, pseudo_huber, squared_error
 from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
 from rgbench.diffusion.schedule import add_noise
-from rgbench.models.pipeline import DiffusionModels
+from rgbench.models.pipeline import GAMMA_KEY, DiffusionModels
 from rgbench.models.student import Learned, is_lora, make_lora_student, make_student, present, trainable
 from rgbench.train.base import CaptionTokenizer, Network, OptimiserGroup, Stateful, StepDraws, StepResult, autocast
 from rgbench.train.cache import encode
 from rgbench.train.export import export_pipeline
-from rgbench.train.recipe import LCDRecipe, LCDSection
+from rgbench.train.recipe import LCDRecipe, LCDSection, LoRASection
 
 # LCM-LoRA's layers (arXiv 2311.05556), as in diffusers' examples/consistency_distillation.
 LCM_LORA_MODULES = (
@@ -149,6 +149,17 @@ def distances(settings: LCDSection, prediction: Tensor, target: Tensor) -> Tenso
     return squared_error(prediction, target)
 
 
+def predict(networks: Networks, settings: LCDSection, inputs: Inputs) -> tuple[Start, Tensor]:
+    """Lines 2–5 of the LCD step: where it starts, and f_θ(z_{n+k}), (B, C, h, w)."""
+    # 2–4. timesteps, noise, embedding of w
+    begin = start(networks, settings, inputs)
+
+    # 5. f_θ(z_{n+k}, w, c, t_{n+k}) = c_skip z_{n+k} + c_out x̂0
+    output = call(networks.student, begin.noisy, begin.timesteps, inputs.prompt_embeds, begin.w_embedding)
+    origin = (output, begin.noisy, begin.timesteps, networks.alphas_cumprod, networks.prediction_type)
+    return begin, consistency_function(*origin, settings.timestep_scaling)
+
+
 def distil(
     networks: Networks,
     settings: LCDSection,
@@ -164,12 +175,8 @@ def distil(
         solver: line 6, z_n of what lines 2–4 give; None for the teacher.
     """
     cumprod, kind, scaling = networks.alphas_cumprod, networks.prediction_type, settings.timestep_scaling
-    # 2–4. timesteps, noise, embedding of w
-    begin = start(networks, settings, inputs)
-
-    # 5. f_θ(z_{n+k}, w, c, t_{n+k}) = c_skip z_{n+k} + c_out x̂0
-    output = call(networks.student, begin.noisy, begin.timesteps, inputs.prompt_embeds, begin.w_embedding)
-    prediction = consistency_function(output, begin.noisy, begin.timesteps, cumprod, kind, scaling)
+    # 2–5. timesteps, noise, embedding of w, and the student
+    begin, prediction = predict(networks, settings, inputs)
 
     # 6. one guided DDIM jump of the teacher, or several
     previous = solve(networks, settings, inputs, begin) if solver is None else solver(begin)
@@ -202,9 +209,9 @@ def ema_update(target: nn.Module, student: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(averages, values, 1 - decay)
 
 
-def new_student(recipe: LCDRecipe, teacher: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The student of a recipe: the whole UNet, or its adapters."""
-    dim, lora = recipe.lcd.time_cond_proj_dim, recipe.lora
+def new_student(recipe: LCDRecipe, teacher: UNet2DConditionModel, lora: LoRASection | None) -> UNet2DConditionModel:
+    """What learns from a teacher's UNet: a copy of it, or adapters on it."""
+    dim = recipe.lcd.time_cond_proj_dim
     if lora is None:
         return make_student(teacher, dim)
     modules = lora.modules or present(teacher, LCM_LORA_MODULES)
@@ -222,8 +229,8 @@ class LCD:
 
     def __init__(self, recipe: LCDRecipe, models: DiffusionModels) -> None:
         self.recipe, self.models = recipe, models
-        self.student = new_student(recipe, models.unet)
-        self.target = new_student(recipe, models.unet).requires_grad_(False)  # equals the student at the start
+        self.student, self.target = (new_student(recipe, models.unet, recipe.lora) for _ in range(2))  # equal at first
+        self.target.requires_grad_(False)
         self.networks = Networks(models.unet, self.student, self.target, models.alphas_cumprod, models.prediction_type)
         with autocast(recipe.train.dtype, models.device.type):  # as the prompts, from which guidance subtracts it
             self.uncond_embeds = models.encode_prompts([""])
@@ -280,9 +287,10 @@ class LCD:
         """Nothing."""
         return {}
 
-    def after_update(self) -> None:
+    def after_update(self, moved: Collection[str]) -> None:
         """Line 9, whose AdamW and clipping are the loop's: θ⁻ ← μ θ⁻ + (1 − μ) θ."""
-        ema_update(self.target, self.student, self.recipe.train.ema_decay)
+        if "student" in moved:
+            ema_update(self.target, self.student, self.recipe.train.ema_decay)
 
     def network(self, name: Network | None = None) -> UNet2DConditionModel:
         """The EMA or the online network; the recipe's ``sampling.network`` by default."""
@@ -296,7 +304,9 @@ class LCD:
         options |= {"clip_sample": False, "set_alpha_to_one": False}
         options |= {"steps_offset": 1}  # unused here; StableDiffusionPipeline warns of any other value
         if self.recipe.gamma is not None:
-            return TCDScheduler(**options)
+            scheduler = TCDScheduler(**options)
+            scheduler.register_to_config(**{GAMMA_KEY: self.recipe.gamma})  # for rgbench; to diffusers, say eta
+            return scheduler
         return LCMScheduler(**options, timestep_scaling=self.recipe.lcd.timestep_scaling)
 
     def sample(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:

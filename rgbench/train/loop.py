@@ -216,8 +216,8 @@ class Loop:
         return samples
 
     def _update(self, norms: dict[str, float]) -> None:
-        if self.updater.step(self.step, finite=all(map(math.isfinite, norms.values()))):
-            self.trainer.after_update()
+        if moved := self.updater.step(self.step, finite=all(map(math.isfinite, norms.values()))):
+            self.trainer.after_update(moved)
 
     def _load(self, step: int) -> list[Batch]:
         batches, side = self.loader.load(step), self.trainer.models.resolution
@@ -353,44 +353,47 @@ class Updater:
         """Average the gradients over the ranks and clip them.
 
         Returns:
-            Each group's gradient norm before clipping, the same on all ranks.
+            The gradient norm before clipping of each group that has a loss in this step, the same on all ranks.
         """
         norms = {}
         for name, group in self.groups.items():
             gradients = [p.grad for p in group.parameters if p.grad is not None]
+            if not gradients:
+                continue
             self.ranks.average(gradients)
-            if gradients:
-                self.scaler.unscale_(self.optimisers[name])
+            self.scaler.unscale_(self.optimisers[name])
             norms[name] = nn.utils.clip_grad_norm_(group.parameters, group.section.max_grad_norm)
         return norms
 
-    def step(self, step: int, finite: bool) -> bool:
-        """Change the parameters.
+    def step(self, step: int, finite: bool) -> list[str]:
+        """Change the parameters of the groups that have gradients.
 
         Args:
             step: optimiser step, from 0, for learning rates that change.
             finite: whether all gradient norms are; with float16 an overflow lowers the loss scale instead.
 
         Returns:
-            Whether they were changed.
+            Names of the groups that moved.
 
         Raises:
             RgbenchError: float16's loss scale has no room left.
         """
+        moved = []
         for name, optimiser in self.optimisers.items():
             group = self.groups[name]
             if group.lr_factor is not None:
                 for own in optimiser.param_groups:
                     own["lr"] = group.lr * group.lr_factor(step)
-            if finite:
+            if finite and any(p.grad is not None for p in group.parameters):
                 self.scaler.step(optimiser)
+                moved.append(name)
             optimiser.zero_grad(set_to_none=True)
         if self.scales:
             self.scaler.update()
             if self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
                 raise RgbenchError("the gradient overflows float16 at any loss scale; train with train.dtype=bfloat16")
         self.num_skipped += not finite
-        return finite
+        return moved
 
     @property
     def scales(self) -> bool:
@@ -510,11 +513,13 @@ def _gold_monitor(trainer: Any) -> GoldMonitor:
 
 def _prepare_networks(trainer: Any, train: TrainSection) -> None:
     """Trade time for memory or start-up for speed; changes no number beyond rounding."""
+    fake = [trainer.fake] if hasattr(trainer, "fake") else []
     if train.gradient_checkpointing:
-        trainer.student.enable_gradient_checkpointing()
+        for network in (trainer.student, *fake):
+            network.enable_gradient_checkpointing()
         trainer.models.vae.enable_gradient_checkpointing()  # for the reward's gradient through the decoder
     if train.compile:
-        for network in (trainer.models.unet, trainer.student, trainer.target):
+        for network in (trainer.models.unet, trainer.student, trainer.target, *fake):
             network.compile()  # in place: names in checkpoints stay
 
 

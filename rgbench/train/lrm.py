@@ -11,7 +11,7 @@
 | β | ``guidance.scale`` | weight of the proxy's reward |
 
 The regression standardises both scores by their means and standard deviations over candidates of the teacher, measured
-before the first step and kept.
+before the first step and kept. A small network (``proxy.small``) gives standardised scores itself.
 
 :class:`Fidelity` measures how well the proxy agrees with its expert, on samples of the student that it does not learn
 from. For each prompt and timestep bin the student predicts from fresh noise, and both score the predictions, the EMA
@@ -28,7 +28,7 @@ the networks and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,17 +39,18 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.run import RunDirectory
+from rgbench.core.run import RunDirectory, stream_seed
 from rgbench.data.batches import Batch
 from rgbench.data.sources import open_source
 from rgbench.diffusion.ddim import ddim_grid
 from rgbench.models.pipeline import DiffusionModels, decode_images
 from rgbench.rewards.base import Reward, score
 from rgbench.rewards.latent_proxy import PAIRS, LatentCLIP, pair_losses
+from rgbench.rewards.latent_regressor import LatentRegressor
 from rgbench.train.base import OptimiserGroup, Stateful, StepDraws, StepResult, lr_factor
 from rgbench.train.lcd import Distillation, Inputs
 from rgbench.train.recipe import PROXY_FOLDER, FidelitySection, LCDRecipe, LRMRecipe, find_proxy
-from rgbench.train.rg_lcd import RGLCD, TINY, crop_offsets, inside, load_expert, timestep_bins
+from rgbench.train.rg_lcd import RGLCD, TINY, Guided, crop_offsets, inside, load_expert, timestep_bins
 
 CHUNK = 8  # samples at once
 CALIBRATION_BINS = 10
@@ -59,15 +60,17 @@ WATCHED = 50  # guided steps over which the correlation of proxy and expert is a
 
 @dataclass(frozen=True)
 class Candidates:
-    """Latents of three images per prompt with their prompts: one record, so that no permutation can part them.
+    """Latents of n images per prompt with their prompts: one record, so that no permutation can part them.
 
     Attributes:
-        latents: unscaled, (3·B, C, h, w): predictions, EMA targets, ground truths, each in the batch's order.
-        prompts: 3·B texts, row by row those of ``latents``.
+        latents: unscaled, (n·B, C, h, w): predictions, EMA targets, ground truths, each in the batch's order.
+        prompts: n·B texts, row by row those of ``latents``.
+        num: n.
     """
 
     latents: Tensor
     prompts: list[str]
+    num: int
 
 
 @contextmanager
@@ -82,6 +85,9 @@ def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+Proxy = LatentCLIP | LatentRegressor
+
+
 class LRM(RGLCD):
     """The RG-LCD + LRM trainer.
 
@@ -89,15 +95,16 @@ class LRM(RGLCD):
         recipe: validated.
         models: the teacher's parts, frozen.
         expert: R^e.
-        proxy: R^L, with a learnable logit scale.
+        proxy: R^L: a latent CLIP with a learnable logit scale, or the small network.
 
     Raises:
         UsageError: neither the recipe nor the expert has a logit scale.
     """
 
     recipe: LRMRecipe
+    proxy: Any  # of Proxy; torch types a module's methods as tensors
 
-    def __init__(self, recipe: LRMRecipe, models: DiffusionModels, expert: Reward, proxy: LatentCLIP) -> None:
+    def __init__(self, recipe: LRMRecipe, models: DiffusionModels, expert: Reward, proxy: Proxy) -> None:
         super().__init__(recipe, models, expert)
         regression = recipe.proxy.loss == "regression"
         logit_scale = recipe.proxy.logit_scale or getattr(expert, "logit_scale", None) or (1.0 if regression else None)
@@ -106,7 +113,7 @@ class LRM(RGLCD):
                 f"proxy.logit_scale: {expert.name} has none; give the factor from its scores to logits of a "
                 "preference, or use proxy.loss: regression"
             )
-        self.logit_scale, self.proxy = float(logit_scale), proxy
+        self.logit_scale, self.proxy, self.is_small = float(logit_scale), proxy, recipe.proxy.small is not None
         section, trainable = recipe.proxy.fidelity, recipe.proxy.trainable
         self.moments = self._standardise() if regression else None
         self.fidelity: Fidelity | None = None
@@ -114,7 +121,11 @@ class LRM(RGLCD):
             data = open_source(section.data or recipe.data).load(list(range(section.prompts)))
             grid = recipe.lcd.num_ddim_timesteps
             self.fidelity = Fidelity(section, data, recipe.seed, grid, self.score_samples)
-        self.proxy_parameters = proxy.unfreeze(trainable.image_layers, trainable.text_layers)
+        self.proxy_parameters = (
+            list(proxy.requires_grad_(True).parameters())
+            if self.is_small
+            else self.proxy.unfreeze(trainable.image_layers, trainable.text_layers)
+        )
         self.correlations = Window()
 
     @classmethod
@@ -125,10 +136,7 @@ class LRM(RGLCD):
             UsageError: a part is missing, or the proxy reads latents of another shape or scale.
         """
         assert isinstance(recipe, LRMRecipe)
-        path = find_proxy(recipe)
-        proxy = LatentCLIP.load(path, models.device, models.dtype)
-        proxy.check_fits(models.latent_shape, models.scaling_factor, path)
-        return cls(recipe, models, load_expert(recipe, models), proxy)
+        return cls(recipe, models, load_expert(recipe, models), load_proxy(recipe, models))
 
     def optimiser_groups(self) -> dict[str, OptimiserGroup]:
         """The student, and the proxy's trainable part."""
@@ -157,38 +165,58 @@ class LRM(RGLCD):
         distilled = self.distil(inputs)
 
         # 9. L_LCD − β · R^L(f / scaling_factor, prompt), the proxy frozen
-        def reward(prediction: Tensor) -> Tensor:
-            return self.proxy(prediction / self.models.scaling_factor, batch.prompts)
-
-        with frozen(self.proxy_parameters):
-            gated = self.fidelity is not None and not self.fidelity.is_open
-            guided = self.guidance(distilled, reward, rng.step, gated=gated)
+        guided = self.guide(distilled, batch.prompts, rng.step)
 
         # 10. prediction (detached), EMA target and ground truth, with their prompts
         candidates = self.candidates(inputs, distilled, batch.prompts)
 
         # 11. Σ over pairs of KL(softmax(expert pair) ‖ softmax(proxy pair)), or the regression
+        losses, stats = self.label(candidates, batch, rng)
+
+        stats |= {"proxy_reward": guided.rewards, **guided.stats, **measured}
+        return StepResult({"student": guided.losses, "proxy": losses}, stats, reward_calls=len(candidates.prompts))
+
+    def guide(self, distilled: Distillation, prompts: list[str], step: int) -> Guided:
+        """Line 9: the student's losses, its reward through the proxy as it stands."""
+
+        def reward(prediction: Tensor) -> Tensor:
+            return self.proxy(prediction / self.models.scaling_factor, prompts)
+
+        with frozen(self.proxy_parameters):
+            gated = self.fidelity is not None and not self.fidelity.is_open
+            return self.guidance(distilled, reward, step, gated=gated)
+
+    def label(
+        self, candidates: Candidates, batch: Batch, rng: StepDraws
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Line 11: the proxy's losses on candidates that the expert scores, and statistics of both, (B,) each."""
         images = batch.images_BCHW if self.recipe.proxy.truth == "image" else None
         scores = self.expert_scores(candidates, crop_offsets(self.expert, rng), images)
-        losses, agreement = self.proxy_losses(scores, self.proxy_scores(candidates))
-
-        stats = {"reward": scores[0], "proxy_reward": guided.rewards, "pair_accuracy": agreement}
-        stats |= guided.stats | measured
-        return StepResult({"student": guided.losses, "proxy": losses}, stats, reward_calls=scores.numel())
+        found = self.proxy_scores(candidates)
+        losses, agreement = self.proxy_losses(scores, found)
+        stats = {"reward": scores[0], "proxy_reward": found[0].detach(), "pair_accuracy": agreement}
+        return losses, stats
 
     def proxy_losses(self, scores: Tensor, cosines: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The proxy's loss terms, (B,) each, and the share of pairs ordered alike, (B,).
 
         Args:
-            scores: the expert's, (3, B).
-            cosines: the proxy's, (3, B), with gradient.
+            scores: the expert's, (n, B).
+            cosines: the proxy's, (n, B), with gradient.
         """
-        kind, expert, proxy = self.recipe.proxy.loss, scores * self.logit_scale, cosines * self.proxy.logit_scale()
+        kind, expert, proxy = self.recipe.proxy.loss, scores * self.logit_scale, self.proxy_logits(cosines)
         if kind != "regression":
             losses, agreement = pair_losses(expert, proxy, kind)
             return {"pairs": losses}, agreement
         assert self.moments is not None
         return {"regression": self.moments.losses(scores, cosines)}, pair_losses(expert, proxy.detach(), "kl")[1]
+
+    def proxy_logits(self, scores: Tensor) -> Tensor:
+        """The proxy's scores as logits of a preference: a CLIP's by its scale, the small network's by the expert's."""
+        if not self.is_small:
+            return scores * self.proxy.logit_scale()
+        assert self.moments is not None
+        return scores * (self.moments.expert[1] * self.logit_scale)
 
     def watch(self, step: int, columns: Mapping[str, Tensor]) -> dict[str, float]:
         """The correlation of proxy and expert over a batch's predictions; stops a run whose proxy has died.
@@ -223,7 +251,7 @@ class LRM(RGLCD):
             candidates = self.candidates(inputs, self.distil(inputs), batch.prompts)
             scores.append(self.expert_scores(candidates, crop_offsets(self.expert, draws)))
             cosines.append(self.proxy_scores(candidates))
-        return Moments.of(torch.cat(scores, 1), torch.cat(cosines, 1), self.expert.name)
+        return Moments.of(torch.cat(scores, 1), None if self.is_small else torch.cat(cosines, 1), self.expert.name)
 
     def export(self, run: RunDirectory) -> Path:
         """Write the student's pipeline, and the proxy as it is at the end; returns the pipeline's folder."""
@@ -235,36 +263,37 @@ class LRM(RGLCD):
         self.proxy.save(run.path / PROXY_FOLDER)
         return run.path / PROXY_FOLDER
 
-    def after_update(self) -> None:
+    def after_update(self, moved: Collection[str]) -> None:
         """Line 9 of LCD, and the bound on the proxy's logit scale."""
-        super().after_update()
-        self.proxy.clamp_logit_scale()
+        super().after_update(moved)
+        if not self.is_small:
+            self.proxy.clamp_logit_scale()
 
     def candidates(self, inputs: Inputs, distilled: Distillation, prompts: list[str]) -> Candidates:
         """What expert and proxy compare: predictions (detached), EMA targets and ground truths."""
         latents = torch.cat([distilled.prediction.detach(), distilled.target, inputs.latents])
-        return Candidates(latents / self.models.scaling_factor, prompts * 3)
+        return Candidates(latents / self.models.scaling_factor, prompts * 3, 3)
 
     @torch.no_grad()
     def expert_scores(
         self, candidates: Candidates, offsets: Tensor | None = None, truths: Tensor | None = None
     ) -> Tensor:
-        """The expert's raw scores of the decoded candidates, (3, B).
+        """The expert's raw scores of the decoded candidates, (n, B).
 
         Args:
-            candidates: 3·B of them.
-            offsets: (B, 2) of the expert's random crops, the same for the three images of a prompt, which are compared.
+            candidates: n·B of them.
+            offsets: (B, 2) of the expert's random crops, the same for the images of a prompt, which are compared.
             truths: (B, 3, H, W) in [0, 1], scored in place of the decoded ground truths.
         """
-        thirds = candidates.latents.chunk(3)
-        decoded = [decode_images(self.models.vae, third) for third in (thirds if truths is None else thirds[:2])]
+        parts = candidates.latents.chunk(candidates.num)
+        decoded = [decode_images(self.models.vae, part) for part in (parts if truths is None else parts[:-1])]
         images = torch.cat(decoded if truths is None else [*decoded, truths.to(decoded[0])])
-        repeated = None if offsets is None else offsets.repeat(3, 1)
-        return score(self.expert, images, candidates.prompts, repeated).view(3, -1)
+        repeated = None if offsets is None else offsets.repeat(candidates.num, 1)
+        return score(self.expert, images, candidates.prompts, repeated).view(candidates.num, -1)
 
     def proxy_scores(self, candidates: Candidates) -> Tensor:
-        """The proxy's raw cosines of the candidates, (3, B)."""
-        return self.proxy(candidates.latents, candidates.prompts).view(3, -1)
+        """The proxy's raw scores of the candidates, cosines of a CLIP, (n, B)."""
+        return self.proxy(candidates.latents, candidates.prompts).view(candidates.num, -1)
 
     def _measure_fidelity(self, step: int, num: int) -> dict[str, Tensor]:
         """Fidelity where it is due, and the gate where there is one, as statistics of ``num`` samples."""
@@ -290,7 +319,7 @@ class LRM(RGLCD):
             distilled = self.distil(inputs)
             candidates = self.candidates(inputs, distilled, batch.prompts)
             expert = self.expert_scores(candidates, offsets) * self.logit_scale
-            proxy = self.proxy_scores(candidates) * self.proxy.logit_scale()
+            proxy = self.proxy_logits(self.proxy_scores(candidates))
         if not (compare_gradients and self.expert.differentiable):
             return Scores(expert, proxy, expert.new_zeros(0))
         with torch.enable_grad():
@@ -322,6 +351,28 @@ class Window:
         self._values = state_dict["values"].tolist()
 
 
+def load_proxy(recipe: LRMRecipe, models: DiffusionModels) -> Proxy:
+    """The proxy that a recipe starts from: its own, the preset's, or a fresh small network.
+
+    Raises:
+        UsageError: a part is missing, or the proxy reads latents of another shape or scale.
+    """
+    small, path = recipe.proxy.small, find_proxy(recipe)
+    if small is None:
+        assert path is not None
+        proxy = LatentCLIP.load(path, models.device, models.dtype)
+        proxy.check_fits(models.latent_shape, models.scaling_factor, path)
+        return proxy
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(recipe.seed, "proxy", 0))
+        fresh = LatentRegressor(
+            models.latent_shape, models.scaling_factor, models.text_encoder.config.hidden_size, **small.model_dump()
+        )
+    if path is not None:
+        fresh.load_weights(path)
+    return fresh.reading(models.encode_prompts).to(models.device, models.dtype).eval()
+
+
 @dataclass(frozen=True)
 class Moments:
     """Means and standard deviations that standardise scores of expert and proxy.
@@ -334,13 +385,16 @@ class Moments:
     proxy: tuple[float, float]
 
     @classmethod
-    def of(cls, scores: Tensor, cosines: Tensor, name: str) -> Moments:
-        """The moments of two sets of scores.
+    def of(cls, scores: Tensor, cosines: Tensor | None, name: str) -> Moments:
+        """The moments of two sets of scores; without ``cosines``, the proxy gives standardised scores itself.
 
         Raises:
             UsageError: the expert, called ``name``, scores all images alike.
         """
-        (expert, proxy) = ((float(x.double().mean()), float(x.double().std())) for x in (scores, cosines))
+        expert, proxy = (
+            (float(x.double().mean()), float(x.double().std())) if x is not None else (0.0, 1.0)
+            for x in (scores, cosines)
+        )
         if not expert[1] > 0:
             raise UsageError(
                 f"reward {name}: scores {scores.numel()} different images alike; a proxy learns nothing from it"
@@ -348,7 +402,7 @@ class Moments:
         return cls(expert, (proxy[0], max(proxy[1], TINY)))
 
     def losses(self, scores: Tensor, cosines: Tensor) -> Tensor:
-        """Σ over candidates of ½ (ẑ − z)², (B,): z of the expert's ``scores``, ẑ of the proxy's ``cosines``, (3, B)."""
+        """Σ over candidates of ½ (ẑ − z)², (B,): z of the expert's ``scores``, ẑ of the proxy's ``cosines``, (n, B)."""
         wanted, found = ((x - mean) / std for x, (mean, std) in ((scores, self.expert), (cosines, self.proxy)))
         return 0.5 * (found - wanted).square().sum(0)
 

@@ -19,12 +19,14 @@ from functools import partial
 from typing import cast
 
 import torch
+from diffusers import LCMScheduler, TCDScheduler
 from torch import Tensor
 
 from rgbench.data.batches import Batch
 from rgbench.diffusion.ddim import jump_factors
 from rgbench.diffusion.sampling import lcm_timesteps
 from rgbench.diffusion.schedule import alphas_sigmas
+from rgbench.models.pipeline import SEGMENTS_KEY
 from rgbench.train.base import StepDraws
 from rgbench.train.lcd import LCD, Distillation, Inputs, Networks, Start, distances, start
 from rgbench.train.recipe import LCDSection, MLCMRecipe, MLCMSection
@@ -48,6 +50,12 @@ class MLCM(LCD):
     def prepare(self, batch: Batch, rng: StepDraws) -> MLCMInputs:
         """As LCD, and the number of segments."""
         return MLCMInputs(**vars(super().prepare(batch, rng)), segments=self._own.segments(rng.step))
+
+    def scheduler(self) -> LCMScheduler | TCDScheduler:
+        """As LCD, and it says the segments, for rgbench."""
+        scheduler = super().scheduler()
+        scheduler.register_to_config(**{SEGMENTS_KEY: self._own.stages[-1].segments})
+        return scheduler
 
     def distil(self, inputs: Inputs) -> Distillation:
         """Lines 2–8."""

@@ -7,7 +7,7 @@ Nobody has published latent CLIPs. The text tower starts from a CLIP's, the imag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class LRMPretrain:
         """Nothing."""
         return {}
 
-    def after_update(self) -> None:
+    def after_update(self, moved: Collection[str]) -> None:
         """The bound on the logit scale."""
         self.proxy.clamp_logit_scale()
 

@@ -332,7 +332,7 @@ class SamplingSection(Section):
     network: Literal["target", "student"] = "target"
 
 
-class WeightedSamplingSection(SamplingSection):
+class UntoldSamplingSection(SamplingSection):
     """As for LCD, without guidance.
 
     Attributes:
@@ -468,6 +468,60 @@ class OptimiserSection(ScheduleSection):
     max_grad_norm: Positive = 1.0
 
 
+class VSDSolverSection(LCDSection):
+    """As for LCD, with DOLLAR's guidance: fixed, of which the student is not told.
+
+    Attributes:
+        w_min, w_max: DOLLAR: 7.5, as printed.
+        time_cond_proj_dim: null, as DOLLAR.
+        teacher_steps: DOLLAR: 5.
+    """
+
+    w_min: NonNegative = 7.5
+    w_max: NonNegative = 7.5
+    time_cond_proj_dim: Annotated[int, Field(ge=4)] | None = None
+    teacher_steps: Count = 5
+
+
+class FakeOptimiserSection(OptimiserSection):
+    """The fake score's AdamW, with DMD2's numbers (arXiv 2405.14867).
+
+    Attributes:
+        weight_decay: DMD2: 0.01.
+        max_grad_norm: DMD2: 10.
+    """
+
+    weight_decay: NonNegative = 0.01
+    max_grad_norm: Positive = 10.0
+
+
+class VSDSection(Section):
+    """Variational score distillation beside consistency (docs/method.md, "DOLLAR, one step").
+
+    Attributes:
+        scale: weight of VSD (DOLLAR: 1).
+        consistency: weight of the consistency term (DOLLAR: 0.5).
+        ratio: optimiser steps of the fake score for one of the student, which moves at the last of them (DOLLAR: 5,
+            DMD2 for SD1.5: 10).
+        w: guidance of the real score, LCM form (DOLLAR: 3.5, as printed); null: each sample's own w, as a student that
+            is told w needs it.
+        path: pipeline folder whose UNet the fake score starts from, such as the teacher tuned on the student's images;
+            null: the teacher.
+        lora: adapters as the fake score, on the weights it starts from; null: a whole UNet.
+        lr: the fake score's (DMD2 for SD1.5: 1e-5).
+        optimiser: the rest of its AdamW.
+    """
+
+    scale: NonNegative = 1.0
+    consistency: NonNegative = 0.5
+    ratio: Count = 5
+    w: NonNegative | None = 3.5
+    path: str | None = None
+    lora: LoRASection | None = None
+    lr: Positive = 1e-5
+    optimiser: FakeOptimiserSection = FakeOptimiserSection()
+
+
 class FidelitySection(Section):
     """How well the proxy agrees with its expert, on samples of the student that it does not learn from.
 
@@ -494,11 +548,25 @@ class FidelitySection(Section):
         return self
 
 
+class SmallSection(Section):
+    """A fresh small proxy without CLIP, of 0.2 to 0.8 M parameters (DOLLAR, arXiv 2412.15689).
+
+    Attributes:
+        patch_size: side of the first convolution's patches, in latent pixels (DOLLAR: 4).
+        width: of image and text tokens (DOLLAR: 128).
+    """
+
+    patch_size: Count = 4
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 128
+
+
 class ProxySection(Section):
     """The latent proxy, and how it learns from its expert (docs/method.md, "RG-LCD + LRM").
 
     Attributes:
-        path: a latent CLIP folder; null for the preset's.
+        path: a latent CLIP folder; null for the preset's. Of a small proxy, the folder of another run's; null for a
+            fresh one.
+        small: a small network in place of the latent CLIP, which learns whole by ``regression``; null: none.
         lr: the proxy's learning rate (RG-LCD: 3.3e-6).
         loss: ``kl``, ``smooth`` or ``cross_entropy`` over pairs; or ``regression`` of standardised scores, which
             keeps their level and takes an expert without a logit scale.
@@ -513,6 +581,7 @@ class ProxySection(Section):
     """
 
     path: str | None = None
+    small: SmallSection | None = None
     lr: Positive = 3.3e-6
     loss: Literal["kl", "smooth", "cross_entropy", "regression"] = "kl"
     truth: Literal["decoded", "image"] = "decoded"
@@ -521,6 +590,27 @@ class ProxySection(Section):
     optimiser: OptimiserSection = OptimiserSection()
     fidelity: FidelitySection = FidelitySection()
     min_correlation: Annotated[float, Field(gt=-1, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _small_regresses(self) -> ProxySection:
+        if self.small is not None and self.loss != "regression":
+            raise ValueError(f"loss {self.loss}: a small proxy has no logit scale; use loss: regression")
+        if self.small is not None and self.trainable != TrainableSection():
+            raise ValueError("trainable: a small proxy learns whole; leave it out")
+        return self
+
+
+class DollarProxySection(ProxySection):
+    """As for LRM, small by default.
+
+    Attributes:
+        lr: a choice, since DOLLAR's is not known.
+        loss: DOLLAR: regression.
+    """
+
+    small: SmallSection | None = SmallSection()
+    lr: Positive = 1e-4
+    loss: Literal["regression"] = "regression"  # type: ignore[assignment]
 
 
 class VisionSection(Section):
@@ -596,6 +686,11 @@ class LCDRecipe(BaseRecipe):
     sampling: SamplingSection = SamplingSection()
     monitor: MonitorSection = MonitorSection()
     plain: ClassVar[str] = "lcd"  # the kind without a reward
+
+    @property
+    def ratio(self) -> int:
+        """Optimiser steps from one of the student's to the next."""
+        return 1
 
     @property
     def gamma(self) -> float | None:
@@ -735,7 +830,7 @@ class WeightedRecipe(LCDRecipe):
     data: TeacherData
     lcd: WeightedSolverSection = WeightedSolverSection()
     weighted: WeightedSection = WeightedSection()
-    sampling: WeightedSamplingSection = WeightedSamplingSection()
+    sampling: UntoldSamplingSection = UntoldSamplingSection()
 
     @model_validator(mode="after")
     def _untold(self) -> WeightedRecipe:
@@ -744,6 +839,50 @@ class WeightedRecipe(LCDRecipe):
                 "lcd.time_cond_proj_dim: the guidance of the teacher's samples is trained in; use null, or "
                 "weighted.share: 0"
             )
+        return self
+
+
+class VSDRecipe(LCDRecipe):
+    """``kind: vsd``."""
+
+    kind: Literal["vsd"]  # type: ignore[assignment]
+    lcd: VSDSolverSection = VSDSolverSection()
+    vsd: VSDSection = VSDSection()
+    sampling: UntoldSamplingSection = UntoldSamplingSection()
+
+    @property
+    def ratio(self) -> int:
+        """Optimiser steps from one of the student's to the next."""
+        return self.vsd.ratio
+
+    @model_validator(mode="after")
+    def _two_time_scales(self) -> VSDRecipe:
+        ratio = self.vsd.ratio
+        if self.lcd.time_cond_proj_dim is not None and self.vsd.w is not None:
+            raise ValueError(
+                "vsd.w: the student is told w, and the real score must have the same; use null, or "
+                "lcd.time_cond_proj_dim: null"
+            )
+        if self.train.log_every != 1 and self.train.log_every % ratio:
+            raise ValueError(
+                f"train.log_every {self.train.log_every}: the student moves at multiples of vsd.ratio {ratio}; log at "
+                "some of them, or at each step"
+            )
+        if self.train.steps < ratio:
+            raise ValueError(f"train.steps {self.train.steps}: the student first moves at step {ratio}, vsd.ratio")
+        return self
+
+
+class DollarRecipe(VSDRecipe, LRMRecipe):
+    """``kind: dollar``: VSD, and the reward through a latent proxy."""
+
+    kind: Literal["dollar"]  # type: ignore[assignment]
+    proxy: DollarProxySection = DollarProxySection()
+
+    @model_validator(mode="after")
+    def _measured_where_it_moves(self) -> DollarRecipe:
+        if self.gradients.every % self.vsd.ratio:
+            raise ValueError(f"gradients.every {self.gradients.every} is no multiple of vsd.ratio {self.vsd.ratio}")
         return self
 
 
@@ -766,7 +905,9 @@ Recipe = Annotated[
     | MLCMRecipe
     | RGMLCMRecipe
     | LRMMLCMRecipe
-    | WeightedRecipe,
+    | WeightedRecipe
+    | VSDRecipe
+    | DollarRecipe,
     Field(discriminator="kind"),
 ]
 
@@ -825,15 +966,19 @@ class MissingProxy(UsageError):
         super().__init__(f"{what}; pre-train one with: {command}")
 
 
-def find_proxy(recipe: LRMRecipe) -> Path:
-    """The latent CLIP folder of a recipe, or the preset's.
+def find_proxy(recipe: LRMRecipe) -> Path | None:
+    """The proxy's folder of a recipe, or the preset's; None for a small proxy that starts afresh.
 
     Raises:
         MissingProxy: it is not there.
         UsageError: neither is named.
     """
+    if recipe.proxy.small is not None and recipe.proxy.path is None:
+        return None
     if recipe.proxy.path is not None:
         folder = Path(recipe.proxy.path)
+        if not folder.is_dir() and recipe.proxy.small is not None:
+            raise UsageError(f"proxy.path {folder}: no such folder; leave it out for a fresh small proxy")
         if not folder.is_dir():
             raise MissingProxy(f"proxy.path {folder}: no such folder", pretrain_command(recipe))
         return folder

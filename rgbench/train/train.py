@@ -323,8 +323,7 @@ def _describe_student(trainer: Any, recipe: LCDRecipe) -> str:
 def _describe_groups(trainer: Any) -> Iterator[Row]:
     """Each optimiser: how much it trains, with what."""
     for name, group in trainer.optimiser_groups().items():
-        module, section = trainer.modules()[name], group.section
-        total = _count((module if isinstance(module, nn.Module) else trainer.student).parameters())
+        total, section = _count(getattr(trainer, name).parameters()), group.section
         adamw = f"AdamW, lr {group.lr:g}, betas {section.betas}, weight decay {section.weight_decay:g}"
         yield f"{name} learns", f"{_millions(_count(group.parameters))} of {_millions(total)} parameters; {adamw}"
 
@@ -353,14 +352,15 @@ def _describe_samples(recipe: LCDRecipe) -> str:
 
 
 def _first_losses(loop: Loop) -> str:
-    """Means of the first step's loss terms, of its first micro-batch.
+    """Means of the loss terms of the first step in which all optimisers move, of its first micro-batch.
 
     Raises:
         RgbenchError: one is not finite.
     """
-    batch = loop.load_batch(0)
+    step = loop.recipe.ratio - 1 if isinstance(loop.recipe, LCDRecipe) else 0
+    batch = loop.load_batch(step)
     with memory_explained("first step", MEMORY_ADVICE), loop.updater.autocast():
-        result = loop.trainer.step(batch, StepDraws(loop.recipe.seed, 0, len(batch.ids)))
+        result = loop.trainer.step(batch, StepDraws(loop.recipe.seed, step, len(batch.ids)))
     means = {name: float(v.detach().mean()) for terms in result.losses.values() for name, v in terms.items()}
     wrong = [name for name, value in means.items() if not math.isfinite(value)]
     if wrong:

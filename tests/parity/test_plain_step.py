@@ -14,11 +14,17 @@ from rgbench.train.base import StepDraws
 from rgbench.train.lcd import LCD
 from rgbench.train.loop import Updater
 from rgbench.train.lrm import LRM
-from rgbench.train.rg_lcd import RGLCD
+from rgbench.train.vsd import VSD
+from rgbench.train.weighted import Weighted
 from tests.parity import tiny
+from tests.resume.loops import ScoredSource, weighted_recipe
+from tests.tiny_trainers import distillation_of, make
 from tools.bench.plain import PlainDraws, PlainStep
 
 METHODS = ["lcd", "rg_lcd", "lrm"]
+NEIGHBOURS = ["tcd", "mlcm", "weighted", "vsd", "dollar"]
+# of recipes that the plain step has: one stage, all networks at every step
+SECTIONS = {"mlcm": {"mlcm": {"stages": [{"segments": 4}]}}, "vsd": {"vsd": {"ratio": 1}}}
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +33,22 @@ def folder(tmp_path_factory):
 
 
 def build(method: str, folder, dtype: torch.dtype, **sections) -> LCD:
-    """A trainer after one update, so that student, target and teacher are no longer equal."""
-    models, recipe = tiny.models(folder, dtype), tiny.recipe(**sections)
-    trainer = {
-        "lcd": lambda: LCD(recipe, models),
-        "rg_lcd": lambda: RGLCD(recipe, models, tiny.expert(dtype=dtype)),
-        "lrm": lambda: LRM(recipe, models, tiny.expert(dtype=dtype), tiny.proxy(dtype)),
-    }[method]()
+    """A trainer after one update, so that student, target, fake score and teacher are no longer equal."""
+    models, kind = tiny.models(folder, dtype), distillation_of(method)
+    if method == "weighted":
+        trainer: LCD = Weighted(weighted_recipe(share=0.5), models)
+    else:
+        trainer = make(method, models, **SECTIONS.get(kind, {}) | sections)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for network in (trainer.student, trainer.target):
+        for network in (trainer.student, trainer.target, *([trainer.fake] if isinstance(trainer, VSD) else [])):
             for parameter in network.parameters():
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
     return trainer
 
 
 def batch() -> Batch:
-    return tiny.TinySource().load([0, 1, 2, 3])
+    return ScoredSource(tiny.TinySource()).load([0, 1, 2, 3])
 
 
 def ours(trainer: LCD, updater: Updater, dtype: torch.dtype, step: int) -> dict[str, list[torch.Tensor]]:
@@ -52,13 +57,13 @@ def ours(trainer: LCD, updater: Updater, dtype: torch.dtype, step: int) -> dict[
     updater.backward(result, 1)
     found = gradients(updater.groups["student"].parameters, trainer)
     updater.reduce()
-    assert updater.step(step, finite=True)
-    trainer.after_update()
+    trainer.after_update(updater.step(step, finite=True))
     return found
 
 
 def gradients(student, trainer: LCD) -> dict[str, list[torch.Tensor]]:
     lists = {"student": student} | ({"proxy": trainer.proxy_parameters} if isinstance(trainer, LRM) else {})
+    lists |= {"fake": list(trainer.fake.parameters())} if isinstance(trainer, VSD) else {}
     return {name: [p.grad.clone() for p in parameters] for name, parameters in lists.items()}
 
 
@@ -69,7 +74,7 @@ def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *NEIGHBOURS])
 def test_one_step_has_the_plain_steps_gradients(method, folder, dtype, limit):
     trainer = build(method, folder, dtype)
     plain = PlainStep(copy.deepcopy(trainer))
@@ -86,18 +91,19 @@ def test_one_step_has_the_plain_steps_gradients(method, folder, dtype, limit):
 
 def test_v_prediction_has_the_plain_steps_gradients(tmp_path):
     folder = tiny.save_pipeline(tmp_path / "teacher", "v_prediction")
-    test_one_step_has_the_plain_steps_gradients("lcd", folder, torch.float64, 1e-10)
+    for method in ("lcd", "dollar"):
+        test_one_step_has_the_plain_steps_gradients(method, folder, torch.float64, 1e-10)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "dollar"])
 def test_two_updates_lead_to_the_same_networks(method, folder):
-    trainer = build(method, folder, torch.float64, lcd={"loss": "l2" if method == "lcd" else "huber"})
+    trainer = build(method, folder, torch.float64, lcd={"loss": "l2" if method in ("lcd", "dollar") else "huber"})
     plain = PlainStep(copy.deepcopy(trainer))
     updater = Updater(trainer.optimiser_groups(), trainer.recipe.train.dtype, Ranks(), "cpu")
     for step in range(2):
         ours(trainer, updater, torch.float64, step)
         values = plain(batch(), StepDraws(0, step, 4, dtype=torch.float64))
-        assert set(values) == ({"student", "proxy"} if method == "lrm" else {"student"})
+        assert set(values) == set(updater.groups)
     start = list(build(method, folder, torch.float64).student.parameters())
     for name in ("student", "target"):
         mine, theirs = list(getattr(trainer, name).parameters()), list(getattr(plain.trainer, name).parameters())
@@ -122,6 +128,8 @@ def test_its_own_draws_have_the_trainers_ranges():
         ("rg_lcd", {"guidance": {"window": [0, 499]}}, "guidance.window"),
         ("rg_lcd", {"guidance": {"scale": None, "share": 0.3}}, "guidance.scale"),
         ("lrm", {"proxy": {"loss": "smooth"}}, "proxy.loss smooth"),
+        ("tcd", {"tcd": {"s": "next"}}, "tcd.s next"),
+        ("vsd", {"vsd": {"ratio": 2}}, "vsd.ratio above 1"),
     ],
 )
 def test_what_it_cannot_do_is_refused(method, sections, message, folder) -> None:

@@ -16,7 +16,7 @@ from rgbench.models.presets import WEIGHTS
 from rgbench.rewards.clip import HPSReward
 from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.train.base import StepDraws
-from rgbench.train.recipe import LRMMLCMRecipe, LRMRecipe, LRMTCDRecipe
+from rgbench.train.recipe import DollarRecipe, LRMMLCMRecipe, LRMRecipe, LRMTCDRecipe
 
 TOKENIZER = WEIGHTS / "teacher" / "tokenizer"
 CLIP_FOLDER = WEIGHTS / "clip"
@@ -130,14 +130,15 @@ def _spread_text(clip: open_clip.CLIP) -> None:
     torch.nn.init.normal_(clip.token_embedding.weight, std=1.0)
 
 
-RECIPES = {"lcd": LRMRecipe, "tcd": LRMTCDRecipe, "mlcm": LRMMLCMRecipe}  # by distillation
+RECIPES = {"lcd": LRMRecipe, "tcd": LRMTCDRecipe, "mlcm": LRMMLCMRecipe, "vsd": DollarRecipe}  # by distillation
+KINDS = {"lcd": "lrm", "vsd": "dollar"}  # of the recipes, where it is not lrm_{distillation}
 
 
 def recipe(distillation: str = "lcd", **sections) -> LRMRecipe:
     """An LRM recipe; a trainer of less reads less of it."""
     kind = RECIPES[distillation]
     values = {
-        "kind": "lrm" if distillation == "lcd" else f"lrm_{distillation}",
+        "kind": KINDS.get(distillation, f"lrm_{distillation}"),
         "name": "tiny",
         "model": {"path": "unused"},
         "data": {"kind": "scenes"},
@@ -150,6 +151,10 @@ def recipe(distillation: str = "lcd", **sections) -> LRMRecipe:
     if distillation == "mlcm":  # a stage ends in the middle of the tests of resume
         values["mlcm"] = {"stages": [{"segments": 8, "steps": 6}, {"segments": 4}]}
         values["sampling"] = {"steps": 4}
+    if distillation == "vsd":  # and so does a cycle of two steps
+        values["lcd"] |= {"teacher_steps": 2}
+        values["vsd"] = {"ratio": 2, "w": None, "lr": 1e-3}
+        values["proxy"] = {"lr": 1e-3, "small": {"patch_size": 2, "width": 16}}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return kind.model_validate(values, strict=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import torch
 from rgbench.core import checkpoint
 from rgbench.core.launch import Ranks
 from rgbench.core.process import StopRequest
-from rgbench.core.run import RunDirectory
+from rgbench.core.run import RunDirectory, stream_generator
 from rgbench.data.batches import batch_indices
 from rgbench.train.loop import Loop
 from rgbench.train.pretrain import LRMPretrain
-from rgbench.train.recipe import LRMPretrainRecipe
+from rgbench.train.recipe import LRMPretrainRecipe, TrainSection, WeightedRecipe
+from rgbench.train.weighted import Weighted
 from tests.parity import tiny
 from tests.tiny_trainers import KINDS, build, distillation_of
 
-ALL_KINDS = (*KINDS, "lrm_pretrain")  # whose loss is no mean over samples, so that no split of a batch is like another
+SPLIT_KINDS = (*KINDS, "weighted")
+ALL_KINDS = (*SPLIT_KINDS, "lrm_pretrain")  # its loss is no mean over samples: no split of a batch is like another
 COMMAND = "rgbench train tiny"
 
 
@@ -38,6 +41,30 @@ class SignallingSource(tiny.TinySource):
         return super().load(indices)
 
 
+def weighted_recipe(train: TrainSection | None = None, **own: Any) -> WeightedRecipe:
+    """A recipe of samples and scores that the test gives."""
+    values = tiny.recipe().model_dump(mode="json", include={"name", "model", "train"})
+    values |= {"kind": "weighted", "data": {"kind": "teacher", "path": "unused"}, "weighted": own}
+    values |= {} if train is None else {"train": train.model_dump(mode="json")}
+    return WeightedRecipe.model_validate(values, strict=False)
+
+
+class ScoredSource:
+    """Images of a source as pairs of one prompt's, with their scores."""
+
+    name = "scored"
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.length = source, source.length
+
+    def fingerprint(self):
+        return {"kind": self.name}
+
+    def load(self, indices):
+        rows = [torch.randn(2, generator=stream_generator(7, "scores", i // 2)).double() for i in indices]
+        return replace(self.source.load(indices), scores=torch.stack(rows), rank=torch.tensor(indices) % 2)
+
+
 def make_loop(
     kind: str,
     folder: Path,
@@ -52,6 +79,9 @@ def make_loop(
     models, recipe = tiny.models(folder, dtype), tiny.recipe(distillation_of(kind), train={"dtype": precision, **train})
     if kind in KINDS:
         trainer: Any = build(kind, recipe, models)
+    elif kind == "weighted":
+        recipe = weighted_recipe(recipe.train, share=0.5)
+        trainer, source = Weighted(recipe, models), ScoredSource(source or tiny.TinySource())
     else:
         values = {"kind": kind, "name": "tiny", "model": {"path": "unused"}, "data": {"kind": "scenes"}}
         values["train"] = {"steps": 12, "batch_size": 4, "lr": 1e-3, "dtype": precision, **train}
@@ -94,16 +124,18 @@ def assert_same_gradients(one: Loop, other: Loop, relative: float) -> None:
 
 
 def gradients(loop: Loop) -> list[torch.Tensor]:
-    """The student's gradients of the next step, averaged over ranks and clipped; the step is then taken."""
+    """The student's next gradients, averaged over ranks and clipped; the step is then taken, as are those before."""
     caught: list[torch.Tensor] = []
     update = loop.updater.step
 
-    def take(step: int, finite: bool) -> bool:
-        caught.extend(parameter.grad.clone() for parameter in loop.updater.groups["student"].parameters)
+    def take(step: int, finite: bool) -> list[str]:
+        found = [parameter.grad for parameter in loop.updater.groups["student"].parameters]
+        caught.extend(gradient.clone() for gradient in found if gradient is not None)
         return update(step, finite)
 
     loop.updater.step = take  # type: ignore[method-assign]
-    loop.train_step()
+    while not caught:
+        loop.train_step()
     return caught
 
 

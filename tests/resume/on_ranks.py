@@ -23,7 +23,7 @@ from tests.parity import tiny
 from tests.resume.loops import (
     ALL_KINDS,
     COMMAND,
-    KINDS,
+    SPLIT_KINDS,
     SignallingSource,
     assert_same,
     assert_same_gradients,
@@ -210,6 +210,9 @@ def main(folder: Path, checks: list[str]) -> None:
     if "quick" in checks:
         one_rank_and_two(folder, ranks, "lrm", 3)
         resume(folder, ranks, "lrm", 2, 5)
+        one_rank_and_two(folder, ranks, "weighted", 3)
+        one_rank_and_two(folder, ranks, "dollar", 3)
+        resume(folder, ranks, "dollar", 1, 7)
         not_finite(folder, ranks, "value")
         not_finite(folder, ranks, "gradient")
         failures(folder, ranks)
@@ -220,7 +223,7 @@ def main(folder: Path, checks: list[str]) -> None:
     if "matrix" in checks:
         for kind, accumulation, stopped_at in itertools.product(ALL_KINDS, (1, 2), (5, 7)):
             resume(folder, ranks, kind, accumulation, stopped_at)
-        for kind in KINDS:
+        for kind in SPLIT_KINDS:
             one_rank_and_two(folder, ranks, kind, 10)
     ranks.leave()
 

@@ -47,7 +47,7 @@ class Idle:
     def watch(self, step, columns) -> dict[str, float]:
         return {}
 
-    def after_update(self) -> None:
+    def after_update(self, moved) -> None:
         pass
 
 
@@ -107,7 +107,7 @@ def bare_step(trainer, batch: Batch, recipe) -> None:
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    trainer.after_update()
+    trainer.after_update(["student"])
 
 
 def least(work, times: int) -> float:

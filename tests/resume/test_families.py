@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from rgbench.train.recipe import load_recipe
 from rgbench.train.train import export_run, train
 from tests import sd_folders
 from tests.parity import tiny
-from tests.tiny_trainers import PLAIN, distillation_of
+from tests.tiny_trainers import SCORED, distillation_of
 
 TEACHERS = {
     "sd15": ("sd15", "epsilon", {}),
@@ -37,9 +36,11 @@ CASES = [
     ("lcd", "sd15", {}),
     ("rg_lcd", "sd15-fp16", {"lora": LORA}),
     ("lrm", "sd21", {}),
-    ("tcd", "sd21", {}),
+    ("tcd", "sd21", {"sampling.gamma": 0.6}),
     ("rg_tcd", "sd15", {"lora": LORA}),
     ("mlcm", "sd15", {"lora": LORA, **UNTOLD, **TWO_SEGMENTS}),
+    ("dollar", "sd15", {"lora": LORA, **UNTOLD, "vsd.ratio": 1, "vsd.lora": {**LORA}}),
+    pytest.param("vsd", "sd21", {"vsd.ratio": 1, "vsd.w": None}, marks=pytest.mark.long),
     pytest.param("lrm_mlcm", "sd21", {**TWO_SEGMENTS}, marks=pytest.mark.long),
     pytest.param("lrm_tcd", "sd21-base", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
     pytest.param("lcd", "sd21", {"lora": LORA, **UNTOLD}, marks=pytest.mark.long),
@@ -84,18 +85,19 @@ def test_one_step_from_recipe_to_plain_diffusers(parts, tmp_path, monkeypatch, k
     told = "lcd.time_cond_proj_dim" not in changes
     guidance = 4.0 if told else 1.5
     pipeline, card = DiffusionPipeline.from_pretrained(run.pipeline), (run.pipeline / "README.md").read_text()
-    is_lcm = distillation_of(kind) == "lcd"
+    is_lcm = distillation_of(kind) in ("lcd", "vsd")
     assert isinstance(pipeline, LatentConsistencyModelPipeline if told and is_lcm else StableDiffusionPipeline)
     eta = next(iter(re.findall(r"\beta=([\d.]+)", card)), None)
     assert (eta is None) == is_lcm
     theirs = images_of(pipeline, guidance, eta)
     models = load_models(run.pipeline, "cpu", torch.float32)
     assert models.sampler == run.read()["sampling"]["sampler"]
-    models = models if eta is None else replace(models, gamma=float(eta))
+    assert eta is None or models.gamma == float(eta), "the folder says it, without run.json"
+    assert models.segments == (2 if "mlcm" in kind else None)
     ours = models.sample(tiny.PROMPTS[:2], generators(2), num_steps=2, guidance_scale=guidance)
     assert (ours - theirs).abs().max() <= 1e-5
     assert run.read()["teacher"]["sha256"] in card and kind in card
-    assert ("**in-sample**" in card) == (kind not in PLAIN)
+    assert ("**in-sample**" in card) == (kind in SCORED)
     if "lora" in changes:
         check_lora(run, parts / teacher, guidance, eta, theirs)
 

@@ -16,7 +16,7 @@ from rgbench.core.process import StopRequest
 from rgbench.core.run import RunDirectory
 from tests.parity import tiny
 from tests.resume.loops import ALL_KINDS, COMMAND, SignallingSource, assert_same, everything, make_loop, run_to_end
-from tests.tiny_trainers import DIRECT, THROUGH_PROXY
+from tests.tiny_trainers import SCORED
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def straight(folder, tmp_path_factory):
 
 
 EDGE, INSIDE = 5, 7  # of an epoch of ten images, in steps of four
-SHORT = ("lcd", "rg_lcd", "lrm", "lrm_pretrain", "tcd", "mlcm")
+SHORT = ("lcd", "rg_lcd", "lrm", "lrm_pretrain", "tcd", "mlcm", "weighted", "dollar")
 CELLS = [(kind, INSIDE, 1) for kind in SHORT] + [("lrm", EDGE, 1)]
 LONG_CELLS = sorted({*product(ALL_KINDS, (EDGE, INSIDE), (1, 2))} - {*CELLS})
 
@@ -69,8 +69,8 @@ def test_resume_is_exact(folder, tmp_path, straight, kind, stopped_at, accumulat
     assert_same(everything(second), everything(whole))
     rows = [{k: v for k, v in row.items() if k != "images_per_sec"} for row in second.run.read_log()]
     assert rows == [{k: v for k, v in r.items() if k != "images_per_sec"} for r in whole.run.read_log()]
-    cost, scored = second.cost.read(), 1 if kind in DIRECT else 3 if kind in THROUGH_PROXY else 0
-    assert cost["images"] == 48 and cost["reward_calls"] == 48 * scored
+    cost = second.cost.read()
+    assert cost["images"] == 48 and cost["reward_calls"] == 48 * SCORED.get(kind, 0)
 
 
 def test_saving_sampling_and_logging_change_nothing(folder, tmp_path):

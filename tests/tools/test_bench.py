@@ -380,6 +380,26 @@ def test_whole_commands_have_their_limits(tmp_path: Path) -> None:
     assert "35.9 students trained and evaluated per hour" in text and "| make demo | 301.0 | 99 |" in text
 
 
+def test_steps_of_the_methods_are_multiples_of_lcds(tmp_path: Path) -> None:
+    rows = [{"method": name, "flops": flops * 1e9, "flops_to_lcd": flops / 10, "seconds_to_lcd": value(flops / 10)}
+            for name, flops in (("lcd", 10.0), ("vsd", 18.0))]  # fmt: skip
+    proxy = {"method": "small proxy", "flops": 1e9, "flops_to_lrm": 0.05}
+    write(tmp_path, "methods", what="methods", preset="benchtop", rows=[*rows, proxy])
+    text = page(tmp_path)
+    assert "| vsd | 18.0 | 1.80 | 1.80 [1.62, 1.98] |" in text
+    assert "DOLLAR's proxy takes 5.0 % of the FLOPs of an LRM step." in text
+
+
+@pytest.mark.long
+def test_methods_cost_what_they_should(tmp_path: Path) -> None:
+    """In network calls: LCD 6, of which the student's takes 3; VSD adds 3 for both scores and 3 for the fake's own."""
+    rows = {row["method"]: row for row in measure.methods(tmp_path, 1, "cpu")}
+    to_lcd = {name: row["flops_to_lcd"] for name, row in rows.items() if "flops_to_lcd" in row}
+    assert to_lcd["tcd"] == pytest.approx(1, abs=0.05) and to_lcd["mlcm"] == pytest.approx(1, abs=0.05)
+    assert to_lcd["weighted"] < 1 and to_lcd["vsd"] <= 2.01
+    assert rows["small proxy"]["flops_to_lrm"] <= 0.1
+
+
 @pytest.mark.parametrize(("times", "mark"), [(1.17, "holds"), (1.18, "**misses**")])
 def test_30000_images_are_held_to_their_limit(times: float, mark: str, tmp_path: Path) -> None:
     one = {"images": 512, "seconds": 10.0, "generation_sec": 8.0, "times_generation": 1.25}

@@ -215,7 +215,7 @@ def test_wrong_usage_is_explained(cli: Cli, tmp_path: Path, arguments: list[str]
 def test_recipes_are_listed_shown_copied_and_validated(cli: Cli, tmp_path: Path) -> None:
     listed = cli("ls", "recipes").stdout.splitlines()
     rows = [line.split("\t") for line in listed]
-    methods = ("lcd", "lrm", "lrm_pretrain", "mlcm", "rg_lcd", "tcd")
+    methods = ("dollar", "lcd", "lrm", "lrm_pretrain", "mlcm", "rg_lcd", "tcd")
     kinds = {"sd15/lcd_lora": "lcd", "weighted": "weighted"} | {
         f"{folder}{kind}": kind for folder in ("", "sd21/") for kind in methods
     }

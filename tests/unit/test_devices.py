@@ -112,7 +112,7 @@ def assert_on_cuda(trainer, batch: Batch) -> None:
     for learner in trainer.optimiser_groups().values():
         assert learner.parameters and {parameter.device for parameter in learner.parameters} == {CUDA}
     assert all(value.shape == (4,) and value.requires_grad for value in values)
-    trainer.after_update()
+    trainer.after_update(trainer.optimiser_groups())
 
 
 def cells(*short: str) -> list:

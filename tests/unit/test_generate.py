@@ -274,6 +274,15 @@ def test_a_tcd_student_is_sampled_with_its_runs_gamma(models):
     assert any(not torch.equal(noisy[key], plain[key]) for key in noisy)
 
 
+def test_a_students_segments_are_its_steps_where_no_noise_is_added(models):
+    student = replace(sampled_as(models["lcm"], "tcd"), segments=4, gamma=0.0)
+    target = Target("m", "mlcm", student.path, "benchtop", BENCHTOP)
+    assert settle_sampling(target, student, 4, 2.0) == Sampling("tcd", 4, 2.0, 0.0)
+    with pytest.raises(UsageError, match="a student of 4 segments cannot be sampled in 2 steps without noise"):
+        settle_sampling(target, student, 2, 2.0)
+    assert settle_sampling(target, replace(student, gamma=0.3), 2, 2.0).steps == 2
+
+
 def test_one_prompt_alone_is_one_image_a_batch(models):
     stream = ImageStream(models["lcm"], [Prompt("a", "a red circle")], SETTINGS["lcm"], 64)
     assert stream.batch_size == 1 and len(list(stream)) == 1

@@ -13,7 +13,7 @@ from rgbench.core.registry import TABLES
 from rgbench.train.recipe import LCDRecipe, LCDSection, TrainSection, load_recipe
 
 OF_ONE_METHOD = {"lcd", "rg_lcd", "lrm"}
-TRAINED = OF_ONE_METHOD | {"tcd", "mlcm", "weighted"}
+TRAINED = OF_ONE_METHOD | {"tcd", "mlcm", "weighted", "dollar"}
 SHIPPED = sorted(name for name in packaged_recipes() if name in TRAINED)
 
 
@@ -40,6 +40,7 @@ FULL_SIZE = {
     "sd21/lrm_pretrain": "lrm_pretrain",
     "sd21/tcd": "tcd",
     "sd21/mlcm": "mlcm",
+    "sd21/dollar": "dollar",
     "sd15/lcd_lora": "lcd",
 }
 

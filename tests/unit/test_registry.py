@@ -22,7 +22,7 @@ def test_every_name_resolves(table: str, name: str) -> None:
 
 
 def test_names_are_sorted() -> None:
-    neighbours = ["lrm_mlcm", "lrm_tcd", "mlcm", "rg_mlcm", "rg_tcd", "tcd", "weighted"]
+    neighbours = ["dollar", "lrm_mlcm", "lrm_tcd", "mlcm", "rg_mlcm", "rg_tcd", "tcd", "vsd", "weighted"]
     assert names("trainer") == sorted(["lcd", "lrm", "lrm_pretrain", "rg_lcd", *neighbours])
 
 

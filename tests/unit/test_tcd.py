@@ -92,7 +92,7 @@ def test_jumps_to_zero_are_lcd_without_its_boundary_scalings(folder, monkeypatch
     assert torch.equal(*(result.losses["student"]["lcd"] for result in results))
     for trainer, result in zip((lcd, tcd), results, strict=True):
         backward(result, "student")
-        trainer.after_update()
+        trainer.after_update(["student"])
     gradients = [{n: p.grad for n, p in trainer.student.named_parameters()} for trainer in (lcd, tcd)]
     assert_equal(*gradients)
 

@@ -17,7 +17,9 @@ from tests.parity import tiny
 from tests.tiny_trainers import (
     DIRECT,
     KINDS,
+    OF_TWO_TIME_SCALES,
     PLAIN,
+    SCORED,
     THROUGH_PROXY,
     assert_equal,
     backward,
@@ -145,12 +147,13 @@ def test_reward_through_the_decoder_against_finite_differences(folder, antialias
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_the_student_alone(models, kind):
     trainer = make(kind, models)
-    result = trainer.step(batch(), tiny.draws())
+    result = trainer.step(batch(), tiny.draws(step=1))  # in which all move
     backward(result, "student")
     assert all(p.grad is not None for p in trainer.student.parameters())
     others = [trainer.target, models.unet, models.vae, models.text_encoder]
-    others += [] if kind in PLAIN else [trainer.expert.model]
-    others += [trainer.proxy] if kind in THROUGH_PROXY else []
+    others += [trainer.expert.model] if kind in SCORED else []
+    others += [trainer.proxy] if SCORED.get(kind, 0) > 1 else []
+    others += [trainer.fake] if kind in OF_TWO_TIME_SCALES else []
     assert all(p.grad is None for module in others for p in module.parameters())
 
 

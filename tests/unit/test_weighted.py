@@ -20,12 +20,13 @@ from rgbench.data.latents import TeacherSource
 from rgbench.models.pipeline import load_models
 from rgbench.train.cache import cache_samples
 from rgbench.train.lcd import LCD, Networks
-from rgbench.train.recipe import WeightedRecipe, WeightedSection, WeightedSolverSection, load_recipe
+from rgbench.train.recipe import WeightedSection, WeightedSolverSection, load_recipe
 from rgbench.train.train import train
 from rgbench.train.weighted import Weighted, WeightedInputs, effective_samples, sample_weights
 from tests import gaussian
 from tests.gaussian import Linear
 from tests.parity import tiny
+from tests.resume.loops import weighted_recipe
 from tests.tiny_trainers import assert_equal, backward
 
 CAPTIONS = tiny.PROMPTS[:4]
@@ -131,6 +132,9 @@ def test_what_cannot_be_trained_on_is_refused(recipe, folder, scored, tmp_path):
     other.unet.save_pretrained(tmp_path / "teacher" / "unet")
     with pytest.raises(UsageError, match=r"samples of another teacher .*--from teacher"):
         train(recipe, [*weighted_words(alone), f"model.path={tmp_path / 'teacher'}"], device="cpu")
+    tiny.save_pipeline(tmp_path / "noise", beta_end=0.02)  # the same weights
+    with pytest.raises(UsageError, match=r"samples of another teacher .*--from teacher"):
+        train(recipe, [*weighted_words(alone), f"model.path={tmp_path / 'noise'}"], device="cpu")
     with pytest.raises(UsageError, match="--score hsp: no reward of this kind .*hps"):
         cache_samples(recipe, [], samples=2, kind="hsp", device="cpu")
     with pytest.raises(UsageError, match="endless data cannot be sampled"):
@@ -151,15 +155,17 @@ def test_damaged_scores_are_told(recipe, scored):
         TeacherSource(TeacherData(path=str(path)))
 
 
-def test_a_run_on_them_resumes_bit_exactly_and_logs_its_weights(recipe, scored, tmp_path):
+@pytest.mark.parametrize("lora", [[], ["lora={rank: 2}", "train.lr=0.03"]], ids=["full", "lora"])
+def test_a_run_on_them_resumes_bit_exactly_and_logs_its_weights(recipe, scored, tmp_path, lora):
     path = cache_samples(recipe, [], samples=2, kind="hps", device="cpu")
-    words = weighted_words(path)
+    words = [*weighted_words(path), *lora]
     runs = [RunDirectory.open(train(recipe, words, out=tmp_path / name, device="cpu")) for name in ("a", "b")]
     shutil.rmtree(runs[1].checkpoints / "step-00000004")
     runs[1].update(status="interrupted", step=2)
     train(recipe, words, out=tmp_path / "b", device="cpu")
     files = [run.pipeline / "unet" / "diffusion_pytorch_model.safetensors" for run in runs]
     assert files[0].read_bytes() == files[1].read_bytes()
+    assert (runs[0].pipeline / "lora" / "README.md").is_file() == bool(lora)
     row = runs[0].read_log()[-1]
     assert 1 <= row["weight/samples"] <= 2 and 1 <= row["weight/batch_samples"] <= 4 and 0 < row["weight/top10"] <= 1
 
@@ -200,13 +206,6 @@ def test_the_softmax_has_its_expected_number_of_samples():
 # ---- the step ---------------------------------------------------------------------------
 
 
-def recipe_of(**own) -> WeightedRecipe:
-    values = tiny.recipe().model_dump(mode="json")
-    values = {key: values[key] for key in ("name", "model", "train")}
-    values |= {"kind": "weighted", "data": {"kind": "teacher", "path": "unused"}, "weighted": own}
-    return WeightedRecipe.model_validate(values, strict=False)
-
-
 def rows(scores: torch.Tensor) -> Batch:
     num = len(scores)
     generator = torch.Generator().manual_seed(1)
@@ -233,11 +232,11 @@ def test_equal_scores_train_as_no_weights_and_share_zero_is_lcd(folder):
     found = {
         name: gradients(moved(trainer), rows(given))
         for name, trainer, given in (
-            ("none", Weighted(recipe_of(weights="none"), models), scores),
-            ("alike", Weighted(recipe_of(), models), torch.zeros_like(scores)),
-            ("weighted", Weighted(recipe_of(), models), scores),
-            ("share 0", Weighted(recipe_of(weights="none", share=0.0), models), scores),
-            ("lcd", LCD(recipe_of(), models), scores),
+            ("none", Weighted(weighted_recipe(weights="none"), models), scores),
+            ("alike", Weighted(weighted_recipe(), models), torch.zeros_like(scores)),
+            ("weighted", Weighted(weighted_recipe(), models), scores),
+            ("share 0", Weighted(weighted_recipe(weights="none", share=0.0), models), scores),
+            ("lcd", LCD(weighted_recipe(), models), scores),
         )
     }
     assert_equal(found["none"], found["alike"])
@@ -248,7 +247,7 @@ def test_equal_scores_train_as_no_weights_and_share_zero_is_lcd(folder):
 
 def test_losses_are_multiplied_by_the_samples_own_weight(folder):
     scores, models = normal(4, 4), tiny.models(folder)
-    plain, weighted = (Weighted(recipe_of(weights=kind), models) for kind in ("none", "softmax"))
+    plain, weighted = (Weighted(weighted_recipe(weights=kind), models) for kind in ("none", "softmax"))
     losses = [moved(trainer).step(rows(scores), tiny.draws()).losses["student"]["lcd"] for trainer in (plain, weighted)]
     wanted = sample_weights(scores, WeightedSection())[torch.arange(4), torch.arange(4)]
     assert torch.allclose(losses[1], losses[0] * wanted.float(), rtol=1e-6)
@@ -256,8 +255,8 @@ def test_losses_are_multiplied_by_the_samples_own_weight(folder):
 
 def test_z_n_is_the_same_data_and_noise(folder):
     models = tiny.models(folder)
-    half = Weighted(recipe_of(share=0.5), models)
-    whole, none = Weighted(recipe_of(share=1.0), models), Weighted(recipe_of(share=0.0), models)
+    half = Weighted(weighted_recipe(share=0.5), models)
+    whole, none = Weighted(weighted_recipe(share=1.0), models), Weighted(weighted_recipe(share=0.0), models)
     batch = rows(normal(4, 4))
     previous = [t.distil(t.prepare(batch, tiny.draws())).previous for t in (half, whole, none)]
     inputs = half.prepare(batch, tiny.draws())
@@ -275,7 +274,7 @@ def best_prediction(share: float, omega: tuple[float, float], mu: float, z: floa
     cumprod, t = gaussian.CUMPROD.clone(), 499
     cumprod[0] = 1.0
     trainer, student = object.__new__(Weighted), Linear(gaussian.TEACHER)
-    trainer.recipe = recipe_of(share=share)
+    trainer.recipe = weighted_recipe(share=share)
     settings = {"num_ddim_timesteps": 2, "loss": "l2"}
     trainer.recipe = trainer.recipe.model_copy(update={"lcd": WeightedSolverSection(**settings)})
     trainer.networks = Networks(Linear(gaussian.TEACHER), student, Linear(gaussian.TEACHER), cumprod, "sample")

@@ -92,6 +92,22 @@ def step(
 
 
 @app.command()
+def methods(
+    rounds: RoundsOption = 8,
+    device: DeviceOption = Device.auto,
+    out: OutOption = DEFAULT_OUT,
+    tag: TagOption = None,
+) -> None:
+    """Compare the methods' steps on the benchtop with LCD's: FLOPs, and seconds in turn."""
+    place = ready(device)
+    from tools.bench import measure
+
+    with _folder() as folder:
+        rows = measure.methods(folder, rounds, place)
+    _save(out, ["methods", "benchtop", place], tag, place, rounds=rounds, rows=rows)
+
+
+@app.command()
 def script(
     path: Annotated[Path, typer.Argument(help="A copy of diffusers' train_lcm_distill_sd_wds.py.")],
     overrides: OverridesArgument = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from rgbench.train.base import autocast
 from rgbench.train.cache import encode
 from rgbench.train.lcd import LCD
 from rgbench.train.loop import Loop
-from rgbench.train.recipe import LCDRecipe
+from rgbench.train.recipe import LCDRecipe, load_recipe
 from tools.bench.networks import (
     CAPTIONS,
     HeldImages,
@@ -188,6 +189,53 @@ def step(trainer: LCD, source: DataSource, folder: Path, rounds: int) -> dict[st
         "steps": steps,
         "ratio_to_plain": {name: ratio(seconds[PLAIN], seconds[name]) for name in (OURS, CACHED)},
     }
+
+
+def methods(folder: Path, rounds: int, device: str) -> list[dict[str, Any]]:
+    """Compare the loop's own step of the methods on the benchtop, on one batch of encoded images, in turn.
+
+    VSD and DOLLAR take the step in which all networks move, weighted gets random scores.
+
+    Args:
+        folder: an empty one.
+        rounds: number of timings of each.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        Of each method: FLOPs, and FLOPs and seconds as multiples of LCD's; and the FLOPs of DOLLAR's proxy in its step,
+        as a multiple of an LRM step's.
+    """
+    models, work, trainers = load_models("benchtop", device, torch.float32), {}, {}
+    held = EncodedBatch(models, open_source(load_recipe("lcd").data), load_recipe("lcd"))
+    num = len(held.batch.ids)
+    held.batch = replace(held.batch, scores=torch.rand(num, 2).double(), rank=torch.arange(num) % 2)
+    for name, recipe in (("lcd", "lcd"), ("tcd", "tcd"), ("mlcm", "mlcm"), ("weighted", "weighted"), ("vsd", "dollar"),
+                         ("lrm", "lrm"), ("dollar", "dollar")):  # fmt: skip
+        settings = load_recipe(recipe, ["vsd.ratio=1"] if recipe == "dollar" else [])
+        kind = resolve("trainer", name)
+        trainers[name] = kind(settings, models) if name in ("weighted", "vsd") else kind.build(settings, models)
+        run = RunDirectory(folder / name)
+        work[name] = Loop(trainers[name], held, settings, run, Ranks(device=device)).train_step
+    flops = {name: count_flops(step) for name, step in work.items()}
+    seconds = alternate(work, rounds, models.device)
+    rows = [
+        {
+            "method": name,
+            "flops": flops[name],
+            "flops_to_lcd": flops[name] / flops["lcd"],
+            "seconds_to_lcd": ratio(seconds[name], seconds["lcd"]),
+        }
+        for name in work
+    ]
+    small = count_flops(partial(_small_proxy_work, trainers["dollar"], held.batch))
+    return [*rows, {"method": "small proxy", "flops": small, "flops_to_lrm": small / flops["lrm"]}]
+
+
+def _small_proxy_work(trainer: Any, batch: Batch) -> None:
+    """What a DOLLAR step asks of the proxy: the gradient of its reward, and its own on two candidates."""
+    latents = batch.encoded.mean.to(trainer.models.device)  # type: ignore[union-attr]
+    trainer.proxy(latents.clone().requires_grad_(), batch.prompts).sum().backward()
+    trainer.proxy(torch.cat([latents] * 2), batch.prompts * 2).sum().backward()
 
 
 def untrained_student(models: DiffusionModels) -> DiffusionModels:

@@ -72,6 +72,7 @@ def page(folder: Path) -> str:
     sections = [INTRO, "## Targets\n", lines, ON_GPU]
     for what, render in (
         ("step", _step),
+        ("methods", _methods),
         ("script", _script),
         ("students", _students),
         ("generate", _generate),
@@ -246,6 +247,19 @@ def _step(content: dict[str, Any]) -> str:
         "peak GiB",
     )
     return "\n".join([_head(f"A training step: {content['preset']}", content), table(heads, body)])
+
+
+def _methods(content: dict[str, Any]) -> str:
+    *steps, proxy = content["rows"]
+    body = [
+        (row["method"], f"{row['flops'] / 1e9:.1f}", f"{row['flops_to_lcd']:.2f}", _spread(row["seconds_to_lcd"]))
+        for row in steps
+    ]
+    return "\n".join([
+        _head("Steps of the methods: benchtop, from encoded images", content),
+        table(("method", "GFLOP", "FLOPs, × LCD", "seconds, × LCD"), body),
+        f"DOLLAR's proxy takes {100 * proxy['flops_to_lrm']:.1f} % of the FLOPs of an LRM step.\n",
+    ])  # fmt: skip
 
 
 def _script(content: dict[str, Any]) -> str:

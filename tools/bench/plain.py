@@ -1,4 +1,4 @@
-"""Plain reference step: LCD, RG-LCD and LRM as a textbook writes them, without the trainers' optimisations.
+"""Plain reference step: each method as a textbook writes it, without the trainers' optimisations.
 
 Written from the papers and from the shape of diffusers' ``examples/consistency_distillation``, and from none of the
 code of :mod:`rgbench.train` and :mod:`rgbench.diffusion`, so that parity tests and benchmarks compare with one
@@ -18,6 +18,7 @@ independent implementation. Other than the trainers,
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,11 +34,16 @@ from rgbench.rewards.clip import HPSReward
 from rgbench.train.base import StepDraws
 from rgbench.train.lcd import LCD
 from rgbench.train.lrm import LRM
+from rgbench.train.mlcm import MLCM
 from rgbench.train.recipe import LRMRecipe, RGLCDRecipe
 from rgbench.train.rg_lcd import RGLCD
+from rgbench.train.tcd import TCD
+from rgbench.train.vsd import VSD
+from rgbench.train.weighted import Weighted
 from tools.bench.timing import DTYPES
 
 SIGMA_DATA = 0.5
+SOFTMAX = ("softmax", "standardised")  # weights and advantages of the plain weighted step
 
 
 class PlainDraws:
@@ -65,14 +71,17 @@ class PlainDraws:
 
 
 class PlainStep:
-    """One step of LCD, RG-LCD or LRM on a trainer's own networks, which it updates.
+    """One step of a method on a trainer's own networks, which it updates.
+
+    Of the neighbours it has TCD, MLCM at the edge, weighted consistency training with softmax weights, and the steps of
+    VSD and DOLLAR in which all networks move.
 
     Args:
         trainer: gives networks, settings and frozen parts; none of its methods is called.
 
     Raises:
-        UsageError: a setting that the plain step lacks: LoRA, a reward other than HPS, a reward scale by gradient
-            share, a reward window, or a pair loss other than the paper's.
+        UsageError: a setting that the plain step lacks, such as LoRA, a reward other than HPS, or a reward scale by
+            gradient share.
     """
 
     def __init__(self, trainer: LCD) -> None:
@@ -88,6 +97,10 @@ class PlainStep:
             self.parameters["proxy"] = trainer.proxy_parameters
             self.max_norms["proxy"] = own.max_grad_norm
             self.optimisers["proxy"] = _adamw(trainer.proxy_parameters, proxy.lr, own.betas, own.weight_decay)
+        if isinstance(trainer, VSD):
+            vsd, parameters = trainer.recipe.vsd, list(trainer.fake.parameters())
+            self.parameters["fake"], self.max_norms["fake"] = parameters, vsd.optimiser.max_grad_norm
+            self.optimisers["fake"] = _adamw(parameters, vsd.lr, vsd.optimiser.betas, vsd.optimiser.weight_decay)
 
     def __call__(self, batch: Batch, draws: StepDraws | PlainDraws) -> dict[str, float]:
         """Take a whole step: losses, backward, clip, AdamW, EMA.
@@ -108,7 +121,7 @@ class PlainStep:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self._average()
-        if isinstance(self.trainer, LRM):
+        if isinstance(self.trainer, LRM) and self.recipe.proxy.small is None:  # type: ignore[attr-defined]
             self.trainer.proxy.clip.logit_scale.data.clamp_(max=math.log(100))  # type: ignore[attr-defined]
         return {name: loss.item() for name, loss in losses.items()}
 
@@ -127,22 +140,119 @@ class PlainStep:
         noisy = alphas * latents + sigmas * noise
         embedding = self._embed_guidance(w)
         output = self._unet(networks.student, noisy, start, embeds, embedding)
-        prediction = self._consistency(output, noisy, start)
         with torch.no_grad():
             uncond_embeds = self._encode_texts([""] * len(batch.prompts))
-            conditional = self._x0_eps(self._unet(networks.teacher, noisy, start, embeds), noisy, start)
-            unconditional = self._x0_eps(self._unet(networks.teacher, noisy, start, uncond_embeds), noisy, start)
-            scale = w.view(-1, 1, 1, 1)
-            x0, eps = (c + scale * (c - u) for c, u in zip(conditional, unconditional, strict=True))
-            alphas, sigmas = self._alphas_sigmas(end, latents)
-            previous = alphas * x0 + sigmas * eps
-            output = self._unet(networks.target, previous, end, embeds, embedding)
-            target = self._consistency(output, previous, end)
-        if settings.loss == "huber":
-            loss = torch.mean(torch.sqrt((prediction - target) ** 2 + settings.huber_c**2) - settings.huber_c)
+            previous = noisy
+            here, num = start, settings.teacher_steps
+            for i in range(1, num + 1):
+                there = start - torch.round((start - end) * i / num).long()
+                previous = self._jump(*self._guided(previous, here, embeds, uncond_embeds, w), there)
+                here = there
+            if isinstance(self.trainer, Weighted):
+                alphas, sigmas = self._alphas_sigmas(end, latents)
+                chosen = draws.uniform("source", 0.0, 1.0).to(latents.device) < self._own("weighted").share
+                previous = torch.where(chosen.view(-1, 1, 1, 1), alphas * latents + sigmas * noise, previous)
+            follow = networks.target
+            if isinstance(self.trainer, MLCM) and self._own("mlcm").target == "student":
+                follow = networks.student
+            followed = self._unet(follow, previous, end, embeds, embedding)
+        if isinstance(self.trainer, (TCD, MLCM)):
+            goal = self._goal(index, start, end, skip, draws)
+            left, right = self._x0_eps(output, noisy, start), self._x0_eps(followed, previous, end)
+            zero = torch.zeros_like(end)
+            prediction, target = self._jump(*left, zero), self._jump(*right, zero)
+            same = (goal == end).view(-1, 1, 1, 1)
+            loss = self._distances(self._jump(*left, goal), torch.where(same, previous, self._jump(*right, goal)))
         else:
-            loss = F.mse_loss(prediction, target)
-        return self._with_reward(loss, prediction, target, latents, batch.prompts)
+            prediction, target = self._consistency(output, noisy, start), self._consistency(followed, previous, end)
+            loss = self._distances(prediction, target)
+        if isinstance(self.trainer, Weighted):
+            assert batch.scores is not None and batch.rank is not None
+            advantages = (batch.scores - batch.scores.mean(1, keepdim=True)).to(loss)
+            advantages = advantages / (batch.scores.std(1, keepdim=True, correction=0) + 1e-6)
+            weights = torch.softmax(advantages / self._own("weighted").temperature, dim=1) * batch.scores.shape[1]
+            loss = loss * weights[torch.arange(len(loss)), batch.rank].to(loss)
+        if isinstance(self.trainer, VSD):
+            return self._with_fake(loss.mean(), prediction, latents, embeds, uncond_embeds, embedding, w, batch, draws)
+        return self._with_reward(loss.mean(), prediction, target, latents, batch.prompts)
+
+    def _distances(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The mean of each sample, (B,)."""
+        settings, gap = self.recipe.lcd, prediction - target
+        if settings.loss == "l2":
+            return gap.pow(2).mean((1, 2, 3))
+        return (torch.sqrt(gap**2 + settings.huber_c**2) - settings.huber_c).mean((1, 2, 3))
+
+    def _goal(self, index: Tensor, start: Tensor, end: Tensor, skip: int, draws: StepDraws | PlainDraws) -> Tensor:
+        """Where TCD's and MLCM's jumps end, (B,) int64."""
+        if isinstance(self.trainer, TCD):
+            places = (draws.uniform("s", 0.0, 1.0).to(index.device) * (index + 1)).floor().long()
+            return (skip * (torch.minimum(places, index) + 1) - 1 - skip).clamp(min=0)
+        grid = [skip * (n + 1) - 1 for n in range(self.recipe.lcd.num_ddim_timesteps)][::-1]
+        (stage,) = self._own("mlcm").stages
+        edges = [grid[i * len(grid) // stage.segments] for i in range(stage.segments)]
+        below = [max([0, *(edge for edge in edges if edge < t)]) for t in start.tolist()]
+        return torch.tensor(below, device=start.device)
+
+    def _guided(
+        self, latents: Tensor, timesteps: Tensor, embeds: Tensor, uncond_embeds: Tensor, w: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x̂0 and ε̂ of the guided teacher, in two calls."""
+        teacher = self.trainer.networks.teacher
+        conditional, unconditional = (
+            self._x0_eps(self._unet(teacher, latents, timesteps, each), latents, timesteps)
+            for each in (embeds, uncond_embeds)
+        )
+        scale = w.view(-1, 1, 1, 1)
+        x0, eps = (c + scale * (c - u) for c, u in zip(conditional, unconditional, strict=True))
+        return x0, eps
+
+    def _jump(self, x0: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
+        alphas, sigmas = self._alphas_sigmas(timesteps, x0)
+        return alphas * x0 + sigmas * eps
+
+    def _own(self, section: str) -> Any:
+        return getattr(self.recipe, section)
+
+    def _with_fake(
+        self,
+        loss: Tensor,
+        x: Tensor,
+        latents: Tensor,
+        embeds: Tensor,
+        uncond_embeds: Tensor,
+        embedding: Tensor | None,
+        w: Tensor,
+        batch: Batch,
+        draws: StepDraws | PlainDraws,
+    ) -> dict[str, Tensor]:
+        """Losses of VSD, as DMD2 writes them, of its fake score, and of DOLLAR's reward and proxy."""
+        trainer: Any = self.trainer
+        own, factor = self._own("vsd"), self.models.scaling_factor
+        with torch.no_grad():
+            t = 20 + draws.integers("vsd_t", 961).to(x.device)
+            alphas, sigmas = self._alphas_sigmas(t, x)
+            z = alphas * x + sigmas * draws.normal("vsd_noise", x.shape[1:]).to(x.device)
+            real, _ = self._guided(z, t, embeds, uncond_embeds, w if own.w is None else torch.full_like(w, own.w))
+            fake, _ = self._x0_eps(self._unet(trainer.fake, z, t, embeds, embedding), z, t)
+            gradient = ((x - real) - (x - fake)) / (x - real).abs().mean((1, 2, 3), keepdim=True)
+        losses = {"student": own.consistency * loss + own.scale * 0.5 * F.mse_loss(x, (x - gradient).detach())}
+        t = draws.integers("fake_t", 1000).to(x.device)
+        alphas, sigmas = self._alphas_sigmas(t, x)
+        noise, images = draws.normal("fake_noise", x.shape[1:]).to(x.device), x.detach()
+        wanted = {"epsilon": noise, "v_prediction": alphas * noise - sigmas * images, "sample": images}
+        found = self._unet(trainer.fake, alphas * images + sigmas * noise, t, embeds, embedding)
+        losses["fake"] = F.mse_loss(found, wanted[trainer.networks.prediction_type])
+        if isinstance(trainer, LRM):
+            assert trainer.moments is not None
+            proxy, (mean, std) = copy.deepcopy(trainer.proxy).requires_grad_(False), trainer.moments.expert
+            losses["student"] = losses["student"] - _scale(trainer) * proxy(x / factor, batch.prompts).mean()
+            losses["proxy"] = torch.zeros((), device=x.device)
+            for each in (images / factor, latents / factor):
+                with torch.no_grad():
+                    score = (self._expert(self._decode(each), batch.prompts) - mean) / std
+                losses["proxy"] = losses["proxy"] + 0.5 * F.mse_loss(trainer.proxy(each, batch.prompts), score)
+        return losses
 
     def _with_reward(
         self, loss: Tensor, prediction: Tensor, target: Tensor, latents: Tensor, prompts: list[str]
@@ -273,7 +383,16 @@ def _check(trainer: LCD) -> None:
         _scale(trainer)
         lacking += ["guidance.window"] if recipe.guidance.window else []
         lacking += ["reward but hps"] if type(trainer.expert) is not HPSReward else []
-    if isinstance(recipe, LRMRecipe) and recipe.proxy.loss != "kl":
+    loss = "regression" if isinstance(trainer, VSD) else "kl"
+    if isinstance(recipe, LRMRecipe) and recipe.proxy.loss != loss:
         lacking.append(f"proxy.loss {recipe.proxy.loss}")
+    if isinstance(trainer, TCD) and recipe.tcd.s != "uniform":  # type: ignore[attr-defined]
+        lacking.append(f"tcd.s {recipe.tcd.s}")  # type: ignore[attr-defined]
+    if isinstance(trainer, MLCM) and (len(recipe.mlcm.stages) > 1 or recipe.mlcm.space != "edge"):  # type: ignore[attr-defined]
+        lacking.append("mlcm.stages of more than one, mlcm.space x0")
+    if isinstance(trainer, VSD) and recipe.ratio > 1:
+        lacking.append("vsd.ratio above 1")
+    if isinstance(trainer, Weighted) and (recipe.weighted.weights, recipe.weighted.advantage) != SOFTMAX:  # type: ignore[attr-defined]
+        lacking.append("weights but the softmax of standardised advantages")
     if lacking:
         raise UsageError(f"bench: the plain step has no {', '.join(lacking)}; use the packaged recipe's settings")
