@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ from rgbench.models.folder import (
     pipeline_config_sha256,
     quiet_libraries,
 )
-from rgbench.models.lora import adapter_files, merge_lora
+from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
 from rgbench.models.pipeline import load_component
 
 RESERVED = {
@@ -65,6 +66,7 @@ OTHER_TASKS = {
 SAMPLERS = {"ddim": "DDIMScheduler", "lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 FLOW_SAMPLERS = {"lcm": "FlowMatchLCMScheduler"}
 CLEANERS = ("bs4", "ftfy")  # what clean_caption needs
+_ALPHA = re.compile(r"[._]lora(_linear_layer)?\.down\.weight\.alpha$")
 MAX_TOKENS = 10**6  # tokenizers without a limit give one above
 
 log = logging.getLogger(__name__)
@@ -332,6 +334,8 @@ def load_generic(
         pipeline.scheduler = _other_scheduler(path, pipeline.scheduler, options.sampler)
     weights_hash = hash_weights(weights)
     if options.lora is not None:
+        if (embedding := find_adapter(options.lora).with_name(EMBEDDING_FILE)).is_file():
+            raise UsageError(f"{embedding}: of a student of Stable Diffusion 1 or 2; name its base")
         networks = {name: part for name, part in parts.items() if _adaptable(name)}
         merge_lora(options.lora, networks, options.lora_weight, _converter(pipeline))
         files = " ".join(sha256_file(file) for file in adapter_files(options.lora))
@@ -474,7 +478,9 @@ def _converter(pipeline: Any) -> Callable[[Path], dict[str, Tensor]] | None:
         with quiet_libraries():
             found = read(str(file.parent), weight_name=file.name, **options)
         state, alphas = found if isinstance(found, tuple) else (found, None)
-        return state | {name: torch.as_tensor(value) for name, value in (alphas or {}).items()}
+        # named after the tensor where its layer is meant: to_q_lora.down.weight.alpha
+        named = {_ALPHA.sub(".alpha", name): torch.as_tensor(value) for name, value in (alphas or {}).items()}
+        return state | named
 
     return convert
 
