@@ -105,9 +105,14 @@ def settle_sampling(target: Target, models: TextToImage, steps: int | None, guid
     Raises:
         UsageError: a student without a run and without ``guidance``, or steps that its sampler cannot take.
     """
+    preset = target.preset
     if isinstance(models, GenericPipeline):
+        teacher = {"steps": preset.teacher_steps, "guidance_scale": preset.teacher_guidance} if preset else {}
+        own = target.sampling or teacher
+        steps = own.get("steps") if steps is None else steps
+        guidance = own.get("guidance_scale") if guidance is None else guidance
         return Sampling(models.sampler, *models.settle(target.name, steps, guidance))
-    is_student, preset = models.sampler != "ddim", target.preset
+    is_student = models.sampler != "ddim"
     if is_student and guidance is None and not target.sampling:
         raise UsageError(f"{target.folder}: a student without run.json does not say its guidance; give --guidance")
     if steps is None:

@@ -142,10 +142,11 @@ def student_target(base: str, unet: Path | None, lora: Path | None) -> Target:
     assert part is not None
     if not part.exists():
         raise UsageError(f"{part}: no such {'LoRA' if unet is None else 'UNet'}; give a weight file or its folder")
-    if base in PRESETS or not (folder := Path(base) if Path(base).is_dir() else _cached_repository(base)):
-        preset: Preset | None = find_preset(base)
-    else:
-        base, preset = str(folder), _preset_of(folder)
+    folder = Path(base) if Path(base).is_dir() else None if base in PRESETS else _cached_repository(base)
+    if folder is None and HUB_ID.fullmatch(base):
+        raise UsageError(f"{base!r} is no folder; if it is a hub id, get it with: hf download {base}")
+    preset = find_preset(base) if folder is None else _preset_of(folder)
+    base = base if folder is None else str(folder)
     world, path = preset.name if preset else FULL_SIZE, part.resolve()
     return Target(_model_name(path), "external", path, world, preset, base=base, lora=unet is None)
 

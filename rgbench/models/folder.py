@@ -96,7 +96,8 @@ def model_index(folder: Path) -> dict[str, Any]:
     name = content.get("_class_name")
     if not isinstance(name, str):
         raise UsageError(f"{file}: _class_name {name!r:.80} names no class of diffusers; code of a folder is not run")
-    parts = {key: value for key, value in content.items() if isinstance(value, list) and len(value) == 2 and value[0]}
+    lists = {key: value for key, value in content.items() if isinstance(value, list) and not key.startswith("_")}
+    parts = {key: value for key, value in lists.items() if len(value) == 2 and value[0]}
     for key, value in parts.items():
         if not is_folder_name(key) or not all(isinstance(each, str) and each.isidentifier() for each in value):
             raise UsageError(f"{file}: {key[:80]!r}: {value!r:.80} names no class; fetch or write the folder again")
