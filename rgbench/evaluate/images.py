@@ -108,7 +108,7 @@ def settle_sampling(target: Target, models: TextToImage, steps: int | None, guid
     preset = target.preset
     if isinstance(models, GenericPipeline):
         teacher = {"steps": preset.teacher_steps, "guidance_scale": preset.teacher_guidance} if preset else {}
-        own = target.sampling or teacher
+        own: Mapping[str, Any] = target.sampling or teacher
         steps = own.get("steps") if steps is None else steps
         guidance = own.get("guidance_scale") if guidance is None else guidance
         return Sampling(models.sampler, *models.settle(target.name, steps, guidance))

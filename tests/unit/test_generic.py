@@ -129,6 +129,8 @@ def test_stable_diffusion_is_called_where_arguments_are_given(tmp_path):
     ).images
     assert (batch.images.float() - torch.from_numpy(theirs).permute(0, 3, 1, 2) * 255).abs().max() <= 0.5 + 255e-5
     assert not isinstance(load_target(target, EvalConfig(), torch.device("cpu")), GenericPipeline)
+    run = replace(target, sampling={"steps": 3, "guidance_scale": 2.0})
+    assert settle_sampling(run, models, None, None) == replace(sampling, steps=3, guidance_scale=2.0)
 
 
 def test_a_scheduler_that_draws_noise_gets_that_of_the_images(folders):

@@ -74,7 +74,7 @@ def vocabulary():
     def open_either(path, *rest, **more):
         return opened(path if os.path.isfile(path) else os.path.join(folder, VOCABULARY), *rest, **more)
 
-    gzip.open = open_either
+    gzip.open = open_either  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -99,7 +99,7 @@ def find(version):
 
     try:
         return huggingface_hub.hf_hub_download(REPO, FILES[version], local_files_only=True)
-    except Exception as error:
+    except (OSError, ValueError) as error:
         command = f"hf download {REPO} {FILES[version]}"
         raise FileNotFoundError(f"{FILES[version]}: not in the Hugging Face cache; get it with: {command}") from error
 
