@@ -134,7 +134,7 @@ def load(device, path=None, version="v2.1"):
     package.device = device
     package.model_dict.update(model=model, preprocess_val=preprocess)
     # score() would load the checkpoint for every image; the weights are in the model already
-    loaded = {"state_dict": None}
-    package.torch = types.SimpleNamespace(load=lambda *_, **__: loaded, no_grad=torch.no_grad, cuda=torch.cuda)
+    package.torch = types.ModuleType("torch")
+    package.torch.__dict__.update(vars(torch), load=lambda *_, **__: {"state_dict": None})
     model.load_state_dict = lambda state: None
     return Scorer(package, model, path)
