@@ -12,7 +12,10 @@ from rgbench.cli.options import (
     SETTINGS,
     Device,
     DeviceOption,
+    DtypeOption,
     GuidanceOption,
+    OffloadOption,
+    PipelineKwargsOption,
     ResultsArgument,
     ResultsOption,
     RunsOption,
@@ -219,6 +222,9 @@ def headroom(
     ranges: Annotated[int, typer.Option(min=0, help="Timestep ranges of one-step predictions; 0 for none.")] = 4,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    pipeline_kwargs: PipelineKwargsOption = None,
+    dtype: DtypeOption = "float32",
+    offload: OffloadOption = False,
     results: ResultsOption = Path("results"),
     runs: RunsOption = Path("runs"),
     device: DeviceOption = Device.auto,
@@ -228,8 +234,9 @@ def headroom(
     from rgbench.evaluate.targets import check_inputs
 
     given = {"num": num, "prompts": prompts, "hps": hps, "judge": tuple(judge or ()), "steps": steps}
+    how = {"guidance": guidance, "pipeline_kwargs": tuple(pipeline_kwargs or ()), "dtype": dtype, "offload": offload}
     places = {"results": results, "runs": runs, "device": device.value}
-    config = EvalConfig(targets=(target,), guidance=guidance, **given, **places)
+    config = EvalConfig(targets=(target,), **given, **how, **places)
     check_inputs(config)
     tune()
     from rgbench.judge.measure_headroom import HeadroomOptions, measure_headroom

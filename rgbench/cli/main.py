@@ -22,13 +22,16 @@ from rgbench.cli.options import (
     SETTINGS,
     Device,
     DeviceOption,
+    DtypeOption,
     ExplainingGroup,
     GuidanceOption,
     HeadOption,
     LaunchOption,
     NodesOption,
     NprocOption,
+    OffloadOption,
     OverridesArgument,
+    PipelineKwargsOption,
     RecipeArgument,
     ResultsArgument,
     ResultsOption,
@@ -233,18 +236,35 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    pipeline_kwargs: PipelineKwargsOption = None,
+    dtype: DtypeOption = "float32",
+    offload: OffloadOption = False,
     runs: RunsOption = Path("runs"),
     device: DeviceOption = Device.auto,
 ) -> None:
     """Make images from prompts."""
-    from rgbench.evaluate.targets import resolve_targets
+    from rgbench.evaluate.targets import check_inputs
 
-    resolve_targets([target], runs)
+    arguments = tuple(pipeline_kwargs or ())
+    check_inputs(EvalConfig(targets=(target,), runs=runs, pipeline_kwargs=arguments))
     check_place(out)
     tune()
     from rgbench.evaluate.evaluate import sample as run
 
-    print_paths(run(target, prompt, out=out, seed=seed, steps=steps, guidance=guidance, device=device.value, runs=runs))
+    files = run(
+        target,
+        prompt,
+        out=out,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        device=device.value,
+        runs=runs,
+        dtype=dtype,
+        pipeline_kwargs=arguments,
+        offload=offload,
+    )
+    print_paths(files)
 
 
 app.command(rich_help_panel=JUDGE, epilog="Example: rgbench verdict results")(verdict)

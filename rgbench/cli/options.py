@@ -95,6 +95,16 @@ StepsOption = Annotated[int | None, typer.Option(min=1, help="Sampling steps. De
 GuidanceOption = Annotated[
     float | None, typer.Option(help="Guidance scale as in diffusers' pipelines. Default: the model's own.")
 ]
+PipelineKwargsOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Arguments of the pipeline's own call, or a YAML file of them.", metavar="KEY=VALUE"),
+]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option(help="Floating type of the generating networks.")
+]
+OffloadOption = Annotated[
+    bool, typer.Option("--offload", help="Keep on the GPU only the network of a called pipeline that runs.")
+]
 LaunchOption = Annotated[
     Launch | None, typer.Option(help="ddp: train in several processes; slurm: print a job script that does.")
 ]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from rgbench.core.config import apply_overrides, load_yaml
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.registry import names
 from rgbench.metrics.protocols import find_protocol
@@ -57,10 +58,11 @@ class EvalConfig(BaseModel):
         positional=True,
     )
     base: str | None = _option(
-        None, "Preset or pipeline folder that --unet or --lora was trained from.", _MODELS, "NAME"
+        None, "Preset, pipeline folder or hub id that --unet or --lora was trained from.", _MODELS, "NAME"
     )
     unet: Path | None = _option(None, "Student's UNet, a folder or weight file; needs --base.", _MODELS, "PATH")
-    lora: Path | None = _option(None, "Student's LoRA, a folder or weight file; needs --base.", _MODELS, "PATH")
+    lora: Path | None = _option(None, "LoRA, a folder or weight file; needs --base.", _MODELS, "PATH")
+    lora_weight: float = _option(1.0, "Weight of --lora, a factor of its own scale.", _MODELS, "FACTOR")
     checkpoints: bool = _option(False, "Evaluate the checkpoints of each run too.", _MODELS)
     runs: Path = _option(Path("runs"), "Folder of runs.", _MODELS, "FOLDER")
 
@@ -83,6 +85,14 @@ class EvalConfig(BaseModel):
     guidance: float | None = _option(
         None, "Guidance scale as in diffusers' pipelines; 1 is none. Default: the model's own.", _IMAGES, "SCALE"
     )
+    pipeline_kwargs: tuple[str, ...] = _option(
+        (),
+        "Arguments of the pipeline's own call, e.g. height=1024, or a YAML file; SD 1 and 2 are then called too.",
+        _IMAGES,
+        "KEY=VALUE",
+    )
+    offload: bool = _option(False, "Keep on the GPU only the network of a called pipeline that runs.", _IMAGES)
+    vae_slicing: bool = _option(False, "Decode the images of a called pipeline one by one.", _IMAGES)
     dtype: Literal["float32", "bfloat16", "float16"] = _option(
         "float32", "Floating type of the generating networks; metrics use float32.", _IMAGES
     )
@@ -162,6 +172,8 @@ class EvalConfig(BaseModel):
             raise UsageError("--unet and --lora need --base: the preset or folder that the student was trained from")
         if self.base is not None and (self.unet is None) == (self.lora is None):
             raise UsageError("--base takes one of --unet PATH and --lora PATH: the student that was trained from it")
+        if self.lora_weight != 1 and self.lora is None:
+            raise UsageError("--lora-weight: is the weight of a LoRA; give it with --lora")
         parse_seeds(self.seeds)
         if self.shard not in (None, "auto"):
             parse_shard(self.shard)
@@ -190,12 +202,29 @@ class EvalConfig(BaseModel):
                 ]
         return shlex.join(words)
 
+    def call_arguments(self) -> dict[str, Any]:
+        """Arguments of a pipeline's own call; a later one holds over an earlier.
+
+        Raises:
+            UsageError: no such file, or not KEY=VALUE.
+        """
+        found: dict[str, Any] = {}
+        for text in self.pipeline_kwargs:
+            if re.match(r"[A-Za-z_]\w*=", text):
+                found = apply_overrides(found, [text])
+            elif Path(text).is_file():
+                found |= load_yaml(text)[0]
+            else:
+                raise UsageError(f"--pipeline-kwargs {text!r}: neither KEY=VALUE nor a YAML file")
+        return found
+
     def check_files(self) -> None:
         """Check that the given files exist.
 
         Raises:
             UsageError: one does not.
         """
+        self.call_arguments()
         judges = {f"--judge {name}": Path(path) for name, _, path in (text.partition("=") for text in self.judge)}
         prompts = None if self.prompts in (None, BENCHTOP) else Path(str(self.prompts))
         given = {"--hps": self.hps, "--reference": self.reference, "--prompts": prompts, **judges}

@@ -37,6 +37,7 @@ from rgbench.evaluate.images import (
     ImageStream,
     Index,
     Source,
+    TextToImage,
     about,
     named,
     own_prompts,
@@ -57,6 +58,7 @@ from rgbench.evaluate.shards import FOLDER, Pass, stored_shards
 from rgbench.evaluate.targets import (
     DEFAULT,
     Target,
+    base_folder,
     check_inputs,
     checkpoint_targets,
     config_targets,
@@ -70,6 +72,8 @@ from rgbench.metrics.protocols import find_protocol
 from rgbench.metrics.reference import ReferenceFolder, ReferenceScenes
 from rgbench.metrics.rewards import check_judges_asked, find_metric, parse_judges
 from rgbench.metrics.values import MetricValue, shipped_infos
+from rgbench.models.folder import is_stable_diffusion
+from rgbench.models.generic import CallOptions, load_generic
 from rgbench.models.pipeline import load_models
 from rgbench.models.presets import CLASSIFIERS_FOLDER, REGRESSORS_FOLDER
 from rgbench.models.student import Student, load_student, sampled_as
@@ -81,7 +85,10 @@ CHECKPOINT_IMAGES = 8  # kept of each checkpoint, for the slider of the report's
 CACHE = ".cache"  # under the results: what was read in real images
 SAVE_SEC = 300  # between two saves of a pass: what a kill costs at most
 WORTH_SEC = 30  # of images that are worth a file before values are computed from them
-OF_MODELS = ("sampler", "steps", "guidance", "dtype", "checkpoints")  # options that finished images have no use for
+OF_MODELS = (  # options that finished images have no use for
+    *("sampler", "steps", "guidance", "dtype", "checkpoints"),
+    *("pipeline_kwargs", "offload", "vae_slicing", "lora_weight"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +203,9 @@ def sample(
     guidance: float | None = None,
     device: str = "auto",
     runs: Path = Path("runs"),
+    dtype: str = "float32",
+    pipeline_kwargs: Sequence[str] = (),
+    offload: bool = False,
 ) -> list[Path]:
     """Make one image per prompt, a pure function of (model, sampler settings, prompt, seed).
 
@@ -211,6 +221,9 @@ def sample(
         guidance: guidance scale in the pipelines' form; likewise.
         device: "auto", "cpu" or "cuda".
         runs: folder of runs.
+        dtype: floating type of the networks.
+        pipeline_kwargs: as of :class:`EvalConfig`.
+        offload: likewise.
 
     Returns:
         The PNG files, in the order of the prompts.
@@ -220,8 +233,10 @@ def sample(
     """
     if not prompts or not all(text.strip() for text in prompts):
         raise UsageError("give at least one prompt, and none of them empty")
+    how = {"dtype": dtype, "pipeline_kwargs": tuple(pipeline_kwargs), "offload": offload}
+    config = EvalConfig(targets=(target,), runs=runs, **how)
     found = resolve_targets([target], runs)[0]
-    models = load_models(found.folder, pick_device(device), torch.float32)
+    models = load_target(found, config, torch.device(pick_device(device)))
     sampling = settle_sampling(found, models, steps, guidance)
     prefix = f"{file_stem(found.name)}-{sampling.generation(models).id}"
     settings = {"steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
@@ -388,18 +403,47 @@ def open_source(target: Target, session: Session) -> Source:
             raise UsageError(f"{target.folder}: holds one image of each prompt; name one of its --seeds")
         track = track_images(session.progress)
         return GivenImages(target.folder, prompts, session.known, prompts.seeds[0], config.batch_size, track)
-    dtype = getattr(torch, config.dtype)
-    if target.base is not None:
-        unet, lora = (None, target.folder) if target.lora else (target.folder, None)
-        models = load_student(Student(target.base, unet, lora), session.device, dtype)
-    else:
-        models = load_models(target.folder, session.device, dtype)
-    if config.sampler is not None:
-        models = sampled_as(models, config.sampler)
+    models = load_target(target, config, session.device)
     sampling = settle_sampling(target, models, config.steps, config.guidance)
     stream = ImageStream(models, prompts.prompts, sampling, config.batch_size)
     session.say(f"{_title(target)}: {stream.label}, {models.resolution} px, {config.dtype}")
     return stream
+
+
+def load_target(target: Target, config: EvalConfig, device: torch.device) -> TextToImage:
+    """Load a target's networks: of Stable Diffusion 1 and 2 for rgbench's samplers, of other families to be called.
+
+    Args:
+        target: no folder of images.
+        config: type, sampler, LoRA weight and arguments of calls.
+        device: where they run.
+
+    Raises:
+        UsageError: a model that cannot be loaded, or options that it has no use for.
+    """
+    dtype, arguments = getattr(torch, config.dtype), config.call_arguments()
+    whole = target.folder if target.base is None else base_folder(target.base)
+    unet, lora = (None, target.folder) if target.lora else (target.folder, None)
+    if arguments or not is_stable_diffusion(whole):
+        if target.base is not None and lora is None:
+            raise UsageError(f"{target.folder}: --unet is for SD 1 and 2; give the whole pipeline instead")
+        options = CallOptions(
+            arguments,
+            config.sampler,
+            lora if target.base else None,
+            config.lora_weight,
+            config.offload,
+            config.vae_slicing,
+        )
+        return load_generic(whole, device, dtype, options)
+    if config.offload or config.vae_slicing:
+        flag = "--offload" if config.offload else "--vae-slicing"
+        raise UsageError(f"{target.name}: {flag} is for pipelines that are called; leave it out for SD 1 and 2")
+    if target.base is not None:
+        models = load_student(Student(target.base, unet, lora, config.lora_weight), device, dtype)
+    else:
+        models = load_models(whole, device, dtype)
+    return models if config.sampler is None else sampled_as(models, config.sampler)
 
 
 def metric_context(target: Target, source: Source, rows: FeatureRows, session: Session) -> Context:
@@ -414,6 +458,7 @@ def metric_context(target: Target, source: Source, rows: FeatureRows, session: S
     return Context(
         prompts=session.prompts,
         resolution=source.resolution,
+        **({"stride": source.models.stride, "token": source.models.token} if isinstance(source, ImageStream) else {}),
         jpeg=source.jpeg,
         named=session.compared.named,
         departures=session.compared.departures,
@@ -508,7 +553,7 @@ def _count_cut(source: Source, metrics: Sequence[Metric], prompts: PromptSet) ->
     """Count the prompts that are longer than the text encoder or a reward reads, as training does; warn of them."""
     readers: dict[str, tuple[Any, int]] = {}
     if isinstance(source, ImageStream):
-        readers["text_encoder"] = source.models.tokenizer, source.models.tokenizer.model_max_length
+        readers |= source.models.text_limits()
     for reward in (reward for metric in metrics for reward in metric.rewards()):
         tokenizer, limit = getattr(reward, "tokenizer", None), reward.fingerprint().get("token_limit")
         if tokenizer is not None and limit is not None:  # a reward of the image alone has neither

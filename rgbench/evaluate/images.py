@@ -46,6 +46,7 @@ from rgbench.data.prompts import Prompt, PromptSet
 from rgbench.evaluate.results import Generation, SheetImage
 from rgbench.evaluate.targets import Target
 from rgbench.metrics.reference import to_uint8
+from rgbench.models.generic import GenericPipeline
 from rgbench.models.pipeline import DiffusionModels
 
 BATCH_SIZE = 64
@@ -58,6 +59,8 @@ LOSSY = (".jpg", ".webp")
 CHUNK = 256
 NUM_NAMED = 10  # names in a message
 
+TextToImage = DiffusionModels | GenericPipeline
+
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +69,7 @@ class Sampling:
     """Sampler settings.
 
     Attributes:
-        sampler: "ddim", "lcm" or "tcd".
+        sampler: "ddim", "lcm" or "tcd"; or the scheduler of a pipeline that is called, like "FlowMatchEulerDiscrete".
         steps: sampling steps.
         guidance_scale: in the pipelines' form; a student with a guidance embedding is given w = guidance_scale − 1.
         gamma: γ of TCD's sampler; None for another.
@@ -77,15 +80,7 @@ class Sampling:
     guidance_scale: float
     gamma: float | None = None
 
-    def network_evaluations(self, models: DiffusionModels) -> int:
-        """Network evaluations per image: two a step under classifier-free guidance.
-
-        A student with a guidance embedding reads its scale and needs one.
-        """
-        embedded = self.sampler != "ddim" and models.unet.config.time_cond_proj_dim
-        return self.steps * (2 if self.guidance_scale > 1 and not embedded else 1)
-
-    def generation(self, models: DiffusionModels) -> Generation:
+    def generation(self, models: TextToImage) -> Generation:
         """Everything that decides an image, but prompt and seed."""
         fields = {
             **{key: value for key, value in asdict(self).items() if value is not None},
@@ -93,16 +88,13 @@ class Sampling:
             "dtype": str(models.dtype).removeprefix("torch."),
             "weights_sha256": models.weights_sha256,
             "config_sha256": models.config_sha256,
+            **models.own_fields(),
         }
-        if self.sampler != "ddim":
-            fields["original_inference_steps"] = models.original_inference_steps
-        if self.sampler == "lcm":
-            fields["timestep_scaling"] = models.timestep_scaling
         return Generation.of(f"{self.sampler}{self.steps}", fields)
 
 
-def settle_sampling(target: Target, models: DiffusionModels, steps: int | None, guidance: float | None) -> Sampling:
-    """Sampler settings of a target: those given, else its run's, else its world's, else diffusers'.
+def settle_sampling(target: Target, models: TextToImage, steps: int | None, guidance: float | None) -> Sampling:
+    """Sampler settings of a target: those given, else its run's, else its world's, else diffusers' or the pipeline's.
 
     Args:
         target: the model.
@@ -113,7 +105,14 @@ def settle_sampling(target: Target, models: DiffusionModels, steps: int | None, 
     Raises:
         UsageError: a student without a run and without ``guidance``, or steps that its sampler cannot take.
     """
-    is_student, preset = models.sampler != "ddim", target.preset
+    preset = target.preset
+    if isinstance(models, GenericPipeline):
+        teacher = {"steps": preset.teacher_steps, "guidance_scale": preset.teacher_guidance} if preset else {}
+        own: Mapping[str, Any] = target.sampling or teacher
+        steps = own.get("steps") if steps is None else steps
+        guidance = own.get("guidance_scale") if guidance is None else guidance
+        return Sampling(models.sampler, *models.settle(target.name, steps, guidance))
+    is_student = models.sampler != "ddim"
     if is_student and guidance is None and not target.sampling:
         raise UsageError(f"{target.folder}: a student without run.json does not say its guidance; give --guidance")
     if steps is None:
@@ -193,19 +192,24 @@ class ImageStream:
         generation: how they are made.
         resolution: their side in pixels.
         jpeg: lossy compression that they went through, as a protocol says it: None.
-        network_evaluations: per image.
     """
 
     def __init__(
-        self, models: DiffusionModels, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int | None
+        self, models: TextToImage, prompts: Sequence[Prompt], sampling: Sampling, batch_size: int | None
     ) -> None:
-        self.models = models if sampling.gamma is None else replace(models, gamma=sampling.gamma)
+        if isinstance(models, DiffusionModels) and sampling.gamma is not None:
+            models = replace(models, gamma=sampling.gamma)
+        self.models = models
         self.prompts, self.sampling = prompts, sampling
         self.batch_size = min(batch_size or fitting_batch_size(models.resolution, models.device), len(prompts))
         self.num_images, self.seconds = 0, 0.0
         self.generation = sampling.generation(models)
         self.resolution, self.jpeg = models.resolution, None
-        self.network_evaluations = sampling.network_evaluations(models)
+
+    @property
+    def network_evaluations(self) -> int | None:
+        """Per image; None where they are counted and no image was made yet."""
+        return self.models.network_evaluations(self.sampling.steps, self.sampling.guidance_scale)
 
     @property
     def label(self) -> str:
@@ -248,15 +252,12 @@ class ImageStream:
 
     @contextmanager
     def _counted(self, advance: Callable[[float], None] | None, num: int) -> Iterator[None]:
-        """All samplers call the network once a step, so that a batch of minutes can show its progress."""
+        """Show the progress within a batch, which may take minutes."""
         if advance is None:
             yield
             return
-        handle = self.models.unet.register_forward_hook(lambda *_: advance(num / self.sampling.steps))
-        try:
+        with self.models.counted(lambda: advance(num / self.sampling.steps)):
             yield
-        finally:
-            handle.remove()
 
     def _halve(self, error: RuntimeError) -> None:
         if self.batch_size == 1:

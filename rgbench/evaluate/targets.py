@@ -28,7 +28,7 @@ from rgbench.core.io import (
 from rgbench.core.run import RunDirectory
 from rgbench.data.files import image_files
 from rgbench.evaluate.config import EvalConfig
-from rgbench.models.folder import check_folder, image_side
+from rgbench.models.folder import check_folder, check_pipeline, image_side, is_stable_diffusion
 from rgbench.models.presets import PRESETS, Preset, find_preset
 
 TEACHER = "teacher"
@@ -135,23 +135,32 @@ def resolve_targets(names: Sequence[str], runs: Path) -> list[Target]:
 
 
 def student_target(base: str, unet: Path | None, lora: Path | None) -> Target:
-    """A student published as a part, on its base model.
+    """A student published as a part, or a LoRA, on its base model.
 
     Args:
-        base: a preset, or a pipeline folder.
+        base: a preset, a pipeline folder, or a hub id in the local cache.
         unet: its UNet, or None.
         lora: its LoRA, where it has no UNet.
 
     Raises:
-        UsageError: a part that does not exist, or a base that is neither a folder nor a preset.
+        UsageError: a part that does not exist, or a base that is none of these.
     """
     part = unet or lora
     assert part is not None
     if not part.exists():
         raise UsageError(f"{part}: no such {'LoRA' if unet is None else 'UNet'}; give a weight file or its folder")
-    preset = _preset_of(Path(base)) if Path(base).is_dir() else find_preset(base)
+    folder = Path(base) if Path(base).is_dir() else None if base in PRESETS else _cached_repository(base)
+    if folder is None and HUB_ID.fullmatch(base):
+        raise UsageError(f"{base!r} is no folder; if it is a hub id, get it with: hf download {base}")
+    preset = find_preset(base) if folder is None else _preset_of(folder)
+    base = base if folder is None else str(folder)
     world, path = preset.name if preset else FULL_SIZE, part.resolve()
     return Target(_model_name(path), "external", path, world, preset, base=base, lora=unet is None)
+
+
+def base_folder(base: str) -> Path:
+    """The folder of a target's ``base``; raises as :meth:`rgbench.models.presets.Preset.teacher_folder`."""
+    return Path(base) if Path(base).is_dir() else find_preset(base).teacher_folder()
 
 
 def checkpoint_targets(target: Target, scratch: Path) -> list[Target]:
@@ -216,7 +225,10 @@ def _named(name: str, runs: Path) -> Target:
         folder = _cached_repository(name)
         if folder is not None:
             return _pipeline(folder, name.split("/")[1])
-        fetch = f"; or, if it is a hub id, get it with: hf download {name}"
+        fetch = (
+            f"; or, if it is a hub id, get it with: hf download {name} (of a gated one, accept the licence on its page "
+            "and run hf auth login first)"
+        )
     known = [path.name for path in _run_folders(runs)]
     raise UsageError(
         f"{name!r} is no folder, no run under {runs} and not 'teacher'; {suggest(name, [*known, TEACHER])}{fetch}"
@@ -315,7 +327,10 @@ def _pipeline(folder: Path, name: str) -> Target:
 
 
 def _preset_of(folder: Path) -> Preset | None:
-    """A pipeline of unknown origin belongs to the benchtop only if it makes images of its size."""
+    """A pipeline of unknown origin belongs to the benchtop only if it is like its teacher, of images of its size."""
+    if not is_stable_diffusion(folder):
+        check_pipeline(folder)
+        return None
     check_folder(folder)
     return DEFAULT if image_side(folder) == DEFAULT.resolution else None
 

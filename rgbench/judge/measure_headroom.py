@@ -121,7 +121,13 @@ class _Bench:
         self.target, self.session, self.options = target, session, options
         source = open_source(target, session)
         assert isinstance(source, ImageStream), "several seeds of a folder of images were refused"
-        self.source, self.models = source, source.models
+        self.source = source
+        self.models = source.models if isinstance(source.models, DiffusionModels) else None
+        self.num_ranges = options.ranges if self.models is not None else 0
+        if self.models is None and options.proxy is not None:
+            raise UsageError(f"{target.name}: a latent proxy reads latents of Stable Diffusion 1, 2; leave out --proxy")
+        if options.ranges and not self.num_ranges:
+            log.warning("left out: one-step predictions, which a pipeline that is called does not give")
         num = len(session.prompts)
         rows = FeatureRows(num, session.compared.features.network.num_features)
         self.context = metric_context(target, source, rows, session)
@@ -148,7 +154,7 @@ class _Bench:
         preset, folder = self.target.preset, self.options.proxy
         own = preset.latent_proxy_folder() if preset is not None and preset.latent_proxy is not None else None
         source = folder or own
-        if source is None:
+        if source is None or self.models is None:
             return None
         proxy = LatentCLIP.load(source, self.session.device)
         try:
@@ -170,7 +176,7 @@ class _Bench:
             if not has_spread(scores[name]).any():
                 log.warning("%s scores all images of each prompt alike: it cannot pick one", name)
         distances = {by: self._distance(scores.get(by)) for by in (RANDOM, *pickers)} if self.with_features else {}
-        ranges = tuple(self._range(i, latents, rewards[0], gold) for i in range(self.options.ranges))
+        ranges = tuple(self._range(i, latents, rewards[0], gold) for i in range(self.num_ranges))
         reward = self.metrics[0]
         found = Headroom(
             world=self.target.world,
@@ -194,7 +200,7 @@ class _Bench:
         return [metric.planned[0][0] for metric in metrics]
 
     def _score_images(self) -> tuple[dict[str, np.ndarray], Tensor]:
-        """(P, n) of each metric, and the (P · n, C, h, w) latents of the images, scaled."""
+        """(P, n) of each metric, and the (P · n, C, h, w) latents of the images, scaled; none of a called pipeline."""
         every, latents, proxied = [*self.metrics, *self.oracles], [], []
         title = f"{self.target.name}: {self.source.label}"
         with bar(self.session.progress, title, len(self.session.prompts)) as task:
@@ -206,6 +212,8 @@ class _Bench:
                     metric.update(images, batch.prompts, batch.positions)
                 if self.with_features:
                     self.context.see(images, batch.positions)
+                if self.models is None:
+                    continue
                 mean, _ = self.models.encode_images(images)
                 latents.append((mean * self.models.scaling_factor).cpu())
                 if self.proxy is not None:
@@ -213,7 +221,7 @@ class _Bench:
         scores = self._rows(every)
         if proxied:
             scores[PROXY] = self._by_prompt(np.concatenate(proxied))
-        return scores, torch.cat(latents)
+        return scores, torch.cat(latents) if latents else torch.empty(0)
 
     @torch.inference_mode()
     def _proxy_scores(self, latents: Tensor, texts: Sequence[str]) -> np.ndarray:
@@ -251,7 +259,9 @@ class _Bench:
 
     def _range(self, number: int, latents: Tensor, reward: str, gold: str) -> Range:
         """Agreement on predictions from the images' own latents, noised to the middle of one range of timesteps."""
-        edges = np.linspace(0, len(self.models.alphas_cumprod), self.options.ranges + 1).astype(int)
+        models = self.models
+        assert models is not None, "no range is asked for then"
+        edges = np.linspace(0, len(models.alphas_cumprod), self.options.ranges + 1).astype(int)
         low, high = int(edges[number]), int(edges[number + 1])
         t, prompts = (low + high) // 2, self.session.prompts.prompts
         metrics = [self.metrics[0], *(self.oracles or self.metrics[1:])]
@@ -259,13 +269,13 @@ class _Bench:
         for at in np.array_split(np.arange(len(prompts)), -(-len(prompts) // BATCH)):
             self.session.check_stop("results")
             batch = [prompts[i] for i in at]
-            predicted = self._predict(latents[at].to(self.session.device), t, batch)
-            images = self.models.decode(predicted).float()
+            predicted = self._predict(models, latents[at].to(self.session.device), t, batch)
+            images = models.decode(predicted).float()
             for metric in metrics:
                 metric.update(images, batch, at)
             if self.proxy is not None:
                 texts = [prompt.text for prompt in batch]
-                proxied.append(self._proxy_scores(predicted / self.models.scaling_factor, texts))
+                proxied.append(self._proxy_scores(predicted / models.scaling_factor, texts))
         scores = self._rows(metrics)
         if proxied:
             scores[PROXY] = self._by_prompt(np.concatenate(proxied))
@@ -274,14 +284,14 @@ class _Bench:
         return Range(low=low, high=high, timestep=t, links=links)
 
     @torch.inference_mode()
-    def _predict(self, latents: Tensor, timestep: int, prompts: Sequence[Prompt]) -> Tensor:
+    def _predict(self, models: DiffusionModels, latents: Tensor, timestep: int, prompts: Sequence[Prompt]) -> Tensor:
         """The model's x̂0 of latents (B, C, h, w) noised to a timestep."""
         draws = [torch.Generator().manual_seed(noise_seed(prompt.id, prompt.seed)) for prompt in prompts]
-        noise = draw_noise(draws, self.models.latent_shape, latents)
+        noise = draw_noise(draws, models.latent_shape, latents)
         t_B = torch.full((len(latents),), timestep, device=latents.device)
-        noisy = add_noise(latents, noise, t_B, self.models.alphas_cumprod)
+        noisy = add_noise(latents, noise, t_B, models.alphas_cumprod)
         return predict_clean(
-            self.models, noisy, t_B, [prompt.text for prompt in prompts], self.source.sampling.guidance_scale
+            models, noisy, t_B, [prompt.text for prompt in prompts], self.source.sampling.guidance_scale
         )
 
 

@@ -154,7 +154,8 @@ class Model:
     @property
     def sampler_label(self) -> str:
         """Such as ``LCM, 4 steps, g 5``."""
-        parts = [str(self.sampling.get("sampler") or "").upper()]
+        sampler = str(self.sampling.get("sampler") or "")
+        parts = [sampler.upper() if sampler.islower() else sampler]
         if (steps := self.sampling.get("steps")) is not None:
             parts.append(f"{steps} step{'s' if steps != 1 else ''}")
         if (guidance := self.sampling.get("guidance_scale")) is not None:

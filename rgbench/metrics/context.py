@@ -24,6 +24,7 @@ from rgbench.metrics.values import Protocol
 
 SEED_RULE = "one CPU generator per image, seeded with sha256(prompt id, seed)"
 OWN_FOLDER = "folder"
+VAE_STRIDE = 8  # pixels, of the VAEs of Stable Diffusion, SDXL, SD3, FLUX, PixArt and Qwen-Image
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,9 @@ class Context:
         opponent: loads the world's teacher; None where the world has none.
         trained_rewards: ``rewards`` of the run's run.json; empty for a model trained on none.
         device: where networks run.
+        stride: pixels that a latent of the model stands for; of images of unknown origin that of most VAEs; None for a
+            model without latents.
+        token: pixels that a token of the model's transformer stands for; None for a convolutional network.
         jpeg: lossy compression that the images went through; None for none.
         named: protocol of the set metrics, such as "coco14-30k", or "folder"; None for the world's own.
         departures: in what this evaluation differs from the named protocol.
@@ -81,6 +85,8 @@ class Context:
     device: torch.device
     generation: str = ""
     opponent: Callable[[], Opponent] | None = None
+    stride: int | None = VAE_STRIDE
+    token: int | None = None
     jpeg: str | None = None
     named: str | None = None
     departures: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Folders of diffusers' Stable Diffusion family: their weight files, configurations and hashes, without torch.
+"""Pipeline folders of diffusers: their weight files, configurations and hashes, without torch.
 
 Weights may be plain (``model.safetensors``), of a variant (``model.fp16.safetensors``) or in shards with an index; a
 component is loaded from its plain file where it has one, else from its only variant.
@@ -11,14 +11,15 @@ import json
 import logging
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import check_sums, read_json, sha256_once, sha256_tree
+from rgbench.core.io import check_sums, is_folder_name, read_json, sha256_once, sha256_tree
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
@@ -26,11 +27,14 @@ CONFIGS = (*(f"{component}/config.json" for component in STEMS), "scheduler/sche
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either of the two layouts
 CONSTANT = "position_ids"  # end of the name of a tensor in older files, whose values are always 0, 1, 2 …
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+INDEX = "model_index.json"
+SAFETY = "safety_checker"  # a part of pipelines that is not loaded
 # What diffusers, transformers and open_clip raise on configurations and weights that do not fit, besides their own.
 _LOADING_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError),
     *(AssertionError, MemoryError),
 )
+_PART_CONFIGS = ("config.json", "scheduler_config.json")  # of networks and schedulers; other parts are hashed whole
 _VARIANT = r"(?:\.(?P<variant>[A-Za-z0-9_]+?))?"
 
 
@@ -40,7 +44,7 @@ class Weights:
 
     Attributes:
         folder: of the component.
-        component: ``unet``, ``vae`` or ``text_encoder``.
+        component: such as ``unet``, ``vae`` or ``text_encoder``.
         variant: like ``fp16``; None for the plain files.
         files: the safetensors files, sorted; more than one where they are shards.
     """
@@ -60,10 +64,11 @@ def check_folder(folder: Path) -> dict[str, Weights]:
     Raises:
         UsageError: a file is missing or damaged, or it is another family's folder.
     """
-    index = folder / "model_index.json"
-    name = read_config(index).get("_class_name") if index.is_file() else PIPELINES[0]
-    if name not in PIPELINES:
-        raise UsageError(f"{index}: a {name}; rgbench takes the Stable Diffusion family ({', '.join(PIPELINES)})")
+    if not is_stable_diffusion(folder):
+        name = read_config(folder / INDEX).get("_class_name")
+        raise UsageError(
+            f"{folder / INDEX}: a {name}; here the Stable Diffusion family is needed ({', '.join(PIPELINES)})"
+        )
     for name in CONFIGS:
         if not (folder / name).is_file():
             raise UsageError(f"{folder / name}: missing; a diffusers pipeline folder has it")
@@ -73,6 +78,70 @@ def check_folder(folder: Path) -> dict[str, Weights]:
         raise UsageError(f"{folder}: {', '.join(absent)} missing; a diffusers pipeline folder has a tokenizer")
     _check_networks(folder)
     return weights
+
+
+def is_stable_diffusion(folder: Path) -> bool:
+    """Whether a folder is of the family that rgbench samples itself: SD1.x, SD2.x and their students."""
+    index = folder / INDEX
+    return not index.is_file() or read_config(index).get("_class_name") in PIPELINES
+
+
+def model_index(folder: Path) -> dict[str, Any]:
+    """The pipeline's class name, ``_class_name``, and [library, class] of each part that it has.
+
+    Raises:
+        UsageError: not diffusers' own format; a class or library that is code of the folder.
+    """
+    file = folder / INDEX
+    content = read_config(file)
+    name = content.get("_class_name")
+    if not isinstance(name, str):
+        raise UsageError(f"{file}: _class_name {name!r:.80} names no class of diffusers; code of a folder is not run")
+    lists = {key: value for key, value in content.items() if isinstance(value, list) and not key.startswith("_")}
+    parts = {key: value for key, value in lists.items() if len(value) == 2 and value[0]}
+    for key, value in parts.items():
+        if not is_folder_name(key) or not all(isinstance(each, str) and each.isidentifier() for each in value):
+            raise UsageError(f"{file}: {key[:80]!r}: {value!r:.80} names no class; fetch or write the folder again")
+        if (folder / key / f"{value[0]}.py").exists():
+            raise UsageError(f"{file}: {key} is code of the folder, which is not run; use a class of diffusers")
+    return {"_class_name": name, **parts}
+
+
+def check_pipeline(folder: Path) -> dict[str, Weights]:
+    """Find the parts of any diffusers pipeline.
+
+    Returns:
+        network → its weight files, without the safety checker.
+
+    Raises:
+        UsageError: a part that ``model_index.json`` names is missing, or its weights are.
+    """
+    index = model_index(folder)
+    parts = {key: value for key, value in index.items() if key not in ("_class_name", SAFETY)}
+    if absent := [key for key in parts if not (folder / key).is_dir()]:
+        raise UsageError(
+            f"{folder}: lacks {', '.join(absent)}, which {INDEX} names; fetch or write the folder again (of a hub "
+            "repository, every file: hf download OWNER/NAME; a gated one needs its licence accepted and hf auth login)"
+        )
+    networks = [key for key in parts if (folder / key / "config.json").is_file()]
+    for key in networks:
+        if read_config(folder / key / "config.json").get("auto_map"):
+            raise UsageError(f"{folder / key / 'config.json'}: auto_map names code, which is not run; remove it")
+    return {key: find_weights(folder / key, key, _stem(parts[key][0])) for key in networks}
+
+
+def pipeline_config_sha256(folder: Path) -> str:
+    """One hash over what else decides any pipeline's images: its index, and each part's files but for weights."""
+    parts = [key for key in model_index(folder) if key not in ("_class_name", SAFETY)]
+    hashes = {"": config_hash(folder / INDEX)}
+    for key in parts:
+        file = next((folder / key / name for name in _PART_CONFIGS if (folder / key / name).is_file()), None)
+        hashes[key] = sha256_tree(folder / key) if file is None else config_hash(file)
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _stem(library: str) -> str:
+    return STEMS["text_encoder" if library == "transformers" else "unet"]
 
 
 def missing_parts(folder: Path) -> list[str]:
@@ -88,17 +157,19 @@ def missing_parts(folder: Path) -> list[str]:
     return absent
 
 
-def find_weights(folder: Path, component: str) -> Weights:
+def find_weights(folder: Path, component: str, stem: str | None = None) -> Weights:
     """Find the weight files that a component is loaded from.
 
     Args:
         folder: of the component, such as ``pipeline/unet``.
-        component: ``unet``, ``vae`` or ``text_encoder``.
+        component: its name in the pipeline.
+        stem: of its files' names; by default that of ``unet``, ``vae`` or ``text_encoder``.
 
     Raises:
         UsageError: none there, a shard missing, or several variants and no plain file.
     """
-    stem, found = STEMS[component], _variants(folder, STEMS[component])
+    stem = stem or STEMS[component]
+    found = _variants(folder, stem)
     expected = folder / f"{stem}.safetensors"
     if not found:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
@@ -137,15 +208,25 @@ def explained(path: Path) -> Iterator[None]:
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    try:
+        with quiet_libraries():
+            yield
+    except (*_LOADING_ERRORS, SafetensorError, StrictDataclassError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"{path}: cannot be loaded ({lines[0]}); fetch or write it again") from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep log lines and deprecation notes of diffusers and transformers off the terminal."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
-    except (*_LOADING_ERRORS, SafetensorError, StrictDataclassError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{path}: cannot be loaded ({lines[0]}); fetch or write it again") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -194,13 +275,11 @@ def check_class(folder: Path, component: str) -> None:
         raise UsageError(f"{file}: of class {names[0]}; rgbench loads {wanted} as {component}")
 
 
-def check_loaded(folder: Path, names: Collection[str], network: Any, info: Mapping[str, Any]) -> None:
+def check_loaded(folder: Path, info: Mapping[str, Any]) -> None:
     """Account for every tensor of a network that diffusers or transformers loaded.
 
     Args:
         folder: of the weights.
-        names: of all tensors in the files, one for each file that holds it.
-        network: what was loaded.
         info: what ``from_pretrained`` says with ``output_loading_info``.
 
     Raises:
@@ -215,23 +294,21 @@ def check_loaded(folder: Path, names: Collection[str], network: Any, info: Mappi
     for fault, keys in faults.items():
         if keys:
             raise UsageError(f"{folder}: {len(keys)} tensors {fault}, first {min(keys)!r}; fetch or write it again")
-    # transformers passes over the constant position_ids of older files; renamed tensors still count as one each
-    num_used = sum(not name.endswith(CONSTANT) for name in names)
-    if num_used != len(network.state_dict()):
-        raise UsageError(
-            f"{folder}: the files hold {num_used} tensors, the network {len(network.state_dict())}; fetch or write the "
-            "folder again"
-        )
 
 
 def weights_sha256(folder: Path) -> str:
-    """One hash over the names and contents of a pipeline's weight files; other files change nothing.
+    """:func:`hash_weights` of a folder of the Stable Diffusion family."""
+    return hash_weights({component: find_weights(folder / component, component) for component in STEMS})
+
+
+def hash_weights(weights: Mapping[str, Weights]) -> str:
+    """One hash over the names and contents of weight files; other files change nothing.
 
     A file that has not changed since this process hashed it is not read again.
     """
     digest = hashlib.sha256()
-    for component in STEMS:
-        for file in find_weights(folder / component, component).files:
+    for component, found in weights.items():
+        for file in found.files:
             digest.update(f"{component}/{file.name} {sha256_once(file)}\n".encode())
     return digest.hexdigest()
 

@@ -6,23 +6,24 @@
 | peft | ``base_model.model.…to_q.lora_A.weight`` in a folder with ``adapter_config.json`` | that file |
 | Kohya | ``lora_unet_…_to_q.lora_down.weight``, ``lora_te_…`` | a tensor ``.alpha`` for each layer |
 
+The denoising network may be a ``unet`` or a ``transformer``; of several text encoders, Kohya's are ``lora_te1_``,
+``lora_te2_``. Names of other trainers' networks (SDXL's original blocks, FLUX' fused attention) are read by diffusers.
 Where nothing says α, it is r, as in diffusers. Every tensor goes into a weight at the file's scale, or the file is
 refused with the first name at fault.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import check_sums, load_safetensors, parse_json, read_json, read_safetensors_metadata
@@ -40,7 +41,13 @@ _MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change the base's weights too
 _TEXT_ALIASES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}  # of older diffusers files
 
-Place = tuple[str, str]  # "unet" or "text_encoder", and a layer's name in it
+DENOISERS = ("unet", "transformer")
+NUM_NAMED = 3  # tensors in a message
+
+Place = tuple[str, str]  # the name of a network, such as "unet" or "text_encoder", and a layer's name in it
+Converter = Callable[[Path], dict[str, Tensor]]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,13 +59,16 @@ class _Layer:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def merge_lora(path: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+def merge_lora(
+    path: Path, networks: Mapping[str, nn.Module], weight: float = 1.0, convert: Converter | None = None
+) -> None:
     """Add a LoRA to the weights of its base model, in place.
 
     Args:
         path: a file of one of the layouts above, or its folder.
-        unet: of the base.
-        text_encoder: of the base.
+        networks: of the base by name: one of :data:`DENOISERS`, and text encoders.
+        weight: factor of the file's own scale.
+        convert: reads a file of other names as tensors of diffusers' names; None where nothing does.
 
     Raises:
         UsageError: no such file, or a damaged one; tensors of another layout, kind (DoRA, LoHa, LoKr …), base or
@@ -66,14 +76,15 @@ def merge_lora(path: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextMod
     """
     file = find_adapter(path)
     check_sums(file.parent)
-    networks: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
-    layers = _read_layers(file, networks)
-    configs = _read_configs(file, layers)
-    products = [(layer, _product(file, layer, networks), _scale(file, layer, configs)) for layer in layers]
-    for layer, product, scale in products:
+    layers = _read_layers(file, networks, convert)
+    configs = _read_configs(file, layers, networks)
+    for layer in layers:  # all before the first is added; the products of all would need the memory of the model
+        _product(file, layer, networks), _scale(file, layer, configs)
+    for layer in layers:
         part, name = layer.place
-        weight: Any = networks[part].get_submodule(name).weight
-        weight.data = (weight.data.float() + scale * product.to(weight.device)).to(weight.dtype)
+        own: Any = networks[part].get_submodule(name).weight
+        product, scale = _product(file, layer, networks), weight * _scale(file, layer, configs)
+        own.data = (own.data.float() + scale * product.to(own.device)).to(own.dtype)
 
 
 def find_adapter(path: Path) -> Path:
@@ -99,10 +110,14 @@ def adapter_files(path: Path) -> list[Path]:
     return [each for each in (file, *map(file.with_name, (PEFT_CONFIG, EMBEDDING_FILE))) if each.is_file()]
 
 
-def _read_layers(file: Path, networks: Mapping[str, nn.Module]) -> list[_Layer]:
+def _read_layers(file: Path, networks: Mapping[str, nn.Module], convert: Converter | None) -> list[_Layer]:
     """All tensors of a file, by the layer that they adapt."""
     state = load_safetensors(file)
     places = {alias: place for alias, place in _aliases(networks)}
+    if convert is not None and not any(word in name for name in state for word in _MAGNITUDES):
+        matches = [_TENSOR.fullmatch(name) for name in state]
+        if any(match is None or match["layer"] not in places for match in matches):
+            state = _converted(file, state, convert)
     layers: dict[Place, _Layer] = {}
     unknown = []
     for name, tensor in state.items():
@@ -122,11 +137,7 @@ def _read_layers(file: Path, networks: Mapping[str, nn.Module]) -> list[_Layer]:
             "merge them into a whole UNet and give it with --unet"
         )
     if unknown or not layers:
-        first = f", first {unknown[0]!r}" if unknown else ""
-        raise UsageError(
-            f"{file}: {len(unknown)} of {len(state)} tensors are no LoRA of the base's UNet or text encoder{first}; "
-            "name the base it was trained from, and a LoRA of diffusers', peft's or Kohya's layout"
-        )
+        raise _foreign(file, unknown, len(state), networks)
     with_alpha = [layer for layer in layers.values() if _ALPHA in layer.tensors]
     if with_alpha and len(with_alpha) < len(layers):
         name = next(name for layer in layers.values() if _ALPHA not in layer.names for name in layer.names.values())
@@ -138,23 +149,52 @@ def _read_layers(file: Path, networks: Mapping[str, nn.Module]) -> list[_Layer]:
     return list(layers.values())
 
 
+def _foreign(file: Path, unknown: Sequence[str], num: int, networks: Mapping[str, nn.Module]) -> UsageError:
+    """The error that names tensors which fit nowhere."""
+    listed = ", ".join(map(repr, unknown[:NUM_NAMED]))
+    first = f", first {listed}" if unknown else ""
+    return UsageError(
+        f"{file}: {len(unknown)} of {num} tensors are no LoRA of the base's {', '.join(networks)}{first}; name the "
+        "base it was trained from, and a LoRA of diffusers', peft's or Kohya's layout"
+    )
+
+
+def _converted(file: Path, state: Mapping[str, Tensor], convert: Converter) -> dict[str, Tensor]:
+    """The file's tensors under diffusers' names; as they are where its reader does not know them either."""
+    try:
+        return convert(file)
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError, NotImplementedError) as error:
+        log.info("%s: diffusers does not read it either (%s)", file, error)
+        return dict(state)
+
+
 def _aliases(networks: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:
     """All names that files give a layer that can be adapted."""
     for part, network in networks.items():
-        dotted, kohya = (("unet.", ""), "lora_unet_") if part == "unet" else (("text_encoder.",), "lora_te_")
+        dotted, kohya = _prefixes(part)
         for name, module in network.named_modules():
             if not isinstance(module, (nn.Linear, nn.Conv2d)):
                 continue
             for spelling in _spellings(part, name):
-                for prefix in (*dotted, PEFT_PREFIX):
+                for prefix in dotted:
                     yield prefix + spelling, (part, name)
-                yield kohya + spelling.replace(".", "_"), (part, name)
+                for prefix in kohya:
+                    yield prefix + spelling.replace(".", "_"), (part, name)
+
+
+def _prefixes(part: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What stands before a network's names in dotted and in Kohya's layout; peft's names only the first of a kind."""
+    if part in DENOISERS:
+        return (f"{part}.", "", PEFT_PREFIX), ("lora_unet_",)
+    if part == "text_encoder":
+        return ("text_encoder.", PEFT_PREFIX), ("lora_te_", "lora_te1_")
+    return (f"{part}.",), (f"lora_te{part.rpartition('_')[2]}_",)
 
 
 def _spellings(part: str, name: str) -> set[str]:
     """A layer's own name and those of older versions of diffusers and transformers."""
     head, _, last = name.rpartition(".")
-    if part == "unet":
+    if part in DENOISERS:
         old = name.removesuffix(".0") if name.endswith(".to_out.0") else name
         head, _, last = old.rpartition(".")
         return {name, old, f"{head}.processor.{last}"} if ".attn" in name else {name}
@@ -163,13 +203,13 @@ def _spellings(part: str, name: str) -> set[str]:
     return plain | {f"text_model.{each}" for each in plain}
 
 
-def _read_configs(file: Path, layers: Sequence[_Layer]) -> dict[str, dict[str, Any]]:
+def _read_configs(file: Path, layers: Sequence[_Layer], networks: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
     """peft's configuration for each part of the model, from the file beside or the header; empty without one."""
     if any(name.startswith(PEFT_PREFIX) for layer in layers for name in layer.names.values()):
         config = read_json(file.with_name(PEFT_CONFIG))
         if not isinstance(config, dict):
             raise UsageError(f"{file.with_name(PEFT_CONFIG)}: not a configuration of peft")
-        return {"unet": config, "text_encoder": config}
+        return dict.fromkeys(networks, config)
     header = read_safetensors_metadata(file).get(HEADER_KEY)
     if header is None:
         return {}
@@ -177,7 +217,7 @@ def _read_configs(file: Path, layers: Sequence[_Layer]) -> dict[str, dict[str, A
         values = parse_json(header).items()
     except (ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"{file}: its header's {HEADER_KEY} is damaged ({error})") from error
-    configs: dict[str, dict[str, Any]] = {"unet": {}, "text_encoder": {}}
+    configs: dict[str, dict[str, Any]] = {part: {} for part in networks}
     for key, value in values:
         part, _, name = key.partition(".")
         if part not in configs:

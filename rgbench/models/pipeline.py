@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import transformers.utils.logging
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import open_safetensors, read_json
@@ -110,6 +111,16 @@ class DiffusionModels:
         return self.unet.device
 
     @property
+    def stride(self) -> int:
+        """Pixels that a latent stands for."""
+        return self.resolution // self.latent_shape[-1]
+
+    @property
+    def token(self) -> None:
+        """A UNet has no tokens."""
+        return None
+
+    @property
     def dtype(self) -> torch.dtype:
         """Floating type of the weights."""
         return self.unet.dtype
@@ -130,6 +141,34 @@ class DiffusionModels:
             timestep_scaling=timestep_scaling,
             gamma=GAMMA if gamma is None else gamma,
         )
+
+    def own_fields(self) -> dict[str, Any]:
+        """What decides an image besides sampler settings, resolution and hashes."""
+        if self.sampler == "ddim":
+            return {}
+        fields: dict[str, Any] = {"original_inference_steps": self.original_inference_steps}
+        return fields | ({"timestep_scaling": self.timestep_scaling} if self.sampler == "lcm" else {})
+
+    def network_evaluations(self, steps: int, guidance_scale: float) -> int:
+        """Network evaluations of each image: two a step under classifier-free guidance.
+
+        A student with a guidance embedding reads its scale and needs one.
+        """
+        embedded = self.sampler != "ddim" and self.unet.config.time_cond_proj_dim
+        return steps * (2 if guidance_scale > 1 and not embedded else 1)
+
+    def text_limits(self) -> dict[str, tuple[Any, int]]:
+        """Tokenizer of each text encoder, and how many tokens it reads."""
+        return {"text_encoder": (self.tokenizer, self.tokenizer.model_max_length)}
+
+    @contextmanager
+    def counted(self, advance: Callable[[], None]) -> Iterator[None]:
+        """Call ``advance`` after each sampling step: all samplers call the network once."""
+        handle = self.unet.register_forward_hook(lambda *_: advance())
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -257,26 +296,51 @@ def load_network(weights: Weights, dtype: torch.dtype) -> Any:
         UsageError: another class, a truncated file; or a tensor of the network that is in no file, of the files that
             goes nowhere, or of another shape: names how many and the first.
     """
-    folder, network_class = weights.folder, _NETWORKS[weights.component]
-    check_class(folder, weights.component)
-    names = []
+    check_class(weights.folder, weights.component)
+    network = load_component(weights, _NETWORKS[weights.component], dtype)
+    # transformers passes over the constant position_ids of older files; renamed tensors still count as one each
+    names = [name for file in weights.files for name in open_safetensors(file)]
+    num_used = sum(not name.endswith(CONSTANT) for name in names)
+    if num_used != len(network.state_dict()):
+        raise UsageError(
+            f"{weights.folder}: the files hold {num_used} tensors, the network {len(network.state_dict())}; fetch or "
+            "write the folder again"
+        )
+    if isinstance(network, (UNet2DConditionModel, AutoencoderKL)):
+        network.register_to_config(_name_or_path="")  # diffusers would write this machine's path into every export
+    return network
+
+
+def load_component(weights: Weights, network_class: Any, dtype: torch.dtype) -> Any:
+    """Load a network of diffusers or transformers, whose every tensor comes from the files, and all of theirs go in.
+
+    Args:
+        weights: the component's files.
+        network_class: has ``from_pretrained``.
+        dtype: floating type of the weights.
+
+    Raises:
+        UsageError: as :func:`load_network`, or a quantised tensor.
+    """
+    folder, names = weights.folder, []
     for file in weights.files:
         for name, tensor in open_safetensors(file).items():
             names.append(name)
             if "F" not in tensor.get_dtype() and not name.endswith(CONSTANT):
                 raise UsageError(f"{file}: {name!r} is of type {tensor.get_dtype()}: quantised; give plain weights")
+    if len(names) > len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"{folder}: two files hold {twice!r}; fetch or write the folder again")
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    if network_class is CLIPTextModel:
+    if issubclass(network_class, PreTrainedModel):
         options |= {"dtype": dtype, "ignore_mismatched_sizes": True}  # named below; transformers would name none
     else:
         options["torch_dtype"] = dtype
     with explained(folder):
         network, info = network_class.from_pretrained(folder, variant=weights.variant, **options)
-    check_loaded(folder, names, network, info)
-    if isinstance(network, (UNet2DConditionModel, AutoencoderKL)):
-        network.register_to_config(_name_or_path="")  # diffusers would write this machine's path into every export
+    check_loaded(folder, info)
     return network
 
 

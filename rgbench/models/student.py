@@ -200,11 +200,13 @@ class Student:
         base: a preset, or a pipeline folder.
         unet: a UNet folder in diffusers' layout, or a file of its tensors; None where it is a LoRA.
         lora: a LoRA file of diffusers', peft's or Kohya's layout, or its folder; None where it is a whole UNet.
+        lora_weight: factor of the LoRA's own scale.
     """
 
     base: str
     unet: Path | None = None
     lora: Path | None = None
+    lora_weight: float = 1.0
 
     @property
     def path(self) -> Path:
@@ -232,11 +234,12 @@ def load_student(student: Student, device: torch.device, dtype: torch.dtype) -> 
     if student.lora is None:
         unet, files = _whole_unet(student.path, models.unet, dtype)
     else:
-        unet, files = _with_lora(student.lora, models)
+        unet, files = _with_lora(student.lora, models, student.lora_weight)
     unet.requires_grad_(False).eval()
     nn.Module.to(unet, device, dtype)
     ours = hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
-    both = hashlib.sha256(f"{models.weights_sha256} {ours}".encode()).hexdigest()
+    weight = "" if student.lora_weight == 1 else f" {student.lora_weight!r}"
+    both = hashlib.sha256(f"{models.weights_sha256} {ours}{weight}".encode()).hexdigest()
     own = files[0].with_name("config.json")  # such as another norm_eps, of weights that fit
     config = f"{models.config_sha256} {config_hash(own) if own.is_file() else None}"
     models = replace(
@@ -296,7 +299,7 @@ def _check_fit(path: Path, state: Mapping[str, Tensor], base: UNet2DConditionMod
     check_tensors(path, found, own, "the base model", "name the base it was trained from")
 
 
-def _with_lora(path: Path, models: DiffusionModels) -> tuple[UNet2DConditionModel, list[Path]]:
+def _with_lora(path: Path, models: DiffusionModels, weight: float) -> tuple[UNet2DConditionModel, list[Path]]:
     """The base's UNet with a LoRA merged into it and into the text encoder, and the LoRA's files."""
     unet, embedding = models.unet, find_adapter(path).with_name(EMBEDDING_FILE)
     if embedding.is_file():
@@ -305,7 +308,7 @@ def _with_lora(path: Path, models: DiffusionModels) -> tuple[UNet2DConditionMode
             raise UsageError(f"{embedding}: expected {COND_PROJ!r} alone, found {', '.join(sorted(state)[:5])}")
         whole = dict(unet.state_dict()) | {COND_PROJ: state[COND_PROJ].to(unet.device, unet.dtype)}
         unet = _around(whole, unet, _embedding_dim(embedding, state, unet))
-    merge_lora(path, unet, models.text_encoder)
+    merge_lora(path, {"unet": unet, "text_encoder": models.text_encoder}, weight)
     return unet, adapter_files(path)
 
 

@@ -25,7 +25,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import check_tensors, load_tensors, open_safetensors, read_json, refuse_code, sha256_file
+from rgbench.core.io import check_tensors, load_tensors, read_json, refuse_code, sha256_file
 from rgbench.models.folder import check_loaded, explained, read_config
 from rgbench.rewards.base import float32_at_least, num_tokens
 
@@ -445,7 +445,7 @@ def load_clip(folder: Path, device: str | torch.device, dtype: torch.dtype) -> C
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # named below; transformers would name none
         )
-    check_loaded(folder, open_safetensors(folder / WEIGHTS), model, report)
+    check_loaded(folder, report)
     return model.requires_grad_(False).eval().to(device, dtype)
 
 

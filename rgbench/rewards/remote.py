@@ -33,7 +33,12 @@ from rgbench.core.process import BUSY_SPINS, IDLE_SPINS
 if TYPE_CHECKING:
     from torch import Tensor  # `rgbench doctor` looks at an environment without torch
 
-WORKERS = ("hpsv3", "imagereward", "vqascore")  # scorers that come with rgbench, files of rgbench.rewards.workers
+WORKERS = (
+    "hpsv2",
+    "hpsv3",
+    "imagereward",
+    "vqascore",
+)  # scorers that come with rgbench, files of rgbench.rewards.workers
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 RUNNER = Path(__file__).with_name("workers") / "runner.py"
 PROTOCOL = 1

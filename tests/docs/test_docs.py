@@ -173,6 +173,7 @@ def test_all_pages_are_seen() -> None:
         "add-a-reward",
         "ask-people-in-an-arena",
         "evaluate-a-folder-of-images",
+        "evaluate-any-pipeline",
         "evaluate-my-own-model",
         "judge-over-optimisation",
         "measure-headroom",

@@ -27,6 +27,9 @@ EVERYTHING: dict[str, Any] = {
     "sampler": "lcm",
     "steps": 2,
     "guidance": 1.5,
+    "pipeline_kwargs": ("height=64", "call.yaml"),
+    "offload": True,
+    "vae_slicing": True,
     "dtype": "bfloat16",
     "batch_size": 4,
     "device": "cpu",
@@ -64,7 +67,7 @@ def parsed(words: list[str]) -> EvalConfig:
 
 def test_every_option_survives_the_command_line_and_a_file():
     config = EvalConfig(**EVERYTHING)
-    assert set(EVERYTHING) | {"lora"} == set(EvalConfig.model_fields)
+    assert set(EVERYTHING) | {"lora", "lora_weight"} == set(EvalConfig.model_fields)
     assert all(getattr(config, name) == value for name, value in EVERYTHING.items())
     program, *words = shlex.split(config.command())
     assert program == "rgbench" and parsed(words) == config

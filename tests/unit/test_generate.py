@@ -266,7 +266,7 @@ def test_a_tcd_student_is_sampled_with_its_runs_gamma(models):
     found = {chosen.gamma: chosen for chosen in (settle_sampling(target, tcd, None, None) for target in (run, other))}
     assert found[1.0] == Sampling("tcd", 3, 4.0, 1.0) and found.keys() == {0.0, 1.0}
     assert settle_sampling(replace(run, sampling={}), tcd, 4, 2.0) == Sampling("tcd", 4, 2.0, 0.3), "the scheduler's"
-    assert found[1.0].network_evaluations(tcd) == 3
+    assert tcd.network_evaluations(3, 4.0) == 3
     ids = {chosen.generation(tcd).id for chosen in found.values()}
     assert len(ids) == 2 and found[1.0].generation(tcd).fields["gamma"] == 1.0
     assert "gamma" not in SETTINGS["lcm"].generation(models["lcm"]).fields

@@ -110,6 +110,7 @@ READER = "rgbench.core.io"
 # Writing a tar is no reading of one. A scorer that runs in another environment has no rgbench.core.io there, and
 # unpickles with weights_only=True.
 ALLOWED = {
+    ("rgbench.rewards.workers.hpsv2", "torch.load"),
     ("rgbench.rewards.workers.imagereward", "torch.load"),
     ("rgbench.data.tars", "tarfile.open"),
 }

@@ -26,6 +26,7 @@ from rgbench.models.student import COND_PROJ, Student, load_student
 from tests import sd_folders
 
 UNET_LAYERS = ["to_q", "to_k", "to_out.0", "proj_in", "conv1", "ff.net.2"]  # linear, 1×1 and 3×3 convolutions
+PARTS = ("unet", "text_encoder")
 TEXT_LAYERS = ["q_proj", "out_proj", "fc1"]
 State = dict[str, torch.Tensor]
 
@@ -92,7 +93,7 @@ def by_diffusers(base: Path, path: Path) -> tuple[State, State]:
 
 def by_rgbench(base: Path, path: Path) -> tuple[State, State]:
     unet, text = networks(base)
-    merge_lora(path, unet, text)
+    merge_lora(path, {"unet": unet, "text_encoder": text})
     return unet.state_dict(), text.state_dict()
 
 
@@ -214,7 +215,7 @@ def test_every_tensor_counts(
         assert any(not torch.equal(a[key], b[key]) for a, b in zip(before, after, strict=True) for key in a)
     else:
         with pytest.raises(UsageError, match=rf"{file.name}: .*'\S*(lora|alpha)"):
-            merge_lora(file, *loaded(base))  # which leaves no trace
+            merge_lora(file, dict(zip(PARTS, loaded(base), strict=True)))  # which leaves no trace
 
 
 @pytest.mark.parametrize("change", ["dora", "loha", "sdxl", "bias"])
@@ -242,7 +243,7 @@ def test_a_refused_lora_leaves_no_trace(base: Path, tmp_path: Path) -> None:
     unet, text = networks(base)
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     with pytest.raises(UsageError, match="not finite"):
-        merge_lora(file, unet, text)
+        merge_lora(file, {"unet": unet, "text_encoder": text})
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
 
 

@@ -25,8 +25,9 @@ of their differences to real images.
 
 Grid peaks: a pattern that repeats every p pixels has its power on the lattice (i N/p, j N/p). Each lattice cell of the
 mean luma spectrum is divided by the median of its ring's other cells, which removes the radial fall of the content; the
-value is the mean of these ratios in dB, 0 where nothing repeats. Periods: 8, the stride of Stable Diffusion's VAE, and
-the patch of the reward model in image pixels (14 · 512 / 224 = 32 at 512 pixels).
+value is the mean of these ratios in dB, 0 where nothing repeats. Periods: the stride of the model's VAE (8 of Stable
+Diffusion, SDXL, SD3, FLUX; 32 of Sana), the patch of the reward model in image pixels (14 · 512 / 224 = 32 at 512
+pixels), and where the model is a transformer of patches, its token (16 of SD3, FLUX, PixArt).
 """
 
 from __future__ import annotations
@@ -59,7 +60,6 @@ SLOPE_BAND = (0.02, 0.35)
 OCTAVES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 PLANES = ("luma", "Cb", "Cr")
 CHROMA = ("", "chroma_")  # before the names of luma's and of chroma's vectors
-VAE_STRIDE = 8  # pixels, of Stable Diffusion's
 VIT_H_14 = (224, 14)  # input side and patch of HPS checkpoint files
 PAIRED = f"{NUM_GROUPS} groups of prompts, left out on both sides"
 UNPAIRED = f"{NUM_GROUPS} groups of prompts and as many of real images, each side left out by itself"
@@ -565,7 +565,7 @@ def axis_peaks_db(power: np.ndarray, period: float) -> dict[str, float]:
 
 
 class GridPeaks(SpectralProbe):
-    """Peaks at the VAE stride and at the reward model's patch period.
+    """Peaks at the model's VAE stride and token, and at the reward model's patch period.
 
     Args:
         context: any prompts.
@@ -573,14 +573,23 @@ class GridPeaks(SpectralProbe):
 
     name = "grid"
     infos = (
-        _info("grid_vae_db", "Grid peaks, VAE stride", "pattern that repeats every 8 pixels"),
+        _info("grid_vae_db", "Grid peaks, VAE stride", "pattern that repeats with the latents, every 8 pixels in most"),
         _info("grid_patch_db", "Grid peaks, reward patch", "pattern that repeats with the reward model's patches"),
+        _info("grid_token_db", "Grid peaks, token", "pattern that repeats with the tokens of a transformer"),
     )
 
     def __init__(self, context: Context) -> None:
         input_size, patch = reward_geometry(context)
-        self.periods = {"vae": float(VAE_STRIDE), "patch": patch * context.resolution / input_size}
-        super().__init__(context, planes=1, periods_px=self.periods)
+        shared = {"vae": context.stride, "patch": patch * context.resolution / input_size}
+        token = context.token if context.token != context.stride else None
+        periods = {name: float(period) for name, period in shared.items() if period is not None}
+        self.periods = periods | ({"token": float(token)} if token is not None else {})
+        own = {"grid_token_db": {"token_px": token}}  # its own: models with and without share the other columns
+        super().__init__(context, planes=1, own=own, periods_px=periods)
+
+    def reports(self, name: str) -> bool:
+        """A period that the model has."""
+        return name.removeprefix("grid_").removesuffix("_db") in self.periods
 
     def statistics(self, power: np.ndarray) -> Values:
         return {f"grid_{name}_db": grid_peak_db(power[0], period) for name, period in self.periods.items()}
