@@ -168,7 +168,10 @@ class LRM(RGLCD):
         # 11. Σ over pairs of KL(softmax(expert pair) ‖ softmax(proxy pair)), or the regression
         images = batch.images_BCHW if self.recipe.proxy.truth == "image" else None
         scores = self.expert_scores(candidates, crop_offsets(self.expert, rng), images)
-        losses, agreement = self.proxy_losses(scores, self.proxy_scores(candidates))
+        cosines = self.proxy_scores(candidates)
+        losses, agreement = self.proxy_losses(scores, cosines)
+        if self.recipe.proxy.labels == "shuffled":
+            losses, _ = self.proxy_losses(shuffled(scores, rng), cosines)
 
         stats = {"reward": scores[0], "proxy_reward": guided.rewards, "pair_accuracy": agreement}
         stats |= guided.stats | measured
@@ -433,6 +436,12 @@ class Fidelity:
                 index = indices[(draws.uniform("index", 0.0, 1.0) * len(indices)).long()]
                 parts.append(self.score_samples(batch, draws, index, start == 0))
         return Scores(*(torch.cat([getattr(p, name) for p in parts], -1) for name in ("expert", "proxy", "cosine")))
+
+
+def shuffled(scores: Tensor, rng: StepDraws) -> Tensor:
+    """Scores (3, B) of the three images of each prompt, permuted among them by draws of each sample's own."""
+    keys = torch.stack([rng.uniform(f"label_{i}", 0.0, 1.0) for i in range(len(scores))])
+    return scores.gather(0, keys.argsort(0).to(scores.device))
 
 
 class FidelityDraws(StepDraws):
