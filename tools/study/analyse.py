@@ -10,7 +10,7 @@ and fall are therefore read, for each seed, at the arm that the other seeds choo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from rgbench.judge.verdict import GOLD, Declared, Outcome, Verdict, judge
 from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES, holm, paired_t, t_interval
 from rgbench.metrics.values import MetricValue
 from rgbench.train.recipe import load_recipe
-from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Curve, Study
+from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Curve, Images, Kind, Study
 
 REWARD = "hps"
 ERRS = "held-out"  # name of the base's seeds that are judged as if they had been trained on a reward
@@ -70,30 +70,35 @@ class Measured:
         own._check()
         return own
 
-    def _check(self) -> None:
-        places: dict[tuple[str, int, str, int], set[str]] = {}
-        protocols: dict[tuple[str, int], set[str]] = {}
+    def _values(self) -> Iterator[tuple[Kind, ModelResult, MetricValue]]:
+        """Every value that is of one of the study's sets of images, and which."""
+        study = self.study
+        sets: dict[Kind, Images | None] = {"eval": study.eval, "along": study.along, "draws": study.draws}
         for result in self.results:
             for value in result.values:
-                at = (result.head.model, result.head.training.get("step", 0), value.metric, value.num_images)
-                places.setdefault(at, set()).add(f"{result.head.generation.id} {value.protocol.id}")
-                protocols.setdefault((value.metric, value.num_images), set()).add(value.protocol.id)
-        for (model, _, metric, num), ids in places.items():
+                yield from ((kind, result, value) for kind, images in sets.items() if images and images.hold(value))
+
+    def _check(self) -> None:
+        places: dict[tuple[Kind, str, int, str], set[str]] = {}
+        protocols: dict[tuple[Kind, str], set[str]] = {}
+        for kind, result, value in self._values():
+            at = (kind, result.head.model, result.head.training.get("step", 0), value.metric)
+            places.setdefault(at, set()).add(f"{result.head.generation.id} {value.protocol.id}")
+            protocols.setdefault((kind, value.metric), set()).add(value.protocol.id)
+        for (_, model, _, metric), ids in places.items():
             if len(ids) > 1:
                 listed = ", ".join(sorted(ids))
-                raise UsageError(f"{model}: {metric} of {num} images was measured twice ({listed}); remove one")
-        for (metric, num), ids in protocols.items():
+                raise UsageError(f"{model}: {metric} of the same images was measured twice ({listed}); remove one")
+        for (_, metric), ids in protocols.items():
             if len(ids) > 1:
-                raise UsageError(f"{metric} of {num} images has two protocols: {', '.join(sorted(ids))}; remove one")
+                raise UsageError(f"{metric} was measured under two protocols: {', '.join(sorted(ids))}; remove one")
 
     @cached_property
-    def _finals(self) -> dict[tuple[str, str, int], tuple[ModelResult, MetricValue]]:
+    def _finals(self) -> dict[tuple[str, str, Kind], tuple[ModelResult, MetricValue]]:
         return {
-            (result.head.model, value.metric, value.num_images): (result, value)
-            for result in self.results
-            if not result.is_checkpoint
-            for value in result.values
-            if value.value is not None
+            (result.head.model, value.metric, kind): (result, value)
+            for kind, result, value in self._values()
+            if not result.is_checkpoint and value.value is not None
         }
 
     def name(self, metric: str) -> str:
@@ -110,7 +115,7 @@ class Measured:
         """Values by training seed."""
         found = {}
         for seed in self.study.seeds(arm):
-            each = self._finals.get((f"{arm}-s{seed}", self.name(metric), self.study.eval.count))
+            each = self._finals.get((f"{arm}-s{seed}", self.name(metric), "eval"))
             if each is not None:
                 found[seed] = float(each[1].value or 0)
         return found
@@ -121,21 +126,20 @@ class Measured:
         times = [found.get(f"{arm}-s{seed}") for seed in self.study.seeds(arm)]
         return [float(each) for each in times if each is not None]
 
-    def rows(self, run: str, metric: str, images: int) -> dict[tuple[str, int], float] | None:
+    def rows(self, run: str, metric: str, kind: Kind) -> dict[tuple[str, int], float] | None:
         """Per-image values of a run by (prompt id, noise seed); None where there are none."""
-        found = self._finals.get((run, self.name(metric), images))
+        found = self._finals.get((run, self.name(metric), kind))
         stored = found[0].rows(*found[1].key) if found is not None else None
         return stored.by_image() if stored is not None else None
 
     def along(self, arm: str, metric: str) -> dict[int, float]:
         """Values by optimiser step, of the seed whose checkpoints were measured."""
-        images, seed = self.study.along, self.study.arms[arm].along
-        found = {}
-        for result in self.results if images is not None and seed is not None else ():
-            for value in result.values if result.head.model == f"{arm}-s{seed}" else ():
-                assert images is not None
-                if value.metric == self.name(metric) and value.num_images == images.count and value.value is not None:
-                    found[result.head.training["step"]] = value.value
+        run = f"{arm}-s{self.study.arms[arm].along}"
+        found = {
+            result.head.training["step"]: value.value
+            for kind, result, value in self._values()
+            if (kind, result.head.model, value.metric) == ("along", run, self.name(metric)) and value.value is not None
+        }
         return dict(sorted(found.items()))
 
     def missing(self) -> list[str]:
@@ -384,8 +388,7 @@ def choices(measured: Measured) -> dict[int, Choice]:
     study = measured.study
     found = {}
     for seed in study.seeds(study.base) if study.draws is not None else ():
-        assert study.draws is not None
-        both = [measured.rows(f"{study.base}-s{seed}", name, study.draws.count) for name in (REWARD, GOLD_NAME)]
+        both = [measured.rows(f"{study.base}-s{seed}", name, "draws") for name in (REWARD, GOLD_NAME)]
         if both[0] is not None and both[1] is not None:
             prompts = _prompts(both[0])
             noises = sorted({noise for _, noise in both[0]})
@@ -426,11 +429,10 @@ def match_best_of_n(measured: Measured, arm: str) -> dict[int, Match]:
     study = measured.study
     found = {}
     for seed, choice in choices(measured).items():
-        assert study.draws is not None
-        drawn = measured.rows(f"{study.base}-s{seed}", REWARD, study.draws.count) or {}
+        drawn = measured.rows(f"{study.base}-s{seed}", REWARD, "draws") or {}
         gains = []
         for metric in (REWARD, GOLD_NAME):
-            ours, theirs = (measured.rows(f"{name}-s{seed}", metric, study.eval.count) for name in (arm, study.base))
+            ours, theirs = (measured.rows(f"{name}-s{seed}", metric, "eval") for name in (arm, study.base))
             if ours is None or theirs is None:
                 break
             at = [key for key in ours if key in theirs and key in drawn]

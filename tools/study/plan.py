@@ -26,6 +26,7 @@ from rgbench.evaluate.config import parse_seeds
 from rgbench.evaluate.results import load_result
 from rgbench.evaluate.targets import FINISHED
 from rgbench.judge.verdict import GOLD
+from rgbench.metrics.values import MetricValue
 from rgbench.models.presets import REGRESSORS_FOLDER
 from rgbench.train.recipe import load_recipe
 
@@ -80,10 +81,15 @@ class Images(Section):
     reads: Names
     set: Names = ()
 
+    def hold(self, value: MetricValue) -> bool:
+        """Whether a value is of these images."""
+        seeds = parse_seeds(self.seeds)
+        return value.num_images == self.num * len(seeds) and value.protocol.fields.get("seeds", [0]) == seeds
+
     @property
-    def count(self) -> int:
-        """Number of images."""
-        return self.num * len(parse_seeds(self.seeds))
+    def wanted(self) -> list[str]:
+        """Names of the values that the analysis reads and this world has."""
+        return [gold_name() if name == GOLD_NAME else name for name in measurable(self.reads)]
 
 
 class Contrast(Section):
@@ -210,8 +216,7 @@ class Unit:
         place: of the run for a training, of the results for the others.
         needs: names of units that come before.
         method: recipe and overrides of the arm.
-        images: that the results must hold; of a training 0.
-        reads: metric values that they must hold.
+        images: whose values the results must hold; None of a training.
     """
 
     name: str
@@ -221,8 +226,7 @@ class Unit:
     place: Path
     method: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    images: int = 0
-    reads: tuple[str, ...] = ()
+    images: Images | None = None
 
     @property
     def pays(self) -> str:
@@ -237,12 +241,13 @@ class Unit:
         return any(self._holds(folder) for folder in sorted(self.place.glob(f"*/{self.run}/*")) if folder.is_dir())
 
     def _holds(self, folder: Path) -> bool:
+        assert self.images is not None, "a training has its own sign"
         try:
             found = load_result(folder)
         except UsageError:  # none, or damaged: measured again
             return False
-        values = {value.metric for value in found.values if value.num_images == self.images}
-        return not found.is_checkpoint and values.issuperset(self.reads)
+        values = {value.metric for value in found.values if self.images.hold(value)}
+        return not found.is_checkpoint and values.issuperset(self.images.wanted)
 
 
 def units_of(studies: Iterable[Study], runs: Path, results: Path) -> list[Unit]:
@@ -283,8 +288,7 @@ def _units_of_run(study: Study, name: str, seed: int, is_first: bool, runs: Path
         words = ("eval", str(runs / run), "--metric", ",".join(measurable(each.metrics)), "--num", str(each.num))
         words += ("--seeds", each.seeds, "--keep-images", str(kept_images), "--results", str(results))
         words += ("--checkpoints",) if kind == "along" else ()
-        reads = tuple(gold_name() if metric == GOLD_NAME else metric for metric in measurable(each.reads))
-        found.append(Unit(f"{kind} {run}", kind, run, words, results, method, (found[0].name,), each.count, reads))
+        found.append(Unit(f"{kind} {run}", kind, run, words, results, method, (found[0].name,), each))
     return found
 
 

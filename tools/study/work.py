@@ -185,7 +185,7 @@ def run_unit(unit: Unit, log: Path, lock: int, stop: StopRequest) -> Record:
     if code in STOPPED or stop.signal is not None:
         status = "stopped"
     elif code != 0 or not unit.is_done():
-        status, error = "failed", _last_line(log) if code else f"exit code 0, but {', '.join(unit.reads)} is missing"
+        status, error = "failed", _last_line(log) if code else f"ended well, but not all of it is in {unit.place}"
     return Record(
         status=status,
         wall_sec=round(time.monotonic() - begun, 1),
