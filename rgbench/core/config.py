@@ -52,10 +52,11 @@ def read_as(model: type[B], content: Any, what: str, remedy: str, error: type[Us
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """The recipes that come with rgbench, by name (``lrm``, ``study/…``), sorted."""
+    """The recipes that come with rgbench, by name (``lrm``, ``sd21/lrm``), sorted; ``study/`` holds studies of them."""
     package = Path(__file__).parent.parent
     folder = next((f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package / "recipes")
-    return {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.yaml"))}
+    found = {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.yaml"))}
+    return {name: path for name, path in found.items() if not name.startswith("study/")}
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

@@ -98,7 +98,7 @@ def draw(results: ResultSet) -> tuple[dict[Plot, Figure], list[str]]:
     """Every plot that the results have data for, and for each other one what is missing."""
     found: dict[Plot, Figure] = {}
     missing = []
-    with _drawing():
+    with drawing():
         for plot in PLOTS:
             try:
                 figure = found[plot] = plot.figure(results)
@@ -113,13 +113,13 @@ def save(figure: Figure, kind: str, **settings: Any) -> bytes:
     """The figure as a file of kind "svg", or "png" at 160 dots per inch; the same bytes each time."""
     out = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    with _drawing(**settings):
+    with drawing(**settings):
         figure.savefig(out, format=kind, dpi=160 if kind == "png" else 72, metadata=metadata)
     return out.getvalue()
 
 
 @contextmanager
-def _drawing(**settings: Any) -> Iterator[None]:
+def drawing(**settings: Any) -> Iterator[None]:
     """Our settings alone; no word on letters that the font lacks, as of a world's name in Chinese."""
     with mpl.rc_context({**SETTINGS, **settings}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)

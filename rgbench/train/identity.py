@@ -30,7 +30,11 @@ from rgbench.train.recipe import (
 )
 
 _REWARDS = ("reward", "reward.terms.*")
-NEWER = {"lcd.teacher_steps": 1, "proxy.truth": "decoded"}  # keys that older runs lack, with what those runs did
+NEWER = {
+    "lcd.teacher_steps": 1,
+    "proxy.truth": "decoded",
+    "proxy.labels": "expert",
+}  # keys that older runs lack, with what those runs did
 # How a run computes, what it logs and saves, and where things lie.
 FREE_KEYS = frozenset(
     {f"train.{key}" for key in ("gradient_accumulation_steps", "gradient_checkpointing", "compile", "num_workers")}

@@ -194,6 +194,8 @@ class LRM(RGLCD):
         scores = self.expert_scores(candidates, crop_offsets(self.expert, rng), images)
         found = self.proxy_scores(candidates)
         losses, agreement = self.proxy_losses(scores, found)
+        if self.recipe.proxy.labels == "shuffled":
+            losses, _ = self.proxy_losses(shuffled(scores, rng), found)
         stats = {"reward": scores[0], "proxy_reward": found[0].detach(), "pair_accuracy": agreement}
         return losses, stats
 
@@ -509,6 +511,12 @@ class Fidelity:
                 index = indices[(draws.uniform("index", 0.0, 1.0) * len(indices)).long()]
                 parts.append(self.score_samples(batch, draws, index, start == 0))
         return Scores(*(torch.cat([getattr(p, name) for p in parts], -1) for name in ("expert", "proxy", "cosine")))
+
+
+def shuffled(scores: Tensor, rng: StepDraws) -> Tensor:
+    """Scores (3, B) of the three images of each prompt, permuted among them by draws of each sample's own."""
+    keys = torch.stack([rng.uniform(f"label_{i}", 0.0, 1.0) for i in range(len(scores))])
+    return scores.gather(0, keys.argsort(0).to(scores.device))
 
 
 class FidelityDraws(StepDraws):

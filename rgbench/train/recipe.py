@@ -570,6 +570,8 @@ class ProxySection(Section):
         lr: the proxy's learning rate (RG-LCD: 3.3e-6).
         loss: ``kl``, ``smooth`` or ``cross_entropy`` over pairs; or ``regression`` of standardised scores, which
             keeps their level and takes an expert without a logit scale.
+        labels: the ``expert``'s scores; or ``shuffled`` among the three images of a prompt, anew for each sample and
+            step: a control whose proxy learns as fast, from nothing.
         truth: score the ground truth as the autoencoder decodes it (``decoded``, RG-LCD) or as the data's own
             ``image``, which saves a third of the decoding.
         logit_scale: factor from the expert's score to the logit of a preference; null: the expert's own (HPS: 100).
@@ -584,6 +586,7 @@ class ProxySection(Section):
     small: SmallSection | None = None
     lr: Positive = 3.3e-6
     loss: Literal["kl", "smooth", "cross_entropy", "regression"] = "kl"
+    labels: Literal["expert", "shuffled"] = "expert"
     truth: Literal["decoded", "image"] = "decoded"
     logit_scale: Positive | None = None
     trainable: TrainableSection = TrainableSection()

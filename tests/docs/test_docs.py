@@ -26,12 +26,14 @@ from tests.conftest import ROOT
 from tests.fork_server import write_programs
 from tools.bench.__main__ import app as bench
 from tools.benchtop.__main__ import app as benchtop
+from tools.study.__main__ import app as study
 
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("README.md")])
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)(?P<target>[^)#\s]+)")
 BLOCK_TIMEOUT_SEC = 600
 PROGRAMS = {"rgbench": app, "python -m tools.bench": bench, "python -m tools.benchtop": benchtop}
+PROGRAMS |= {"python -m tools.study": study}
 
 
 @dataclass(frozen=True)

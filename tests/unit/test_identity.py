@@ -100,7 +100,10 @@ def test_contents_stand_for_their_paths():
     assert len({own, *(recipe_sha256(RECIPES[2], CONTENTS | change) for change in changed)}) == 6
 
 
-@pytest.mark.parametrize(("name", "override"), [("lcd", "lcd.teacher_steps=2"), ("lrm", "proxy.truth=image")])
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [("lcd", "lcd.teacher_steps=2"), ("lrm", "proxy.truth=image"), ("lrm", "proxy.labels=shuffled")],
+)
 def test_a_newer_key_leaves_the_hashes_of_older_runs(name, override):
     never = ["train.latents_cache=never"]
     recipe, changed = load_recipe(name, never), load_recipe(name, [*never, override])

@@ -9,12 +9,14 @@ from rgbench.core.errors import ConfigError, RgbenchError, UsageError
 from rgbench.core.run import RunDirectory
 from rgbench.rewards.base import CallableReward, score
 from rgbench.train import lrm
+from rgbench.train.base import StepDraws
 from rgbench.train.loop import Loop
-from rgbench.train.lrm import LRM, Moments, correlation
+from rgbench.train.lrm import LRM, Moments, correlation, shuffled
 from rgbench.train.recipe import load_recipe
 from tests.parity import tiny
 from tests.tiny_trainers import batch
 
+LABELS = ("expert", "shuffled")
 WHOLE = {"trainable": {"image_layers": "all", "text_layers": "all"}}
 
 
@@ -156,3 +158,20 @@ def test_a_finished_run_has_its_proxy(make, tmp_path):
     saved = trainer.export_proxy(RunDirectory(tmp_path))
     loaded = LatentCLIP.load(saved, "cpu")
     assert all(torch.equal(value, trainer.proxy.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_shuffled_labels_are_the_prompts_own_at_random_places():
+    scores = torch.arange(12.0).view(3, 4)
+    found = torch.stack([shuffled(scores, StepDraws(0, step, 4)) for step in range(300)])
+    assert torch.equal(found.sort(1).values, scores.expand(300, 3, 4)), "each prompt keeps its three scores"
+    shares = torch.stack([(found[:, 0] == row).float().mean(0) for row in scores])
+    assert torch.allclose(shares, torch.full((3, 4), 1 / 3), atol=0.09), "no image is favoured"
+    parts = [shuffled(scores[:, at : at + 2], StepDraws(0, 0, 2, first=at)) for at in (0, 2)]
+    assert torch.equal(torch.cat(parts, 1), found[0]), "whatever the micro-batches"
+
+
+def test_shuffled_labels_change_what_the_proxy_learns_and_nothing_that_is_logged(make):
+    plain, control = (make(loss="kl", labels=labels, **WHOLE).step(batch(), tiny.draws()) for labels in LABELS)
+    assert not torch.equal(*(result.losses["proxy"]["pairs"] for result in (plain, control)))
+    assert torch.equal(*(result.losses["student"]["reward"] for result in (plain, control)))
+    assert all(torch.equal(plain.stats[name], control.stats[name]) for name in plain.stats)
