@@ -8,6 +8,7 @@ from pathlib import Path
 from rgbench.core.errors import UsageError
 from rgbench.core.io import write_text_atomic
 from rgbench.judge.verdict import Outcome
+from rgbench.report.words import ANSWERS
 
 REPORT = Path("results/report/report.md")
 README = Path("README.md")
@@ -16,16 +17,6 @@ PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 SHOWN_PICTURES = (r"grid-[^-]+\.png", r"rewards-")
 VERDICTS = re.compile(r"(?m)^\*\*Verdicts, [^\n]*\*\*\n\n((?:\|[^\n]*\n)+)")
 COLUMNS = ("Model", "Runs", "Trained reward", "Gold", "Set distance", "Verdict")
-ANSWERS = {
-    Outcome.NO_TEST: "its latent proxy did not follow the reward, so it tests nothing",
-    Outcome.OVER_OPTIMISED: "the student learned to please the reward model: the reward rose, the images got worse",
-    Outcome.ALIGNED: "the images got better: the reward rose, and so did gold",
-    Outcome.PAID_FOR: "the images got better by gold, at the cost of another declared metric",
-    Outcome.REWARD_WITHOUT_GOLD: "the student learned to please the reward model: the reward rose, gold did not",
-    Outcome.WORSE: "neither: reward and gold both fell",
-    Outcome.NO_GAIN: "the reward did not rise",
-    Outcome.UNDECIDED: "these runs do not decide it",
-}
 
 
 def shown_results(report: str, folder: Path) -> str:
