@@ -369,7 +369,10 @@ def result_set(results: Sequence[ModelResult]) -> ResultSet:
         world=results[0].head.world,
         models=tuple(sorted(models, key=_rank)),
         columns=tuple(
-            sorted(columns.values(), key=lambda c: (families.index(c.family), order.get(c.metric, len(order)), c.key))
+            sorted(
+                columns.values(),
+                key=lambda c: (families.index(c.family), order.get(c.metric, len(order)), _num_prompts(c) or 0, c.key),
+            )
         ),
         checkpoints=tuple(result for result in results if result.is_checkpoint),
     )

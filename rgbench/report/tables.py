@@ -40,7 +40,7 @@ IN_ORDER = (GOLD, *(question for question in QUESTIONS if question is not GOLD))
 NUM_HEADLINES = 2  # metrics of one family among the headlines
 MAIN = ("verdict", "declared")  # tables that the page does not fold away
 PROBES = ("spectrum", "pixel-and-colour", "fragility", "spectral-distance", "octave-gaps-db")  # keys, in part
-ASIDE = (Family.PEOPLE, Family.HELD_OUT, Family.REWARD)  # shown beside what verdicts declare
+ASIDE = (Family.ORACLE, Family.PEOPLE, Family.HELD_OUT, Family.REWARD)  # shown beside what verdicts declare
 MARKS = "†‡§¶"  # in the order of their notes
 TRAINED = "† trained on this reward model, so this is no evidence of better images."
 UNPAIRED = "¶ not paired: the two intervals are added in quadrature, which is usually too wide."
@@ -195,13 +195,13 @@ def all_tables(results: ResultSet, verdicts: Sequence[Verdict], metrics: Sequenc
 
 
 def declared(results: ResultSet) -> list[Column]:
-    """The metric of each question that verdicts declare, people, a held-out and the trained reward; else headlines."""
+    """The metric of each question that verdicts declare, people, a held-out and the trained reward."""
     asked = {metric for question in QUESTIONS for metric in question.metrics}
     leads = [lead_column(results, family) for family in Family]
     found = [column for column in leads if column and (column.metric in asked or column.family in ASIDE)]
     found += [column for column in (results.trained_reward(),) if column is not None]
-    shown = {column.metric for column in found}
-    return [column for column in results.columns if column.metric in shown] or headlines(results)
+    shown = {column.metric for column in found or leads if column}
+    return [column for column in results.columns if column.metric in shown]
 
 
 def headlines(results: ResultSet) -> list[Column]:

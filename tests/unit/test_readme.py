@@ -10,7 +10,8 @@ import pytest
 from rgbench.core.errors import UsageError
 from rgbench.judge.verdict import Outcome
 from rgbench.report.report import check
-from tools.readme import ANSWERS, README, REPORT, shown_results, with_results
+from rgbench.report.words import ANSWERS
+from tools.readme import METRICS, README, REPORT, glossary, shown_results, with_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,3 +61,7 @@ def test_missing_block_or_report_is_an_error():
 def test_the_committed_report_is_what_the_committed_results_give():
     compared = check(ROOT / "results", ROOT / "results" / "report", [])
     assert [file.suffix for file in compared] == [".md", ".tex", ".csv", ".html"]
+
+
+def test_the_page_of_metrics_is_made_from_their_classes():
+    assert (ROOT / METRICS).read_text(encoding="utf-8") == glossary()

@@ -66,9 +66,22 @@ class PixelStatistics(PerImageProbe):
         MetricInfo.of(
             "total_variation", "Total variation", "mean step between neighbours", REFERENCE, PIXELS, "levels"
         ),
-        MetricInfo.of("laplacian_variance", "Laplacian variance", "sharpness", REFERENCE, PIXELS, "levels²", 0),
         MetricInfo.of(
-            "wavelet_noise", "Wavelet noise σ", "noise; blind to smooth content", REFERENCE, PIXELS, "levels"
+            "laplacian_variance",
+            "Laplacian variance",
+            "sharpness: its variance",
+            REFERENCE,
+            PIXELS,
+            "levels²",
+            0,
+        ),
+        MetricInfo.of(
+            "wavelet_noise",
+            "Wavelet noise σ",
+            "level of noise; blind to smooth content",
+            REFERENCE,
+            PIXELS,
+            "levels",
         ),
     )
 
@@ -120,7 +133,13 @@ class ColourDrift(PerImageProbe):
     infos = (
         MetricInfo.of("saturation", "Saturation", "mean HSV saturation", REFERENCE, PIXELS, "%", 1),
         MetricInfo.of(
-            "saturation_p95", "Saturation, 95th percentile", "of each image's pixels", REFERENCE, PIXELS, "%", 1
+            "saturation_p95",
+            "Saturation, 95th percentile",
+            "saturation of each image's pixels",
+            REFERENCE,
+            PIXELS,
+            "%",
+            1,
         ),
         MetricInfo.of("clipped", "Clipped pixels", "pixels with a channel at 0 or 255", REFERENCE, PIXELS, "%", 1),
         MetricInfo.of("rms_contrast", "RMS contrast", "standard deviation of the luma", REFERENCE, PIXELS, "%", 1),
