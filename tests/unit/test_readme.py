@@ -21,6 +21,10 @@ def test_readme_holds_the_committed_reports_tables_and_pictures():
     assert readme == with_results(readme, shown_results(report, REPORT.parent))
 
 
+def test_the_committed_page_is_small():
+    assert (ROOT / REPORT).with_suffix(".html").stat().st_size < 4e6
+
+
 def test_pictures_of_the_block_are_there():
     shown = shown_results((ROOT / REPORT).read_text(encoding="utf-8"), REPORT.parent)
     paths = [line.split("](")[1].rstrip(")") for line in shown.splitlines() if line.startswith("![")]
