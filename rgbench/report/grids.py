@@ -141,7 +141,8 @@ def strip(grid: Grid) -> Grid:
         )
         for line in grid.lines[:NUM_STRIP_LINES]
     )
-    return replace(grid, key="strip", columns={model: grid.columns[model] for model in chosen}, lines=lines)
+    columns = {model: grid.columns[model] for model in chosen}
+    return replace(grid, key="strip", title="One model of each method", columns=columns, lines=lines)
 
 
 def view_grids(grid: Grid) -> list[Grid]:

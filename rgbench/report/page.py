@@ -29,7 +29,7 @@ from rgbench.judge.trajectory import TrainingRun
 from rgbench.metrics.values import Direction
 from rgbench.report import plots
 from rgbench.report.formats import Section
-from rgbench.report.grids import Grid, Key, enlarge, first_scores, images_of, strip
+from rgbench.report.grids import Grid, Key, enlarge, first_scores, images_of, right_or_wrong, strip
 from rgbench.report.tables import ARROWS, Entry, Table, flatten, headlines, place_of, protocol_numbers, protocols
 from rgbench.report.words import format_number, gold_of, model_of, names, runs_along, samplers, shown
 
@@ -247,6 +247,7 @@ def prompts_data(section: Section, album: Album) -> dict[str, Any] | None:
     columns = [column for column in headlines(results) if any(first_scores(model, column) for model in models)]
     groups = _groups(models, columns)
     common = set(kept.common)
+    marked = right_or_wrong(results)
     picked = _spread([key for key in kept.images[models[0]] if key in common], num)
     prompts = [
         {
@@ -255,7 +256,7 @@ def prompts_data(section: Section, album: Album) -> dict[str, Any] | None:
             "seed": key[2],
             "group": groups.get((key[0], key[2]), ""),
             "images": [album.add(kept.images[model][key]) for model in models],
-            "scores": [[_score(model, column, (key[0], key[2])) for model in models] for column in columns],
+            "scores": [[_score(model, column, (key[0], key[2]), marked) for model in models] for column in columns],
         }
         for key in picked
     ]
@@ -280,11 +281,13 @@ def _groups(models: Sequence[Model], columns: Sequence[Column]) -> dict[tuple[st
     return {}
 
 
-def _score(model: Model, column: Column, key: tuple[str, int]) -> list[Any] | None:
-    """An image's value and how it is printed."""
+def _score(model: Model, column: Column, key: tuple[str, int], marked: Column | None) -> list[Any] | None:
+    """An image's value and how it is printed; of the marked column as ✓ or ✗."""
     value = first_scores(model, column).get(key)
     if value is None:
         return None
+    if column is marked:
+        return [value, f"{column.label} {'✓' if value else '✗'}"]
     return [value, f"{column.label} {format_number(value, column.decimals)} {column.unit}".strip()]
 
 
