@@ -67,21 +67,10 @@ class PixelStatistics(PerImageProbe):
             "total_variation", "Total variation", "mean step between neighbours", REFERENCE, PIXELS, "levels"
         ),
         MetricInfo.of(
-            "laplacian_variance",
-            "Laplacian variance",
-            "sharpness: its variance",
-            REFERENCE,
-            PIXELS,
-            "levels²",
-            0,
+            "laplacian_variance", "Laplacian variance", "sharpness of edges", REFERENCE, PIXELS, "levels²", 0
         ),
         MetricInfo.of(
-            "wavelet_noise",
-            "Wavelet noise σ",
-            "level of noise; blind to smooth content",
-            REFERENCE,
-            PIXELS,
-            "levels",
+            "wavelet_noise", "Wavelet noise σ", "noise; blind to smooth content", REFERENCE, PIXELS, "levels"
         ),
     )
 
@@ -133,13 +122,7 @@ class ColourDrift(PerImageProbe):
     infos = (
         MetricInfo.of("saturation", "Saturation", "mean HSV saturation", REFERENCE, PIXELS, "%", 1),
         MetricInfo.of(
-            "saturation_p95",
-            "Saturation, 95th percentile",
-            "saturation of each image's pixels",
-            REFERENCE,
-            PIXELS,
-            "%",
-            1,
+            "saturation_p95", "Saturation, 95th percentile", "of each image's pixels", REFERENCE, PIXELS, "%", 1
         ),
         MetricInfo.of("clipped", "Clipped pixels", "pixels with a channel at 0 or 255", REFERENCE, PIXELS, "%", 1),
         MetricInfo.of("rms_contrast", "RMS contrast", "standard deviation of the luma", REFERENCE, PIXELS, "%", 1),
