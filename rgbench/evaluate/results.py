@@ -344,7 +344,10 @@ def remove_folder(folder: Path) -> None:
             raise UsageError(f"{folder}: an evaluation is writing it; stop that first")
         gone = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
         folder.rename(gone)
-    shutil.rmtree(gone)
+    if gone.is_symlink():
+        gone.unlink()
+    else:
+        shutil.rmtree(gone)
     with suppress(OSError):  # the model's last one
         folder.parent.rmdir()
 

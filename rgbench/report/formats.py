@@ -2,8 +2,8 @@
 
 The CSV has a line for each number, unrounded, with where it comes from. Its `kind` is "value" (of a model, the mean
 over its training seeds), "seed" (of one of several), "checkpoint" (of a run before its last step; `step` says which),
-"delta_lcd" or "delta_teacher" (model minus baseline), "detail" (beside a value) or "cost". `shown` is the text that
-tables print, "—" where a value is missing; the numeric fields are empty there.
+"delta_lcd", "delta_teacher" or "delta_base" (model minus LCD, the teacher, or a base that was named), "detail" (beside a
+value) or "cost". `shown` is the text that tables print, "—" where a value is missing; the numeric fields are empty there.
 """
 
 from __future__ import annotations
@@ -364,7 +364,8 @@ def _command(result: ModelResult, key: tuple[str, str]) -> str:
 
 
 def _delta_rows(results: ResultSet, model: Model, column: Column) -> Iterator[Row]:
-    for kind, base in (("delta_lcd", results.baseline(model)), ("delta_teacher", results.teacher)):
+    named = "delta_base" if results.base else "delta_lcd"
+    for kind, base in ((named, results.baseline(model)), ("delta_teacher", results.teacher)):
         change = None if base is None or base is model else delta(model, base, column)
         if change is not None:
             ends = change.value, change.low, change.high

@@ -183,7 +183,10 @@ def all_tables(results: ResultSet, verdicts: Sequence[Verdict], metrics: Sequenc
     """
     columns = [column for column in results.columns if not metrics or column.metric in metrics]
     lead = columns if metrics else declared(results)
-    built = [verdict_table(results, verdicts), value_table(results, "declared", "Declared metrics", lead)]
+    built = [
+        verdict_table(results, verdicts),
+        value_table(results, "declared", "Metrics" if metrics else "Declared metrics", lead),
+    ]
     built += delta_tables(results, lead)
     for family in dict.fromkeys(column.family for column in columns):
         rest = [column for column in columns if column.family is family and column not in lead]
@@ -223,12 +226,9 @@ def verdict_table(results: ResultSet, verdicts: Sequence[Verdict]) -> Table | No
     """One row for each verdict: on a method, or on one run of it."""
     columns = {column.key: column for column in results.columns}
     rows = []
-    for verdict in verdicts:
+    for verdict in (verdict for verdict in verdicts if verdict.findings):
         model = next(model for model in results.models if verdict in verdicts_of(model, verdicts))
-        against = {
-            "method": f"{verdict.base}; {verdict.num_seeds} in common",
-            "run": f"{verdict.base}; one run",
-        }.get(verdict.rule, MISSING)
+        against = f"{verdict.base}; {f'{verdict.num_seeds} in common' if verdict.rule == 'method' else 'one run'}"
         found = {finding.question: finding for finding in verdict.findings}
         entries = (_finding_entry(found.get(question.name), columns) for question in IN_ORDER)
         labels = names(results)[model], model.label if verdict.model == verdict.method else verdict.model
@@ -289,8 +289,8 @@ def _value_entry(results: ResultSet, model: Model, column: Column, best: bool) -
 def delta_tables(results: ResultSet, columns: Sequence[Column], family: Family | None = None) -> list[Table | None]:
     """Differences to LCD and to the teacher; of a family's further metrics, or of the first table's."""
     kinds: dict[str, tuple[str, Callable[[Model], Model | None]]] = {
-        "lcd": ("Difference to LCD", results.baseline),
-        "teacher": ("Difference to the teacher", lambda _: results.teacher),
+        "lcd": (f"Difference to {results.base or 'LCD'}", results.baseline),
+        "teacher": ("Difference to the teacher", lambda _: None if results.base else results.teacher),
     }
     found = []
     for kind, (caption, base_of) in kinds.items():
@@ -328,7 +328,9 @@ def spectral_table(results: ResultSet) -> Table | None:
 
     bases = {
         "the teacher": lambda _: results.teacher,
-        "LCD": lambda model: model if model.method == LCD else results.baseline(model),
+        results.base or "LCD": lambda model: (
+            model if model.method == LCD and not results.base else results.baseline(model)
+        ),
     }
     fields = [field(whom, base_of, plane) for whom, base_of in bases.items() for plane in PLANES]
     return _table(results, "spectral-distance", "Log-spectral distance to other models", fields, (SPECTRAL_NOTE,))

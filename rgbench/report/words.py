@@ -155,7 +155,8 @@ def _plain_name(model: Model, results: ResultSet) -> str:
 def variant(model: Model, results: ResultSet) -> str:
     """What differs between recipes of its method: ``share .5``; without recipes, ``b10`` of ``rg_lcd-b10-s0``."""
     recipes = [other.first.head.recipe for other in results.models if other.method == model.method]
-    keys = [key for key in recipes[0] if any(recipe.get(key) != recipes[0][key] for recipe in recipes)]
+    every = dict.fromkeys(key for recipe in recipes for key in recipe)
+    keys = [key for key in every if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)]
     if all(recipes) and 0 < len(keys) <= MAX_SETTINGS:
         own = {key.rpartition(".")[2].replace("_", " "): model.first.head.recipe.get(key) for key in keys}
         return ", ".join(f"{key} {_setting(value)}" for key, value in own.items() if value is not None)
