@@ -2,8 +2,9 @@
 
 The CSV has a line for each number, unrounded, with where it comes from. Its `kind` is "value" (of a model, the mean
 over its training seeds), "seed" (of one of several), "checkpoint" (of a run before its last step; `step` says which),
-"delta_lcd", "delta_teacher" or "delta_base" (model minus LCD, the teacher, or a base that was named), "detail" (beside a
-value) or "cost". `shown` is the text that tables print, "—" where a value is missing; the numeric fields are empty there.
+"delta_lcd", "delta_teacher" or "delta_base" (model minus LCD, the teacher, or a base that was named), "detail" (beside
+a value) or "cost". `shown` is the text that tables print, "—" where a value is missing; the numeric fields are empty
+there.
 """
 
 from __future__ import annotations

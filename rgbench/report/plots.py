@@ -114,10 +114,11 @@ def draw(results: ResultSet) -> tuple[dict[Plot, Figure], list[str]]:
 
 def draw_answer(results: ResultSet) -> tuple[Plot, Figure] | None:
     """The page's first plot; None where gold or the trained reward was not measured."""
+    gold = next((column.family is not Family.SET_DISTANCE for column in evidence(results)), False)
+    title = f"{'Gold' if gold else 'Set distance'} against trained reward"
+    plot = Plot("answer", title, _shows(answer), answer, lambda _: "")
     try:
-        return Plot("answer", "Gold against trained reward", _shows(answer), answer, lambda _: ""), _laid_out(
-            answer, results
-        )
+        return plot, _laid_out(answer, results)
     except NothingToDraw:
         return None
 
