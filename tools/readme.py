@@ -1,4 +1,4 @@
-"""The README's table and pictures, taken from the committed report: ``python -m tools.readme``."""
+"""The README's table and pictures, from the committed report, and ``docs/metrics.md``: ``python -m tools.readme``."""
 
 from __future__ import annotations
 
@@ -8,24 +8,18 @@ from pathlib import Path
 from rgbench.core.errors import UsageError
 from rgbench.core.io import write_text_atomic
 from rgbench.judge.verdict import Outcome
+from rgbench.metrics.values import Family, shipped_infos
+from rgbench.report.tables import ARROWS
+from rgbench.report.words import ANSWERS
 
 REPORT = Path("results/report/report.md")
 README = Path("README.md")
+METRICS = Path("docs/metrics.md")
 BLOCK = re.compile(r"(<!-- results: begin [^\n]*-->\n).*?(<!-- results: end -->)", re.DOTALL)
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 SHOWN_PICTURES = (r"grid-[^-]+\.png", r"rewards-")
 VERDICTS = re.compile(r"(?m)^\*\*Verdicts, [^\n]*\*\*\n\n((?:\|[^\n]*\n)+)")
 COLUMNS = ("Model", "Runs", "Trained reward", "Gold", "Set distance", "Verdict")
-ANSWERS = {
-    Outcome.NO_TEST: "its latent proxy did not follow the reward, so it tests nothing",
-    Outcome.OVER_OPTIMISED: "the student learned to please the reward model: the reward rose, the images got worse",
-    Outcome.ALIGNED: "the images got better: the reward rose, and so did gold",
-    Outcome.PAID_FOR: "the images got better by gold, at the cost of another declared metric",
-    Outcome.REWARD_WITHOUT_GOLD: "the student learned to please the reward model: the reward rose, gold did not",
-    Outcome.WORSE: "neither: reward and gold both fell",
-    Outcome.NO_GAIN: "the reward did not rise",
-    Outcome.UNDECIDED: "these runs do not decide it",
-}
 
 
 def shown_results(report: str, folder: Path) -> str:
@@ -63,7 +57,27 @@ def with_results(readme: str, results: str) -> str:
     return BLOCK.sub(lambda m: f"{m[1]}\n{results}\n\n{m[2]}", readme)
 
 
+def glossary() -> str:
+    """Text of ``docs/metrics.md``: every value that a metric or a probe gives, by family."""
+    parts = [
+        "# Metrics",
+        "Made from the metrics' classes by `python -m tools.readme`; `rgbench ls metrics` and `rgbench ls probes` list "
+        "the same, with installed plug-ins. ↑ higher, ↓ lower, →0 nearest to the real images is better.",
+    ]
+    for family in Family:
+        infos = [info for info in shipped_infos().values() if info.family is family]
+        rows = [
+            f"| `{info.name}` | {info.label} | {info.unit} {ARROWS[info.direction]} | {info.about} |" for info in infos
+        ]
+        parts += [
+            f"## {family.value.capitalize()}",
+            "\n".join(["| name | label | unit | |", "|---|---|---|---|", *rows]),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
 def main() -> None:
+    write_text_atomic(METRICS, glossary())
     results = shown_results(REPORT.read_text(encoding="utf-8"), REPORT.parent)
     write_text_atomic(README, with_results(README.read_text(encoding="utf-8"), results))
 

@@ -209,12 +209,29 @@ def report(
     format: Annotated[
         list[str] | None, typer.Option(help="md, csv, tex, html. Default: all.", callback=_check_formats)
     ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Models to show, with what they are compared with. Default: all.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Metrics of tables and CSV, e.g. hps,oracle. Default: all.", autocompletion=complete_metrics),
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Name to show: rg_lcd=Guided.", metavar="NAME=TEXT")] = None,
+    title: Annotated[str, typer.Option(help="Title of the report.")] = "",
+    base: Annotated[
+        str | None, typer.Option(help="Model to compare with. Default: the LCD students of equal budget.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Do not write; exit 1 if the report on disk is out of date (for CI).")
     ] = False,
 ) -> None:
     """Write comparison tables, plots and one page from results."""
-    formats = split_names(format)
+    formats, labels = split_names(format), {}
+    for given in label or ():
+        name, equals, text = given.partition("=")
+        if not (name and equals and text):
+            raise UsageError(f"--label {given}: not NAME=TEXT")
+        labels[name] = text
     if not check:
         check_place(out or results / "report")
     tune()
@@ -223,8 +240,9 @@ def report(
     from rgbench.report import report as api
 
     run = api.check if check else api.report
+    choice = api.Choice(tuple(split_names(model)), tuple(split_names(metric)), labels, title, base)
     with image_progress() as progress:
-        files = run(results, out or results / "report", formats, track_images(progress))
+        files = run(results, out or results / "report", formats, track_images(progress), choice)
     print_paths(files)
 
 
@@ -421,6 +439,22 @@ def merge(
     from rgbench.evaluate.evaluate import merge as run
 
     _print_results(run(results, device=device.value), paths)
+
+
+@app.command(rich_help_panel=MAINTAIN, epilog="Example: rgbench rm lrm-s0/lcm4-c5bec29a")
+def rm(
+    result: Annotated[list[str], typer.Argument(help="Like lrm-s0, lrm-s0/GENERATION or WORLD/lrm-s0/GENERATION.")],
+    results: ResultsOption = Path("results"),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove results."""
+    from rgbench.evaluate.results import find_folders, remove_folder
+
+    folders = [folder for name in result for folder in find_folders(results, name)]
+    for folder in dict.fromkeys(folders):
+        if yes or typer.confirm(f"Remove {folder}?", err=True):
+            remove_folder(folder)
+            typer.echo(folder)
 
 
 @app.command(rich_help_panel=MAINTAIN, epilog="Example: rgbench export-data tars --num 1000")

@@ -79,6 +79,7 @@ from rgbench.models.presets import CLASSIFIERS_FOLDER, REGRESSORS_FOLDER
 from rgbench.models.student import Student, load_student, sampled_as
 from rgbench.rewards.clip import num_tokens
 from rgbench.rewards.config import HPS_V21_FILE, PUBLISHED
+from rgbench.train.identity import method_settings
 
 NUM_IMAGES = 2048  # the benchtop protocol's n: above the 1,280 features of its Fréchet distance
 CHECKPOINT_IMAGES = 8  # kept of each checkpoint, for the slider of the report's page
@@ -605,6 +606,7 @@ class _Writer:
             generation=self.source.generation,
             training_seed=target.training_seed,
             recipe_sha256=target.recipe_sha256,
+            recipe=method_settings(target.config) if target.config else {},
             training=dict(target.training),
             trained_rewards=tuple(entry["fingerprint_id"] for entry in target.rewards),
             cost={

@@ -26,6 +26,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -41,7 +42,7 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
 from rgbench.core.config import read_as
-from rgbench.core.errors import UsageError
+from rgbench.core.errors import UsageError, suggest
 from rgbench.core.io import (
     SEAL,
     canonical_sha256,
@@ -151,6 +152,7 @@ class Head(_Frozen):
         training_seed: None where nothing was trained here.
         recipe_sha256: of the resolved recipe without seed, place and logging; runs that share it are seeds of one
             method. None where it is unknown.
+        recipe: what the run's recipe sets, by dotted key, without seed, places and logging; empty where it is unknown.
         training: ``step`` of the weights and ``steps`` of the whole run; a smaller ``step`` is a checkpoint.
         trained_rewards: fingerprint ids of the rewards that it was trained on.
         cost: seconds of training, reward calls, images per second, network evaluations per image.
@@ -163,6 +165,7 @@ class Head(_Frozen):
     generation: Generation
     training_seed: int | None = None
     recipe_sha256: str | None = None
+    recipe: dict[str, Any] = {}
     training: Annotated[dict[str, int], AfterValidator(_step_of_steps)] = {}
     trained_rewards: tuple[str, ...] = ()
     cost: dict[str, int | float | None] = {}
@@ -324,6 +327,41 @@ def generation_folder(root: Path, world: str, model: str, generation: Generation
 # Reading
 
 
+def find_folders(root: Path, name: str) -> list[Path]:
+    """Folders of the results that ``model``, ``model/generation`` or ``world/model/generation`` names.
+
+    Raises:
+        UsageError: none.
+    """
+    folders = sorted(path for path in root.glob("*/*/*") if path.is_dir() and not path.name.startswith("."))
+    named = {path: path.parts[-3:] for path in folders if _holds_result(path, os.listdir(path))}
+    wanted = tuple(name.strip("/").split("/"))
+    spans = {1: slice(1, 2), 2: slice(1, 3), 3: slice(0, 3)}
+    found = [folder for folder, parts in named.items() if parts[spans.get(len(wanted), slice(0))] == wanted]
+    if not found:
+        raise UsageError(f"{root}: no result {name!r}; {suggest(name, {parts[1] for parts in named.values()})}")
+    return found
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a result; no reader sees a part of one.
+
+    Raises:
+        UsageError: a process is writing it.
+    """
+    with _locked(folder) as mine:
+        if not mine:
+            raise UsageError(f"{folder}: an evaluation is writing it; stop that first")
+        gone = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+        folder.rename(gone)
+    if gone.is_symlink():
+        gone.unlink()
+    else:
+        shutil.rmtree(gone)
+    with suppress(OSError):  # the model's last one
+        folder.parent.rmdir()
+
+
 def load_results(root: Path, track: Track = untracked) -> list[ModelResult]:
     """Every result under a folder, by path; hidden files and folders are passed over, and each folder is read once.
 
@@ -336,9 +374,14 @@ def load_results(root: Path, track: Track = untracked) -> list[ModelResult]:
     """
     folders = []
     for path, names in walk_files(root) if root.is_dir() else ():
-        if RESULT in names or any(map(_is_old, names)) or any((path / PARTIAL).glob("*.json")):
+        if _holds_result(path, names):
             folders.append(path)
     return [load_result(folder) for folder in track(sorted(folders), f"{root}: reading", "results")]
+
+
+def _holds_result(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a folder with files of these names is a result."""
+    return RESULT in names or any(map(_is_old, names)) or any((folder / PARTIAL).glob("*.json"))
 
 
 def load_result(folder: Path) -> ModelResult:

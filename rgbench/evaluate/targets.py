@@ -60,6 +60,7 @@ class Target:
         preset: its world's, whose prompts, reward and sampler settings are the defaults; None for other worlds.
         training_seed: None where nothing was trained here.
         recipe_sha256: of the run's recipe; None where it is unknown.
+        config: the run's recipe as it was resolved; empty where it is unknown.
         training: ``step`` of the weights and ``steps`` of the run; empty where nothing was trained here.
         sampling: ``steps`` and ``guidance_scale`` of the run's recipe; empty where there is no run.
         rewards: those it was trained on, as in run.json.
@@ -76,6 +77,7 @@ class Target:
     preset: Preset | None
     training_seed: int | None = None
     recipe_sha256: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, int] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     rewards: tuple[Mapping[str, Any], ...] = ()
@@ -287,6 +289,7 @@ def _not_evaluable(folder: Path, meta: Mapping[str, Any]) -> str | None:
 
 
 def _run(folder: Path, meta: Mapping[str, Any]) -> Target:
+    config = folder / "config.yaml"
     return Target(
         name=folder.resolve().name,
         method=meta["method"],
@@ -295,6 +298,7 @@ def _run(folder: Path, meta: Mapping[str, Any]) -> Target:
         preset=PRESETS.get(meta["world"]),
         training_seed=meta["seed"],
         recipe_sha256=meta.get("recipe_sha256"),
+        config=load_yaml(config)[0] if config.is_file() else {},
         training={"step": meta["step"], "steps": meta["steps"]},
         sampling=meta["sampling"],
         rewards=tuple(meta["rewards"]),

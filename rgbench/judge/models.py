@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -57,12 +57,14 @@ class Column:
         protocol: how it was measured.
         info: label, unit, direction, family, decimals.
         reference: "real" where values are differences to real images, else None.
+        distinct: what tells it from another column of the metric, such as ``n = 8``.
     """
 
     metric: str
     protocol: Protocol
     info: MetricInfo
     reference: str | None
+    distinct: str = ""
 
     @property
     def key(self) -> Key:
@@ -72,7 +74,8 @@ class Column:
     @property
     def label(self) -> str:
         """The metric's label; of differences to real images with "gap"."""
-        return f"{self.info.label} gap" if self.reference else self.info.label
+        label = f"{self.info.label} gap" if self.reference else self.info.label
+        return f"{label}, {self.distinct}" if self.distinct else label
 
     @property
     def unit(self) -> str:
@@ -218,12 +221,16 @@ class ResultSet:
         models: teacher first, then LCD and what is compared with it.
         columns: in the order of tables.
         checkpoints: results of runs before their last step, which belong to no model.
+        base: name of the model that all others are compared with; None for the LCD students of equal budget.
+        labels: names to show in place of their own, by name of a model.
     """
 
     world: str
     models: tuple[Model, ...]
     columns: tuple[Column, ...]
     checkpoints: tuple[ModelResult, ...] = ()
+    base: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def teacher(self) -> Model | None:
@@ -239,8 +246,9 @@ class ResultSet:
 
         Args:
             model: that is compared.
-            name: of the base, without or with training seed.
+            name: of the base, without or with training seed; by default :attr:`base`.
         """
+        name = name or self.base
         if name is None:
             able = [base for base in self.models if base.method == LCD and model.method != LCD]
         else:
@@ -251,6 +259,7 @@ class ResultSet:
 
     def why_no_baseline(self, model: Model, name: str | None = None) -> str:
         """Why :meth:`baseline` is None, and what would mend it."""
+        name = name or self.base
         able = [base for base in self.models if (name in (base.name, *base.names) if name else base.method == LCD)]
         able = [base for base in able if base is not model]
         if not able:
@@ -297,6 +306,17 @@ class ResultSet:
             return (column,)
         return tuple(
             c for c in self.columns if c.reward_fields is not None and weights(c.reward_fields) == weights(own)
+        )
+
+    def only(self, names: Sequence[str]) -> ResultSet:
+        """The models of some names, without or with seed, and what each is compared with."""
+        chosen = [model for model in self.models if {model.name, *model.names} & set(names)]
+        kept = {*chosen, *(base for model in chosen if (base := self.baseline(model) or self.teacher))}
+        runs = {name for model in kept for name in model.names}
+        return replace(
+            self,
+            models=tuple(model for model in self.models if model in kept),
+            checkpoints=tuple(result for result in self.checkpoints if result.head.model in runs),
         )
 
     def has(self, name: str) -> bool:
@@ -346,12 +366,16 @@ def result_set(results: Sequence[ModelResult]) -> ResultSet:
             if value.key not in columns:
                 info = metric_info(value.metric, result.head.metrics)
                 columns[value.key] = Column(value.metric, value.protocol, info, value.reference)
+    columns = {key: replace(column, distinct=_distinct(column, columns.values())) for key, column in columns.items()}
     families, order = list(Family), {name: place for place, name in enumerate(shipped_infos())}
     return ResultSet(
         world=results[0].head.world,
         models=tuple(sorted(models, key=_rank)),
         columns=tuple(
-            sorted(columns.values(), key=lambda c: (families.index(c.family), order.get(c.metric, len(order)), c.key))
+            sorted(
+                columns.values(),
+                key=lambda c: (families.index(c.family), order.get(c.metric, len(order)), _num_prompts(c) or 0, c.key),
+            )
         ),
         checkpoints=tuple(result for result in results if result.is_checkpoint),
     )
@@ -390,12 +414,12 @@ def _method_key(result: ModelResult) -> tuple[str, ...]:
 
 def _models(results: Sequence[ModelResult]) -> list[Model]:
     """One model of several seeds. Where a seed was run twice, runs are kept apart by name, then one by one."""
-    if _distinct(results):
+    if _one_a_seed(results):
         return [_model(results)]
     stems: dict[str, list[ModelResult]] = {}
     for result in results:
         stems.setdefault(_stem(result), []).append(result)
-    groups = [[members] if _distinct(members) else [[each] for each in members] for members in stems.values()]
+    groups = [[members] if _one_a_seed(members) else [[each] for each in members] for members in stems.values()]
     return [_model(members) for group in groups for members in group]
 
 
@@ -414,8 +438,19 @@ def _told_apart(models: Sequence[Model]) -> list[Model]:
     return found
 
 
-def _distinct(results: Sequence[ModelResult]) -> bool:
+def _one_a_seed(results: Sequence[ModelResult]) -> bool:
     return len({seed_of(result) for result in results}) == len(results)
+
+
+def _distinct(column: Column, columns: Iterable[Column]) -> str:
+    """``n = 8``, where columns of one metric differ in how many prompts they took."""
+    counts = {_num_prompts(other) for other in columns if other.metric == column.metric}
+    return f"n = {_num_prompts(column)}" if len(counts) > 1 and None not in counts else ""
+
+
+def _num_prompts(column: Column) -> int | None:
+    prompts = column.protocol.fields.get("prompts")
+    return prompts.get("num") if isinstance(prompts, Mapping) else None
 
 
 def _stem(result: ModelResult) -> str:

@@ -172,7 +172,7 @@ class HPSThroughJPEG(HPSScore):
     infos = (
         MetricInfo.of("hps_jpeg75", "HPS, JPEG 75", "HPS of images through JPEG at quality 75", *OWN),
         MetricInfo.of(
-            "hps_jpeg75_no_antialias", "HPS, JPEG 75, no antialias", "as published HPSv2 values were made", *OWN
+            "hps_jpeg75_no_antialias", "HPS, JPEG 75, no antialias", "HPS as published HPSv2 values are", *OWN
         ),
     )
     default = False

@@ -23,12 +23,12 @@ log = logging.getLogger(__name__)
 
 
 class Family(StrEnum):
-    """The question that a metric speaks to."""
+    """The question that a metric speaks to, in the order of tables: evidence first, then what was trained on."""
 
-    REWARD = "reward"
-    HELD_OUT = "held-out reward"
     ORACLE = "oracle"
     PEOPLE = "people"
+    HELD_OUT = "held-out reward"
+    REWARD = "reward"
     SET_DISTANCE = "set distance"
     DIVERSITY = "diversity"
     SPECTRUM = "spectrum"

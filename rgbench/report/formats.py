@@ -2,8 +2,9 @@
 
 The CSV has a line for each number, unrounded, with where it comes from. Its `kind` is "value" (of a model, the mean
 over its training seeds), "seed" (of one of several), "checkpoint" (of a run before its last step; `step` says which),
-"delta_lcd" or "delta_teacher" (model minus baseline), "detail" (beside a value) or "cost". `shown` is the text that
-tables print, "—" where a value is missing; the numeric fields are empty there.
+"delta_lcd", "delta_teacher" or "delta_base" (model minus LCD, the teacher, or a base that was named), "detail" (beside
+a value) or "cost". `shown` is the text that tables print, "—" where a value is missing; the numeric fields are empty
+there.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class Section:
 
     Attributes:
         results: everything that was measured in it.
+        title: of the report; "" for the usual one.
         note: what kind of world it is; "" for full size.
+        metrics: names of those to show; all by default.
         readings: each model against its baseline, in words.
         tables: in the order of the report.
         kept: the stored images.
@@ -63,7 +66,9 @@ class Section:
     """
 
     results: ResultSet
+    title: str
     note: str
+    metrics: tuple[str, ...]
     readings: tuple[Reading, ...]
     tables: tuple[Table, ...]
     kept: Kept
@@ -94,14 +99,16 @@ class Section:
         return f"{stem}-{self.slug}.{suffix}"
 
 
-def section(results: ResultSet, verdicts: Sequence[Verdict]) -> Section:
+def section(results: ResultSet, verdicts: Sequence[Verdict], metrics: tuple[str, ...] = (), title: str = "") -> Section:
     """Words, tables and images of one world; its plots are drawn when they are asked for."""
     kept = kept_images(results)
     return Section(
         results=results,
+        title=title,
+        metrics=metrics,
         note=BENCHTOP_NOTE if results.world == BENCHTOP else "",
         readings=tuple(readings(results, verdicts)),
-        tables=tuple(all_tables(results, verdicts)),
+        tables=tuple(all_tables(results, verdicts, metrics)),
         kept=kept,
         grids=choose_grids(results, kept),
     )
@@ -116,12 +123,13 @@ def commands(results: ResultSet) -> list[str]:
 # Markdown
 
 SPECIALS = re.compile(r"([\\`*|~#]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")  # a link needs "](", "][" or "]:"
-HEAD = "<!-- Made by `rgbench report` from results alone; do not edit. -->\n# Comparison\n"
+HEAD = "<!-- Made by `rgbench report` from results alone; do not edit. -->\n# {}\n"
 
 
 def markdown(sections: Sequence[Section]) -> str:
     """What was compared, in words, tables and pictures; protocols and commands. World after world."""
-    return "\n".join([HEAD, *map(_markdown_section, sections)])
+    title = escape(sections[0].title or "Comparison")
+    return "\n".join([HEAD.format(title), *map(_markdown_section, sections)])
 
 
 def _markdown_section(section: Section) -> str:
@@ -132,12 +140,14 @@ def _markdown_section(section: Section) -> str:
     if section.readings:
         parts += ["### In words", ""]
     for reading in section.readings:
-        parts += [f"**{escape(reading.title)}: {escape(reading.label)}.** {escape_note(reading.sentence)}".rstrip(), ""]
+        said = f"{reading.answer} {reading.words}".strip()
+        parts += [f"**{escape(reading.title)}: {escape(reading.label)}.** {escape_note(said)}".rstrip(), ""]
         parts += [*(f"- {escape_note(fact)}" for fact in reading.facts), ""]
     parts += ["### Tables", "", *(markdown_table(table, results.world) for table in section.tables)]
     parts += ["### Plots and images", ""]
     for plot in section.plots:
         parts += [f"![{escape(f'{plot.title}, {results.world}')}]({section.file_name(plot.stem, 'png')})", ""]
+        parts += [escape_note(note), ""] if (note := plot.note(results)) else []
     parts += [*(f"- Missing: {escape_note(reason)}." for reason in section.missing_plots), ""]
     for grid in section.grids:
         parts += [f"![{escape(f'{grid.title}, {results.world}')}]({section.file_name(grid.key, 'png')})", ""]
@@ -284,27 +294,29 @@ def long_csv(sections: Sequence[Section]) -> str:
     writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
     writer.writeheader()
     for section in sections:
-        for row in _rows(section.results):
+        for row in _rows(section):
             plain = {"world": section.results.world, **row}
             writer.writerow({k: f"'{v}" if isinstance(v, str) and FORMULA.match(v) else v for k, v in plain.items()})
     return out.getvalue()
 
 
-def _rows(results: ResultSet) -> Iterator[Row]:
+def _rows(section: Section) -> Iterator[Row]:
+    results = section.results
+    columns = [column for column in results.columns if not section.metrics or column.metric in section.metrics]
     for model in results.models:
         place = _place(results, model)
-        for column in results.columns:
+        for column in columns:
             yield place | _value_row(model, column, model.seeds(column), model.value(column))
             for seed in model.seeds(column) if len(model.results) > 1 else ():
                 own = _value_row(model, column, [seed], model.result(column, seed))
                 yield place | own | {"kind": "seed", "runs": model.results[seed].head.model, "training_seeds": seed}
             yield from (place | row for row in _delta_rows(results, model, column))
-        for _, column, field in details(results, results.columns):
+        for _, column, field in details(results, columns):
             yield place | _measured(column) | _field_row(model, field) | {"kind": "detail"}
         for key in COSTS:
             yield place | {"kind": "cost", "metric": key} | _field_row(model, cost_field(key))
     for result in results.checkpoints:
-        yield from _checkpoint_rows(result)
+        yield from (row for row in _checkpoint_rows(result) if not section.metrics or row["metric"] in section.metrics)
 
 
 def _field_row(model: Model, field: Field) -> Row:
@@ -353,7 +365,8 @@ def _command(result: ModelResult, key: tuple[str, str]) -> str:
 
 
 def _delta_rows(results: ResultSet, model: Model, column: Column) -> Iterator[Row]:
-    for kind, base in (("delta_lcd", results.baseline(model)), ("delta_teacher", results.teacher)):
+    named = "delta_base" if results.base else "delta_lcd"
+    for kind, base in ((named, results.baseline(model)), ("delta_teacher", results.teacher)):
         change = None if base is None or base is model else delta(model, base, column)
         if change is not None:
             ends = change.value, change.low, change.high

@@ -29,7 +29,8 @@ GAIN = 2.0  # of the difference view: half the range of 8 bits fills it
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 RANGE = (1.0, 99.8)  # percentiles of all pixels' decibels that are black and white
 NUM_PROMPTS = 8
-NUM_WORST = 4
+NUM_WORST = 3
+NUM_STRIP, NUM_STRIP_LINES = 4, 2  # columns and lines of the page's first screen
 CHOICE_SEED = 0
 TILE = 192  # pixels of one image's side in the PNG
 CAPTION = 250  # pixels of the prompt column
@@ -114,13 +115,34 @@ def random_grid(results: ResultSet, kept: Kept) -> Grid | None:
     if not kept.common:
         return None
     picked = np.random.default_rng(CHOICE_SEED).permutation(len(kept.common))[:NUM_PROMPTS]
-    lines = tuple(_line(kept, kept.common[int(i)]) for i in picked)
+    lines = tuple(_line(results, kept, kept.common[int(i)]) for i in picked)
     note = (
         f"{plural(len(lines), 'prompt')} drawn at random (numpy default_rng({CHOICE_SEED})) from the "
-        f"{len(kept.common)} stored for every model. Same prompt and noise across a row.{_left_out(results, kept)}"
+        f"{len(kept.common)} stored for every model. Same prompt and noise across a row."
+        f"{_about_marks(results)}{_left_out(results, kept)}"
     )
     columns = {model: names(results)[model] for model in kept.images}
     return Grid("grid", "The same prompts and seeds from every model", columns, lines, note, is_view=True)
+
+
+def strip(grid: Grid) -> Grid:
+    """The first lines for one model of each of four methods: that of most training seeds."""
+    best: dict[str, Model] = {}
+    for model in grid.columns:
+        if model.method not in best or len(model.results) > len(best[model.method].results):
+            best[model.method] = model
+    chosen = list(best.values())[:NUM_STRIP]
+    places = [list(grid.columns).index(model) for model in chosen]
+    lines = tuple(
+        replace(
+            line,
+            images=tuple(line.images[i] for i in places),
+            captions=tuple(line.captions[i] for i in places) if line.captions else (),
+        )
+        for line in grid.lines[:NUM_STRIP_LINES]
+    )
+    columns = {model: grid.columns[model] for model in chosen}
+    return replace(grid, key="strip", title="One model of each method", columns=columns, lines=lines)
 
 
 def view_grids(grid: Grid) -> list[Grid]:
@@ -215,10 +237,10 @@ def _worst(results: ResultSet, kept: Kept, column: Column) -> Grid | None:
     lines = []
     for key in sorted(able, key=goodness)[:NUM_WORST]:
         values = (found.get((key[0], key[2])) for found in scores.values())
-        captions = (
-            "" if value is None else f"{format_number(value, column.decimals)} {column.unit}" for value in values
-        )
-        lines.append(replace(_line(kept, key), captions=tuple(caption.strip() for caption in captions)))
+        texts = ["" if v is None else f"{format_number(v, column.decimals)} {column.unit}".strip() for v in values]
+        line = _line(results, kept, key)
+        captions = zip(line.captions or [""] * len(texts), texts, strict=True)
+        lines.append(replace(line, captions=tuple(" ".join(filter(None, each)) for each in captions)))
     whom = ", ".join(names(results)[model] for model in judged)
     note = (
         f"The {len(lines)} of {plural(len(able), 'stored prompt')} on which {column.label} is worst in any of {whom}. "
@@ -228,8 +250,30 @@ def _worst(results: ResultSet, kept: Kept, column: Column) -> Grid | None:
     return Grid(f"worst-{column.metric.replace('_', '-')}", f"Worst by {column.label}", columns, tuple(lines), note)
 
 
-def _line(kept: Kept, key: Key) -> Line:
-    return Line(*key, tuple(images[key] for images in kept.images.values()))
+def _line(results: ResultSet, kept: Kept, key: Key) -> Line:
+    return Line(*key, tuple(images[key] for images in kept.images.values()), marks(results, tuple(kept.images), key))
+
+
+def marks(results: ResultSet, models: Sequence[Model], key: Key) -> tuple[str, ...]:
+    """✓ where the oracle finds all that the caption says, ✗ where it does not, for each model; empty without one."""
+    column = right_or_wrong(results)
+    found = (first_scores(model, column).get((key[0], key[2])) for model in models) if column else ()
+    texts = tuple("" if value is None else "✓" if value else "✗" for value in found)
+    return texts if any(texts) else ()
+
+
+@lru_cache(maxsize=16)
+def right_or_wrong(results: ResultSet) -> Column | None:
+    """The oracle's column that is 100 for a right image and 0 for a wrong one."""
+    for column in (column for column in results.columns if column.family is Family.ORACLE):
+        values = {value for model in results.models for value in first_scores(model, column).values()}
+        if values and values <= {0.0, 100.0}:
+            return column
+    return None
+
+
+def _about_marks(results: ResultSet) -> str:
+    return " ✓ or ✗: the oracle finds all that the caption says, or not." if right_or_wrong(results) else ""
 
 
 def _left_out(results: ResultSet, kept: Kept) -> str:

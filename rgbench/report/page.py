@@ -1,8 +1,10 @@
 """The report as one offline HTML page: words, sortable tables, plots, images, and what made every number.
 
-The page loads nothing: styles and script are inline, images are data URIs, and a content security policy forbids the
-rest. Jinja escapes every text that comes from results. Without JavaScript words, tables, plots, grids and provenance
-are there; sorting, the slider, the prompt browser and zoom need it. Their data is JSON, one object per world.
+Its first screen answers the question: a verdict and a sentence for each method, gold against trained reward, a strip of
+images. The page loads nothing: styles and script are inline, images are data URIs, and a content security policy
+forbids the rest. Jinja escapes every text that comes from results. Without JavaScript words, tables, plots, grids and
+provenance are there; sorting, choosing columns, the slider, the prompt browser and zoom need it, and what they show
+stands in the link. Their data is JSON, one object per world.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from rgbench.judge.trajectory import TrainingRun
 from rgbench.metrics.values import Direction
 from rgbench.report import plots
 from rgbench.report.formats import Section
-from rgbench.report.grids import Grid, Key, enlarge, first_scores, images_of
-from rgbench.report.tables import Entry, Table, flatten, headlines, place_of, protocol_numbers, protocols
+from rgbench.report.grids import Grid, Key, enlarge, first_scores, images_of, right_or_wrong, strip
+from rgbench.report.tables import ARROWS, Entry, Table, flatten, headlines, place_of, protocol_numbers, protocols
 from rgbench.report.words import format_number, gold_of, model_of, names, runs_along, samplers, shown
 
 MAX_IMAGE_BYTES = 16 << 20  # of all images together, so that the page stays under 25 MB
@@ -38,7 +40,8 @@ LEVELS = ((256, 82), (224, 70), (160, 60), (128, 45))
 SAMPLE = 16  # images that foretell the size of all
 NUM_BROWSED = 64
 MAX_BROWSED_IMAGES = 768  # of all models together; with more than 12 models fewer prompts are shown
-NUM_FOLLOWED = 8  # prompts of the slider
+NUM_HOVERED = 3  # images beside a point of the first plot
+NUM_FOLLOWED = 4  # prompts of the slider
 MAX_RUNS = 8
 MAX_STEPS = 12
 MAX_PROMPT = 2000
@@ -54,7 +57,11 @@ def page(sections: Sequence[Section], track: Track = untracked) -> str:
     album = Album(MAX_IMAGE_BYTES)
     static = [_grid_numbers(section, album) for section in sections]
     worlds = {
-        section.slug: {"prompts": prompts_data(section, album), "training": training_data(section.results, album)}
+        section.slug: {
+            "points": points_data(section, album),
+            "prompts": prompts_data(section, album),
+            "training": training_data(section.results, album),
+        }
         for section in sections
     }
     uris = album.encode(track)
@@ -69,7 +76,7 @@ def page(sections: Sequence[Section], track: Track = untracked) -> str:
         style=Markup(f"{theme_css()}\n{_asset('page.css')}"),
         script=Markup("\n".join(map(_asset, SCRIPTS))),
         data=Markup(page_json(data)),
-        num_results=sum(len(view["evidence"]) for view in views),
+        title=sections[0].title,
     )
 
 
@@ -90,12 +97,17 @@ def page_json(data: Any) -> str:
 def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str], track: Track) -> dict[str, Any]:
     results = section.results
     measured = {column.protocol.id: column.label for column in reversed(results.columns)}
+    answer = plots.draw_answer(results)
+    first = next(iter(section.grids), None)
     return {
         "slug": section.slug,
         "world": results.world,
         "note": section.note,
         "samplers": samplers(results),
         "readings": section.readings,
+        "names": names(results),
+        "answer": _plot_view(section, *answer) if answer else None,
+        "strip": _grid_view(strip(first), None, uris) if first else None,
         "methods": {names(results)[model]: model.method for model in results.models},
         "tables": [(table, _scales(table)) for table in section.tables],
         "plots": [
@@ -104,6 +116,13 @@ def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str]
         ],
         "missing_plots": section.missing_plots,
         "grids": [_grid_view(grid, numbers.get(grid.key), uris) for grid in section.grids],
+        "glossary": {
+            f"{column.label} ({column.unit})" if column.unit else column.label: (
+                column.info.about,
+                f"{column.family}{f', {ARROWS[column.info.direction]}' if column.has_good_end else ''}",
+            )
+            for column in results.columns
+        },
         "protocols": [
             (protocol_numbers(results)[name], measured[name], name, flatten(fields))
             for name, fields in protocols(results).items()
@@ -186,7 +205,7 @@ def _grid_view(grid: Grid, numbers: list[list[int]] | None, uris: list[str]) -> 
 def _plot_view(section: Section, plot: plots.Plot, figure: Figure) -> dict[str, Any]:
     num = round(figure.get_figwidth() / plots.PANEL_INCHES)
     drawn = inline_svg(figure, f"{section.slug}-{plot.stem}", plot.alt)
-    return {"title": plot.title, "panels": num, "drawn": Markup(drawn)}
+    return {"title": plot.title, "panels": num, "drawn": Markup(drawn), "note": plot.note(section.results)}
 
 
 def _asset(name: str) -> str:
@@ -194,6 +213,25 @@ def _asset(name: str) -> str:
 
 
 # What the script works on
+
+
+def points_data(section: Section, album: Album) -> list[dict[str, Any]]:
+    """What is shown beside each model's point in the first plot: name, values, and images of the first prompts."""
+    results, columns = section.results, [section.results.trained_reward(), *plots.evidence(section.results)[:1]]
+    lines = section.grids[0].lines[:NUM_HOVERED] if section.grids else ()
+    keys = [(line.prompt_id, line.prompt, line.seed) for line in lines]
+    return [
+        {
+            "name": names(results)[model],
+            "method": model.method,
+            "about": f"{model.label}, {model.sampler_label}",
+            "values": [f"{c.label} {shown(model.value(c), c)} {c.unit}".strip() for c in columns if c is not None],
+            "images": [album.add(section.kept.images[model][key]) for key in keys]
+            if model in section.kept.images
+            else [],
+        }
+        for model in results.models
+    ]
 
 
 def prompts_data(section: Section, album: Album) -> dict[str, Any] | None:
@@ -209,6 +247,7 @@ def prompts_data(section: Section, album: Album) -> dict[str, Any] | None:
     columns = [column for column in headlines(results) if any(first_scores(model, column) for model in models)]
     groups = _groups(models, columns)
     common = set(kept.common)
+    marked = right_or_wrong(results)
     picked = _spread([key for key in kept.images[models[0]] if key in common], num)
     prompts = [
         {
@@ -217,7 +256,7 @@ def prompts_data(section: Section, album: Album) -> dict[str, Any] | None:
             "seed": key[2],
             "group": groups.get((key[0], key[2]), ""),
             "images": [album.add(kept.images[model][key]) for model in models],
-            "scores": [[_score(model, column, (key[0], key[2])) for model in models] for column in columns],
+            "scores": [[_score(model, column, (key[0], key[2]), marked) for model in models] for column in columns],
         }
         for key in picked
     ]
@@ -242,11 +281,13 @@ def _groups(models: Sequence[Model], columns: Sequence[Column]) -> dict[tuple[st
     return {}
 
 
-def _score(model: Model, column: Column, key: tuple[str, int]) -> list[Any] | None:
-    """An image's value and how it is printed."""
+def _score(model: Model, column: Column, key: tuple[str, int], marked: Column | None) -> list[Any] | None:
+    """An image's value and how it is printed; of the marked column as ✓ or ✗."""
     value = first_scores(model, column).get(key)
     if value is None:
         return None
+    if column is marked:
+        return [value, f"{column.label} {'✓' if value else '✗'}"]
     return [value, f"{column.label} {format_number(value, column.decimals)} {column.unit}".strip()]
 
 
@@ -411,6 +452,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> str:
     text = METADATA.sub("", BEFORE_SVG.sub("", drawn, count=1))
     text = IDLE.sub("", SIZE.sub("", text, count=1))
     used = {found for _, found in REFERENCE.findall(text)}  # of which matplotlib defines some more than once
+    used |= {found for found in ID.findall(text) if found.startswith(plots.POINT)}
     text = ID.sub(lambda match: f' id="{name}-{match[1]}"' if _first(match[1], used) else "", text)
     text = REFERENCE.sub(rf"\g<1>{name}-\2", text)
     text = TAG.sub(_lighter, text)

@@ -30,7 +30,7 @@ from rgbench.judge.paired import prompt_means
 from rgbench.judge.trajectory import TrainingRun, pareto_front
 from rgbench.metrics.values import Family, MetricValue
 from rgbench.report.tables import ARROWS, lead_column, octave_name
-from rgbench.report.words import ends, gold_of, model_of, names, runs_along, variant
+from rgbench.report.words import ends, gold_of, model_of, names, proxy_words, runs_along, variant
 
 COLOURS = {"teacher": "#CC79A7", "lcd": "#0072B2", "rg_lcd": "#D55E00", "lrm": "#009E73", "external": "#E69F00"}
 DARK_COLOURS = {**COLOURS, "lcd": "#56B4E9", "rg_lcd": "#F0803C", "lrm": "#2BC99A"}
@@ -55,6 +55,7 @@ CUTOFF = 0.25  # cycles/pixel above which HFER counts energy
 PANEL_INCHES = 5.0  # width of one panel
 LEGEND_INCHES = 0.19  # height of a line of the legend
 UNLISTED = "_nolegend_"
+POINT = "point-"  # id of a model's marker, with its place among the models
 Looks = dict[str, Any]
 Draw = Callable[[ResultSet], Figure]
 
@@ -72,41 +73,63 @@ class Plot:
         title: above it.
         alt: what it shows, in words.
         figure: draws it; raises :class:`NothingToDraw`.
+        note: what it says of the results, in words; "" for nothing.
     """
 
     stem: str
     title: str
     alt: str
     figure: Draw
+    note: Callable[[ResultSet], str]
 
 
 PLOTS: list[Plot] = []
 
 
-def _plot(title: str) -> Callable[[Draw], Draw]:
+def _plot(title: str, note: Callable[[ResultSet], str] = lambda _: "") -> Callable[[Draw], Draw]:
     """Adds a function to the report's plots, under its own name; its docstring begins with what the plot shows."""
 
     def add(figure: Draw) -> Draw:
-        alt = " ".join((figure.__doc__ or "").partition("\n\n")[0].split())
-        PLOTS.append(Plot(figure.__name__, title, alt, figure))
+        PLOTS.append(Plot(figure.__name__, title, _shows(figure), figure, note))
         return figure
 
     return add
+
+
+def _shows(figure: Draw) -> str:
+    return " ".join((figure.__doc__ or "").partition("\n\n")[0].split())
 
 
 def draw(results: ResultSet) -> tuple[dict[Plot, Figure], list[str]]:
     """Every plot that the results have data for, and for each other one what is missing."""
     found: dict[Plot, Figure] = {}
     missing = []
-    with drawing():
-        for plot in PLOTS:
-            try:
-                figure = found[plot] = plot.figure(results)
-                figure.draw_without_rendering()
-                figure.set_layout_engine("none")  # laid out once for all its files
-            except NothingToDraw as reason:
-                missing.append(f"{plot.title}: {reason}")
+    for plot in PLOTS:
+        try:
+            found[plot] = _laid_out(plot.figure, results)
+        except NothingToDraw as reason:
+            missing.append(f"{plot.title}: {reason}")
     return found, missing
+
+
+def draw_answer(results: ResultSet) -> tuple[Plot, Figure] | None:
+    """The page's first plot; None where gold or the trained reward was not measured."""
+    gold = next((column.family is not Family.SET_DISTANCE for column in evidence(results)), False)
+    title = f"{'Gold' if gold else 'Set distance'} against trained reward"
+    plot = Plot("answer", title, _shows(answer), answer, lambda _: "")
+    try:
+        return plot, _laid_out(answer, results)
+    except NothingToDraw:
+        return None
+
+
+def _laid_out(draw: Draw, results: ResultSet) -> Figure:
+    """A figure whose layout is the same in all its files."""
+    with drawing():
+        figure = draw(results)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    return figure
 
 
 def save(figure: Figure, kind: str, **settings: Any) -> bytes:
@@ -136,11 +159,7 @@ def rewards(results: ResultSet) -> Figure:
     A reward is cheap to raise; the front shows what each of its values costs at best, over all students, their
     recipes and their checkpoints.
     """
-    reward, others = results.trained_reward(), evidence(results)
-    if reward is None:
-        raise NothingToDraw("no reward was measured; run rgbench eval --metric hps")
-    if not others:
-        raise NothingToDraw("neither an oracle nor a set distance was measured; run rgbench eval --metric oracle,fid")
+    reward, others = _axes_of_rewards(results)
     models = [model for model in results.models if model.value(reward) is not None]
     figure, drawn = _panels(results, len(others), len(models) + 3)
     for axes, other in zip(drawn, others, strict=True):
@@ -153,6 +172,41 @@ def rewards(results: ResultSet) -> Figure:
         entries.append(Patch(color=COLOURS["rg_lcd"], alpha=0.16, lw=0, label="reward above LCD, evidence worse"))
     entries.append(Line2D([], [], color=INK, lw=1.4, ls=(0, (1, 2)), label="Pareto front of students, checkpoints"))
     _legend(figure, entries)
+    return figure
+
+
+def _axes_of_rewards(results: ResultSet) -> tuple[Column, list[Column]]:
+    reward, others = results.trained_reward(), evidence(results)
+    if reward is None:
+        raise NothingToDraw("no reward was measured; run rgbench eval --metric hps")
+    if not others:
+        raise NothingToDraw("neither an oracle nor a set distance was measured; run rgbench eval --metric oracle,fid")
+    return reward, others
+
+
+def answer(results: ResultSet) -> Figure:
+    """Scatter of each model's gold against its trained reward with 95 % intervals, and a dot for each training seed.
+
+    Shaded is where the reward is above LCD's and gold below.
+    """
+    reward, (gold, *_) = _axes_of_rewards(results)
+    figure, (axes,) = _panels(results, 1, 0)
+    figure.suptitle("")
+    _scatter(axes, results, reward, gold)
+    axes.set_title("")
+    points = [(line, line.get_xydata()[0]) for line in axes.lines if str(line.get_gid()).startswith(POINT)]
+    if len(points) > MAX_NAMED:
+        return figure
+    last = -np.inf
+    for line, place in sorted(points, key=lambda point: axes.transData.transform(point[1])[1]):
+        y = max(axes.transData.transform(place)[1] + 5, last + 11)  # dots: names stay a line apart
+        last = y
+        shift = (y - axes.transData.transform(place)[1]) * 72 / figure.dpi
+        left = axes.transAxes.inverted().transform(axes.transData.transform(place))[0] > 0.7
+        axes.annotate(
+            str(line.get_label()), place, xytext=(-8 if left else 8, shift), textcoords="offset points",
+            ha="right" if left else "left", fontsize=8.5, zorder=7,
+        )  # fmt: skip
     return figure
 
 
@@ -172,6 +226,11 @@ def _scatter(axes: Axes, results: ResultSet, reward: Column, other: Column) -> N
         if x is None or y is None or x.value is None or y.value is None:
             continue
         point = _point(results, model, reward)
+        point.set_gid(f"{POINT}{results.models.index(model)}")
+        seeds = [(model.result(reward, seed), model.result(other, seed)) for seed in model.results]
+        dots = [(a.value, b.value) for a, b in seeds if a is not None and b is not None]
+        if len(dots) > 1:
+            axes.plot(*zip(*dots, strict=True), color=point.get_color(), marker=".", ms=4, ls="none", alpha=0.45)
         bars = {"xerr": _error(x), "yerr": _error(y)}
         axes.errorbar(x.value, y.value, **bars, color=point.get_color(), lw=1.1, capsize=2, ls="none")
         axes.add_line(point).set_data([x.value], [y.value])
@@ -546,7 +605,12 @@ def _drops(model: Model, column: Column) -> dict[str, float]:
     return {name: float(np.mean([each[name] for each in found if name in each])) for name in changes}
 
 
-@_plot("The latent proxy's agreement with its expert")
+def _proxies(results: ResultSet) -> str:
+    worth = {model: proxy_words(model) for model in results.models}
+    return " ".join(f"{names(results)[model]}: {text}" for model, text in worth.items() if text)
+
+
+@_plot("The latent proxy's agreement with its expert", _proxies)
 def fidelity(results: ResultSet) -> Figure:
     """Lines of how far each latent proxy orders images as its expert does, by optimiser step.
 
@@ -651,9 +715,9 @@ def _look(results: ResultSet, model: Model) -> Looks:
     place = [other for other in results.models if other.method == model.method].index(model)
     method = model.method if model.method in COLOURS else "external"
     trained = [other for other in results.models if other.method not in (TEACHER, EXTERNAL)]
-    variants = list(dict.fromkeys(variant(other) for other in trained))
+    variants = list(dict.fromkeys(variant(other, results) for other in trained))
     by_variant = len(variants) > 1 and model in trained
-    at = 1 + variants.index(variant(model)) if by_variant else list(COLOURS).index(method) + place
+    at = 1 + variants.index(variant(model, results)) if by_variant else list(COLOURS).index(method) + place
     return {"color": COLOURS[method], "ls": LINES[place % len(LINES)], "marker": MARKERS[at % len(MARKERS)]}
 
 

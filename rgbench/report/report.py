@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.errors import RgbenchError, UsageError, suggest
 from rgbench.core.io import write_bytes_atomic, write_text_atomic
 from rgbench.core.progress import Track, untracked
-from rgbench.judge.models import load_result_sets
+from rgbench.core.registry import TABLES, resolve
+from rgbench.judge.models import ResultSet, load_result_sets
 from rgbench.judge.verdict import current_verdicts
 from rgbench.report.formats import Section, latex, long_csv, markdown, section
 from rgbench.report.grids import grid_png
@@ -29,7 +30,31 @@ FORMATS = tuple(WRITERS)
 PICTURE = re.compile(r"(?m)^!\[.*\]\(([^)]+)\)$")
 
 
-def report(results: Path, out: Path, formats: Sequence[str] = (), track: Track = untracked) -> list[Path]:
+@dataclass(frozen=True)
+class Choice:
+    """What a report shows.
+
+    Attributes:
+        models: names of models, without or with seed; what they are compared with comes along. All by default.
+        metrics: names of metrics, or of their values, for tables and CSV. All by default.
+        labels: names to show in place of a model's own.
+        title: of the report.
+        base: name of the model that all others are compared with; the LCD students of equal budget by default.
+    """
+
+    models: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    title: str = ""
+    base: str | None = None
+
+
+ALL = Choice()
+
+
+def report(
+    results: Path, out: Path, formats: Sequence[str] = (), track: Track = untracked, choice: Choice = ALL
+) -> list[Path]:
     """Writes the report of everything under `results` into `out`.
 
     ``report.md`` comes with its pictures (SVG and PNG) beside it; ``report.html`` holds its own. The same results give
@@ -40,15 +65,16 @@ def report(results: Path, out: Path, formats: Sequence[str] = (), track: Track =
         out: made if it is not there; files of an earlier report are replaced.
         formats: of "md", "tex", "csv", "html"; empty means all.
         track: shows how far it is.
+        choice: what to show.
 
     Returns:
         The files written, in the order of writing.
 
     Raises:
-        UsageError: an unknown format; no results; a result or image that cannot be read.
+        UsageError: an unknown format, model or metric; no results; a result or image that cannot be read.
     """
     wanted = _wanted(formats)
-    sections = _sections(results, track)
+    sections = _sections(results, track, choice)
     texts = {name: WRITERS[name](sections, track) for name in track(wanted, "writing", "formats")}
     out.mkdir(parents=True, exist_ok=True)  # not before all is read
     written = [out / f"report.{name}" for name in wanted]
@@ -59,7 +85,9 @@ def report(results: Path, out: Path, formats: Sequence[str] = (), track: Track =
     return written
 
 
-def check(results: Path, out: Path, formats: Sequence[str] = (), track: Track = untracked) -> list[Path]:
+def check(
+    results: Path, out: Path, formats: Sequence[str] = (), track: Track = untracked, choice: Choice = ALL
+) -> list[Path]:
     """Compares a written report with what the results give now, byte for byte; writes nothing.
 
     Pictures depend on the versions of the libraries that draw them, so of the page their bytes are left out; those that
@@ -70,6 +98,7 @@ def check(results: Path, out: Path, formats: Sequence[str] = (), track: Track = 
         out: where the report lies.
         formats: as for :func:`report`.
         track: shows how far it is.
+        choice: as for :func:`report`.
 
     Returns:
         The files compared, all of them equal.
@@ -79,7 +108,7 @@ def check(results: Path, out: Path, formats: Sequence[str] = (), track: Track = 
         RgbenchError: a file is missing or differs; names the first line of each that does.
     """
     wanted = _wanted(formats)
-    sections = _sections(results, track)
+    sections = _sections(results, track, choice)
     files = [out / f"report.{name}" for name in wanted]
     tracked = track(files, "comparing", "formats")
     faults = [fault for file in tracked if (fault := _fault(file, WRITERS[file.suffix[1:]](sections, track)))]
@@ -97,15 +126,46 @@ def check(results: Path, out: Path, formats: Sequence[str] = (), track: Track = 
 def _wanted(formats: Sequence[str]) -> list[str]:
     for name in formats:
         if name not in FORMATS:
-            close = get_close_matches(name, FORMATS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(FORMATS)}"
-            raise UsageError(f"--format: unknown format {name!r}; {hint}")
+            raise UsageError(f"--format: unknown format {name!r}; {suggest(name, FORMATS)}")
     return [name for name in FORMATS if not formats or name in formats]
 
 
-def _sections(results: Path, track: Track) -> list[Section]:
+def _sections(results: Path, track: Track, choice: Choice) -> list[Section]:
     sets = load_result_sets(results, track)
-    return [section(found, current_verdicts(results, found)) for found in track(sets, "tables and grids", "worlds")]
+    _check_names(results, sets, choice)
+    chosen = [_chosen(found, choice) for found in sets]
+    chosen = [found for found in chosen if found.models]
+    metrics = tuple(name for metric in choice.metrics for name in _values_of(metric))
+    return [
+        section(found, current_verdicts(results, found), metrics, choice.title)
+        for found in track(chosen, "tables and grids", "worlds")
+    ]
+
+
+def _chosen(found: ResultSet, choice: Choice) -> ResultSet:
+    base = choice.base if choice.base and found.has(choice.base) else None
+    found = replace(found, base=base, labels=choice.labels)
+    return found.only(choice.models) if choice.models else found
+
+
+def _values_of(metric: str) -> list[str]:
+    """Names of a metric's values: ``recall`` and others of ``prdc``; a value's own name is itself."""
+    table = next((table for table in ("metric", "probe") if metric in TABLES[table]), None)
+    infos = resolve(table, metric).infos if table else ()
+    return [metric, *(info.name for info in infos)]
+
+
+def _check_names(root: Path, sets: Sequence[ResultSet], choice: Choice) -> None:
+    known = {name for found in sets for model in found.models for name in (model.name, *model.names)}
+    named = {"--model": choice.models, "--label": tuple(choice.labels), "--base": (choice.base,) if choice.base else ()}
+    for option, names in named.items():
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{option}: no finished model {name!r} in {root}; {suggest(name, known)}")
+    measured = {column.metric for found in sets for column in found.columns}
+    for metric in choice.metrics:
+        if not measured & set(_values_of(metric)):
+            raise UsageError(f"--metric: {metric!r} was not measured; {suggest(metric, measured)}")
 
 
 def _pictures(part: Section, out: Path, track: Track) -> list[Path]:

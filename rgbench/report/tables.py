@@ -18,11 +18,9 @@ from rgbench.evaluate.results import ModelResult
 from rgbench.judge.compare import MIN_SEEDS, PLANES, spectral_distance
 from rgbench.judge.models import LCD, Column, Model, ResultSet
 from rgbench.judge.paired import Delta, delta
-from rgbench.judge.verdict import QUESTIONS, REWARD, Finding, Verdict
-from rgbench.metrics.statistics import ALPHA, holm
+from rgbench.judge.verdict import GOLD, QUESTIONS, REWARD, Finding, Verdict
 from rgbench.metrics.values import Direction, Family
 from rgbench.report.words import (
-    DIFFERENCE_UNITS,
     MISSING,
     ends,
     format_number,
@@ -31,14 +29,18 @@ from rgbench.report.words import (
     names,
     shown,
     shown_change,
+    shown_finding,
     trend,
     verdicts_of,
 )
 
 ARROWS = {Direction.HIGHER: "↑", Direction.LOWER: "↓", Direction.REFERENCE: "→0"}
 LABELS = ("Model", "Runs")
-NUM_HEADLINES = 2  # metrics of one family in the first table; the family's others follow in a table of their own
-MAIN = ("verdict", "comparison", "delta-lcd", "delta-teacher", "cost")  # tables that the page does not fold away
+IN_ORDER = (GOLD, *(question for question in QUESTIONS if question is not GOLD))
+NUM_HEADLINES = 2  # metrics of one family among the headlines
+MAIN = ("verdict", "declared")  # tables that the page does not fold away
+PROBES = ("spectrum", "pixel-and-colour", "fragility", "spectral-distance", "octave-gaps-db")  # keys, in part
+ASIDE = (Family.ORACLE, Family.PEOPLE, Family.HELD_OUT, Family.REWARD)  # shown beside what verdicts declare
 MARKS = "†‡§¶"  # in the order of their notes
 TRAINED = "† trained on this reward model, so this is no evidence of better images."
 UNPAIRED = "¶ not paired: the two intervals are added in quadrature, which is usually too wide."
@@ -86,8 +88,8 @@ DELTA_NOTE = (
     "the spread of the baseline's seeds, or paired over images. ▲ better, ▼ worse, = no clear change."
 )
 BEST_NOTE = (
-    f"Bold: the best value of its column, where a paired t test over at least {MIN_SEEDS} common training seeds "
-    "separates it from every other row with as many (Holm, 5 %)."
+    f"Bold: the best value of its column, over at least {MIN_SEEDS} training seeds, where its interval overlaps no "
+    "other row's."
 )
 SPECTRAL_NOTE = (
     "Root mean square over rings of the difference of two mean spectra; 0 for equal spectra alone, so luck keeps it "
@@ -159,27 +161,54 @@ class Table:
     rows: tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]
     notes: tuple[str, ...] = ()
 
+    def is_trained_on(self, place: int) -> bool:
+        """Whether a column is a reward that some row was trained on."""
+        return any(TRAINED in entries[place].notes for _, entries in self.rows)
+
     @property
-    def is_further(self) -> bool:
-        """Whether it holds more than the question needs, and the page may fold it away."""
-        return self.key not in MAIN
+    def part(self) -> str:
+        """Of the page: "main", or "probes" or "metrics", which it folds away."""
+        if self.key in MAIN:
+            return "main"
+        return "probes" if self.key.endswith(PROBES) else "metrics"
 
 
-def all_tables(results: ResultSet, verdicts: Sequence[Verdict]) -> list[Table]:
-    """Verdicts, headline values, their differences to LCD and to the teacher, each family in full, details, cost."""
-    lead = headlines(results)
-    built = [verdict_table(results, verdicts), value_table(results, "comparison", "Comparison", lead)]
+def all_tables(results: ResultSet, verdicts: Sequence[Verdict], metrics: Sequence[str] = ()) -> list[Table]:
+    """Verdicts, declared metrics, then each family with its differences to LCD and to the teacher, details, cost.
+
+    Args:
+        results: of one world.
+        verdicts: on its models.
+        metrics: names of those to show; all, and the declared ones first, by default.
+    """
+    columns = [column for column in results.columns if not metrics or column.metric in metrics]
+    lead = columns if metrics else declared(results)
+    built = [
+        verdict_table(results, verdicts),
+        value_table(results, "declared", "Metrics" if metrics else "Declared metrics", lead),
+    ]
     built += delta_tables(results, lead)
-    for family in dict.fromkeys(column.family for column in results.columns):
-        rest = [column for column in results.columns if column.family is family and column not in lead]
+    for family in dict.fromkeys(column.family for column in columns):
+        rest = [column for column in columns if column.family is family and column not in lead]
         built.append(value_table(results, f"more-{_slug(family)}", f"More of {family}", rest))
         built += delta_tables(results, rest, family)
-    built += [spectral_table(results), *detail_tables(results), cost_table(results)]
-    return [table for table in built if table is not None]
+    if not metrics:
+        built += [spectral_table(results), *detail_tables(results)]
+    return [table for table in (*built, cost_table(results)) if table is not None]
+
+
+def declared(results: ResultSet) -> list[Column]:
+    """The metric of each question that verdicts declare, people, a held-out and the trained reward."""
+    asked = {metric for question in QUESTIONS for metric in question.metrics}
+    leads = [lead_column(results, family) for family in Family]
+    found = [column for column in leads if column and (column.metric in asked or column.family in ASIDE)]
+    found += [column for column in (results.trained_reward(),) if column is not None]
+    shown = {column.metric for column in found or leads if column}
+    return [column for column in results.columns if column.metric in shown]
 
 
 def headlines(results: ResultSet) -> list[Column]:
-    """Columns of the first table: of each family the metrics that verdicts declare, then its first ones."""
+    """Of each family the metrics that verdicts declare, then its first ones."""
     chosen: dict[Family, list[str]] = {}
     for column in lead_columns(results.columns):
         metrics = chosen.setdefault(column.family, [])
@@ -197,28 +226,24 @@ def verdict_table(results: ResultSet, verdicts: Sequence[Verdict]) -> Table | No
     """One row for each verdict: on a method, or on one run of it."""
     columns = {column.key: column for column in results.columns}
     rows = []
-    for verdict in verdicts:
+    for verdict in (verdict for verdict in verdicts if verdict.findings):
         model = next(model for model in results.models if verdict in verdicts_of(model, verdicts))
-        against = {
-            "method": f"{verdict.base}; {verdict.num_seeds} in common",
-            "run": f"{verdict.base}; one run",
-        }.get(verdict.rule, MISSING)
+        against = f"{verdict.base}; {f'{verdict.num_seeds} in common' if verdict.rule == 'method' else 'one run'}"
         found = {finding.question: finding for finding in verdict.findings}
-        entries = (_finding_entry(found.get(question.name), columns) for question in QUESTIONS)
+        entries = (_finding_entry(found.get(question.name), columns) for question in IN_ORDER)
         labels = names(results)[model], model.label if verdict.model == verdict.method else verdict.model
-        rows.append((labels, (Entry(verdict.outcome.value), Entry(against), *entries)))
-    heads = ("Verdict", "Compared with", *(question.name.capitalize() for question in QUESTIONS))
+        rows.append((labels, (Entry(verdict.outcome.value), *entries, Entry(against))))
+    heads = ("Verdict", *(question.name.capitalize() for question in IN_ORDER), "Compared with")
     return Table("verdict", "Verdicts", tuple(map(Head, heads)), tuple(rows), VERDICT_NOTES) if rows else None
 
 
 def _finding_entry(finding: Finding | None, columns: Mapping[tuple[str, str], Column]) -> Entry:
     if finding is None:
         return Entry(MISSING)
-    column = columns[finding.metric, finding.protocol]
-    arrow, tone = {"up": ("▲", "better"), "": ("=", "")}.get(finding.says, ("▼", "worse"))
-    change = format_value(finding.change, finding.low, finding.high, column.decimals, signed=True)
-    text = f"{arrow} {column.label} {change} {DIFFERENCE_UNITS.get(column.unit, column.unit)}".strip()
-    return Entry(text, notes=(TRAINED,)) if finding.question == REWARD.name else Entry(text, trend=tone)
+    text = shown_finding(finding, columns[finding.metric, finding.protocol])
+    if finding.question == REWARD.name:
+        return Entry(text, notes=(TRAINED,))
+    return Entry(text, trend={"up": "better", "": ""}.get(finding.says, "worse"))
 
 
 def value_table(results: ResultSet, key: str, caption: str, columns: Sequence[Column]) -> Table | None:
@@ -235,15 +260,18 @@ def value_table(results: ResultSet, key: str, caption: str, columns: Sequence[Co
 
 
 def _best(results: ResultSet, column: Column) -> Model | None:
-    """The model with the best value of all, where training seeds part it from every other that has enough of them."""
+    """The model with the best value of all, over enough training seeds, whose interval overlaps no other's."""
     values = {model: value for model in results.models if (value := model.value(column)) is not None}
     if not column.has_good_end or len(values) < 2:
         return None
     best = max(values, key=lambda model: column.oriented(values[model].value or 0) or 0)
-    found = [delta(best, m, column) for m in values if m is not best and len(m.seeds(column)) >= MIN_SEEDS]
-    p_values = [d.p for d in found if d is not None and d.p is not None and d.num_pairs >= MIN_SEEDS and d.is_better]
-    apart = 0 < len(p_values) == len(found) and all(p < ALPHA for p in holm(p_values))
-    return best if apart and len(best.seeds(column)) >= MIN_SEEDS and not values[best].in_sample else None
+    own = values.pop(best)
+    low, high = ends(own)
+    if low is None or high is None or own.in_sample or len(best.seeds(column)) < MIN_SEEDS:
+        return None
+    others = [ends(value) for value in values.values()]
+    apart = all(a is not None and b is not None and (b < low or a > high) for a, b in others)
+    return best if apart else None
 
 
 def _value_entry(results: ResultSet, model: Model, column: Column, best: bool) -> Entry:
@@ -261,8 +289,8 @@ def _value_entry(results: ResultSet, model: Model, column: Column, best: bool) -
 def delta_tables(results: ResultSet, columns: Sequence[Column], family: Family | None = None) -> list[Table | None]:
     """Differences to LCD and to the teacher; of a family's further metrics, or of the first table's."""
     kinds: dict[str, tuple[str, Callable[[Model], Model | None]]] = {
-        "lcd": ("Difference to LCD", results.baseline),
-        "teacher": ("Difference to the teacher", lambda _: results.teacher),
+        "lcd": (f"Difference to {results.base or 'LCD'}", results.baseline),
+        "teacher": ("Difference to the teacher", lambda _: None if results.base else results.teacher),
     }
     found = []
     for kind, (caption, base_of) in kinds.items():
@@ -300,7 +328,9 @@ def spectral_table(results: ResultSet) -> Table | None:
 
     bases = {
         "the teacher": lambda _: results.teacher,
-        "LCD": lambda model: model if model.method == LCD else results.baseline(model),
+        results.base or "LCD": lambda model: (
+            model if model.method == LCD and not results.base else results.baseline(model)
+        ),
     }
     fields = [field(whom, base_of, plane) for whom, base_of in bases.items() for plane in PLANES]
     return _table(results, "spectral-distance", "Log-spectral distance to other models", fields, (SPECTRAL_NOTE,))

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from rgbench.judge.compare import win_rate
 from rgbench.judge.models import EXTERNAL, LCD, TEACHER, Column, Model, ResultSet
-from rgbench.judge.paired import Delta, delta
+from rgbench.judge.paired import MIN_SPREAD, Delta, delta
 from rgbench.judge.trajectory import TrainingRun, training_runs
-from rgbench.judge.verdict import QUESTIONS, Outcome, Verdict, proxy_accuracy
+from rgbench.judge.verdict import GOLD, MIN_SEEDS, QUESTIONS, REWARD, Finding, Outcome, Verdict, proxy_accuracy
 from rgbench.metrics.values import Family, MetricValue
 
 MISSING = "—"
@@ -30,6 +31,17 @@ TONES = {
     Outcome.UNDECIDED: "none",
     Outcome.NO_TEST: "none",
 }
+ANSWERS = {
+    Outcome.NO_TEST: "its latent proxy did not follow the reward, so it tests nothing",
+    Outcome.OVER_OPTIMISED: "the student learned to please the reward model: the reward rose, the images got worse",
+    Outcome.ALIGNED: "the images got better: the reward rose, and so did gold",
+    Outcome.PAID_FOR: "the images got better by gold, at the cost of another declared metric",
+    Outcome.REWARD_WITHOUT_GOLD: "the student learned to please the reward model: the reward rose, gold did not",
+    Outcome.WORSE: "the reward and gold both fell",
+    Outcome.NO_GAIN: "the reward did not rise",
+    Outcome.UNDECIDED: "these runs do not decide it",
+}
+MAX_SETTINGS = 3  # of a recipe in a model's name
 
 
 def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
@@ -96,6 +108,13 @@ def shown_change(change: Delta) -> str:
     return f"{arrow} {format_value(change.value, change.low, change.high, change.column.decimals, signed=True)}".strip()
 
 
+def shown_finding(finding: Finding, column: Column) -> str:
+    """A tested change with its arrow, sign and unit, such as ``▼ Oracle, all right −12.6 ± 1.9 points``."""
+    arrow = {"up": "▲", "": "="}.get(finding.says, "▼")
+    change = format_value(finding.change, finding.low, finding.high, column.decimals, signed=True)
+    return f"{arrow} {column.label} {change} {DIFFERENCE_UNITS.get(column.unit, column.unit)}".strip()
+
+
 def trend(change: Delta, trained: bool) -> str:
     """Beyond the interval "better" or "worse", of a reward that was trained on "higher" or "lower"; else ""."""
     if not (change.is_better or change.is_worse):
@@ -115,7 +134,7 @@ def plural(num: int, noun: str) -> str:
 
 @lru_cache(maxsize=16)
 def names(results: ResultSet) -> dict[Model, str]:
-    """A short name for each model that no other has: its method, and what its own name adds to that of its method."""
+    """A short name for each model that no other has: its label, or its method and what differs within it."""
     found = {model: _plain_name(model, results) for model in results.models}
     for more in (lambda model: model.sampler_label, lambda model: model.label):
         count = Counter(found.values())
@@ -124,16 +143,31 @@ def names(results: ResultSet) -> dict[Model, str]:
 
 
 def _plain_name(model: Model, results: ResultSet) -> str:
+    if given := next((results.labels[name] for name in (model.name, *model.names) if name in results.labels), ""):
+        return given
     if model.method == EXTERNAL:
         return model.name
-    variants = {variant(other) for other in results.models if other.method == model.method}
-    return f"{model.method_label} {variant(model) if len(variants) > 1 else ''}".strip()
+    own = variant(model, results)
+    alone = len({variant(other, results) for other in results.models if other.method == model.method}) == 1
+    return model.method_label if alone or not own else f"{model.method_label}, {own}"
 
 
-def variant(model: Model) -> str:
-    """``b10`` of the runs ``rg_lcd-b10-s0``."""
+def variant(model: Model, results: ResultSet) -> str:
+    """What differs between recipes of its method: ``share .5``; without recipes, ``b10`` of ``rg_lcd-b10-s0``."""
+    recipes = [other.first.head.recipe for other in results.models if other.method == model.method]
+    every = dict.fromkeys(key for recipe in recipes for key in recipe)
+    keys = [key for key in every if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)]
+    if all(recipes) and 0 < len(keys) <= MAX_SETTINGS:
+        own = {key.rpartition(".")[2].replace("_", " "): model.first.head.recipe.get(key) for key in keys}
+        return ", ".join(f"{key} {_setting(value)}" for key, value in own.items() if value is not None)
     (name, *_), (seed, *_) = model.names, model.results
     return name.removesuffix(f"-s{seed}").removeprefix(model.method).strip("-_ ")
+
+
+def _setting(value: Any) -> str:
+    """A value of a recipe: ``.5`` for 0.5."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
 def samplers(results: ResultSet) -> str:
@@ -152,20 +186,24 @@ def samplers(results: ResultSet) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """One model against its baseline.
+    """One model against its baseline, or the teacher where there is none.
 
     Attributes:
+        model: that is read.
         title: whom against whom.
         label: the verdict in a few words.
         tone: of the label: "worse", "mixed", "better", "flat" or "none".
-        sentence: what the verdict says; "" for nothing.
+        answer: one sentence.
+        words: what the verdict says, and what would give one; "" for nothing.
         facts: the changes in one metric of each family, then what happened along training.
     """
 
+    model: Model
     title: str
     label: str
     tone: str
-    sentence: str
+    answer: str
+    words: str
     facts: tuple[str, ...]
 
 
@@ -175,17 +213,49 @@ def readings(results: ResultSet, verdicts: Sequence[Verdict]) -> list[Reading]:
 
 
 def _reading(results: ResultSet, model: Model, verdicts: Sequence[Verdict]) -> Reading:
-    own, base = verdicts_of(model, verdicts), results.baseline(model)
+    own, alike = verdicts_of(model, verdicts), results.baseline(model)
+    base = alike or results.teacher
     title = names(results)[model] + (f" against {names(results)[base]}" if base else "")
-    facts = [_fact(model, base, c) for c in _told(results, model) if delta(model, base, c)] if base else []
-    if own:
-        (outcome, count), *_ = Counter(verdict.outcome for verdict in own).most_common()
-        label = outcome.value if count == len(own) else f"{outcome.value} ({count} of {len(own)} runs)"
-        sentence = " ".join(verdict.words for verdict in own)
-        return Reading(title, label, TONES[outcome], sentence, (*facts, *_along(results, model)))
-    sentence = "" if base else f"{results.why_no_baseline(model)}."
-    label = "not trained on a reward" if base else "nothing to compare with"
-    return Reading(title, label, "none", sentence, (*facts, *_along(results, model)))
+    told = [column for column in _told(results, model) if base and delta(model, base, column)]
+    facts = (*(_fact(model, base, column) for column in told if base), *_along(results, model))
+    words = [verdict.words for verdict in own]
+    if alike is None:
+        words.append(f"{'Compared with the teacher' if base else 'Not compared'}: {results.why_no_baseline(model)}.")
+    if not own:
+        label = "not trained on a reward" if base else "nothing to compare with"
+        return Reading(model, title, label, "none", " ".join(facts[:2]), " ".join(words), facts)
+    (outcome, count), *_ = Counter(verdict.outcome for verdict in own).most_common()
+    label = outcome.value if count == len(own) else f"{outcome.value} ({count} of {len(own)} runs)"
+    answer = _answer(results, next(verdict for verdict in own if verdict.outcome is outcome))
+    if all(verdict.rule == "none" for verdict in own):
+        remedy = to_decide(results, model) or f"{own[0].decides[:1].upper()}{own[0].decides[1:]}."
+        label, answer = "no verdict yet", " ".join((*facts[:2], remedy))
+    return Reading(model, title, label, TONES[outcome], answer, " ".join(words), facts)
+
+
+def _answer(results: ResultSet, verdict: Verdict) -> str:
+    """The verdict in one sentence, with the changes of the trained reward and of gold."""
+    columns = {column.key: column for column in results.columns}
+    found = [finding for finding in verdict.findings if finding.question in (REWARD.name, GOLD.name)]
+    changes = ", ".join(shown_finding(finding, columns[finding.metric, finding.protocol]) for finding in found)
+    text = ANSWERS[verdict.outcome]
+    return f"{text[0].upper()}{text[1:]} ({changes})."
+
+
+def to_decide(results: ResultSet, model: Model) -> str:
+    """The command that trains the LCD seeds which a verdict lacks; "" where it lacks none."""
+    base = results.baseline(model)
+    have = base.results if base is not None and base.method == LCD else {}
+    num = (MIN_SPREAD if len(model.results) == 1 else MIN_SEEDS) - len(have)
+    if num <= 0:
+        return ""
+    seeds = " ".join([str(seed) for seed in range(MIN_SEEDS + num) if seed not in have][:num])
+    steps = f" train.steps={model.budget['steps']}" if "steps" in model.budget else ""
+    recipe = "lcd" if results.world == "benchtop" else "LCD_RECIPE"
+    return (
+        f"For a verdict train {plural(num, 'more seed' if have else 'seed')} of LCD and evaluate them alike: "
+        f"for s in {seeds}; do rgbench train {recipe}{steps} seed=$s; done."
+    )
 
 
 def verdicts_of(model: Model, verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -248,10 +318,21 @@ def _along(results: ResultSet, model: Model) -> Iterator[str]:
             f"Along training, {run.name}: hack step {hack.step}{stretch}{' or before' if hack.censored else ''}; from "
             f"there to step {hack.last}: {', '.join(changes)}."
         )
+    if worth := proxy_words(model):
+        yield worth
+
+
+def proxy_words(model: Model) -> str:
+    """What the latent proxy was worth along training; "" where there is none."""
     accuracy = proxy_accuracy(model)
-    if accuracy is not None:
-        low, high = (f"{100 * share:.1f}" for share in (accuracy.low, accuracy.high))
-        yield f"The latent proxy orders {low} to {high} % of the training pairs as its expert does; 50 % is chance."
+    if accuracy is None:
+        return ""
+    low, high = (f"{100 * share:.1f}" for share in (accuracy.low, accuracy.high))
+    than = "no better" if accuracy.low <= 0.5 else "better"
+    return (
+        f"The latent proxy orders pairs {than} than chance: {low} to {high} % of the training pairs as its expert "
+        "does, where 50 % is chance."
+    )
 
 
 @lru_cache(maxsize=16)

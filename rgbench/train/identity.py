@@ -196,6 +196,12 @@ def recipe_sha256(recipe: BaseRecipe, contents: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a run's ``config.yaml`` by dotted key, without seed, name, places, logging and sampling."""
+    own = FREE_KEYS | {"kind", "name", "seed", "sampling.*", "model.preset", "proxy.clip"}
+    return {key: value for key, value in _flat(config).items() if not _matches(key, own)}
+
+
 def _hashes(contents: Mapping[str, Any]) -> dict[str, Any]:
     """The contents without names and places."""
     fake = {"fake": contents["fake"]["sha256"]} if "fake" in contents else {}

@@ -31,7 +31,7 @@ LIBRARIES = "import pydantic, typer.rich_utils; pydantic.BaseModel"
 OURS = os.environ | {"PYTHONPATH": str(ROOT)}
 VERBS = [
     *("train", "eval", "report", "sample", "verdict", "compare", "check", "probes"),
-    *("ls", "show", "doctor", "validate", "cp", "export", "cache", "merge", "export-data"),
+    *("ls", "show", "doctor", "validate", "cp", "export", "cache", "merge", "rm", "export-data"),
 ]
 
 

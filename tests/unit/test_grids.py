@@ -24,6 +24,7 @@ from rgbench.report.grids import (
     kept_images,
     log_spectra,
     random_grid,
+    strip,
     view_grids,
     worst_grids,
     wrap,
@@ -165,14 +166,14 @@ def test_the_worst_prompts_are_those_of_the_guided_students_and_say_so(tmp_path)
         write_model(tmp_path, method, 0, metrics=metrics, num=12, images=10)
     results = read(tmp_path)
     grids = worst_grids(results, kept_images(results))
-    assert [grid.title for grid in grids] == ["Worst by HPS", "Worst by Oracle, all right"]
+    assert [grid.title for grid in grids] == ["Worst by Oracle, all right", "Worst by HPS"]
     scores = [first_scores(model, results.column("hps")) for model in results.models]
     lowest = {key: min(scores[1][key], scores[2][key]) for key in ((f"test/{i}", 0) for i in range(10))}
-    assert [(line.prompt_id, line.seed) for line in grids[0].lines] == sorted(lowest, key=lowest.__getitem__)[:4]
-    line = grids[0].lines[0]
+    assert [(line.prompt_id, line.seed) for line in grids[1].lines] == sorted(lowest, key=lowest.__getitem__)[:3]
+    line = grids[1].lines[0]
     assert list(line.captions) == [f"{found[line.prompt_id, 0]:.2f}" for found in scores]
-    assert "in any of RG-LCD, LRM." in grids[0].note and "4 of 10 stored prompts" in grids[0].note
-    assert "Picked to be bad" in grids[0].note
+    assert "in any of RG-LCD, LRM." in grids[1].note and "3 of 10 stored prompts" in grids[1].note
+    assert "Picked to be bad" in grids[1].note
 
 
 def test_a_graded_metric_finds_the_worst_before_a_yes_or_no(tmp_path):
@@ -183,6 +184,31 @@ def test_a_graded_metric_finds_the_worst_before_a_yes_or_no(tmp_path):
     results = read(tmp_path)
     (grid,) = worst_grids(results, kept_images(results))
     assert grid.title == "Worst by Oracle, mean"
+    assert {line.captions[0][0] for line in grid.lines} == {"✓", "✗"}, "right or wrong, beside the value"
+
+
+def test_the_oracle_marks_each_image_right_or_wrong(tmp_path):
+    for name, rows in {"teacher": [100.0, 100.0, 0.0], "lcd-s0": [100.0, 0.0, 0.0]}.items():
+        result = make_result(tmp_path, name, rows={"oracle_all": rows, "hps": [1.0, 2.0, 3.0]})
+        about = [SheetImage(prompt_id=f"p/{i}", prompt=f"{i}", seed=0) for i in range(3)]
+        write_sheet(result.folder, result.head, result.runs[0], [(e, np.zeros((8, 8, 3), np.uint8)) for e in about])
+    grid = choose(tmp_path)
+    assert {line.prompt_id: line.captions for line in grid.lines} == {
+        "p/0": ("✓", "✓"), "p/1": ("✓", "✗"), "p/2": ("✗", "✗"),
+    }  # fmt: skip
+    assert "✓ or ✗" in grid.note
+    assert "✓" not in choose(world(tmp_path / "without")).note
+
+
+def test_the_strip_shows_one_model_of_each_method_with_most_seeds(tmp_path):
+    for name, method, seeds in (("lcd", "lcd", 1), ("rg_lcd", "rg_lcd", 1), ("rg_lcd-b10", "rg_lcd", 2)):
+        for seed in range(seeds):
+            write_model(tmp_path, method, seed, model=f"{name}-s{seed}", metrics=ONE, num=4, images=4)
+    grid = choose(tmp_path)
+    few = strip(grid)
+    assert list(few.columns.values()) == ["LCD", "RG-LCD, b10"] and len(few.lines) == 2
+    at = list(grid.columns.values()).index("RG-LCD, b10")
+    assert all(a.images[1] is b.images[at] for a, b in zip(few.lines, grid.lines, strict=False))
 
 
 def test_views_show_the_difference_to_lcd_and_the_spectrum_of_the_same_lines(tmp_path):

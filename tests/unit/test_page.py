@@ -15,6 +15,7 @@ from PIL import Image
 from rgbench.core.io import open_image
 from rgbench.judge.models import load_result_sets
 from rgbench.judge.verdict import judge_set
+from rgbench.metrics.values import metric_info
 from rgbench.report.formats import section
 from rgbench.report.page import LEVELS, Album, inline_svg, page, without_pictures
 from rgbench.report.plots import LIGHT, draw
@@ -101,14 +102,38 @@ def test_every_value_names_its_result_and_the_commands_that_measured(text, tags)
 def test_it_is_readable_without_script_and_by_keyboard_and_screen_reader(tags):
     assert not tags.values("hidden")
     images = [attrs for tag, attrs in tags.found if tag == "img" and attrs.get("id") != "zoom-image"]
-    num_grids = 3 + 2
+    num_grids = 1 + 3 + 2
     assert len(images) == num_grids * 2 * 3 and all(attrs.get("alt") for attrs in images)
     drawings = [attrs for _, attrs in tags.found if attrs.get("class") == "drawn"]
-    assert len(drawings) == 6 and all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in drawings)
+    assert len(drawings) == 7 and all(attrs["role"] == "img" and len(attrs["aria-label"]) > 40 for attrs in drawings)
     assert [attrs.get("type") for tag, attrs in tags.found if tag == "input"].count("radio") == 3, "views by CSS alone"
     regions = [attrs for _, attrs in tags.found if attrs.get("class") == "scroll"]
     assert regions and all(attrs.get("tabindex") == "0" and attrs.get("aria-label") for attrs in regions)
     assert {attrs.get("scope") for tag, attrs in tags.found if tag == "th"} == {"col", "row"}
+
+
+def test_the_first_screen_answers_and_the_rest_is_folded(text, tags):
+    main = text[text.index("<main") :]
+    order = ['class="chip"', 'class="strip"', "-answer-point-", 'class="sortable']
+    places = [main.index(part) for part in order]
+    assert places == sorted(places)
+    points = [name for name in tags.values("id") if "-answer-point-" in name]
+    assert points == [f"benchtop-answer-point-{i}" for i in range(3)], "every model"
+    parts = [attrs for tag, attrs in tags.found if tag == "details" and attrs.get("class") == "part"]
+    assert [attrs["id"].split("-")[0] for attrs in parts] == [
+        *("words", "metrics", "probes", "plots", "images", "prompts", "glossary", "protocols", "evidence")
+    ]
+    assert not any("open" in attrs for attrs in parts)
+
+
+def test_every_metric_is_explained_on_hover_and_in_the_glossary(text, tags):
+    for info in (metric_info(name) for name in ("hps", "oracle_all", "fd_efflite0", "hfer_db")):
+        assert html.escape(info.about) in tags.values("title") and f"<dd>{html.escape(info.about)} " in text
+
+
+def test_rewards_that_were_trained_on_are_grey_and_stand_behind_gold(tags):
+    heads = [attrs["class"] for tag, attrs in tags.found if tag == "th" and attrs.get("title")][:3]
+    assert heads == ["num", "num trained", "num"], "oracle, HPS, distance"
 
 
 def test_benchtop_is_labelled(text):
@@ -160,7 +185,7 @@ def test_pictures_are_left_out_of_the_comparison_and_nothing_else(text):
 
 def test_plots_are_drawn_once_for_light_and_dark_with_letters_as_text(text):
     drawings = re.findall(r'<svg class="drawn".*?</svg>', text, re.DOTALL)
-    assert len(drawings) == 6 and max(map(len, drawings)) < 60_000
+    assert len(drawings) == 7 and max(map(len, drawings)) < 60_000
     for drawing in drawings:
         colours = {colour.lower() for colour in re.findall(r"#[0-9A-Fa-f]{6}", drawing)}
         assert not colours & {colour.lower() for colour in LIGHT.values()}

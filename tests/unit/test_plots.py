@@ -222,8 +222,8 @@ def test_one_variant_has_one_shape_and_one_method_one_colour(tmp_path):
             write_model(tmp_path, method, 0, model=f"{method}{variant}-s0", metrics=("hps", "oracle_all"), num=4)
     axes = draw(read(tmp_path))["rewards"].axes[0]
     look = {line.get_label(): (line.get_marker(), line.get_color()) for line in axes.lines}
-    assert look["RG-LCD b10"][0] == look["LRM b10"][0] != look["LRM"][0] == look["RG-LCD"][0]
-    assert look["RG-LCD b10"][1] == look["RG-LCD"][1] != look["LRM"][1]
+    assert look["RG-LCD, b10"][0] == look["LRM, b10"][0] != look["LRM"][0] == look["RG-LCD"][0]
+    assert look["RG-LCD, b10"][1] == look["RG-LCD"][1] != look["LRM"][1]
 
 
 def test_dollar_signs_in_names_are_no_mathematics(tmp_path):

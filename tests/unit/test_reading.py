@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from rgbench.judge.models import ResultSet, load_result_sets
 from rgbench.judge.trajectory import TrainingRun
 from rgbench.judge.verdict import judge_set
-from rgbench.report.words import Reading, gold_of, readings, runs_along
+from rgbench.report.words import Reading, gold_of, proxy_words, readings, runs_along
 from tests.history.plausible import write_model
 from tests.results_maker import HACKED, HONEST, make_result, make_students
 
@@ -35,10 +36,15 @@ def test_each_student_is_read_by_its_verdict(tmp_path):
     results = read(tmp_path)
     found = words(results)
     for reading, verdict in zip(found.values(), judge_set(results), strict=True):
-        assert (reading.label, reading.sentence) == (verdict.outcome, verdict.words)
+        assert (reading.label, reading.words) == (verdict.outcome, verdict.words)
     assert found["RG-LCD"].title == "RG-LCD against LCD"
     assert (found["RG-LCD"].label, found["RG-LCD"].tone) == ("over-optimised", "worse")
     assert found["LRM"].tone != "worse"
+    assert re.fullmatch(
+        r"The student learned to please the reward model: .* \(▲ HPS \+[\d.]+ ± [\d.]+, ▼ Oracle, all right −[\d.]+ ± "
+        r"[\d.]+ points\)\.",
+        found["RG-LCD"].answer,
+    )
 
 
 def test_runs_that_disagree_are_counted(tmp_path):
@@ -50,7 +56,7 @@ def test_runs_that_disagree_are_counted(tmp_path):
     outcomes = [verdict.outcome for verdict in judge_set(results)]
     most = max(outcomes, key=outcomes.count)
     assert len(outcomes) == 3 and found.label == f"{most} ({outcomes.count(most)} of 3 runs)"
-    assert all(verdict.words in found.sentence for verdict in judge_set(results))
+    assert all(verdict.words in found.words for verdict in judge_set(results))
 
 
 def test_a_verdict_is_on_one_sampler_setting(tmp_path):
@@ -66,12 +72,16 @@ def test_without_a_verdict_the_changes_stand_alone():
     """The old results hold one LCD run."""
     found = words(read(HISTORY))
     assert {name: (each.label, each.tone) for name, each in found.items()} == {
-        "RG-LCD": ("undecided", "none"),
-        "LRM": ("undecided", "none"),
+        "RG-LCD": ("no verdict yet", "none"),
+        "LRM": ("no verdict yet", "none"),
     }
+    assert found["RG-LCD"].answer.endswith(
+        "For a verdict train 2 more seeds of LCD and evaluate them alike: "
+        "for s in 1 2; do rgbench train lcd seed=$s; done."
+    )
     facts = found["RG-LCD"].facts
     assert facts[0] == "HPS (trained on, †): ▲ +2.60 ± 0.10, 26.80 → 29.40."
-    assert "FD-EffLite0: ▼ +17.0 ± 2.6, 24.0 → 41.0." in facts
+    assert "FD-EffLite0, n = 2048: ▼ +17.0 ± 2.6, 24.0 → 41.0." in facts
     assert any(fact.startswith("HFER gap: ▼ +6.1") and fact.endswith("dB, further from real.") for fact in facts)
     assert not any("Oracle" in fact for fact in found["LRM"].facts), "undefined"
 
@@ -100,14 +110,31 @@ def test_of_each_family_one_metric_is_told(tmp_path):
 def test_no_baseline_is_explained(tmp_path):
     write_model(tmp_path, "lrm", 0, metrics=("hps",))
     (found,) = words(read(tmp_path)).values()
-    assert found.tone == "none" and "No LCD student" in found.sentence and found.facts == ()
+    assert found.tone == "none" and "no LCD student" in found.words and found.facts == ()
+
+
+def test_without_lcd_the_teacher_is_compared_with_and_the_command_of_a_verdict_given(tmp_path):
+    write_model(tmp_path, "teacher", None, metrics=("hps", "oracle_all"), num=8)
+    write_model(tmp_path, "lrm", 0, metrics=("hps", "oracle_all"), num=8, training=(10, 10))
+    (found,) = words(read(tmp_path)).values()
+    assert (found.title, found.label) == ("LRM against Teacher", "no verdict yet")
+    assert found.answer.startswith("HPS (trained on, †): ▲ +1.") and "Oracle, all right: ▼ −4.7 ± 0.1" in found.answer
+    assert found.answer.endswith("for s in 0 1 2; do rgbench train lcd train.steps=10 seed=$s; done.")
+    assert "Compared with the teacher: no LCD student" in found.words
+
+
+def test_a_named_base_is_what_everything_is_compared_with(tmp_path):
+    for method in ("teacher", "lcd", "rg_lcd"):
+        write_model(tmp_path, method, None if method == "teacher" else 0, metrics=("hps", "oracle_all"), num=8)
+    results = replace(read(tmp_path), base="teacher")
+    assert [reading.title for reading in readings(results, [])] == ["RG-LCD against Teacher"]
 
 
 def test_a_model_that_was_trained_on_no_reward_gets_no_verdict(tmp_path):
     make_result(tmp_path, "lcd-s0", values={"oracle_all": 90.0}, half=1.0)
     make_result(tmp_path, "mine", "external", values={"oracle_all": 80.0}, half=1.0)
     (found,) = words(read(tmp_path)).values()
-    assert (found.title, found.label, found.sentence) == ("mine against LCD", "not trained on a reward", "")
+    assert (found.title, found.label, found.words) == ("mine against LCD", "not trained on a reward", "")
     assert found.facts == ("Oracle, all right: ▼ −10.0 ± 1.4, 90.0 → 80.0 %.",)
 
 
@@ -173,4 +200,16 @@ def test_what_the_latent_proxy_is_worth_is_told(tmp_path):
     log = [{"step": step, "pair_accuracy": 0.52 + 0.001 * (step % 3)} for step in range(40)]
     write_model(tmp_path, "lrm", 0, metrics=("hps",), num=4, log=log)
     (found,) = words(read(tmp_path)).values()
-    assert re.fullmatch(r"The latent proxy orders 52\.\d to 52\.\d % of .*; 50 % is chance\.", found.facts[-1])
+    assert re.fullmatch(
+        r"The latent proxy orders pairs better than chance: 52\.\d to 52\.\d % of .*, where 50 % is chance\.",
+        found.facts[-1],
+    )
+    (model,) = read(tmp_path).models
+    assert proxy_words(model) == found.facts[-1]
+
+
+def test_a_proxy_at_chance_is_said_to_be_no_better(tmp_path):
+    log = [{"step": step, "pair_accuracy": 0.5 + 0.01 * (-1) ** step} for step in range(40)]
+    write_model(tmp_path, "lrm", 0, metrics=("hps",), num=4, log=log)
+    (model,) = read(tmp_path).models
+    assert proxy_words(model).startswith("The latent proxy orders pairs no better than chance: 49.")

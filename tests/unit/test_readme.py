@@ -10,7 +10,8 @@ import pytest
 from rgbench.core.errors import UsageError
 from rgbench.judge.verdict import Outcome
 from rgbench.report.report import check
-from tools.readme import ANSWERS, README, REPORT, shown_results, with_results
+from rgbench.report.words import ANSWERS
+from tools.readme import METRICS, README, REPORT, glossary, shown_results, with_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,6 +19,10 @@ ROOT = Path(__file__).parents[2]
 def test_readme_holds_the_committed_reports_tables_and_pictures():
     readme, report = ((ROOT / p).read_text(encoding="utf-8") for p in (README, REPORT))
     assert readme == with_results(readme, shown_results(report, REPORT.parent))
+
+
+def test_the_committed_page_is_small():
+    assert (ROOT / REPORT).with_suffix(".html").stat().st_size < 4e6
 
 
 def test_pictures_of_the_block_are_there():
@@ -60,3 +65,7 @@ def test_missing_block_or_report_is_an_error():
 def test_the_committed_report_is_what_the_committed_results_give():
     compared = check(ROOT / "results", ROOT / "results" / "report", [])
     assert [file.suffix for file in compared] == [".md", ".tex", ".csv", ".html"]
+
+
+def test_the_page_of_metrics_is_made_from_their_classes():
+    assert (ROOT / METRICS).read_text(encoding="utf-8") == glossary()

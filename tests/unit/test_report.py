@@ -11,7 +11,7 @@ import pytest
 
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.evaluate.results import load_results
-from rgbench.report.report import FORMATS, check, report
+from rgbench.report.report import FORMATS, Choice, check, report
 from tests.conftest import needs
 from tests.history.plausible import write_model
 from tests.results_maker import make_result
@@ -87,6 +87,36 @@ def test_gpu_time_and_memory_are_columns_where_a_run_had_a_gpu(tmp_path):
     write_model(tmp_path, "lcd", 0, metrics=("hps",), cost={"train_gpu_sec": 880.4, "peak_gpu_gib": 21.125})
     text = report(tmp_path, tmp_path / "out", ["md"])[0].read_text()
     assert "Training GPU time (GPU s)" in text and "| 880 |" in text and "| 21.12 |" in text
+
+
+def test_a_report_of_some_models_and_metrics_under_other_names(cli, tmp_path):
+    options = ("--model", "lrm", "--metric", "oracle,hps", "--label", "lrm=Proxy & co", "--title", "One <student>")
+    assert cli("report", HISTORY, "--out", tmp_path, "--format", "md,csv,html", *options).returncode == 0
+    lines = list(csv.DictReader((tmp_path / "report.csv").read_text(encoding="utf-8").splitlines()))
+    assert {line["model"] for line in lines} == {"LCD", "Proxy & co"}, "what it is compared with comes along"
+    assert {line["metric"] for line in lines if line["kind"] == "value"} == {"hps", "oracle_all"}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "# One &lt;student&gt;" in text and "Proxy &amp; co" in text
+    assert "| HPS ↑" in text and "FD-EffLite0, n = 2048 ↓" not in text
+    assert "<h1>One &lt;student&gt;</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert cli("report", HISTORY, "--out", tmp_path, "--format", "md", "--check", *options).returncode == 0
+    assert cli("report", HISTORY, "--out", tmp_path, "--format", "md", "--check").returncode == 1
+
+
+def test_a_report_against_the_teacher(tmp_path):
+    text = report(HISTORY, tmp_path, ["md"], choice=Choice(base="teacher"))[0].read_text(encoding="utf-8")
+    assert "**RG-LCD against Teacher" in text and "**LRM against Teacher" in text
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--model", "lmr", "'lrm'"), ("--label", "lcdd=x", "'lcd'"), ("--label", "lcd", "NAME=TEXT"),
+     ("--base", "teachr", "'teacher'"), ("--metric", "oracel_all", "'oracle_all'")],
+)  # fmt: skip
+def test_an_unknown_choice_names_the_nearest(cli, tmp_path, option, value, said):
+    done = cli("report", HISTORY, "--out", tmp_path / "out", option, value)
+    assert done.returncode == 2 and option in done.stderr and said in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_format_is_a_usage_error_and_writes_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import multiprocessing
@@ -34,6 +35,7 @@ from rgbench.evaluate.results import (
     fold,
     load_result,
     load_results,
+    remove_folder,
     stored_keys,
     thin,
     write_sheet,
@@ -41,6 +43,7 @@ from rgbench.evaluate.results import (
     write_values,
 )
 from rgbench.metrics.values import Interval, MetricValue, Protocol
+from tests.results_maker import make_result
 from tools.migrate import migrate
 
 HISTORY = Path(__file__).parent.parent / "history"
@@ -514,3 +517,26 @@ def test_concurrent_writers_lose_and_tear_nothing(tmp_path, num_writers, num):
     assert len(found.values) == num_writers * num // 2 + 1
     assert all(len(found.rows(*v.key).values) == 2 for v in found.values)
     assert not list((found.folder / PARTIAL).iterdir()), "all folded"
+
+
+def test_a_result_is_removed_by_its_name_and_the_others_stay(cli, tmp_path):
+    results = tmp_path / "results"
+    folders = {name: make_result(results, name, values={"hps": 1.0}).folder for name in ("lcd-s0", "lrm-s0")}
+    other = make_result(results, "lrm-s0", values={"hps": 1.0}, sampling={"steps": 2}).folder
+    assert cli("rm", "lrm-s0", "lmr", "--yes").returncode == 2 and other.is_dir()
+    done = cli("rm", f"lrm-s0/{other.name}", "--yes")
+    assert done.returncode == 0 and not other.exists() and folders["lrm-s0"].is_dir()
+    assert cli("rm", "lrm-s0").returncode != 0 and folders["lrm-s0"].is_dir(), "nobody said yes"
+    assert cli("rm", "benchtop/lrm-s0/" + folders["lrm-s0"].name, "--yes").returncode == 0
+    assert [result.head.model for result in load_results(results)] == ["lcd-s0"]
+    assert sorted(path.name for path in (results / "benchtop").iterdir()) == ["lcd-s0"]
+
+
+def test_a_result_that_is_being_written_is_not_removed(tmp_path):
+    folder = make_result(tmp_path, "lcd-s0", values={"hps": 1.0}).folder
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UsageError, match="writing"):
+        remove_folder(folder)
+    os.close(descriptor)
+    assert load_results(tmp_path)

@@ -15,7 +15,7 @@ from rgbench.judge.paired import delta
 from rgbench.judge.verdict import judge_set
 from rgbench.metrics.values import metric_info
 from rgbench.report.formats import escape, latex_escape
-from rgbench.report.tables import Entry, Table, all_tables
+from rgbench.report.tables import Entry, Head, Table, all_tables
 from rgbench.report.words import format_number, format_value, names, samplers
 from tests.history.plausible import write_model
 from tests.results_maker import HACKED, make_result, make_students
@@ -80,14 +80,18 @@ def test_signed_numbers_never_show_a_signed_zero():
 
 
 def test_every_value_is_printed_to_its_digits(old):
-    found = table(old, "comparison")
-    rows = {labels[1]: row for labels, row in found.rows}
+    heads: list[Head] = []
+    rows: dict[str, list[Entry]] = {}
+    for found in (table(old, "declared"), table(old, "more-spectrum")):
+        heads += found.heads
+        for labels, row in found.rows:
+            rows.setdefault(labels[1], []).extend(row)
     values = [(result.head.model, value) for result in load_results(HISTORY) for value in result.values]
     assert len(values) == 16
     for model, value in values:
         info = metric_info(value.metric)
         label = f"{info.label} gap" if value.reference else info.label
-        texts = [rows[model][i].text for i, head in enumerate(found.heads) if head.label == label]
+        texts = [rows[model][i].text for i, head in enumerate(heads) if head.label.split(", n =")[0] == label]
         if value.value is None:
             assert texts == ["—"] * len(texts)
         else:
@@ -98,7 +102,7 @@ def test_every_value_is_printed_to_its_digits(old):
 
 
 def test_models_are_ordered_teacher_lcd_rg_lcd_lrm(old):
-    assert [labels[0] for labels, _ in table(old, "comparison").rows] == ["Teacher", "LCD", "RG-LCD", "LRM"]
+    assert [labels[0] for labels, _ in table(old, "declared").rows] == ["Teacher", "LCD", "RG-LCD", "LRM"]
 
 
 def test_names_say_what_differs_and_the_sampler_is_said_once(tmp_path):
@@ -107,48 +111,79 @@ def test_names_say_what_differs_and_the_sampler_is_said_once(tmp_path):
     write_model(tmp_path, "external", None, model="mine", metrics=("hps",), num=4)
     write_model(tmp_path, "teacher", None, metrics=("hps",), num=4)
     results = read(tmp_path)
-    assert list(names(results).values()) == ["Teacher", "LCD", "RG-LCD", "RG-LCD b10", "mine"]
+    assert list(names(results).values()) == ["Teacher", "LCD", "RG-LCD", "RG-LCD, b10", "mine"]
     assert samplers(results) == "Students: LCM, 4 steps, g 5. Teacher: DDIM, 50 steps, g 3."
     write_model(tmp_path, "rg_lcd", 0, model="rg_lcd-s0", metrics=("hps",), num=4, steps=2)
     results = read(tmp_path)
     assert list(names(results).values()) == [
-        *("Teacher", "LCD", "RG-LCD, LCM, 2 steps, g 5", "RG-LCD, LCM, 4 steps, g 5", "RG-LCD b10", "mine")
+        *("Teacher", "LCD", "RG-LCD, LCM, 2 steps, g 5", "RG-LCD, LCM, 4 steps, g 5", "RG-LCD, b10", "mine")
     ]
     assert samplers(results) == "Students: LCM, 4 steps, g 5. Teacher: DDIM, 50 steps, g 3.", "but for those named"
 
 
+def test_names_say_what_recipes_set_otherwise(tmp_path):
+    plain = {"guidance.share": 0.3, "guidance.scale": None, "train.steps": 250}
+    for name, recipe in {
+        "rg_lcd-s0": plain,
+        "rg_lcd-s1": plain,
+        "rg_lcd-half-s0": plain | {"guidance.share": 0.5},
+        "rg_lcd-b10-s0": plain | {"guidance.share": None, "guidance.scale": 10.0},
+        "lrm-s0": plain,
+    }.items():
+        digest = str(sorted(recipe.items(), key=str))
+        make_result(
+            tmp_path, name, name.split("-")[0], values={"hps": 1.0}, recipe_sha256=digest, head={"recipe": recipe}
+        )
+    found = set(names(read(tmp_path)).values())
+    assert found == {"RG-LCD, share .3", "RG-LCD, share .5", "RG-LCD, scale 10", "LRM"}
+
+
+def test_quick_runs_of_other_sizes_are_headings_that_say_so(tmp_path):
+    for num in (4, 8, 24):
+        write_model(tmp_path, "lcd", 0, metrics=("hps", "oracle_all"), num=num, protocol_num=num)
+    write_model(tmp_path, "lcd", 0, metrics=("hfer_db",), num=8, protocol_num=8)
+    found = table(read(tmp_path), "declared")
+    assert [head.label for head in found.heads] == [
+        *(f"Oracle, all right, n = {num}" for num in (4, 8, 24)),
+        *(f"HPS, n = {num}" for num in (4, 8, 24)),
+    ]
+
+
 def test_only_models_trained_on_the_reward_are_marked(old):
-    found = table(old, "comparison")
+    found = table(old, "declared")
     assert {name: row["HPS"].marks for name, row in entries(found).items()} == {
         "Teacher": "", "LCD": "", "RG-LCD": "†", "LRM": "†",
     }  # fmt: skip
-    assert not any("†" in entry.marks for _, row in found.rows for entry in row[1:])
+    at = [head.label for head in found.heads].index("HPS")
+    assert [found.is_trained_on(i) for i in range(len(found.heads))] == [i == at for i in range(len(found.heads))]
     assert any(note.startswith("† trained on") for note in found.notes)
 
 
 def test_two_protocols_are_two_columns_and_the_footnote_names_the_field(old):
-    found = table(old, "comparison")
-    at = [i for i, head in enumerate(found.heads) if head.label == "FD-EffLite0"]
+    found = table(old, "declared")
+    at = [i for i, head in enumerate(found.heads) if head.label in ("FD-EffLite0, n = 512", "FD-EffLite0, n = 2048")]
     assert len(at) == 2 and len({found.heads[i].note for i in at}) == 2
     for _, row in found.rows:
         assert sorted(row[i].number is not None for i in at) == [False, True]
-    assert any("prompts.num (2048 against 512)" in note for note in found.notes)
+    assert any("prompts.num (512 against 2048)" in note for note in found.notes)
 
 
 def test_flags_are_marked_and_explained(old):
-    found = table(old, "comparison")
+    found = table(old, "declared")
     assert [entry.number for _, row in found.rows for entry in row if "‡" in entry.marks] == [26.5]
     assert any(note.startswith("‡ flagged") and "n<=d" in note for note in found.notes)
 
 
 def test_single_seeds_bold_nothing(old):
     assert not any(entry.best for table in all_tables(old, []) for _, row in table.rows for entry in row)
-    assert not any(note.startswith("Bold") for note in table(old, "comparison").notes)
+    assert not any(note.startswith("Bold") for note in table(old, "declared").notes)
 
 
 def test_changes_keep_their_sign_and_arrows_say_what_is_better(old):
     """HFER went from -1.9 to -0.004 dB of real with LRM, and to +4.2 dB with RG-LCD."""
     found = entries(table(old, "delta-lcd"))
+    for name, row in entries(table(old, "delta-lcd-spectrum")).items():
+        found[name] |= row
     assert found["LRM"]["HFER gap"].text == "▲ +1.90 ± 0.14" and found["LRM"]["HFER gap"].trend == "better"
     assert found["RG-LCD"]["HFER gap"].text.startswith("▼ +6.1") and found["RG-LCD"]["HFER gap"].trend == "worse"
     assert found["RG-LCD"]["Oracle, all right"].text.startswith("▼ −")
@@ -157,12 +192,12 @@ def test_changes_keep_their_sign_and_arrows_say_what_is_better(old):
 
 
 def test_the_undefined_is_a_dash_and_never_compared(old):
-    assert entries(table(old, "comparison"))["LRM"]["Oracle, all right"] == Entry("—")
+    assert entries(table(old, "declared"))["LRM"]["Oracle, all right"] == Entry("—")
     assert entries(table(old, "delta-lcd"))["LRM"]["Oracle, all right"] == Entry("—")
 
 
 def test_seeds_aggregate_to_mean_and_t_interval(seeds):
-    entry = entries(table(seeds, "comparison"))["LCD"]["FD-EffLite0"]
+    entry = entries(table(seeds, "declared"))["LCD"]["FD-EffLite0"]
     lcd = next(model for model in seeds.models if model.method == "lcd")
     values = [lcd.result(seeds.column("fd_efflite0"), seed).value for seed in range(7)]
     assert entry.number == pytest.approx(np.mean(values))
@@ -170,20 +205,30 @@ def test_seeds_aggregate_to_mean_and_t_interval(seeds):
     assert len(entry.sources) == 7 and lcd.label == "lcd, 7 seeds"
 
 
-def test_bold_only_where_seeds_separate_and_never_where_trained_on(seeds):
-    found = table(seeds, "comparison")
-    best = {name: [label for label, entry in row.items() if entry.best] for name, row in entries(found).items()}
-    assert best == {"Teacher": [], "LCD": [], "RG-LCD": [], "LRM": ["HFER gap"], "LRM twice": []}, (
-        "the teacher, of one run, has the best oracle and distance; RG-LCD the best reward, which it was trained on"
-    )
-    assert any("fewer than 6 training seeds" in note for note in found.notes)
+@pytest.mark.parametrize(("one_run", "bold"), [(10.0, True), (15.2, False), (None, True)])
+def test_bold_only_where_no_other_interval_overlaps(tmp_path, one_run, bold):
+    for seed in range(6):
+        for method, value in (("lcd", 20.0), ("rg_lcd", 15.0)):
+            values = {"recall_efflite0": value + 0.1 * seed}
+            make_result(tmp_path, f"{method}-s{seed}", values=values, half=1.0)
+    if one_run is not None:
+        make_result(tmp_path, "lrm-s0", values={"recall_efflite0": one_run + 5}, half=1.0)
+    best = {name: row["Recall"].best for name, row in entries(table(read(tmp_path), "declared")).items()}
+    assert best.pop("LCD") == bold and not any(best.values())
+    assert any(note.startswith("Bold") for note in table(read(tmp_path), "declared").notes) == bold
+
+
+def test_a_reward_is_never_bold_where_it_was_trained_on(seeds):
+    found = entries(table(seeds, "declared"))
+    assert found["RG-LCD"]["HPS"].number == max(row["HPS"].number for row in found.values())
+    assert not any(row["HPS"].best for row in found.values())
 
 
 def test_ties_bold_nothing(tmp_path):
     for seed in range(6):
         for method in ("lcd", "rg_lcd"):
             make_result(tmp_path, f"{method}-s{seed}", values={"fd_efflite0": 20.0}, half=1.0)
-    assert not any(entry.best for _, row in table(read(tmp_path), "comparison").rows for entry in row)
+    assert not any(entry.best for _, row in table(read(tmp_path), "declared").rows for entry in row)
 
 
 @pytest.mark.parametrize("reference", [None, {"lossy": True}])
@@ -194,8 +239,8 @@ def test_without_a_known_good_end_nothing_is_better(tmp_path, reference):
             values = {"hfer_db": value + 0.01 * seed}
             make_result(tmp_path, f"{method}-s{seed}", values=values, half=0.1, reference=reference)
     results = read(tmp_path)
-    assert [head.arrow for head in table(results, "comparison").heads] == [""]
-    assert not any(entry.best for _, row in table(results, "comparison").rows for entry in row)
+    assert [head.arrow for head in table(results, "declared").heads] == [""]
+    assert not any(entry.best for _, row in table(results, "declared").rows for entry in row)
     ((_, (entry,)),) = table(results, "delta-lcd").rows
     assert (entry.text, entry.trend) == ("+3.00 ± 0.00", "")
 
@@ -203,13 +248,13 @@ def test_without_a_known_good_end_nothing_is_better(tmp_path, reference):
 def test_one_seed_with_two_sets_of_weights_is_two_rows(tmp_path):
     for weights in ("one", "other"):
         make_result(tmp_path, "lcd-s0", values={"fd_efflite0": 20.0}, weights=weights)
-    labels = [labels for labels, _ in table(read(tmp_path), "comparison").rows]
+    labels = [labels for labels, _ in table(read(tmp_path), "declared").rows]
     assert len(set(labels)) == 2 and all("lcm4-" in name for name, _ in labels)
 
 
 def test_one_model_alone_gives_tables_without_differences(tmp_path):
     write_model(tmp_path, "external", None, metrics=("hps",))
-    assert [table.key for table in all_tables(read(tmp_path), [])] == ["comparison", "cost"]
+    assert [table.key for table in all_tables(read(tmp_path), [])] == ["declared", "cost"]
 
 
 def test_per_image_scores_are_compared_paired(tmp_path):
@@ -246,9 +291,9 @@ def test_what_results_hold_beside_their_values_is_shown_where_they_do(tmp_path, 
 
 
 def test_tables_say_how_many_images_are_behind_their_values(old, seeds):
-    assert table(seeds, "comparison").notes[0] == "2048 images of each training seed."
-    first = table(old, "comparison").notes[0]
-    assert first == "Images: 2048 for HPS, Oracle, all right, FD-EffLite0, HFER gap; 512 for FD-EffLite0."
+    assert table(seeds, "declared").notes[0] == "2048 images of each training seed."
+    first = table(old, "declared").notes[0]
+    assert first == "Images: 2048 for Oracle, all right, HPS, FD-EffLite0, n = 2048; 512 for FD-EffLite0, n = 512."
 
 
 def test_verdicts_are_one_row_a_method_with_true_signs(tmp_path):

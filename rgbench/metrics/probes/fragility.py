@@ -199,7 +199,7 @@ class AliasingGain(PerImageProbe):
         MetricInfo.of(
             "aliased_noise",
             "Aliased noise σ",
-            "what folds down in that resize",
+            "noise that an aliasing resize folds down from above the reward's Nyquist",
             Direction.REFERENCE,
             Family.SPECTRUM,
             "levels",

@@ -66,7 +66,9 @@ class PixelStatistics(PerImageProbe):
         MetricInfo.of(
             "total_variation", "Total variation", "mean step between neighbours", REFERENCE, PIXELS, "levels"
         ),
-        MetricInfo.of("laplacian_variance", "Laplacian variance", "sharpness", REFERENCE, PIXELS, "levels²", 0),
+        MetricInfo.of(
+            "laplacian_variance", "Laplacian variance", "sharpness of edges", REFERENCE, PIXELS, "levels²", 0
+        ),
         MetricInfo.of(
             "wavelet_noise", "Wavelet noise σ", "noise; blind to smooth content", REFERENCE, PIXELS, "levels"
         ),

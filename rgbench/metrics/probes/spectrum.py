@@ -436,7 +436,7 @@ class SpectrumProbe(SpectralProbe):
     infos = (
         _info("hfer_db", "HFER", "share of energy above .25 cycles/pixel"),
         _info("band_db", "Energy > .25", "energy above .25 cycles/pixel"),
-        _info("unseen_db", "Energy above the reward's Nyquist", "what the reward model cannot see"),
+        _info("unseen_db", "Energy above the reward's Nyquist", "energy that the reward model cannot see"),
         _info("slope", "Spectral slope", "fall of power over frequency; natural images about −2", ""),
         _info(
             *("log_spectral_distance_db", "Log-spectral distance", "distance of the mean spectra"),

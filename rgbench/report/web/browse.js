@@ -32,6 +32,12 @@ for (const box of document.querySelectorAll(".browse")) {
     more.hidden = shown >= found.length;
   };
 
+  const named = [...controls].filter((control) => control.name);
+  for (const control of named) {
+    const name = `${box.dataset.world}.${control.name}`;
+    if (VIEW.has(name)) control.value = VIEW.get(name) === "-" ? "" : VIEW.get(name);
+    control.addEventListener("input", () => keep(name, control.value || "-"));
+  }
   box.querySelector("form").addEventListener("input", update);
   box.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   more.addEventListener("click", look);

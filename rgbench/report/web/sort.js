@@ -6,6 +6,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const rows = [...body.rows];
   if (rows.length < 2) continue;
+  const sort = (i, order, target) => {
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
+    heads[i].setAttribute("aria-sort", order);
+    const sign = order === "ascending" ? 1 : -1;
+    body.append(...[...rows].sort((a, b) => compare(a.cells[i], b.cells[i], sign, target)));
+  };
   heads.forEach((head, i) => {
     const label = head.querySelector(".h") || head;
     const arrow = head.dataset.arrow || "";
@@ -17,12 +23,36 @@ for (const table of document.querySelectorAll("table.sortable")) {
     label.append(button);
     button.addEventListener("click", () => {
       const order = head.getAttribute("aria-sort") === first ? then : first;
-      heads.forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", order);
-      const sign = order === "ascending" ? 1 : -1;
-      body.append(...[...rows].sort((a, b) => compare(a.cells[i], b.cells[i], sign, target)));
+      sort(i, order, target);
+      if (table.dataset.view) keep(`${table.dataset.view}.sort`, `${i} ${order}`);
     });
+    const [place, order] = (VIEW.get(`${table.dataset.view}.sort`) || "").split(" ");
+    if (place === String(i)) sort(i, order === "ascending" ? order : "descending", target);
   });
+  if (table.dataset.view && heads.length > 3) chooseColumns(table, heads);
+}
+
+// Columns: a box each; those without a tick are hidden.
+function chooseColumns(table, heads) {
+  const box = node("details", "columns");
+  const name = `${table.dataset.view}.hide`;
+  const hidden = new Set((VIEW.get(name) || "").split(" ").filter(Boolean).map(Number));
+  box.append(node("summary", "", "Columns"));
+  const apply = (i) => [...table.rows].forEach((row) => (row.cells[i].hidden = hidden.has(i)));
+  heads.slice(1).forEach((head, j) => {
+    const [i, label, tick] = [j + 1, node("label"), node("input")];
+    tick.type = "checkbox";
+    tick.checked = !hidden.has(i);
+    tick.addEventListener("change", () => {
+      hidden[tick.checked ? "delete" : "add"](i);
+      apply(i);
+      keep(name, [...hidden].join(" "));
+    });
+    label.append(tick, ` ${(head.querySelector(".h") || head).textContent}`);
+    box.append(label);
+    apply(i);
+  });
+  table.closest("figure").querySelector("figcaption").after(box);
 }
 
 function compare(a, b, sign, target) {
@@ -36,13 +66,3 @@ function key(cell, target) {
   const text = cell.textContent.trim();
   return text === "—" ? null : text;
 }
-
-// A link to something folded away opens it.
-function unfold() {
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (!target) return;
-  for (let box = target.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
-  target.scrollIntoView({ block: "center" });
-}
-addEventListener("hashchange", unfold);
-if (location.hash) unfold();

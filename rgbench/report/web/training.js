@@ -6,7 +6,8 @@ for (const box of document.querySelectorAll(".training")) {
   const charts = box.querySelector(".charts");
   slider.max = data.steps.length - 1;
   box.querySelector(".grid").classList.toggle("alone", data.runs.length === 1);
-  slider.value = slider.max;
+  const name = `${box.dataset.world}.step`;
+  slider.value = VIEW.has(name) ? data.steps.indexOf(Number(VIEW.get(name))) : slider.max;
 
   const show = () => {
     const at = Number(slider.value);
@@ -35,9 +36,13 @@ for (const box of document.querySelectorAll(".training")) {
 
   const move = (by) => {
     slider.value = Number(slider.value) + by;
-    show();
+    moved();
   };
-  slider.addEventListener("input", show);
+  const moved = () => {
+    show();
+    keep(name, String(data.steps[Number(slider.value)]));
+  };
+  slider.addEventListener("input", moved);
   box.querySelector(".earlier").addEventListener("click", () => move(-1));
   box.querySelector(".later").addEventListener("click", () => move(1));
   show();
