@@ -124,7 +124,7 @@ def train_regressor(
     network = DegradationRegressor(name)
     network.backbone.load_state_dict(load_classifier(out / "classifiers" / name).backbone.state_dict())
     nn.init.zeros_(network.head.weight)  # the trunk's features are large: a random head drowns them for 100 steps
-    network.to(device, memory_format=torch.channels_last).train()
+    network.to(device).to(memory_format=torch.channels_last).train()
     lr = config.lr * (0.5 if name == "vit" else 1.0)
     optimiser = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.05)
     log = StageLog(out / f"regressor_{name}.jsonl")
