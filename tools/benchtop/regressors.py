@@ -123,7 +123,7 @@ def train_regressor(
     torch.manual_seed(stage_seed(config.seed, f"regressor_{name}", -1))
     network = DegradationRegressor(name)
     network.backbone.load_state_dict(load_classifier(out / "classifiers" / name).backbone.state_dict())
-    nn.init.zeros_(network.head.weight)  # the trunk's features are large: a random head drowns them for 100 steps
+    nn.init.zeros_(network.head.weight)  # a random head on the trunk's large features starts far off
     network.to(device).to(memory_format=torch.channels_last).train()
     lr = config.lr * (0.5 if name == "vit" else 1.0)
     optimiser = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.05)
