@@ -117,7 +117,7 @@ def choose(difference: Tensor, config: PreferenceConfig, generator: torch.Genera
     return first ^ flip
 
 
-def _per_image(images: Tensor, kernels: Tensor) -> Tensor:
+def convolve_each(images: Tensor, kernels: Tensor) -> Tensor:
     """Convolve image b with kernel b, reflecting at the border; kernels (B, k, k)."""
     b, c, h, w = images.shape
     k = kernels.shape[-1]
@@ -130,7 +130,7 @@ def blur(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor
     x = torch.arange(-6, 7, dtype=torch.float32)
     g = torch.exp(-0.5 * (x[None] / (0.2 + 2.3 * strength[:, None])) ** 2)
     g = g / g.sum(1, keepdim=True)
-    return _per_image(images, g[:, :, None] * g[:, None])
+    return convolve_each(images, g[:, :, None] * g[:, None])
 
 
 def noise(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
@@ -174,7 +174,7 @@ def motion_blur(images: Tensor, strength: Tensor, generator: torch.Generator) ->
     box = (x[None] <= 6 * strength[:, None]).float()
     kernels = torch.zeros(len(images), 13, 13)
     kernels[:, 6] = box / box.sum(1, keepdim=True)
-    return _per_image(images, kernels)
+    return convolve_each(images, kernels)
 
 
 TRAINED_DEGRADATIONS = (blur, noise, fade, oversaturate)

@@ -6,9 +6,11 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 from diffusers import AutoencoderKL
 from open_clip import CLIP
@@ -16,6 +18,8 @@ from open_clip.tokenizer import HFTokenizer
 from typer.testing import CliRunner
 
 from rgbench.benchtop.gold import Gold
+from rgbench.benchtop.oracle import load_classifier
+from rgbench.benchtop.preferences import HELDOUT_DEGRADATIONS
 from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch, vocabulary
 from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, sha256_tree
@@ -36,7 +40,8 @@ from tools.benchtop.check import (
     spread_row,
 )
 from tools.benchtop.clip import CLIP_CONFIG, CONTEXT_LENGTH, bpe_merges, build_tokenizer, contrastive_loss
-from tools.benchtop.regressors import FIRST, RegressorConfig, regressor_batch
+from tools.benchtop.degradations import KINDS, compress
+from tools.benchtop.regressors import FIRST, RegressorConfig, decoded_scenes, regressor_batch, train_regressor
 from tools.benchtop.teacher import TeacherConfig, to_transformers, train_teacher
 
 CPU, QUICK = torch.device("cpu"), WorldRecipe.quick()
@@ -151,7 +156,7 @@ def test_rank_correlation_is_spearmans():
 
 
 def test_regressors_that_are_missing_are_short(tmp_path):
-    rows = regressor_rows(tmp_path / "none", 4, CPU)
+    rows = regressor_rows(tmp_path / "none", None, 4, CPU)
     assert [row.name.split(" of ")[-1] for row in rows] == ["pixelate", "salt and pepper", "motion blur"]
     assert not any(row.ok for row in rows)
 
@@ -268,14 +273,71 @@ def test_regressors_read_a_strength_of_each_image(quick):
     assert torch.equal(gold.degradation(images), read.median(0).values)
 
 
-def test_a_regressors_batch_is_pure_in_its_step_and_clean_where_its_strength_is_zero(quick):
-    vae = AutoencoderKL.from_pretrained(quick / "vae").eval()
-    config = RegressorConfig(batch_size=16, decoded=0)
+@pytest.fixture(scope="module")
+def vae(quick):
+    return AutoencoderKL.from_pretrained(quick / "teacher" / "vae").eval()
+
+
+def test_a_regressors_batch_is_pure_in_its_step_and_clean_where_its_strength_is_zero(vae):
+    config = RegressorConfig(batch_size=32, num_decoded=8)
+    decoded = decoded_scenes(config, vae)
     (images, strength), (again, _) = (
-        regressor_batch(5, 1, config, vae, torch.Generator().manual_seed(3)) for _ in range(2)
+        regressor_batch(5, 1, config, decoded, torch.Generator().manual_seed(3)) for _ in range(2)
     )
-    scenes, _ = scene_batch("all", range(2 * FIRST + 80, 2 * FIRST + 96))
-    assert torch.equal(images, again)
-    clean = strength == 0
-    assert 0 < int(clean.sum()) < 16 and torch.equal(images[clean], scenes[clean])
-    assert (images[~clean] != scenes[~clean]).flatten(1).any(1).all()
+    scenes, _ = scene_batch("all", range(3 * FIRST + 80, 3 * FIRST + 96))
+    assert images.shape == (32, 3, 64, 64) and torch.equal(images, again)
+    clean = strength[:16] == 0
+    assert 0 < int(clean.sum()) < 16 and torch.equal(images[:16][clean], scenes[clean])
+    assert (images[:16][~clean] != scenes[~clean]).flatten(1).any(1).all()
+    known = decoded.degraded.float().flatten(1)
+    assert all((known == image.flatten()).all(1).any() for image in images[28:])
+
+
+def test_what_the_vae_repairs_lowers_the_strength():
+    """A decoder that halves every difference from grey; one that returns a constant leaves nothing."""
+    config = RegressorConfig(num_decoded=70)
+    drawn = decoded_scenes(config, Scale(1.0)).strength
+    assert (drawn == 0).sum() > 5 and torch.allclose(decoded_scenes(config, Scale(0.5)).strength, drawn / 2, atol=2e-3)
+    assert (decoded_scenes(config, Scale(0.0)).strength == 0).all()
+
+
+class Scale:
+    """Stands for a VAE: scales images in [-1, 1]."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def encode(self, images):
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=images))
+
+    def decode(self, latents):
+        return SimpleNamespace(sample=self.factor * latents)
+
+
+def test_a_regressor_begins_with_its_classifiers_trunk(quick, vae, tmp_path):
+    shutil.copytree(quick / "classifiers", tmp_path / "classifiers")
+    config = RegressorConfig(steps={"convnext": 0}, num_decoded=8)
+    network = train_regressor("convnext", 2, config, decoded_scenes(config, vae), tmp_path, CPU)
+    trunk = load_classifier(tmp_path / "classifiers" / "convnext").backbone.state_dict()
+    assert all(torch.equal(value, trunk[key]) for key, value in network.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(KINDS))
+def test_a_degradation_grows_with_its_strength(kind):
+    images, _ = scene_batch("all", range(16))
+    changed = []
+    for strength in (0.1, 0.5, 1.0):
+        worse, again = (kind(images, torch.full((16,), strength), torch.Generator().manual_seed(1)) for _ in range(2))
+        assert worse.shape == images.shape and torch.equal(worse, again)
+        changed.append(float((worse.clamp(0, 1) - images).pow(2).mean()))
+    assert 0 < 1.2 * changed[0] < changed[1] and 1.2 * changed[1] < changed[2]
+    assert kind not in HELDOUT_DEGRADATIONS
+
+
+def test_compression_rounds_the_dct():
+    images, _ = scene_batch("all", range(2))
+    worse = compress(images, torch.tensor([1e-6, 1.0]), torch.Generator())
+    assert torch.allclose(worse[0], images[0], atol=1e-4), "the transform is orthonormal"
+    block = scipy.fft.dctn(worse[1, 0, :8, :8].double().numpy(), norm="ortho")
+    step = 0.1 + 0.25 * np.add.outer(np.arange(8), np.arange(8))
+    np.testing.assert_allclose(block / step, np.round(block / step), atol=1e-4)

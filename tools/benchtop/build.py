@@ -56,7 +56,7 @@ class WorldRecipe:
             TeacherConfig(cycles=((2, 1e-3), (2, 1e-3)), batch_size=8),
             ProxyConfig(steps=2, batch_size=16),
             AlignConfig(student_steps=1, num_batches=1, epochs=1, batch_size=16),
-            RegressorConfig(steps={"resnet": 2, "vit": 2, "convnext": 2}, batch_size=8),
+            RegressorConfig(steps={"resnet": 2, "vit": 2, "convnext": 2}, batch_size=8, num_decoded=16),
         )
 
 
@@ -88,7 +88,7 @@ STAGES: dict[str, Stage] = {
     "pipeline": Stage(("clip", "unet", "text_encoder", "vae_texture"), ("teacher",), "teacher", assemble_pipeline),
     "proxy": Stage(("vae", "clip", "latents.safetensors"), ("proxy",), "proxy", train_proxy),
     "align": Stage(("teacher", "reward", "proxy"), ("latent_proxy",), "align", align_proxy),
-    "regressors": Stage(("vae",), ("regressors",), "regressors", train_regressors),
+    "regressors": Stage(("teacher", "classifiers"), ("regressors",), "regressors", train_regressors),
 }
 SHIPPED = ("classifiers", "clip", "reward", "teacher", "latent_proxy")
 

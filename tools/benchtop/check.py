@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from rgbench.benchtop.gold import Gold
 from rgbench.benchtop.oracle import ATTRIBUTES, CLASSIFIERS, Oracle, load_oracle, render_and_match, score_reading
 from rgbench.benchtop.preferences import (
     HELDOUT_DEGRADATIONS,
+    TRAINED_DEGRADATIONS,
     PreferenceConfig,
     corrupt,
     degrade,
@@ -42,6 +43,7 @@ from rgbench.train.recipe import PROXY_FOLDER, load_recipe
 from rgbench.train.train import train
 from tools.benchtop.align import FIRST, student_candidates, student_trainer
 from tools.benchtop.clip import CLIP_IMAGE_SIZE, preference_pairs
+from tools.benchtop.degradations import PLANTED, SPREAD
 
 TEACHER = PRESETS["benchtop"]
 REWARD_NYQUIST = nyquist(CLIP_IMAGE_SIZE, IMAGE_SIZE)  # 0.22 cycles/pixel
@@ -138,7 +140,7 @@ def _rows(
     yield from classifier_rows(oracle, num)
     yield from reward_rows(reward, num)
     yield from vae_rows(models, oracle, reward, num)
-    yield from regressor_rows(assets / "regressors", num, device)
+    yield from regressor_rows(assets / "regressors", models, num, device)
     samples = {
         split: sample(models, split, num, TEACHER.teacher_steps, TEACHER.teacher_guidance)
         for split in ("test", "heldout")
@@ -226,21 +228,43 @@ def pick_rows(rewards: np.ndarray, right: np.ndarray, mean: np.ndarray) -> list[
     ]
 
 
-def regressor_rows(folder: Path, num: int, device: torch.device) -> list[Row]:
-    """Rank correlation of gold's degradation with the strength, within each kind that nothing was trained on."""
-    names = [kind.__name__.replace("_", " ") for kind in HELDOUT_DEGRADATIONS]
-    texts = [f"regressors: rank correlation with the strength of {name}" for name in names]
+def regressor_rows(folder: Path, models: DiffusionModels, num: int, device: torch.device) -> list[Row]:
+    """Rank correlation of gold's degradation with the strength, within a kind; what gold reads where there is none.
+
+    The bounds are for the kinds that nothing was trained on. Those of reconstructions say how much of a degradation is
+    still to be read after the VAE, which repairs a part of it.
+    """
+    text = "regressors: rank correlation with the strength of"
     if not folder.is_dir():
-        return [Row(text, None, 0.85, unit="ρ") for text in texts]
-    gold, rows = Gold(folder, device), []
-    images, _ = scene_batch("test", range(num))
-    for text, kind in zip(texts, HELDOUT_DEGRADATIONS, strict=True):
+        return [Row(f"{text} {_words(kind)}", None, 0.85, unit="ρ") for kind in HELDOUT_DEGRADATIONS]
+    gold, images = Gold(folder, device), scene_batch("test", range(num))[0]
+
+    def read(x: Tensor) -> Tensor:
+        return torch.cat([gold.degradation(batch).cpu() for batch in x.split(ORACLE_BATCH)])
+
+    rows, others = [], []
+    for kind in (*HELDOUT_DEGRADATIONS, *TRAINED_DEGRADATIONS, *PLANTED, *SPREAD):
         generator = torch.Generator().manual_seed(4)
         strength = torch.rand(num, generator=generator)
         worse = degrade(images, strength, (kind,), generator)
-        found = torch.cat([gold.degradation(x).cpu() for x in worse.split(ORACLE_BATCH)])
-        rows.append(Row(text, rank_correlation(found, strength), 0.85, unit="ρ"))
+        value = rank_correlation(read(worse), strength)
+        if kind in PLANTED + SPREAD:
+            others.append(value)
+            continue
+        rows.append(Row(f"{text} {_words(kind)}", value, 0.85 if kind in HELDOUT_DEGRADATIONS else None, unit="ρ"))
+        rebuilt = rank_correlation(read(reconstruct(models, worse)), strength)
+        rows.append(Row(f"{text} {_words(kind)}, VAE reconstructions", rebuilt, unit="ρ"))
+    rows += [
+        Row(f"{text} {len(others)} other kinds in training, {word}", of(others), unit="ρ")
+        for word, of in (("lowest", min), ("mean", fmean))
+    ]
+    for word, x in (("clean scenes", images), ("VAE reconstructions", reconstruct(models, images))):
+        rows.append(Row(f"regressors: mean strength read in {word}", _mean(read(x))))
     return rows
+
+
+def _words(kind: Callable) -> str:
+    return kind.__name__.replace("_", " ")
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
@@ -276,7 +300,7 @@ def reward_rows(reward: Reward, num: int) -> list[Row]:
             strength = 0.3 + 0.7 * torch.rand(num, generator=generator)
             worse = score(reward, degrade(images, strength, (kind,), generator), prompts)
             wins.append(_mean((clean > worse).float()))
-            rows.append(Row(f"reward: clean above {kind.__name__.replace('_', ' ')}, {split}", wins[-1]))
+            rows.append(Row(f"reward: clean above {_words(kind)}, {split}", wins[-1]))
         wrong = corrupt(scenes, torch.ones(num, dtype=torch.long), generator)
         worse = score(reward, images, captions(wrong, split, range(num, 2 * num)))
         wins.append(_mean((clean > worse).float()))
