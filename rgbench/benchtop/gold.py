@@ -36,7 +36,7 @@ def load_regressor(folder: Path, device: torch.device | str = "cpu") -> Degradat
     """A trained regressor, frozen; the folder's name is its architecture."""
     network = DegradationRegressor(folder.name)
     state = load_safetensors(folder / "model.safetensors")
-    check_tensors(folder / "model.safetensors", state, network.state_dict(), "this judge")
+    check_tensors(folder / "model.safetensors", state, network.state_dict(), "this network")
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return network.eval().requires_grad_(False).to(device)
 

@@ -189,7 +189,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Classif
     """A trained classifier, frozen; the folder's name is its architecture."""
     classifier = Classifier(folder.name)
     state = load_safetensors(folder / "model.safetensors")
-    check_tensors(folder / "model.safetensors", state, classifier.state_dict(), "this judge")
+    check_tensors(folder / "model.safetensors", state, classifier.state_dict(), "this network")
     classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return classifier.eval().requires_grad_(False).to(device)
 
