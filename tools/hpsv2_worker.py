@@ -81,7 +81,7 @@ def main(python: str) -> int:
         own = HPSReward.load(folder / "HPS.pt", antialias=fingerprint["antialias"], device="cpu")
         with torch.no_grad():
             ours = [float(own(image[None].float() / 255, [prompt])) for image, prompt in pairs]
-    print(json.dumps({key: fingerprint[key] for key in ("python", "versions", "antialias", "logit_scale")}))
+    print(json.dumps({key: fingerprint[key] for key in ("python", "versions", "antialias")}))
     print(f"package {package}\nworker  {worker}\nrgbench {ours}")
     apart = [max(abs(a - b) for a, b in zip(scores, package, strict=True)) for scores in (worker, ours)]
     print(f"largest difference: worker {apart[0]:g}, rgbench {apart[1]:g}")

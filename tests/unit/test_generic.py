@@ -115,7 +115,8 @@ def test_stable_diffusion_is_called_where_arguments_are_given(tmp_path):
     (target,) = resolve_targets(config.targets, Path("runs"))
     models = load_target(target, config, torch.device("cpu"))
     assert isinstance(models, GenericPipeline) and models.sampler == "PNDM"
-    sampling = settle_sampling(target, models, 4, None)
+    assert settle_sampling(target, models, None, None).guidance_scale == 3, "of 64 px: as the benchtop's teacher"
+    sampling = settle_sampling(target, models, 4, 7.5)
     (batch,) = ImageStream(models, PROMPTS, sampling, 4)
     pipeline = DiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
