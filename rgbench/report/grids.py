@@ -241,7 +241,7 @@ def _worst(results: ResultSet, kept: Kept, column: Column) -> Grid | None:
         line = _line(results, kept, key)
         captions = zip(line.captions or [""] * len(texts), texts, strict=True)
         lines.append(replace(line, captions=tuple(" ".join(filter(None, each)) for each in captions)))
-    whom = ", ".join(names(results)[model] for model in judged)
+    whom = "; ".join(names(results)[model] for model in judged)
     note = (
         f"The {len(lines)} of {plural(len(able), 'stored prompt')} on which {column.label} is worst in any of {whom}. "
         f"Picked to be bad: they show how these models fail, not how often.{_left_out(results, kept)}"
@@ -279,7 +279,7 @@ def _about_marks(results: ResultSet) -> str:
 def _left_out(results: ResultSet, kept: Kept) -> str:
     note = " First training seed shown." if any(len(model.results) > 1 for model in kept.images) else ""
     missing = [names(results)[model] for model in results.models if model not in kept.images]
-    return note + (f" No stored images of these prompts: {', '.join(missing)}." if missing else "")
+    return note + (f" No stored images of these prompts: {'; '.join(missing)}." if missing else "")
 
 
 # Files

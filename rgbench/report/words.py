@@ -180,7 +180,7 @@ def samplers(results: ResultSet) -> str:
     texts = []
     for setting, members in groups.items():
         alike = members == students and len(members) > 1
-        texts.append(f"{'Students' if alike else ', '.join(names(results)[m] for m in members)}: {setting}.")
+        texts.append(f"{'Students' if alike else '; '.join(names(results)[m] for m in members)}: {setting}.")
     return " ".join(texts)
 
 

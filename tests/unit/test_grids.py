@@ -78,7 +78,7 @@ def test_only_prompts_common_to_all_are_shown_and_other_models_named(tmp_path):
     write_model(root, "external", None, model="bare", metrics=ONE, num=4)
     grid = choose(root)
     assert len(grid.lines) == 2 and len(grid.columns) == 3
-    assert grid.note.endswith("No stored images of these prompts: LRM other, bare.")
+    assert grid.note.endswith("No stored images of these prompts: LRM, other; bare.")
 
 
 def test_no_images_no_grid(tmp_path):
@@ -172,7 +172,7 @@ def test_the_worst_prompts_are_those_of_the_guided_students_and_say_so(tmp_path)
     assert [(line.prompt_id, line.seed) for line in grids[1].lines] == sorted(lowest, key=lowest.__getitem__)[:3]
     line = grids[1].lines[0]
     assert list(line.captions) == [f"{found[line.prompt_id, 0]:.2f}" for found in scores]
-    assert "in any of RG-LCD, LRM." in grids[1].note and "3 of 10 stored prompts" in grids[1].note
+    assert "in any of RG-LCD; LRM." in grids[1].note and "3 of 10 stored prompts" in grids[1].note
     assert "Picked to be bad" in grids[1].note
 
 
