@@ -149,7 +149,7 @@ def test_planted_gains_and_attacks_are_called_what_they_are(tmp_path):
 @pytest.fixture(scope="module")
 def simulated() -> dict[str, dict[str, float]]:
     (results,) = load_result_sets(ROOT / "results")
-    (lcd,) = results.find("lcd-b0")
+    (lcd,) = results.find("lcd")
     return {row.name: row.outcomes for row in simulate_verdicts(results, lcd, results.column("hps"), trials=400)}
 
 

@@ -165,7 +165,7 @@ def test_nor_is_it_among_the_committed_results(committed):
     """Every pair of students at one sampler setting: methods, and single runs against the seeds of another."""
     students = [model for model in committed.models if model.method != "teacher"]
     runs = [model.run(name) for model in students for name in model.names[:3] if len(model.results) > 1]
-    names = ("hps", "oracle_all", "kd_efflite0", "recall_efflite0", "band_db", "saturation")
+    names = ("hps", "gold_utility", "kd_efflite0", "recall_efflite0", "band_db", "saturation")
     shown = dict(zip([q.name for q in QUESTIONS], map(committed.column, names), strict=True))
 
     def tested(model: Model, base: Model):
