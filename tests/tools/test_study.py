@@ -48,7 +48,7 @@ def tiny(path: Path, **fields: Any) -> Path:
     given = {
         "arms": "{lcd: {recipe: lcd, seeds: 0-7}, rg_lcd: {recipe: rg_lcd, seeds: 0-5}}",
         "primary": "{metric: gold, model: rg_lcd, base: lcd, expected: down}",
-        "eval": "{num: 8, metrics: [hps, oracle], reads: [hps, gold]}",
+        "eval": "{num: 8, metrics: [hps, oracle, gold_utility], reads: [hps, gold]}",
     }
     path.write_text(DECLARED + "".join(f"{key}: {value}\n" for key, value in {**given, **fields}.items()))
     return path
@@ -96,7 +96,7 @@ def test_an_arm_means_one_recipe_in_all_studies(tmp_path):
 
 def test_results_that_are_there_are_not_made_again(tmp_path):
     units = units_of([load_study(tiny(tmp_path / "a.yaml"))], tmp_path / "runs", tmp_path / "results")
-    make_result(tmp_path / "results", "lcd-s0", values={"hps": 1.0, "oracle_all": 1.0})
+    make_result(tmp_path / "results", "lcd-s0", values={"hps": 1.0, "gold_utility": 1.0})
     make_result(tmp_path / "results", "lcd-s1", values={"hps": 1.0})
     found = make_plan(units, [])
     assert {unit.run for unit in units} - {unit.run for unit in found.left} == {"lcd-s0"}

@@ -115,14 +115,14 @@ def test_the_command_measures_and_stores(place):
     assert shown.exit_code == 0, shown.output
     (found,) = [Headroom.model_validate(each) for each in json.loads(shown.stdout)]
     (file,) = place.glob(f"results/benchtop/rg_lcd-s0/*/{FILE}")
-    assert read_headroom(file.parent) == found and found.gold == "oracle_all"
+    assert read_headroom(file.parent) == found and found.gold == "gold_utility"
     (result,) = run_eval(["rg_lcd-s0"], ["hps", "oracle"], num=5, seeds="0-1", batch_size=10)
     for metric in ("hps", "oracle_all", "oracle_mean"):
         (value,) = [value for value in result.values if value.metric == metric]
         assert found.pick(RANDOM).reaches[metric].value == pytest.approx(value.value, abs=1e-3)
     hps = result.rows(*next(value.key for value in result.values if value.metric == "hps")).values.reshape(2, 5)
     assert found.pick("hps").reaches["hps"].value == pytest.approx(hps.max(0).mean(), abs=1e-3)
-    assert [pick.by for pick in found.groups[0].picks] == [RANDOM, "hps", "latent_proxy", "oracle_all"]
+    assert [pick.by for pick in found.groups[0].picks] == [RANDOM, "hps", "latent_proxy", "gold_utility"]
     names = {group.name for group in found.groups}
     assert {"", "test", "heldout"} <= names and all(pick.set_distance for pick in found.groups[0].picks)
     assert [(at.low, at.high, at.timestep) for at in found.ranges] == [(0, 500, 250), (500, 1000, 750)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from matplotlib.text import Text
 from PIL import Image
 
@@ -128,7 +129,7 @@ def test_the_first_screen_answers_and_the_rest_is_folded(text, tags):
 
 def test_every_metric_is_explained_on_hover_and_in_the_glossary(text, tags):
     for info in (metric_info(name) for name in ("hps", "oracle_all", "fd_efflite0", "hfer_db")):
-        assert html.escape(info.about) in tags.values("title") and f"<dd>{html.escape(info.about)} " in text
+        assert info.about in tags.values("title") and f"<dd>{escape(info.about)} " in text
 
 
 def test_rewards_that_were_trained_on_are_grey_and_stand_behind_gold(tags):

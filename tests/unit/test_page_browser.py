@@ -140,7 +140,8 @@ def test_prompts_are_filtered_ordered_and_shown_as_text(opened):
     assert box.locator(".prompt").inner_text().startswith("<script>document.title = 'owned'</script><img src=x")
     box.get_by_label("Words").fill("")
     box.get_by_label("Order").select_option("worst")
-    scores = [float(text.split()[-1]) for text in box.locator("li:nth-child(3) .score").all_inner_texts()]
+    texts = box.locator("li:nth-child(3) .score").all_inner_texts()
+    scores = [float(text.removesuffix("%").split()[-1]) for text in texts]
     assert scores == sorted(scores) and len(scores) == 12
     box.get_by_label("Words").fill("nothing like it")
     assert box.locator(".count").inner_text() == "No prompt matches."

@@ -266,5 +266,5 @@ def test_nothing_of_a_legend_or_an_axis_is_cut_off(tmp_path):
     points = [line for line in right.lines if line.get_marker() not in ("None", "")]
     assert len({(line.get_color(), line.get_marker()) for line in points}) == 4, "each model can be told apart"
     assert sorted(tick.get_text() for tick in left.get_xticklabels()) == [
-        *("LRM a-longer-name-than-most", "LRM another-long-name", "RG-LCD one", "RG-LCD two")
+        *("LRM, a-longer-name-than-most", "LRM, another-long-name", "RG-LCD, one", "RG-LCD, two")
     ]

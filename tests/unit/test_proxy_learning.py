@@ -148,7 +148,7 @@ def test_a_resumed_run_stops_where_the_uninterrupted_one_does(make, tmp_path, mo
     first.trainer.modules = lambda: {name: each for name, each in modules.items() if name != "correlations"}
     first.step += 1
     first.save()
-    assert stops_at(begin(tmp_path / "resumed")) == straight + 4
+    assert stops_at(begin(tmp_path / "resumed")) == straight + lrm.WATCHED - 1, "the window begins anew"
 
 
 def test_a_finished_run_has_its_proxy(make, tmp_path):

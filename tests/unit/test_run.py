@@ -55,7 +55,7 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path, name: str) -> None:
 
 def test_a_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("precious")
-    with pytest.raises(UsageError, match="exists and is not a run"):
+    with pytest.raises(UsageError, match="a file is in the way"):
         RunDirectory(tmp_path / "r").create(CONFIG, META)
     assert (tmp_path / "r").read_text() == "precious"
 

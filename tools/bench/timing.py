@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rgbench.core.errors import UsageError
+from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import read_json, write_json_atomic
 from rgbench.core.process import available_cores, lacks_memory
 from rgbench.core.run import provenance
@@ -116,10 +116,11 @@ def row_of(head: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[
     """
     try:
         found = measure()
-    except RuntimeError as error:
-        if not lacks_memory(error):
+    except (RuntimeError, RgbenchError) as error:
+        cause = error.__cause__ if isinstance(error, RgbenchError) else error  # the loop explains a lack of memory
+        if not isinstance(cause, RuntimeError) or not lacks_memory(cause):
             raise
-        found = {DOES_NOT_FIT: str(error).partition("\n")[0]}
+        found = {DOES_NOT_FIT: str(cause).partition("\n")[0]}
     gc.collect()  # networks and hooks refer to each other; not inside `except`, whose error holds the step's frames
     torch.cuda.empty_cache()  # does nothing where CUDA is not in use
     return head | found
