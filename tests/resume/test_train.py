@@ -212,9 +212,7 @@ def test_a_place_that_cannot_hold_a_run_is_refused_before_anything_is_loaded(tmp
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
     monkeypatch.setattr(train_module, "build_loop", lambda *_: 1 / 0)
     for work in (train, dry_run):
-        with pytest.raises(
-            UsageError, match="in the way|is not a folder|no permission|too long|null"
-        ) as error:
+        with pytest.raises(UsageError, match="in the way|is not a folder|no permission|too long|null") as error:
             work("lcd", [], out=Path(where))
         assert str(error.value).startswith(where)
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "locked"] and not os.listdir("locked")
