@@ -265,14 +265,11 @@ def test_absolute_values_of_two_sizes_are_two_columns(photos, tmp_path):
 
 
 def test_committed_results_keep_their_protocols(tmp_path):
-    """A new evaluation of the embedded world finds the committed values under the same ids, but for mended ones."""
+    """A new evaluation of the embedded world finds the committed values under the same ids."""
     context = make_context(benchtop_prompts(2048), tmp_path)
     committed = {key for result in load_results(ROOT / "results" / "benchtop") for key in result.by_key}
-    mended = {"fid", "kid", "prdc", "vendi"}
-    found = {
-        (metric, protocol.id): metric in ("unseen_db",) or name in mended
-        for name in (*mended, "hps", "oracle", *(set(names("probe")) - {"diversity"}))
-        for metric, protocol in resolve("metric", name)(context).planned
+    measured = ("fid", "kid", "prdc", "vendi", "hps", "oracle", "gold_utility", *(set(names("probe")) - {"diversity"}))
+    planned = {
+        (metric, protocol.id) for name in measured for metric, protocol in resolve("metric", name)(context).planned
     }
-    assert {metric for metric, _ in found} == {metric for metric, _ in committed}
-    assert {key for key in found if key in committed} == {key for key, is_mended in found.items() if not is_mended}
+    assert planned == {key for key in committed if key[0] != "gold_win_rate"}, "its opponent is not in this context"

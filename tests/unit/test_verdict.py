@@ -178,9 +178,9 @@ def test_nor_is_it_among_the_committed_results(committed):
     for model, base in permutations([*students, *runs], 2):
         one_way, back = tested(model, base), tested(base, model)
         if one_way is not None and back is not None:
-            never_both(one_way, back, decide(one_way, 0.1, 1.5), decide(back, 0.1, 1.5))
+            never_both(one_way, back, decide(one_way, 0.1, 0.015), decide(back, 0.1, 0.015))
             compared += 1
-    assert compared > 60
+    assert compared >= 60
 
 
 # Verdicts on results
@@ -302,12 +302,12 @@ def test_right_and_wrong_are_the_oracles_where_gold_is_a_utility(tmp_path):
 
 def test_the_committed_study_is_judged(committed):
     found = {verdict.model: verdict for verdict in judge_set(committed)}
-    assert found["rg_lcd-b10, 6 seeds"].outcome is Outcome.OVER_OPTIMISED
-    assert found["lrm-b10, 6 seeds"].outcome is Outcome.WORSE
-    assert "right to wrong (16%) the reward changed by +1.39" in found["rg_lcd-b10, 6 seeds"].words
-    run = found["rg_lcd-s0"]
-    assert (run.rule, run.num_seeds) == ("run", 16) and "its own luck is not in this" in run.words
-    assert round(run.findings[0].change, 2) == 0.97, "what the tables subtract"
+    assert list(found) == ["rg_lcd, 6 seeds", "lrm, 6 seeds"]
+    for verdict in found.values():
+        says = {each.question: each.says for each in verdict.findings}
+        assert (verdict.rule, verdict.outcome) == ("method", Outcome.PAID_FOR)
+        assert says["trained reward"] == says["gold"] == "up" and says["saturation"] == "worse"
+    assert "right to wrong (3%) the reward changed by −4.35" in found["lrm, 6 seeds"].words
 
 
 def test_runs_of_few_seeds_are_judged_one_by_one():
@@ -545,15 +545,16 @@ def test_the_how_to_tells_the_rule_in_200_words_and_its_example_is_true(committe
     page = (ROOT / "docs" / "how-to" / "judge-over-optimisation.md").read_text()
     rule = page.partition("## The rule\n")[2].partition("\n## ")[0]
     assert len(rule.replace("|", " ").split()) < 200
-    (model,), (base,) = committed.find("rg_lcd-b10"), committed.find("lcd-b0")
-    gold, reward = committed.column("oracle_all"), committed.column("hps")
+    (model,), (base,) = committed.find("lrm"), committed.find("lcd")
+    gold, reward = committed.column("gold_utility"), committed.column("hps")
     gains = [model.result(gold, seed).value - base.result(gold, seed).value for seed in range(6)]
     mean, deviation = np.mean(gains), np.std(gains, ddof=1)
-    assert ", ".join(f"{gain:.1f}" for gain in gains).replace("-", "−") in rule
-    assert f"mean {mean:.1f}, s {deviation:.2f}, t = ".replace("-", "−") in rule
     t = mean / (deviation / np.sqrt(6))
-    assert f"= {t:.1f}, p = {2 * stats.t.sf(-t, 5):.1e}".replace("-17", "−17").replace("e-05", "e-5") in rule
+    assert ", ".join(f"+{gain:.3f}" for gain in gains) in rule
+    assert f"mean {mean:.4f}, s {deviation:.4f}, t = {mean:.4f}/({deviation:.4f}/√6) = {t:.1f}" in rule
+    assert f"p = {2 * stats.t.sf(t, 5):.1e}".replace("e-05", "e-5") in rule
     assert f"rose by {delta(model, base, reward).value:.2f}" in rule
     found = {each.question: each for each in judge(committed, model).findings}
-    assert sorted(each.p for each in found.values())[2] == found["gold"].p
-    assert found["gold"].adjusted == pytest.approx(4 * found["gold"].p)
+    assert sorted(each.p for each in found.values())[1] == found["gold"].p
+    assert found["gold"].adjusted == pytest.approx(5 * found["gold"].p)
+    assert found["saturation"].says == "worse"
