@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := demo
-DEMO_METRICS := fid,hps,oracle,spectrum
+DEMO_METRICS := fid,gold_utility,hps,oracle,spectrum
 # Images of each model; `rgbench eval` alone makes 2,048.
 DEMO_NUM := 512
 # Of training; the recipes alone take 250. The README's students are those of whole recipes.
