@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import write_text_atomic
-from rgbench.judge.verdict import Outcome
+from rgbench.judge.verdict import GOLD, QUESTIONS, REWARD, Outcome
 from rgbench.metrics.values import Family, shipped_infos
 from rgbench.report.tables import ARROWS
-from rgbench.report.words import ANSWERS
+from rgbench.report.words import answer_words
 
 REPORT = Path("results/report/report.md")
 README = Path("README.md")
@@ -19,6 +19,7 @@ BLOCK = re.compile(r"(<!-- results: begin [^\n]*-->\n).*?(<!-- results: end -->)
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 SHOWN_PICTURES = (r"grid-[^-]+\.png", r"rewards-")
 VERDICTS = re.compile(r"(?m)^\*\*Verdicts, [^\n]*\*\*\n\n((?:\|[^\n]*\n)+)")
+PRICES = {question.name.capitalize() for question in QUESTIONS if question not in (REWARD, GOLD)}
 COLUMNS = ("Model", "Runs", "Trained reward", "Gold", "Set distance", "Verdict")
 
 
@@ -39,7 +40,11 @@ def shown_results(report: str, folder: Path) -> str:
     places = [header.index(name) for name in COLUMNS]
     table = [COLUMNS, ["---"] * len(COLUMNS), *([row[place] for place in places] for row in rows)]
     shown = ["\n".join(f"| {' | '.join(row)} |" for row in table)]
-    shown += ["\n".join(f"- **{row[0]}**: {ANSWERS[Outcome(row[header.index('Verdict')])]}." for row in rows)]
+    sentences = []
+    for row in rows:
+        worse = [name for name, cell in zip(header, row, strict=True) if name in PRICES and cell.startswith("▼")]
+        sentences.append(f"- **{row[0]}**: {answer_words(Outcome(row[header.index('Verdict')]), worse)}.")
+    shown += ["\n".join(sentences)]
     pictures = PICTURE.findall(report)
     for wanted in SHOWN_PICTURES:
         shown += [f"![{title}]({folder.as_posix()}/{file})" for title, file in pictures if re.match(wanted, file)]

@@ -35,13 +35,18 @@ ANSWERS = {
     Outcome.NO_TEST: "its latent proxy did not follow the reward, so it tests nothing",
     Outcome.OVER_OPTIMISED: "the student learned to please the reward model: the reward rose, the images got worse",
     Outcome.ALIGNED: "the images got better: the reward rose, and so did gold",
-    Outcome.PAID_FOR: "the images got better by gold, at the cost of another declared metric",
+    Outcome.PAID_FOR: "the images got better by gold, at the cost of {worse}",
     Outcome.REWARD_WITHOUT_GOLD: "the student learned to please the reward model: the reward rose, gold did not",
     Outcome.WORSE: "the reward and gold both fell",
     Outcome.NO_GAIN: "the reward did not rise",
     Outcome.UNDECIDED: "these runs do not decide it",
 }
 MAX_SETTINGS = 3  # of a recipe in a model's name
+
+
+def answer_words(outcome: Outcome, worse: Sequence[str]) -> str:
+    """What an outcome answers; ``worse`` names the questions other than gold whose metrics got worse."""
+    return ANSWERS[outcome].format(worse=" and ".join(worse).lower())
 
 
 def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
@@ -238,7 +243,7 @@ def _answer(results: ResultSet, verdict: Verdict) -> str:
     columns = {column.key: column for column in results.columns}
     found = [finding for finding in verdict.findings if finding.question in (REWARD.name, GOLD.name)]
     changes = ", ".join(shown_finding(finding, columns[finding.metric, finding.protocol]) for finding in found)
-    text = ANSWERS[verdict.outcome]
+    text = answer_words(verdict.outcome, [each.question for each in verdict.findings if each.says == "worse"])
     return f"{text[0].upper()}{text[1:]} ({changes})."
 
 

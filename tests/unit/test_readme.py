@@ -10,7 +10,7 @@ import pytest
 from rgbench.core.errors import UsageError
 from rgbench.judge.verdict import Outcome
 from rgbench.report.report import check
-from rgbench.report.words import ANSWERS
+from rgbench.report.words import ANSWERS, answer_words
 from tools.readme import METRICS, README, REPORT, glossary, shown_results, with_results
 
 ROOT = Path(__file__).parents[2]
@@ -42,10 +42,12 @@ def test_verdicts_are_shown_with_an_answer_each():
     assert shown_results(report, Path("results/report")) == (
         "| Model | Runs | Trained reward | Gold | Set distance | Verdict |\n| --- | --- | --- | --- | --- | --- |\n"
         "| RG-LCD | a, 6 seeds | ▲ +1 | ▼ −2 | = 0 | over-optimised |\n\n"
-        f"- **RG-LCD**: {ANSWERS[Outcome.OVER_OPTIMISED]}.\n\n"
+        f"- **RG-LCD**: {answer_words(Outcome.OVER_OPTIMISED, [])}.\n\n"
         "![g](results/report/grid-x.png)\n\n![r](results/report/rewards-x.png)"
     )
     assert set(ANSWERS) == set(Outcome)
+    paid = report.replace("over-optimised", "paid for").replace("▼ −2", "▲ +2")
+    assert "at the cost of recall." in shown_results(paid, Path("results/report"))
 
 
 def test_the_readme_is_read_in_two_minutes():
