@@ -8,8 +8,6 @@ At every look the student makes images of the same prompts from the same noise, 
 | ``gold/right`` | share of images that show everything the caption says, in [0, 1] |
 | ``gold/degradation`` | strength of the images' degradation, in [0, 1] |
 | ``gold/reward`` | the trained reward, raw score of the same images; where there is one |
-
-Where the world has no regressors of degradation, gold is ``gold/right``.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 
 from rgbench.benchtop.gold import Gold
-from rgbench.benchtop.oracle import CLASSIFIERS, load_oracle
+from rgbench.benchtop.oracle import load_oracle
 from rgbench.benchtop.preferences import PreferenceConfig, utility
 from rgbench.benchtop.scenes import IMAGE_SIZE, Scenes
 from rgbench.core.errors import UsageError
@@ -52,8 +50,7 @@ class GoldMonitor:
             )
         self.trainer, self.annotators = trainer, PreferenceConfig()
         self.oracle = load_oracle(CLASSIFIERS_FOLDER, models.device)
-        known = all((REGRESSORS_FOLDER / name / "model.safetensors").is_file() for name in CLASSIFIERS)
-        self.regressors = Gold(REGRESSORS_FOLDER, models.device) if known else None
+        self.regressors = Gold(REGRESSORS_FOLDER, models.device)
         prompts = benchtop_prompts(NUM_IMAGES).prompts
         self.prompts = [prompt.text for prompt in prompts]
         self.scenes = Scenes.from_dicts([prompt.scene for prompt in prompts if prompt.scene])
@@ -66,10 +63,9 @@ class GoldMonitor:
         with autocast(recipe.train.dtype, models.device.type):
             images = self.trainer.sample(self.prompts, generators).float()
         found = self.oracle.score(images, self.scenes)
-        values = {RIGHT: found["all"]}
-        if self.regressors is not None:
-            degradation = self.regressors.degradation(images).cpu()
-            values |= {UTILITY: utility(found["share"], degradation, self.annotators), "gold/degradation": degradation}
+        degradation = self.regressors.degradation(images).cpu()
+        values = {RIGHT: found["all"], "gold/degradation": degradation}
+        values[UTILITY] = utility(found["share"], degradation, self.annotators)
         expert: Any = getattr(self.trainer, "expert", None)
         if expert is not None:
             values[REWARD] = score(expert, images.to(models.device), self.prompts)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,9 +174,11 @@ def test_wrong_input_writes_nothing(recipe, world, tmp_path):
 
 
 def test_a_closed_pipe_ends_no_training(recipe, tmp_path, fork_server):
-    words = f"{fork_server.folder / 'rgbench'} train {recipe} train.steps=2 train.sample_every=0 --device cpu"
-    for number, pipe in enumerate(("2>&1 | head -n 1", "2>&1 >/dev/null | true")):
-        command = f"set -o pipefail; {words} --out {number} {pipe}"
+    words = f"train {recipe} train.steps=2 train.sample_every=0 --device cpu"
+    forked, own = fork_server.folder / "rgbench", f"{sys.executable} -m rgbench"  # no stream to hand over: its own
+    cases = ((forked, "2>&1 | head -n 1"), (forked, "2>&1 >/dev/null | true"), (own, ">&- 2>&-"))
+    for number, (program, pipe) in enumerate(cases):
+        command = f"set -o pipefail; {program} {words} --out {number} {pipe}"
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert RunDirectory.open(tmp_path / str(number)).read()["status"] == "finished"

@@ -27,12 +27,10 @@ from rgbench.evaluate.results import load_result
 from rgbench.evaluate.targets import FINISHED
 from rgbench.judge.verdict import GOLD
 from rgbench.metrics.values import MetricValue
-from rgbench.models.presets import REGRESSORS_FOLDER
 from rgbench.train.recipe import load_recipe
 
-GOLD_NAME = "gold"  # in a study: the first of the verdict's gold metrics that was measured
+GOLD_NAME = "gold"  # in a study: the first of the verdict's gold metrics
 BEST_OF_N = "best_of_n"  # in a contrast: the base's best of n images, at the reward that the model reached
-OF_REGRESSORS = ("gold_utility", "gold_win_rate")  # metrics that need the world's regressors of degradation
 KEPT_IMAGES = 64  # of the first seed of each arm, for the report's grids
 Kind = Literal["train", "eval", "along", "draws"]
 # Seconds of one thread, measured on this world with two runs side by side; of units that are not measured yet.
@@ -88,8 +86,8 @@ class Images(Section):
 
     @property
     def wanted(self) -> list[str]:
-        """Names of the values that the analysis reads and this world has."""
-        return [gold_name() if name == GOLD_NAME else name for name in measurable(self.reads)]
+        """Names of the values that the analysis reads."""
+        return [GOLD.metrics[0] if name == GOLD_NAME else name for name in self.reads]
 
 
 class Contrast(Section):
@@ -285,21 +283,11 @@ def _units_of_run(study: Study, name: str, seed: int, is_first: bool, runs: Path
         images["draws"] = study.draws
     for kind, each in images.items():
         kept_images = KEPT_IMAGES if kind == "eval" and is_first else 0
-        words = ("eval", str(runs / run), "--metric", ",".join(measurable(each.metrics)), "--num", str(each.num))
+        words = ("eval", str(runs / run), "--metric", ",".join(each.metrics), "--num", str(each.num))
         words += ("--seeds", each.seeds, "--keep-images", str(kept_images), "--results", str(results))
         words += ("--checkpoints",) if kind == "along" else ()
         found.append(Unit(f"{kind} {run}", kind, run, words, results, method, (found[0].name,), each))
     return found
-
-
-def measurable(metrics: Sequence[str]) -> list[str]:
-    """Metrics without those that need regressors, where the world ships none."""
-    return [name for name in metrics if name not in OF_REGRESSORS or REGRESSORS_FOLDER.is_dir()]
-
-
-def gold_name() -> str:
-    """The metric that is gold: gold utility, or where the world ships no regressors the next of the verdict's."""
-    return measurable(GOLD.metrics)[0]
 
 
 @dataclass(frozen=True)
