@@ -202,7 +202,7 @@ while not os.path.exists({str(gate)!r}):
     worker.join(60)
     lock = tmp_path / "locks" / "eval-slow.lock"
     with work.locked(lock, wait=True):  # as long as its process lives, the unit is taken
-        assert not is_running(int(pid.read_text())), "it ends with its worker"
+        until(lambda: not is_running(int(pid.read_text())))  # it ends with its worker; files are closed before
     gate.touch()
     do(units, tmp_path)
     assert begun(tmp_path) == ["first", "slow", "slow", "last"]
