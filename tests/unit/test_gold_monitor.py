@@ -37,6 +37,9 @@ def test_right_images_are_right_and_others_are_not():
     assert found["gold/right"] > 0.9 and found["gold/reward"] == pytest.approx(float(right.mean()), rel=1e-5)
     other = monitor_of(right.roll(1, 0)).measure()
     assert other["gold/right"] < 0.2 and "gold/reward" not in other
+    lost = monitor_of(0.5 * right + 0.5 * right.mean()).measure()  # half of the contrast: as right, but degraded
+    assert lost["gold/degradation"] > found["gold/degradation"] + 0.1
+    assert lost["gold/utility"] < found["gold/utility"] - 0.08 and other["gold/utility"] < found["gold/utility"] - 0.3
 
 
 def test_a_world_without_an_oracle_is_refused(recipe):  # noqa: F811
