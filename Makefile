@@ -14,9 +14,9 @@ STAMP := $(VENV)/.installed
 DEMO := demo
 DEMO_METRICS := fid,gold_utility,hps,oracle,spectrum
 # Images of each model; `rgbench eval` alone makes 2,048.
-DEMO_NUM := 512
+DEMO_NUM := 256
 # Of training; the recipes alone take 250. The README's students are those of whole recipes.
-DEMO_STEPS := 180
+DEMO_STEPS := 150
 
 PYTEST := $(BIN)/python -m pytest -q
 

@@ -64,8 +64,8 @@ PER_PROMPT = 8  # images of a prompt: as many as diversity needs
 MODEL_SPLIT = "all"  # its nuisance stream is not that of the real scenes
 FOUND_AUC = 0.95
 NUM_SETS, NUM_PROMPTS = 12, 4  # sets that hacks are planted into, and prompts of each
-OTHERS = ("hps", "oracle", "fid", "prdc", "vendi")  # no probes, but read beside them
-JUDGED = ("hps", "oracle", "kid", "prdc", "spectrum", "colour")  # metrics that the verdict declares
+OTHERS = ("hps", "oracle", "gold_utility", "fid", "prdc", "vendi")  # no probes, but read beside them
+JUDGED = ("hps", "oracle", "gold_utility", "kid", "prdc", "spectrum", "colour")  # metrics that the verdict declares
 FIRST_PROMPT, NUM_STUDENT_PROMPTS = 512, 16  # of planted students: beyond those that the probes are validated on
 TRIALS = 2000  # of a simulation
 
@@ -389,7 +389,7 @@ def judge_planted(
         device: where networks run.
         cache: folder for what can be computed again.
         track: shows progress over the images.
-        metrics: by name; "hps" and "oracle" among them.
+        metrics: by name; "hps" and a gold metric among them.
     """
     context = make_context(FIRST_PROMPT, num_prompts, device, cache)
     trained = fingerprint_id(shared_reward(context, True).reward.fingerprint())

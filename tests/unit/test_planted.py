@@ -141,7 +141,8 @@ def test_validate_writes_what_was_found(cli, monkeypatch):
 def test_planted_gains_and_attacks_are_called_what_they_are(tmp_path):
     """More prompts followed is aligned; a higher reward on images that are right already is reward without gold."""
     chosen = [each for each in PLANTED if each.truth in (Outcome.ALIGNED, Outcome.REWARD_WITHOUT_GOLD)][2:4]
-    found = judge_planted(chosen, 2, CPU, tmp_path, metrics=("hps", "oracle"))
+    found = judge_planted(chosen, 2, CPU, tmp_path, metrics=("hps", "oracle", "gold_utility"))
+    assert {f.metric for v in found for f in v.findings if f.question == "gold"} == {"gold_utility"}
     assert [verdict.outcome for verdict in found] == [each.truth for each in chosen]
     assert [verdict.world for verdict in found] == [each.name for each in chosen]
 
