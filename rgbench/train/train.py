@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,13 @@ def _train(settings: BaseRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequ
     if loop.step and ranks.is_main:
         _say(f"{run.path}: resumed after step {loop.step} of {settings.train.steps}")
     ranks.on_main(lambda: run.update(status="running", step=loop.step))
-    loop.train(stop, command)
+    try:
+        loop.train(stop, command)
+    except RgbenchError:
+        with suppress(OSError, RgbenchError):  # a run that was removed, a full disk
+            if ranks.is_main and loop.run.read()["status"] == "running":
+                loop.run.update(status="failed")
+        raise
     counts = loop.read_counts()
 
     def finish() -> None:

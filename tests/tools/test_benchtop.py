@@ -65,8 +65,10 @@ def test_every_stage_is_recorded_with_its_outputs(quick):
 def test_candidates_are_kept_under_what_they_were_made_from(quick):
     kept = candidates_folder(QUICK.align, quick)
     assert (kept / "candidates.safetensors").is_file() and (kept / "student" / "pipeline").is_dir()
-    assert candidates_folder(replace(QUICK.align, lr=0.5), quick) == kept, "the proxy's own settings make no candidates"
-    assert candidates_folder(replace(QUICK.align, num_batches=2), quick) != kept
+    assert candidates_folder(replace(QUICK.align, weight_decay=0.5), quick) == kept, (
+        "the proxy's own settings make no candidates"
+    )
+    assert candidates_folder(replace(QUICK.align, num_batches=3), quick) != kept
 
 
 def test_finished_stages_are_skipped_and_a_damaged_one_is_made_again(quick, capsys):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rgbench.core.errors import RgbenchError
-from rgbench.train.train import dry_run
+from rgbench.core.run import RunDirectory
+from rgbench.train.train import dry_run, train
 from tests import sd_folders
 from tests.conftest import Cli
 
@@ -57,3 +58,6 @@ def test_a_loss_that_is_not_finite_is_found(parts, tmp_path):
     recipe = sd_folders.write_recipe(parts, tmp_path, "lcd", "sd21", {})
     with pytest.raises(RgbenchError, match="loss term lcd is not finite"):
         dry_run(str(recipe), ["lcd.w_min=1e38", "lcd.w_max=1e38"])
+    with pytest.raises(RgbenchError, match="loss term lcd of the student is not finite"):
+        train(str(recipe), ["lcd.w_min=1e38", "lcd.w_max=1e38"], out=tmp_path / "run", device="cpu")
+    assert RunDirectory(tmp_path / "run").read()["status"] == "failed"

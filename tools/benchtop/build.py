@@ -55,7 +55,7 @@ class WorldRecipe:
             LatentsConfig(num_latents=64),
             TeacherConfig(cycles=((2, 1e-3), (2, 1e-3)), batch_size=8),
             ProxyConfig(steps=2, batch_size=16),
-            AlignConfig(student_steps=1, num_batches=1, epochs=1, batch_size=16),
+            AlignConfig(student_steps=1, num_batches=2, cycles=((1, 1, 1e-3), (2, 2, 1e-3)), batch_size=16),
             RegressorConfig(steps={"resnet": 2, "vit": 2, "convnext": 2}, batch_size=8, num_decoded=16),
         )
 
