@@ -21,8 +21,7 @@ RGBENCH = (sys.executable, "-m", "rgbench")
 # The script pads empty prompts to CLIP's length, whatever the tokenizer's; the benchtop's takes 32 tokens.
 LENGTH, OWN_LENGTH = "max_length=77", "max_length=tokenizer.model_max_length"
 FULL_SIZE = ("--preset", "sd21-base")
-# RG-LCD keeps the decoder's graph of every image: with the recipe's batch of 16, no card of 80 GB takes our step and
-# the plain one.
+# RG-LCD keeps the decoder's graph of every image, and the plain step beside ours too: the recipe's 16 are too many.
 GPU_SETTINGS = {"lcd": (), "rg_lcd": ("train.batch_size=4",), "lrm": ()}
 LOW_MEMORY = "train.gradient_checkpointing=true"
 GPU_COMMANDS = (
