@@ -51,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Take away what tests would find of whoever runs them, here and in the processes that they start."""
     for name in [name for name in os.environ if FOREIGN.fullmatch(name)]:
         del os.environ[name]
+    sys.dont_write_bytecode = False  # asserts are rewritten once, not in every session
     never_wait_for_the_disk()
     caches = tempfile.mkdtemp(prefix="rgbench-tests-")
     config.add_cleanup(lambda: shutil.rmtree(caches, ignore_errors=True))

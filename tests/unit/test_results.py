@@ -505,7 +505,9 @@ def _write_many(root: Path, writer: int, num: int) -> None:
 def test_concurrent_writers_lose_and_tear_nothing(tmp_path, num_writers, num):
     context = multiprocessing.get_context("forkserver")  # its imports once, and no thread of this process
     context.set_forkserver_preload([__name__])
-    writers = [context.Process(target=_write_many, args=(tmp_path, i, num // 2)) for i in range(num_writers)]
+    writers = [
+        context.Process(target=_write_many, args=(tmp_path, i, num // 2), daemon=True) for i in range(num_writers)
+    ]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
