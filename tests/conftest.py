@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
 from rgbench.core.process import available_cores, tune_process
-from tests.fork_server import ForkServer
+from tests.fork_server import ForkServer, never_wait_for_the_disk
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Take away what tests would find of whoever runs them, here and in the processes that they start."""
     for name in [name for name in os.environ if FOREIGN.fullmatch(name)]:
         del os.environ[name]
+    sys.dont_write_bytecode = False  # asserts are rewritten once, not in every session
+    never_wait_for_the_disk()
     caches = tempfile.mkdtemp(prefix="rgbench-tests-")
     config.add_cleanup(lambda: shutil.rmtree(caches, ignore_errors=True))
     os.environ.update(LC_ALL="C.UTF-8", NO_COLOR="1", TERM="dumb", XDG_CACHE_HOME=caches, HF_HOME=f"{caches}/hub")

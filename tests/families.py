@@ -38,7 +38,6 @@ from diffusers import (
 )
 from transformers import (
     CLIPImageProcessor,
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
@@ -63,17 +62,8 @@ NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 
 
 def clip(projected: bool = False, width: int = CLIP_WIDTH) -> Any:
-    config = CLIPTextConfig(
-        vocab_size=tiny.VOCABULARY,
-        hidden_size=width,
-        intermediate_size=37,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tiny.CONTEXT,
-        projection_dim=width,
-        bos_token_id=652,
-        eos_token_id=653,
-    )
+    sizes = {"intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = tiny.text_config(hidden_size=width, projection_dim=width, **sizes)
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
@@ -93,36 +83,13 @@ def t5_tokenizer() -> T5Tokenizer:
 
 def kl(channels: int = 4, **options: Any) -> AutoencoderKL:
     """A VAE of stride 2."""
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=32,
-        **options,
-    )
-
-
-def unet(**options: Any) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        **{
-            "sample_size": 16,
-            "layers_per_block": 1,
-            "block_out_channels": (8, 16),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "cross_attention_dim": CLIP_WIDTH,
-            "attention_head_dim": 4,
-            "norm_num_groups": 4,
-            **options,
-        }
-    )
+    return tiny.vae((8, 16), **{"latent_channels": channels, "sample_size": 32, "scaling_factor": 0.18215} | options)
 
 
 def sdxl() -> StableDiffusionXLPipeline:
     return StableDiffusionXLPipeline(
-        unet=unet(
+        unet=tiny.unet(
+            sample_size=16,
             attention_head_dim=(2, 4),
             use_linear_projection=True,
             addition_embed_type="text_time",

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from rgbench.rewards.latent_proxy import LatentCLIP
 from tests.parity import tiny
@@ -33,43 +33,7 @@ def unet(family: str) -> UNet2DConditionModel:
     own = {"attention_head_dim": 2}
     if family == "sd21":
         own = {"attention_head_dim": [1, 2, 2, 2], "use_linear_projection": True}
-    return UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=DOWN,
-        up_block_types=UP,
-        cross_attention_dim=16,
-        norm_num_groups=4,
-        **own,
-    )
-
-
-def vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(4, 4, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=SIDE,
-        scaling_factor=SCALING_FACTOR,
-    )
-
-
-def text_encoder(family: str) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=tiny.VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tiny.CONTEXT,
-        bos_token_id=652,
-        eos_token_id=653,
-        hidden_act="quick_gelu" if family == "sd15" else "gelu",
-    )
-    return CLIPTextModel(config)
+    return tiny.unet(block_out_channels=(8, 8, 16, 16), down_block_types=DOWN, up_block_types=UP, **own)
 
 
 def save_teacher(folder: Path, family: str, prediction_type: str = "epsilon", **options) -> Path:
@@ -84,8 +48,10 @@ def save_teacher(folder: Path, family: str, prediction_type: str = "epsilon", **
         sampling = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
         scheduler = DDIMScheduler(**NOISE, **sampling, prediction_type=prediction_type)
     pipeline = StableDiffusionPipeline(
-        vae=vae(),
-        text_encoder=text_encoder(family),
+        vae=tiny.vae((4, 4, 8, 8), sample_size=SIDE, scaling_factor=SCALING_FACTOR),
+        text_encoder=CLIPTextModel(
+            tiny.text_config(num_hidden_layers=2, hidden_act="quick_gelu" if family == "sd15" else "gelu")
+        ),
         tokenizer=CLIPTokenizer.from_pretrained(tiny.TOKENIZER),
         unet=unet(family),
         scheduler=scheduler,

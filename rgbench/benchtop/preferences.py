@@ -1,8 +1,7 @@
 """Simulated human preferences: which of two images suits a prompt better.
 
 Utility of an image = share of the caption's attributes that are right − λ · strength of its degradation. Choices follow
-Bradley–Terry on the difference, and a share of them is flipped. Some degradations are kept from training, to test the
-reward on.
+Bradley–Terry on the difference, and a share of them is flipped.
 """
 
 from __future__ import annotations
@@ -27,13 +26,6 @@ class PreferenceConfig:
     degradation_weight: float = 0.8  # λ
     sharpness: float = 12.0  # Bradley–Terry scale on the utility difference
     flip_rate: float = 0.05
-
-
-def corrupt(scenes: Scenes, num_wrong: Tensor, generator: torch.Generator) -> Scenes:
-    """Change ``num_wrong`` (B,) attributes of scenes to another value, drawn by a CPU generator."""
-    order = torch.rand(len(scenes), 7, generator=generator)
-    steps = torch.stack([torch.rand(len(scenes), generator=generator) for _ in range(8)], 1)
-    return change_attributes(scenes, num_wrong, order, steps)
 
 
 def change_attributes(scenes: Scenes, num_wrong: Tensor, order: Tensor, steps: Tensor) -> Scenes:
@@ -77,26 +69,10 @@ def change_attributes(scenes: Scenes, num_wrong: Tensor, order: Tensor, steps: T
     return Scenes(layout, shape, colour, size)
 
 
-def swap_objects(scenes: Scenes, where: Tensor) -> Scenes:
-    """Swap the two objects of scenes where ``where`` (B,) holds; one-object scenes stay."""
-    where = (where & (scenes.count == 2))[:, None]
-    shape, colour, size = (torch.where(where, x.flip(1), x) for x in (scenes.shape, scenes.colour, scenes.size))
-    return Scenes(scenes.layout, shape, colour, size)
-
-
 def _next_but(values: Tensor, skipped: Tensor, n: int) -> Tensor:
     """The next value modulo n that is not ``skipped``."""
     following = (values + 1) % n
     return torch.where(following == skipped, (following + 1) % n, following)
-
-
-def share_right(scenes: Scenes, wanted: Scenes) -> Tensor:
-    """Share (B,) of the wanted scene's attributes that a scene of the same count has."""
-    slots = wanted.shape >= 0
-    hits = (scenes.layout == wanted.layout).float()
-    for name in ("shape", "colour", "size"):
-        hits = hits + ((getattr(scenes, name) == getattr(wanted, name)) & slots).sum(1).float()
-    return hits / (1 + 3 * wanted.count)
 
 
 def utility(right: Tensor, degradation: Tensor, config: PreferenceConfig) -> Tensor:
@@ -152,53 +128,7 @@ def oversaturate(images: Tensor, strength: Tensor, generator: torch.Generator) -
     return ((grey - 0.4) * s.sqrt() + 0.4) + (images - grey) * s
 
 
-def pixelate(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Blocks of 4 × 4 or 8 × 8 pixels, mixed in by strength."""
-    block = torch.where(strength > 0.5, 8, 4)
-    small = torch.stack([F.avg_pool2d(x, int(k)).repeat_interleave(int(k), -1).repeat_interleave(int(k), -2)
-                         for x, k in zip(images, block, strict=True)])  # fmt: skip
-    s = (0.4 + 0.6 * strength)[:, None, None, None]
-    return (1 - s) * images + s * small
-
-
-def salt_and_pepper(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Up to 25 % of the pixels set to black or white."""
-    u = torch.rand(images.shape[0], 1, *images.shape[2:], generator=generator)
-    p = 0.125 * strength[:, None, None, None]
-    return torch.where(u < p, 0.0, torch.where(u > 1 - p, 1.0, images))
-
-
-def motion_blur(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
-    """Horizontal box blur of up to 13 pixels."""
-    x = torch.arange(-6, 7).abs().float()
-    box = (x[None] <= 6 * strength[:, None]).float()
-    kernels = torch.zeros(len(images), 13, 13)
-    kernels[:, 6] = box / box.sum(1, keepdim=True)
-    return convolve_each(images, kernels)
-
-
 TRAINED_DEGRADATIONS = (blur, noise, fade, oversaturate)
-HELDOUT_DEGRADATIONS = (pixelate, salt_and_pepper, motion_blur)
-
-
-def degrade(images: Tensor, strength: Tensor, kinds: tuple, generator: torch.Generator) -> Tensor:
-    """Degrade each image by one kind drawn at random, clamped to [0, 1].
-
-    Args:
-        images: (B, 3, H, W) in [0, 1].
-        strength: (B,) in [0, 1]; 0 leaves the image as it is.
-        kinds: the functions to draw from; with none, images stay as they are.
-        generator: CPU generator.
-    """
-    if not kinds:
-        return images
-    kind = torch.randint(len(kinds), (len(images),), generator=generator)
-    out = images.clone()
-    for k, function in enumerate(kinds):
-        rows = (kind == k) & (strength > 0)
-        if rows.any():
-            out[rows] = function(images[rows], strength[rows], generator)
-    return out.clamp(0, 1)
 
 
 def degrade_as(images: Tensor, kind: Tensor, strength: Tensor, normal: Callable[[np.ndarray], Tensor]) -> Tensor:

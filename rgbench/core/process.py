@@ -20,9 +20,9 @@ from typing import Any
 
 from rgbench.core.errors import RESUMABLE, RgbenchError, UsageError
 
-# Looks of GNU OpenMP's threads at a barrier before they sleep; the measurements: docs/performance.md.
-BUSY_SPINS = 1_000  # as long as a short operation: beside a busy process, a step takes 1.9 times as long, not 3.3
-IDLE_SPINS = 30_000_000  # about a second: on an idle machine, 63 LCD steps take 60 to 70 s instead of 80
+# Looks of GNU OpenMP's threads at a barrier before they sleep.
+BUSY_SPINS = 1_000  # as long as a short operation, so that a busy neighbour gets the core
+IDLE_SPINS = 30_000_000  # about a second, so that threads with a core of their own never sleep within a step
 NUM_LOOKS, LOOK_SEC = 5, 0.004  # at the number of running threads
 # How cuDNN and cuBLAS report that they got no memory; torch's own allocator has an exception class.
 MEMORY_WORDS = ("out of memory", "ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED", "unable to find an engine")

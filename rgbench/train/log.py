@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 LOG_ONLY = ("grad_norm/", "gradient/", "fidelity/", "gold/")  # not shown beside the progress bar
 UTILITY, RIGHT, REWARD = "gold/utility", "gold/right", "gold/reward"
-GOLD_LABELS = {UTILITY: "gold utility", RIGHT: "share of images that are right"}
 TRACKERS = ("wandb", "trackio")  # libraries, and keys of the recipe's train section that name a project there
 GOLD_FILE = "gold.png"
 # TensorBoard's page "Custom Scalars": over-optimisation on one screen.
@@ -163,18 +162,17 @@ def plot_gold(log: Sequence[Mapping[str, float]], axes: Axes) -> Axes:
     """
     from matplotlib.ticker import MaxNLocator
 
-    gold = UTILITY if any(UTILITY in row for row in log) else RIGHT
-    rows = [row for row in log if gold in row]
+    rows = [row for row in log if UTILITY in row]
     with_reward = bool(rows) and all(REWARD in row for row in rows)
     x = [row[REWARD if with_reward else "step"] for row in rows]
-    y = [row[gold] for row in rows]
+    y = [row[UTILITY] for row in rows]
     axes.plot(x, y, color="0.7", lw=1)
     if with_reward:
         points = axes.scatter(x, y, c=[row["step"] for row in rows], cmap="viridis", zorder=2)
         axes.figure.colorbar(points, ax=axes, label="optimiser step", ticks=MaxNLocator(integer=True))
     else:
         axes.scatter(x, y, zorder=2)
-    axes.set(xlabel="trained reward" if with_reward else "optimiser step", ylabel=GOLD_LABELS[gold])
+    axes.set(xlabel="trained reward" if with_reward else "optimiser step", ylabel="gold utility")
     axes.set_title("Gold along training")
     return axes
 

@@ -33,43 +33,44 @@ PROMPTS = [
 ]
 
 
-def unet(**extra) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        **extra,
-    )
+def unet(**other) -> UNet2DConditionModel:
+    sizes = {
+        "sample_size": 8,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 16,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**(sizes | other))
 
 
-def vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        sample_size=16,
-        scaling_factor=SCALING_FACTOR,
-    )
+def vae(channels: tuple[int, ...] = (4, 8), **other) -> AutoencoderKL:
+    sizes = {
+        "block_out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "norm_num_groups": 4,
+        "sample_size": 16,
+        "scaling_factor": SCALING_FACTOR,
+    }
+    return AutoencoderKL(**(sizes | other))
 
 
-def text_encoder() -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=652,
-        eos_token_id=653,
-    )
-    return CLIPTextModel(config)
+def text_config(**other) -> CLIPTextConfig:
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CONTEXT,
+        "bos_token_id": 652,
+        "eos_token_id": 653,
+    }
+    return CLIPTextConfig(**(sizes | other))
 
 
 def save_pipeline(folder: Path, prediction_type: str = "epsilon", **scheduler) -> Path:
@@ -86,7 +87,7 @@ def save_pipeline(folder: Path, prediction_type: str = "epsilon", **scheduler) -
     }
     StableDiffusionPipeline(
         vae=vae(),
-        text_encoder=text_encoder(),
+        text_encoder=CLIPTextModel(text_config()),
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
         unet=unet(),
         scheduler=DDIMScheduler(prediction_type=prediction_type, **options),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import os
 import weakref
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
+from webdataset.tariterators import tar_file_expander
 
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.metrics import networks
@@ -240,7 +242,7 @@ from pathlib import Path
 options = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:-2])
 assert sys.argv[-2] == "--output_dir" and options["max_train_steps"] == "1" and options["train_batch_size"] == "4"
 assert options["train_shards_path_or_url"].endswith(".tar") and options["loss_type"] == "huber"
-length = "max_length=77"
+length, files = "max_length=77", "tar_file_expander(streams, handler=handler)"
 (Path(sys.argv[0]).parent / "ran").write_text(length)
 """
 
@@ -255,9 +257,17 @@ def test_the_script_takes_turns_with_ours(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "rgbench-0" / "out" / "run.json").is_file()
 
 
-def test_another_file_is_not_the_script(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"other\.py"):
-        processes.script(tmp_path / "other.py", tmp_path / "runs", 1, 1, [], print)
+def test_the_script_is_changed_where_it_would_not_run_and_another_file_is_refused(tmp_path: Path) -> None:
+    copy = tmp_path / "train_lcm_distill_sd_wds.py"
+    copy.write_text(SCRIPT)
+    text = processes.adapted(copy)
+    assert "max_length=tokenizer.model_max_length" in text and "(streams, eof_value=None, handler=handler)" in text
+    assert "eof_value" in inspect.signature(tar_file_expander).parameters, "what webdataset calls it"
+    assert len(text.splitlines()) == len(SCRIPT.splitlines()) and "max_length=77" not in text
+    copy.write_text(SCRIPT.replace("max_length=77", "77"))
+    for other in (copy, tmp_path / "other.py"):
+        with pytest.raises(UsageError, match=rf"{other.name}: is not diffusers'"):
+            processes.script(other, tmp_path / "runs", 1, 1, [], print)
 
 
 MAKEFILE = """
@@ -414,13 +424,14 @@ def test_30000_images_are_held_to_their_limit(times: float, mark: str, tmp_path:
 
 def test_the_committed_page_is_the_files(tmp_path: Path) -> None:
     committed = ROOT / "docs" / "performance.md"
-    run("page", ROOT / "results" / "bench", "--out", committed, "--check")
+    results = ROOT / "results" / "bench"
+    run("page", results, "--out", committed, "--check")
     other = tmp_path / "page.md"
     other.write_text("another")
     with pytest.raises(RgbenchError, match="differs"):
-        cli.page(ROOT / "results" / "bench", other, check=True)
-    used = page(ROOT / "results" / "bench")
-    for file in (ROOT / "results" / "bench").iterdir():
+        cli.page(results, other, check=True)
+    used = page(results)
+    for file in results.glob("*.json"):
         assert json.loads(file.read_text())["command"] in used, f"{file}: not on the page"
     (tmp_path / "old.json").write_text('{"schema_version": 99}')
     with pytest.raises(UsageError, match="schema version 99"):

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from rgbench.benchtop.gold import Gold
 from rgbench.benchtop.oracle import load_classifier
-from rgbench.benchtop.preferences import HELDOUT_DEGRADATIONS
 from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch, vocabulary
 from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, sha256_tree
@@ -40,7 +39,7 @@ from tools.benchtop.check import (
     spread_row,
 )
 from tools.benchtop.clip import CLIP_CONFIG, CONTEXT_LENGTH, bpe_merges, build_tokenizer, contrastive_loss
-from tools.benchtop.degradations import KINDS, compress
+from tools.benchtop.degradations import HELDOUT_DEGRADATIONS, KINDS, compress
 from tools.benchtop.regressors import FIRST, RegressorConfig, decoded_scenes, regressor_batch, train_regressor
 from tools.benchtop.teacher import TeacherConfig, to_transformers, train_teacher
 

@@ -440,9 +440,9 @@ def test_a_study_from_its_file_to_its_page(tmp_path, monkeypatch, fork_server):
     fields = {
         "arms": "{lcd: {recipe: lcd, seeds: 0-1, along: 1}, rg_lcd: {recipe: rg_lcd, seeds: 0-1}}",
         "common": "[train.steps=2, train.batch_size=2, train.sample_every=0, train.save_every=1]",
-        "eval": "{num: 16, metrics: [hps, oracle, spectrum], reads: [hps, gold, band_db]}",
-        "along": "{num: 8, metrics: [hps, oracle], reads: [hps, gold], set: [train.keep_checkpoints=2]}",
-        "draws": "{num: 8, seeds: 0-1, metrics: [hps, oracle], reads: [hps, gold]}",
+        "eval": "{num: 16, metrics: [hps, oracle, gold_utility, spectrum], reads: [hps, gold, band_db]}",
+        "along": "{num: 8, metrics: [hps, gold_utility], reads: [hps, gold], set: [train.keep_checkpoints=2]}",
+        "draws": "{num: 8, seeds: 0-1, metrics: [hps, gold_utility], reads: [hps, gold]}",
     }
     tiny(Path("a.yaml"), **fields)
     Path("page.md").write_text(PAGE)

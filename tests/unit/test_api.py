@@ -86,12 +86,12 @@ def test_a_run_has_its_log_and_its_picture(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "lcd-s0")
     run.path.mkdir()
     (run.path / "run.json").write_text('{"schema_version": 1}')
-    for step, right in ((1, None), (2, 0.5), (3, None), (4, 0.25)):
-        run.log({"step": step, "reward": 0.7} | ({} if right is None else {"gold/right": right, "gold/reward": 1.0}))
+    for step, gold in ((1, None), (2, 0.5), (3, None), (4, 0.25)):
+        run.log({"step": step, "reward": 0.7} | ({} if gold is None else {"gold/utility": gold, "gold/reward": 1.0}))
     frame = rgbench.Run(run.path).log()
-    assert frame.index.tolist() == [1, 2, 3, 4] and frame["gold/right"].dropna().tolist() == [0.5, 0.25]
+    assert frame.index.tolist() == [1, 2, 3, 4] and frame["gold/utility"].dropna().tolist() == [0.5, 0.25]
     axes = rgbench.Run(run.path).plot()
-    assert axes.get_ylabel() == "share of images that are right" and axes.get_xlabel() == "trained reward"
+    assert axes.get_ylabel() == "gold utility" and axes.get_xlabel() == "trained reward"
     assert axes.lines[0].get_xydata().tolist() == [[1.0, 0.5], [1.0, 0.25]]
 
 

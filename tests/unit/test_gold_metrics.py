@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from rgbench.benchtop.gold import DegradationRegressor, Gold
 from rgbench.benchtop.oracle import CLASSIFIERS, load_oracle, score_reading
-from rgbench.benchtop.preferences import PreferenceConfig, choose, preference, share_right
+from rgbench.benchtop.preferences import PreferenceConfig, choose, preference
 from rgbench.benchtop.scenes import Scenes, scene_batch
 from rgbench.core.errors import UsageError
 from rgbench.data.prompts import benchtop_prompts
@@ -22,6 +22,7 @@ from rgbench.metrics.gold import GoldUtility
 from rgbench.metrics.gold_win_rate import GoldWinRate
 from rgbench.metrics.reference import from_uint8, to_uint8
 from tests.tiny_models import make_context, run_eval, save_run
+from tools.benchtop.clip import share_right
 
 NUM = 6
 ANNOTATORS = PreferenceConfig()

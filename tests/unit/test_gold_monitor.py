@@ -57,7 +57,7 @@ class Looks:
 
     def measure(self):
         images = self.trainer.sample(["a"], [torch.Generator().manual_seed(0)])
-        return {"gold/right": float(images.mean()), "gold/reward": float(images.std())}
+        return {"gold/utility": float(images.mean()), "gold/reward": float(images.std())}
 
 
 TRACKIO = """
@@ -87,10 +87,10 @@ def test_looks_are_logged_drawn_and_tracked_and_change_nothing(recipe, tmp_path,
     watched = ["monitor.oracle_every=2", "train.trackio=mine"]
     run = RunDirectory.open(train(str(recipe), [*words, *watched], out=tmp_path / "watched"))
     shown = capsys.readouterr()
-    assert "step 2  gold/right" in shown.err and shown.err.count("* ") == 2 and shown.out == "", (
+    assert "step 2  gold/utility" in shown.err and shown.err.count("* ") == 2 and shown.out == "", (
         "a path alone goes there"
     )
-    assert [row["step"] for row in run.read_log() if "gold/right" in row] == [2, 3], "where it is due, and at the end"
+    assert [row["step"] for row in run.read_log() if "gold/utility" in row] == [2, 3], "where it is due, and at the end"
     assert Image.open(run.path / "gold.png").size == (600, 400)
     name = "unet/diffusion_pytorch_model.safetensors"
     a, b = load_file(plain.pipeline / name), load_file(run.pipeline / name)

@@ -5,17 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rgbench.benchtop.preferences import (
-    HELDOUT_DEGRADATIONS,
-    TRAINED_DEGRADATIONS,
-    PreferenceConfig,
-    choose,
-    corrupt,
-    degrade,
-    share_right,
-    utility,
-)
+from rgbench.benchtop.preferences import TRAINED_DEGRADATIONS, PreferenceConfig, choose, utility
 from rgbench.benchtop.scenes import sample_scenes, scene_batch
+from tools.benchtop.clip import corrupt, share_right
+from tools.benchtop.degradations import HELDOUT_DEGRADATIONS, degrade
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -43,6 +43,7 @@ from rgbench.evaluate.results import (
     write_values,
 )
 from rgbench.metrics.values import Interval, MetricValue, Protocol
+from tests.fork_server import never_wait_for_the_disk
 from tests.results_maker import make_result
 from tools.migrate import migrate
 
@@ -419,9 +420,8 @@ def test_a_sheet_holds_as_many_images_as_fit(tmp_path, monkeypatch, caplog):
 # Crashes and concurrency
 
 
-def test_a_writer_killed_between_any_two_operations_loses_nothing_that_was_stored(tmp_path, monkeypatch):
+def test_a_writer_killed_between_any_two_operations_loses_nothing_that_was_stored(tmp_path):
     """Each attempt is a process that ends without clean-up at its n-th change of the disk."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # which takes long and changes nothing here
     for n in itertools.count(1):
         root = tmp_path / str(n)
         folder = put(root, value(rows=[1.0, 2.5]))
@@ -495,6 +495,7 @@ def test_what_killed_writers_leave_is_removed(tmp_path):
 
 
 def _write_many(root: Path, writer: int, num: int) -> None:
+    never_wait_for_the_disk()
     for i in range(num):
         put(root, value(rows=[writer, i], protocol=protocol("hps", writer=writer, i=i)))
         put(root, value("oracle_all", 50.0, [0.0, 100.0]))  # all writers at one value
@@ -502,8 +503,11 @@ def _write_many(root: Path, writer: int, num: int) -> None:
 
 @pytest.mark.parametrize(("num_writers", "num"), [(8, 200)])
 def test_concurrent_writers_lose_and_tear_nothing(tmp_path, num_writers, num):
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_write_many, args=(tmp_path, i, num // 2)) for i in range(num_writers)]
+    context = multiprocessing.get_context("forkserver")  # its imports once, and no thread of this process
+    context.set_forkserver_preload([__name__])
+    writers = [
+        context.Process(target=_write_many, args=(tmp_path, i, num // 2), daemon=True) for i in range(num_writers)
+    ]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from rgbench.benchtop.preferences import TRAINED_DEGRADATIONS, share_right
+from rgbench.benchtop.preferences import TRAINED_DEGRADATIONS
 from rgbench.benchtop.scenes import captions, render, scene_batch
 from rgbench.benchtop.web import WEB, WebConfig, gaussian, training_batch, web_images, web_scenes, web_strength
 from rgbench.data.batches import Batch
 from rgbench.data.config import ScenesData
 from rgbench.data.sources import open_source
+from tools.benchtop.clip import share_right
 
 
 def test_pictures_and_captions_are_pure_in_the_index():

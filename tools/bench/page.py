@@ -16,10 +16,21 @@ Row = dict[str, Any]
 OURS, CACHED, PLAIN = "rgbench", "rgbench, latents cached", "plain"
 INTRO = """# Performance
 
-Written by `python -m tools.bench page` from the files in [`results/bench/`](../results/bench). Each file holds the
-command that made it, the revision, the machine and the library versions; files older than `tools/bench` name the verb's
-former place, `rgbench bench`. Times are medians, in brackets the 95 % bootstrap interval of the median. Repeat a
-command on an idle machine.
+Written by `python -m tools.bench page` from the files in `results/bench`. Each file holds the command that made it, the
+revision, the machine and the library versions. Times are medians, in brackets the 95 % bootstrap interval of the
+median. Repeat a command on an idle machine:
+
+```bash
+python -m tools.bench step                  # optimiser steps beside plain ones
+python -m tools.bench methods               # steps of the other methods beside LCD's
+python -m tools.bench script COPY           # COPY: diffusers' train_lcm_distill_sd_wds.py
+python -m tools.bench students lrm
+python -m tools.bench students demo
+python -m tools.bench generate
+python -m tools.bench eval
+python -m tools.bench gpu                   # all rows that need a CUDA GPU
+python -m tools.bench page
+```
 
 A step is timed beside the plain reference step ([`tools/bench/plain.py`](../tools/bench/plain.py)): the textbook
 implementation, with separate teacher passes, an EMA and AdamW that go through the parameters one at a time, and
@@ -29,32 +40,9 @@ allocator, in turn, and ratios are taken pair by pair. Tests compare the gradien
 products, convolutions and attention, forward and backward. The matmul rate is that of one large square product, timed
 between the steps.
 """
-ON_GPU = """Rows that need a GPU are measured by `python -m tools.bench gpu`: networks of SD2.1-base's shape with random
-weights, nothing to download. RG-LCD takes a batch of 4: with the recipes' 16, no card of 80 GB holds the decoder's
-graph and the plain step beside it. 30,000 images are extrapolated from two measured sizes. Counted on shapes alone, an
-RG-LCD step of the whole UNet holds 26.4 GB (networks, gradients, AdamW's moments) whatever the batch, so no card of
-24 GB trains it.
-"""
-MEASURED_ONCE = """## Measured once
-
-Measurements on two cores of an AMD EPYC that decided something; their commands are no longer kept.
-
-- `torch.compile` of teacher, student and target gained a factor of 1.01 to 1.11 and took 160 s: thousands of steps to
-  pay. The recipes leave it off.
-- Channels-last layout gained 1.01, bfloat16 on this CPU 0.87: neither is used. One teacher pass for both prompts gained
-  1.21, decoding in thirds 1.18, caching the reward's text features 2.98, fused AdamW 3.78, a foreach EMA 1.54, each of
-  its own part of the step: all are used.
-- The Fréchet distance at 2,048 features takes 0.9 times as long as `numpy.linalg.eigvalsh` twice; clean-fid's square
-  root takes 16 times as long, for the same value to 5e-14.
-- Two threads decode JPEGs from tars 1.86 times as fast as one thread of plain PIL.
-- `rgbench train` takes 7.3 s to its first step, `rgbench --help` 0.18 s of CPU time.
-- GNU's OpenMP threads spin at barriers 300,000 times before they sleep. With 1,000 spins an LCD step beside a busy
-  process takes 1.9 times as long as alone instead of 3.0, and alone no longer; without spins 1.5, but alone 1.2 times
-  as long. On an idle machine, 63 LCD steps from tars took 60 to 70 s with 30,000,000 spins, 80 s with the default.
-  `rgbench` chooses by load ([`rgbench/core/process.py`](../rgbench/core/process.py)); keeping freed memory in the
-  process gained 1.07.
-- Two ranks of one thread each train on 70 to 79 % of twice the images per second of one such rank at the same batch,
-  and on 87 to 105 % at twice the batch.
+ON_GPU = """Rows that need a GPU take networks of SD2.1-base's shape with random weights, nothing to download. RG-LCD
+takes a batch of 4, for it and the plain step beside it keep the decoder's graph of every image. 30,000 images are
+extrapolated from two measured sizes.
 """
 
 
@@ -79,7 +67,7 @@ def page(folder: Path) -> str:
         ("eval", _evaluation),
     ):
         sections += [render(content) for content in found if content["what"] == what]
-    return "\n".join([*sections, MEASURED_ONCE])
+    return "\n".join(sections)
 
 
 def _targets(found: Results) -> list[Sequence[str]]:
@@ -277,10 +265,9 @@ def _students(content: dict[str, Any]) -> str:
     row = content["rows"][0]
     body = [(name, f"{stage['seconds']:.1f}", f"{stage['cpu_sec']:.0f}") for name, stage in row["stages"].items()]
     subject = "`make demo`" if row["subject"] == "demo" else row["subject"]
-    rate = row.get("students_per_hour")  # None in a file from before `rgbench eval` was timed too
-    text = [f"{rate:.1f} students trained and evaluated per hour.\n"] if rate else []
+    text = f"{row['students_per_hour']:.1f} students trained and evaluated per hour.\n"
     head = _head(f"Students per hour: {subject}", content)
-    return "\n".join([head, table(("command", "seconds", "CPU seconds"), body), *text])
+    return "\n".join([head, table(("command", "seconds", "CPU seconds"), body), text])
 
 
 def _generate(content: dict[str, Any]) -> str:

@@ -18,11 +18,10 @@ from rgbench.train.recipe import load_recipe
 DEMO = "demo"
 NUM_LAST_CHARACTERS = 800
 RGBENCH = (sys.executable, "-m", "rgbench")
-# The script pads empty prompts to CLIP's length, whatever the tokenizer's; the benchtop's takes 32 tokens.
 LENGTH, OWN_LENGTH = "max_length=77", "max_length=tokenizer.model_max_length"
+ENDS, NO_ENDS = "tar_file_expander(streams, ", "tar_file_expander(streams, eof_value=None, "
 FULL_SIZE = ("--preset", "sd21-base")
-# RG-LCD keeps the decoder's graph of every image: with the recipe's batch of 16, no card of 80 GB takes our step and
-# the plain one.
+# RG-LCD keeps the decoder's graph of every image, and the plain step beside ours too: the recipe's 16 are too many.
 GPU_SETTINGS = {"lcd": (), "rg_lcd": ("train.batch_size=4",), "lrm": ()}
 LOW_MEMORY = "train.gradient_checkpointing=true"
 GPU_COMMANDS = (
@@ -83,12 +82,10 @@ def script(
         UsageError: the file is not that script.
         RgbenchError: a command failed.
     """
-    source = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if LENGTH not in source:
-        raise UsageError(f"{path}: is not diffusers' train_lcm_distill_sd_wds.py ({LENGTH!r} is not in it)")
+    text = adapted(path)
     folder.mkdir(exist_ok=True)
     copy, tars = folder / path.name, folder / "tars"
-    copy.write_text(source.replace(LENGTH, OWN_LENGTH), encoding="utf-8")
+    copy.write_text(text, encoding="utf-8")
     recipe = load_recipe("lcd", list(overrides))
     num = steps * recipe.train.batch_size
     run([*RGBENCH, "export-data", str(tars), "--num", str(num), "--shard-size", str(num)], folder / "export")
@@ -103,6 +100,22 @@ def script(
             found[name].append(run([*command, option, str(place / "out")], place)["seconds"])
             say(f"{name}: {found[name][-1]:.1f} s")
     return found
+
+
+def adapted(path: Path) -> str:
+    """Text of diffusers' LCD script, changed where it would not run here.
+
+    It pads empty prompts to CLIP's 77 tokens, whatever the tokenizer's length; and it takes for a file the mark that
+    webdataset puts after each tar.
+
+    Raises:
+        UsageError: the file is not that script.
+    """
+    source = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for name in (LENGTH, ENDS):
+        if name not in source:
+            raise UsageError(f"{path}: is not diffusers' train_lcm_distill_sd_wds.py ({name!r} is not in it)")
+    return source.replace(LENGTH, OWN_LENGTH).replace(ENDS, NO_ENDS)
 
 
 def _script_options(recipe: Any, tars: Path, steps: int) -> list[str]:

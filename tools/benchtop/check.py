@@ -18,13 +18,7 @@ from torch import Tensor
 
 from rgbench.benchtop.gold import Gold
 from rgbench.benchtop.oracle import ATTRIBUTES, CLASSIFIERS, Oracle, load_oracle, render_and_match, score_reading
-from rgbench.benchtop.preferences import (
-    HELDOUT_DEGRADATIONS,
-    TRAINED_DEGRADATIONS,
-    PreferenceConfig,
-    corrupt,
-    degrade,
-)
+from rgbench.benchtop.preferences import TRAINED_DEGRADATIONS, PreferenceConfig
 from rgbench.benchtop.scenes import IMAGE_SIZE, Scenes, captions, sample_scenes, scene_batch
 from rgbench.core.io import read_json, write_json_atomic
 from rgbench.core.run import provenance, stream_generator
@@ -42,8 +36,8 @@ from rgbench.train.lrm import LRM, correlation, gradient_cosine
 from rgbench.train.recipe import PROXY_FOLDER, load_recipe
 from rgbench.train.train import train
 from tools.benchtop.align import FIRST, student_candidates, student_trainer
-from tools.benchtop.clip import CLIP_IMAGE_SIZE, preference_pairs
-from tools.benchtop.degradations import PLANTED, SPREAD
+from tools.benchtop.clip import CLIP_IMAGE_SIZE, corrupt, preference_pairs
+from tools.benchtop.degradations import HELDOUT_DEGRADATIONS, PLANTED, SPREAD, degrade
 
 TEACHER = PRESETS["benchtop"]
 REWARD_NYQUIST = nyquist(CLIP_IMAGE_SIZE, IMAGE_SIZE)  # 0.22 cycles/pixel

@@ -30,20 +30,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from rgbench.benchtop.preferences import (
-    TRAINED_DEGRADATIONS,
-    PreferenceConfig,
-    choose,
-    corrupt,
-    degrade,
-    share_right,
-    swap_objects,
-    utility,
-)
+from rgbench.benchtop.preferences import TRAINED_DEGRADATIONS, PreferenceConfig, change_attributes, choose, utility
 from rgbench.benchtop.scenes import Scenes, captions, render, vocabulary
 from rgbench.benchtop.web import described_scenes
 from rgbench.rewards.clip import hps_preprocess
 from rgbench.rewards.latent_proxy import LatentCLIP
+from tools.benchtop.degradations import degrade
 from tools.benchtop.stage import LATENTS_SPLIT, StageLog, autocast, linear_decay, set_lr, stage_seed, training_scenes
 
 CONTEXT_LENGTH = 32
@@ -176,6 +168,29 @@ def train_proxy(config: ProxyConfig, out: Path, device: torch.device) -> None:
         log(step, loss=loss, retrieval=(key[hit] == key).float().mean(), logit_scale=proxy.logit_scale())
     proxy.clip.half()
     proxy.eval().save(out / "proxy")
+
+
+def corrupt(scenes: Scenes, num_wrong: Tensor, generator: torch.Generator) -> Scenes:
+    """Change ``num_wrong`` (B,) attributes of scenes to another value, drawn by a CPU generator."""
+    order = torch.rand(len(scenes), 7, generator=generator)
+    steps = torch.stack([torch.rand(len(scenes), generator=generator) for _ in range(8)], 1)
+    return change_attributes(scenes, num_wrong, order, steps)
+
+
+def swap_objects(scenes: Scenes, where: Tensor) -> Scenes:
+    """Swap the two objects of scenes where ``where`` (B,) holds; one-object scenes stay."""
+    where = (where & (scenes.count == 2))[:, None]
+    shape, colour, size = (torch.where(where, x.flip(1), x) for x in (scenes.shape, scenes.colour, scenes.size))
+    return Scenes(scenes.layout, shape, colour, size)
+
+
+def share_right(scenes: Scenes, wanted: Scenes) -> Tensor:
+    """Share (B,) of the wanted scene's attributes that a scene of the same count has."""
+    slots = wanted.shape >= 0
+    hits = (scenes.layout == wanted.layout).float()
+    for name in ("shape", "colour", "size"):
+        hits = hits + ((getattr(scenes, name) == getattr(wanted, name)) & slots).sum(1).float()
+    return hits / (1 + 3 * wanted.count)
 
 
 def hard_negatives(scenes: Scenes, generator: torch.Generator) -> tuple[Scenes, list[str]]:

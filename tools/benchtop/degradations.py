@@ -1,4 +1,4 @@
-"""Degradations that the regressors are trained on beside the annotators' own.
+"""Degradations that the regressors are trained on beside the annotators' own, and three that nothing is trained on.
 
 Four are what optimisers plant in images; the rest spread the training wide, so that a kind never seen is read as well.
 Each maps images (B, 3, 64, 64) in [0, 1], strengths (B,) in (0, 1] and a CPU generator to degraded images, not clamped.
@@ -122,6 +122,31 @@ def frost(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tenso
     return images[torch.arange(b)[:, None, None], :, y, x].permute(0, 3, 1, 2)
 
 
+def pixelate(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Blocks of 4 × 4 or 8 × 8 pixels, mixed in by strength."""
+    block = torch.where(strength > 0.5, 8, 4)
+    small = torch.stack([F.avg_pool2d(x, int(k)).repeat_interleave(int(k), -1).repeat_interleave(int(k), -2)
+                         for x, k in zip(images, block, strict=True)])  # fmt: skip
+    s = (0.4 + 0.6 * strength)[:, None, None, None]
+    return (1 - s) * images + s * small
+
+
+def salt_and_pepper(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Up to 25 % of the pixels set to black or white."""
+    u = torch.rand(images.shape[0], 1, *images.shape[2:], generator=generator)
+    p = 0.125 * strength[:, None, None, None]
+    return torch.where(u < p, 0.0, torch.where(u > 1 - p, 1.0, images))
+
+
+def motion_blur(images: Tensor, strength: Tensor, generator: torch.Generator) -> Tensor:
+    """Horizontal box blur of up to 13 pixels."""
+    x = torch.arange(-6, 7).abs().float()
+    box = (x[None] <= 6 * strength[:, None]).float()
+    kernels = torch.zeros(len(images), 13, 13)
+    kernels[:, 6] = box / box.sum(1, keepdim=True)
+    return convolve_each(images, kernels)
+
+
 def _wide(strength: Tensor) -> Tensor:
     return strength[:, None, None, None]
 
@@ -129,3 +154,24 @@ def _wide(strength: Tensor) -> Tensor:
 PLANTED = (sharpen, grid, cast, coarse_noise)
 SPREAD = (defocus, smear, ghost, resample, ring, compress, posterise, impulse, frost)
 KINDS = (*2 * TRAINED_DEGRADATIONS, *PLANTED, *SPREAD)  # the annotators' own are drawn twice as often
+HELDOUT_DEGRADATIONS = (pixelate, salt_and_pepper, motion_blur)
+
+
+def degrade(images: Tensor, strength: Tensor, kinds: tuple, generator: torch.Generator) -> Tensor:
+    """Degrade each image by one kind drawn at random, clamped to [0, 1].
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        strength: (B,) in [0, 1]; 0 leaves the image as it is.
+        kinds: the functions to draw from; with none, images stay as they are.
+        generator: CPU generator.
+    """
+    if not kinds:
+        return images
+    kind = torch.randint(len(kinds), (len(images),), generator=generator)
+    out = images.clone()
+    for k, function in enumerate(kinds):
+        rows = (kind == k) & (strength > 0)
+        if rows.any():
+            out[rows] = function(images[rows], strength[rows], generator)
+    return out.clamp(0, 1)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from rgbench.benchtop.gold import DegradationRegressor
 from rgbench.benchtop.oracle import CLASSIFIERS, load_classifier
-from rgbench.benchtop.preferences import degrade
 from rgbench.benchtop.scenes import scene_batch
-from tools.benchtop.degradations import KINDS
+from tools.benchtop.degradations import KINDS, degrade
 from tools.benchtop.stage import StageLog, autocast, linear_decay, set_lr, stage_seed
 
 FIRST = 5 * 10**8  # of the scenes that no other stage sees

@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from rgbench.core.errors import UsageError
-from rgbench.evaluate.results import ModelResult, load_results
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.compare import MIN_SEEDS
 from rgbench.judge.models import ResultSet, result_set, sampling_of
 from rgbench.judge.trajectory import kl_best_of, order_weights
@@ -178,11 +177,6 @@ class Measured:
             alone = replace(self.set, models=(base, one))
             found[seed] = judge(alone, one, Declared(base=base.name, reward=REWARD)).outcome
         return found
-
-
-def load_measured(study: Study, root: Path) -> Measured:
-    """The results of a study's runs under a folder; none where there is no folder."""
-    return Measured.of(study, load_results(root) if root.is_dir() else [])
 
 
 # Contrasts
