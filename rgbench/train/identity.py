@@ -170,9 +170,18 @@ def _changed_parts(recorded: Mapping[str, Any], contents: Mapping[str, Any]) -> 
             skipped = {"path"} if before.get("hashed") == now.get("hashed") else {"path", "sha256"}
             changed = [key for key in sorted(before.keys() & now.keys() - skipped) if before[key] != now[key]]
         else:
-            changed = [""] if before is not None and before != now else []
+            changed = [""] if before is not None and not _is_same(before, now) else []
         if changed:
             yield part, _named(changed, before, now)
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Whether the rewards are those of before; a fingerprint may have fields now that older ones lack."""
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(map(_is_same, before, now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(key in now and _is_same(before[key], now[key]) for key in before.keys() - {"fingerprint_id"})
+    return bool(before == now)
 
 
 def _named(changed: list[str], before: Any, now: Any) -> str:

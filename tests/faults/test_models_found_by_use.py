@@ -19,9 +19,17 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from rgbench.core.errors import UsageError
+from rgbench.core.io import SUMS
+from rgbench.core.run import RunDirectory
 from rgbench.models.lora import DIFFUSERS_FILE, HEADER_KEY, KOHYA_KEYS, PEFT_CONFIG, PEFT_FILE, merge_lora
 from rgbench.models.pipeline import load_models
+from rgbench.models.presets import WEIGHTS as SHIPPED
 from rgbench.models.student import Student, load_student
+from rgbench.rewards.base import fingerprint_id
+from rgbench.rewards.clip import HPSReward
+from rgbench.rewards.latent_proxy import LatentCLIP
+from rgbench.train.identity import check_contents
+from tests import sd_folders
 from tests.tiny_models import save_pipeline
 
 CPU = torch.device("cpu")
@@ -215,3 +223,75 @@ def test_names_of_another_family_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=rf"32 of 32 tensors are no LoRA of the base's unet, first '{prefix}"):
         merge(renamed(lora, tmp_path / "x.safetensors", prefix), unet)
+
+
+# Rewards
+
+
+def score(folder: Path) -> tuple[float, dict[str, Any]]:
+    reward = HPSReward.load(folder, antialias=True, device="cpu")
+    return float(reward(torch.ones(1, 3, 32, 32) / 3, ["a red circle"])), reward.fingerprint()
+
+
+OTHER_SCORES: dict[str, Change] = {
+    "heads": lambda folder: edit_text(folder, heads=1),
+    "tokenizer": lambda folder: edit(folder / "tokenizer_config.json", eos_token="a"),
+}
+
+
+def edit_text(folder: Path, **values: Any) -> None:
+    file = folder / "open_clip_config.json"
+    content = json.loads(file.read_text())
+    content["model_cfg"]["text_cfg"] |= values
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("what", OTHER_SCORES)
+def test_what_scores_otherwise_has_another_fingerprint(tmp_path: Path, what: str) -> None:
+    sd_folders.save_reward(tmp_path / "reward")
+    before, fingerprint = score(tmp_path / "reward")
+    OTHER_SCORES[what](tmp_path / "reward")
+    after, other = score(tmp_path / "reward")
+    assert after != before and other != fingerprint
+    assert {key for key in other if other[key] != fingerprint[key]} == {"config_sha256"}
+
+
+def test_the_shipped_rewards_keep_their_fingerprints(tmp_path: Path) -> None:
+    for name in ("reward", "clip"):
+        shutil.copytree(SHIPPED / name, tmp_path / name)
+        (tmp_path / name / "README.md").touch()
+        assert "config_sha256" not in score(tmp_path / name)[1]
+
+
+@pytest.mark.parametrize("name", [None, "absent"])
+def test_a_reward_whose_tokenizer_does_not_fit_is_named(tmp_path: Path, name: str | None) -> None:
+    sd_folders.save_reward(tmp_path / "reward")
+    edit_text(tmp_path / "reward", hf_tokenizer_name=name)
+    if name:
+        edit(tmp_path / "reward" / "tokenizer_config.json", pad_token=False)
+    with pytest.raises(UsageError, match="reward: cannot be loaded"):
+        score(tmp_path / "reward")
+
+
+@pytest.mark.parametrize("scale", [None, "x", -1])
+def test_a_proxy_says_its_scale(tmp_path: Path, scale: Any) -> None:
+    sd_folders.save_proxy(tmp_path / "proxy")
+    (tmp_path / "proxy" / SUMS).unlink()
+    edit(tmp_path / "proxy" / "config.json", latent_scale=scale)
+    with pytest.raises(UsageError, match=r"config\.json: (lacks latent_scale|latent_scale .* is not a positive)"):
+        LatentCLIP.load(tmp_path / "proxy", "cpu")
+
+
+def test_a_run_goes_on_with_a_reward_whose_fingerprint_says_more(tmp_path: Path) -> None:
+    older = {"name": "hps", "weights_sha256": "4", "antialias": True}
+    run = RunDirectory(tmp_path / "run").create({}, {"rewards": reward_of(older), "step": 1})
+    check_contents(run, {"rewards": reward_of(older | {"config_sha256": "5"})})
+    for other in ({"antialias": False}, {"weights_sha256": "6", "config_sha256": "5"}):
+        with pytest.raises(UsageError, match="its rewards changed"):
+            check_contents(run, {"rewards": reward_of(older | other)})
+    with pytest.raises(UsageError, match="its rewards changed"):
+        check_contents(run, {"rewards": []})
+
+
+def reward_of(fingerprint: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": "hps", "fingerprint": fingerprint, "fingerprint_id": fingerprint_id(fingerprint)}]
