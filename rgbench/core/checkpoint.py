@@ -103,7 +103,12 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """
     stems = [name.removesuffix(".safetensors") for name in verify(path) if name != META]
     tensors = {stem: load_safetensors(path / f"{stem}.safetensors") for stem in stems}
-    return tensors, parse_json((path / META).read_bytes())
+    return tensors, read_meta(path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """``meta`` of a checkpoint that :func:`verify` found whole."""
+    return parse_json((path / META).read_bytes())
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -19,6 +19,7 @@ import secrets
 import struct
 import tarfile
 import tempfile
+import threading
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,7 @@ INDEX = "index.json"  # of a folder of images that rgbench wrote
 MAX_STEM = 80  # characters
 MAX_PIXELS = 64_000_000  # below the 89 million at which Pillow begins to warn
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_DIGITS = 20  # of a whole number in JSON
 CHUNK_BYTES = 1 << 20
 SEAL = "sha256"  # last key of a JSON file that carries its own checksum
 SUMS = "rgbench.sha256"  # of a folder of a model that rgbench wrote; `sha256sum -c` reads it
@@ -67,6 +69,7 @@ _PIL_ERRORS: tuple[type[Exception], ...] = (
     *(struct.error, zlib.error, MemoryError),
 )
 _SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
+_SURROGATE = re.compile("[\ud800-\udfff]")  # how Python decodes bytes that are no UTF-8
 _EXIF_ORIENTATION = 274
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation → PIL.Image.Transpose that undoes it
 
@@ -364,24 +367,29 @@ def _check_listed(root: Path, folder: Path) -> None:
 
 def sha256_once(path: Path) -> str:
     """sha256 of a file's bytes; one that has not changed since this process hashed it is not read again."""
-    stat = path.stat()
-    return _sha256_of(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    return _sha256_of(path.resolve(), file_stamp(path))
 
 
 @lru_cache(maxsize=1024)
-def _sha256_of(path: Path, size: int, mtime_ns: int) -> str:
+def _sha256_of(path: Path, stamp: tuple[int, ...]) -> str:
     return sha256_file(path)
+
+
+def file_stamp(path: Path) -> tuple[int, int, int]:
+    """Size and times that change with a file's contents; archives and copies set the first time, none the second."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def parse_json(data: bytes | str) -> Any:
     """Parse strict JSON.
 
     Raises:
-        ValueError: not UTF-8, not JSON, NaN or infinity, or a key twice.
+        ValueError: not UTF-8, not JSON, NaN or infinity, a whole number of more than 64 bits, or a key twice.
         RecursionError: nested too deep.
     """
     text = data.decode("utf-8") if isinstance(data, bytes) else data
-    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
+    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
 
 
 def read_json(path: Path) -> Any:
@@ -411,6 +419,12 @@ def _finite(token: str) -> float:
     value = float(token)
     if not math.isfinite(value):
         raise ValueError(f"{token} is not a JSON number")
+    return value
+
+
+def _whole(token: str) -> int:
+    if len(token) > MAX_DIGITS + 1 or abs(value := int(token)) >= 1 << 64:
+        raise ValueError(f"{token[:MAX_DIGITS]} is too large for a whole number")
     return value
 
 
@@ -657,12 +671,39 @@ def open_image(
         reason = _inexact(image) if exact else None
         if reason:
             raise UsageError(f"{name}: {reason}; save it as an 8-bit RGB image")
-        image.load()
+        with _whole_alone:
+            image.load()
         turn = image.getexif().get(_EXIF_ORIENTATION, 1) if upright else 1
         rgb = _to_rgb(image, name)
     from PIL.Image import Transpose
 
     return rgb.transpose(Transpose(_TURNS[turn])) if turn in _TURNS else rgb
+
+
+class _WholeAlone:
+    """Has Pillow refuse truncated images while any thread decodes here, whatever else the process set."""
+
+    def __init__(self) -> None:
+        self._lock, self._num, self._before = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        from PIL import ImageFile
+
+        with self._lock:
+            if not self._num:
+                self._before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self._num += 1
+
+    def __exit__(self, *_: object) -> None:
+        from PIL import ImageFile
+
+        with self._lock:
+            self._num -= 1
+            if not self._num:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+
+
+_whole_alone = _WholeAlone()
 
 
 @contextmanager
@@ -737,8 +778,8 @@ def open_tar(path: Path) -> list[TarMember]:
         path: a local file; URLs and ``pipe:`` are no files.
 
     Raises:
-        UsageError: no such file, compressed, damaged or truncated, a name twice; or a member that is
-            absolute, climbs with ``..``, or is a link, device or sparse file. The member is named.
+        UsageError: no such file, compressed, damaged or truncated, several tars in one file, a name twice; or a member
+            that is absolute, climbs with ``..``, or is a link, device or sparse file. The member is named.
     """
     path = Path(path)
     if not path.is_file():
@@ -756,15 +797,31 @@ def open_tar(path: Path) -> list[TarMember]:
                 if member.offset + member.size > size:
                     raise UsageError(f"{path}: truncated inside member {member.name!r}; fetch or write it again")
                 members[member.name] = member
+            end = tar.offset
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         raise UsageError(f"{path}: not a readable uncompressed tar ({error})") from error
+    _check_end(path, end)
     return list(members.values())
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Check that zeros alone follow: tarfile takes a broken header, or zeros between two tars, for the end."""
+    with open(path, "rb") as file:
+        file.seek(end)
+        after = file.read(tarfile.BLOCKSIZE)
+        if len(after) < tarfile.BLOCKSIZE or any(after):
+            raise UsageError(f"{path}: no end mark after byte {end}: truncated or damaged; fetch or write it again")
+        while chunk := file.read(CHUNK_BYTES):
+            if any(chunk):
+                raise UsageError(f"{path}: holds more after its end mark: several tars in one file; give each alone")
 
 
 def _safe_member(info: tarfile.TarInfo, path: Path) -> TarMember:
     name = info.name.removeprefix("./")
     reason = None
-    if not info.isreg() or info.issparse():
+    if _SURROGATE.search(name):
+        reason = "has a name that is not UTF-8"
+    elif not info.isreg() or info.issparse():
         reason = "is a link, device or special file"
     elif name.startswith("/") or "\\" in name or name[1:2] == ":":
         reason = "has an absolute or foreign path"

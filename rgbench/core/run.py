@@ -121,6 +121,7 @@ class _Meta(TypedDict, total=False):
     sampling: _Sampling | None
     data: dict[str, Any]
     cost: dict[str, float | None]
+    student_sha256: str
 
 
 _META = TypeAdapter(_Meta)

@@ -9,7 +9,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -183,10 +184,23 @@ def read_captions(path: Path) -> list[Caption]:
 def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        check_header(reader.fieldnames or (), path)
         for row in reader:
+            if None in row:
+                raise UsageError(f"{path}:{reader.line_num}: more cells than columns; quote texts that hold commas")
             yield reader.line_num, row
     except csv.Error as error:
         raise UsageError(f"{path}:{reader.line_num}: not valid CSV: {error}") from error
+
+
+def check_header(columns: Sequence[str], path: Path) -> None:
+    """Refuse a table two of whose columns have one name: of one, nothing would be read.
+
+    Raises:
+        UsageError: names the column.
+    """
+    if twice := [name for name, num in Counter(columns).items() if name and num > 1]:
+        raise UsageError(f"{path}:1: two columns are called {twice[0]!r:.80}; rename or remove one")
 
 
 def _is_below(name: str) -> bool:

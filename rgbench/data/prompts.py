@@ -13,7 +13,7 @@ from typing import Any
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import write_text_atomic
-from rgbench.data.files import INVISIBLE, clean_text, decode_text, json_lines, parse_json_text
+from rgbench.data.files import INVISIBLE, check_header, clean_text, decode_text, json_lines, parse_json_text
 
 KNOWN_LISTS = {  # caption lists that papers share, by the md5 of the file
     "20ed79e6a73d7b8fdbfb6ebc8c5c7e99": "coco14-30k",  # DMD2, SiD-LSG, GigaGAN: 30,000 of val2014, in file order
@@ -24,6 +24,7 @@ BENCHTOP, HPS_BENCHMARK = "benchtop", "hpsv2-benchmark"
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 HPS_PROMPTS_PER_STYLE = 800
 Clean = Callable[[str, str], str]  # a text and its place → the text as it is used
+LINE_ENDS = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # but for line feeds
 COPY = re.compile(r"#\d+$")
 
 log = logging.getLogger(__name__)
@@ -198,8 +199,8 @@ def _name(path: Path, md5: str) -> str:
 def _read_txt(path: Path, text: str, clean: Clean) -> Iterable[Prompt]:
     for number, line in enumerate(text.split("\n")):
         where = f"{path}:{number + 1}"
-        if "\r" in line.strip() or "\0" in line:  # else a whole file of such line ends is one prompt
-            raise UsageError(f"{where}: a lone carriage return or a NUL; end lines with line feeds")
+        if LINE_ENDS.search(line.strip()) or "\0" in line:  # else a whole file of such line ends is one prompt
+            raise UsageError(f"{where}: a line end that is no line feed, or a NUL; end lines with line feeds")
         if prompt := clean(line, where):
             yield Prompt(f"{path.stem}/{number}", prompt)
 
@@ -217,9 +218,10 @@ def _read_jsonl(path: Path, text: str, clean: Clean) -> Iterable[Prompt]:
             raise UsageError(f"{where}: 'text' is missing or empty; every row needs a prompt")
         _check_scene(row.get("scene"), where)
         identity, group = row.get("id", f"{path.stem}/{number - 1}"), row.get("group", "")
-        if type(identity) not in (str, int) or not isinstance(group, str):
+        known = clean(str(identity), where) if type(identity) in (str, int) else ""
+        if not known or not isinstance(group, str):
             raise UsageError(f"{where}: 'id' must be a text or a whole number, and 'group' a text")
-        yield Prompt(clean(str(identity), where), prompt, clean(group, where), row.get("scene"))
+        yield Prompt(known, prompt, clean(group, where), row.get("scene"))
 
 
 def _check_scene(scene: Any, where: str) -> None:
@@ -261,11 +263,14 @@ def _read_parti(path: Path, text: str, clean: Clean) -> Iterable[Prompt]:
     columns = header.rstrip("\r").split("\t")
     if not {"Prompt", "Category"} <= set(columns):
         raise UsageError(f"{path}:1: not PartiPrompts: expected the columns Prompt and Category, found {columns}")
+    check_header(columns, path)
     for number, line in enumerate(lines):
         if not line.strip():
             continue
-        where = f"{path}:{number + 2}"
-        row = dict(zip(columns, line.rstrip("\r").split("\t"), strict=False))
+        where, cells = f"{path}:{number + 2}", line.rstrip("\r").split("\t")
+        if any(cells[len(columns) :]):
+            raise UsageError(f"{where}: more cells than columns; take tabs out of the texts")
+        row = dict(zip(columns, cells, strict=False))
         prompt = clean(row.get("Prompt", ""), where)
         if not prompt:
             raise UsageError(f"{where}: no prompt in this row")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import open_image
+from rgbench.core.io import MAX_PIXELS, open_image
 from rgbench.data.batches import Batch
 from rgbench.data.files import clean_text, decode_text
 
@@ -51,8 +51,13 @@ def fit_image(image: Image.Image, resolution: int) -> np.ndarray:
 
     Returns:
         (resolution, resolution, 3) uint8.
+
+    Raises:
+        UsageError: so long and narrow that it is not worth the memory.
     """
     scale = resolution / min(image.size)
+    if resolution * scale * max(image.size) > MAX_PIXELS:
+        raise UsageError(f"{image.width}×{image.height} pixels are too long and narrow; crop it first")
     if scale != 1:
         width, height = (max(resolution, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pyarrow as pa
 from rgbench.benchtop.scenes import captions
 from rgbench.benchtop.web import described_scenes, training_batch
 from rgbench.core.errors import UsageError
+from rgbench.core.io import file_stamp
 from rgbench.core.registry import resolve
 from rgbench.data.batches import Batch, DataSource
 from rgbench.data.config import DataConfig, HFDatasetData, ImageFolderData, ScenesData, WebDatasetData
@@ -144,9 +147,13 @@ def _captioned_images(folder: Path, captions: str, dropped: list[str]) -> Iterat
     """Relative path and caption of every usable image; the reason of every other goes to ``dropped``."""
     files = NamedFiles(folder)
     if captions == "txt":
-        for image in image_files(folder):
+        images = image_files(folder)
+        named = Counter(image.with_suffix("") for image in images)
+        for image in images:
             name = image.relative_to(folder)
             try:
+                if named[image.with_suffix("")] > 1:
+                    raise UnreadableSample(f"{name}: another image has its caption file {name.stem}.txt")
                 text = files.find(name.with_suffix(".txt").as_posix())
                 if text is None:
                     raise UnreadableSample(f"{name}: no caption file {name.stem}.txt beside it")
@@ -244,6 +251,7 @@ def _open_rows(section: HFDatasetData) -> tuple[Any, Path]:
     except ImportError as error:
         raise UsageError("data.kind hf_dataset needs the datasets library: pip install 'rgbench[datasets]'") from error
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what it logs is in what it raises
     place = Path(section.path).expanduser()
     on_hub = not place.exists()
     if on_hub:
@@ -251,7 +259,8 @@ def _open_rows(section: HFDatasetData) -> tuple[Any, Path]:
     try:
         rows = _load_split(place, section.split, on_hub, datasets)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"{section.path}: cannot be opened as a data set: {error}") from error
+        reason = str(error.__cause__ or error).split("\n", 1)[0]
+        raise UsageError(f"{section.path}: cannot be opened as a data set: {reason}") from error
     for key in ("image_column", "caption_column"):
         column = getattr(section, key)
         if column not in rows.column_names:
@@ -278,7 +287,8 @@ def _load_split(place: Path, split: str, on_hub: bool, datasets: Any) -> Any:
         raise UsageError(f"{place}: neither a folder that save_to_disk wrote nor one with parquet files")
     if on_hub:  # the names of its files say the split
         return datasets.load_dataset(str(place), split=split)
-    return datasets.load_dataset("parquet", data_files=files, split="train")
+    stamp = str([file_stamp(Path(file)) for file in files])  # the library's cache knows files by one time alone
+    return datasets.load_dataset("parquet", data_files=files, split="train", description=stamp)
 
 
 def _hub_snapshot(section: HFDatasetData) -> Path:

@@ -1,7 +1,7 @@
 """Webdataset tars as training data: an index for random access, the source, and the export of benchtop scenes.
 
-A tar is listed once. Its index lies in the user's cache folder under the tar's path, size and time of change, so that a
-second start reads the index alone.
+A tar is listed once. Its index lies in the user's cache folder under the tar's path, size and times of change, so that
+a second start reads the index alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rgbench.benchtop.web import training_batch
 from rgbench.core.errors import UsageError
 from rgbench.core.io import (
     TarMember,
+    file_stamp,
     load_checked,
     open_tar,
     read_json,
@@ -39,8 +40,7 @@ from rgbench.data.config import WebDatasetData
 from rgbench.data.files import IMAGE_SUFFIXES, image_files, is_data_name
 from rgbench.data.samples import HASHED, TolerantReader, UnreadableSample, decode_caption, decode_image, hash_contents
 
-BLOCK_BYTES = 512
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 
 log = logging.getLogger(__name__)
 
@@ -84,43 +84,29 @@ def index_shard(path: Path) -> ShardIndex:
 
 
 def _build(path: Path) -> ShardIndex:
-    members = open_tar(path)
-    _check_end(path, members)
-    samples: dict[str, dict[str, TarMember]] = {}
-    for member in members:
+    samples: dict[str, list[tuple[str, TarMember]]] = {}
+    for member in open_tar(path):
         folder, _, name = member.name.rpartition("/")
         if not all(map(is_data_name, member.name.split("/"))):
             continue
         stem, _, extension = name.partition(".")
         key = f"{folder}/{stem}" if folder else stem
-        samples.setdefault(key, {})[f".{extension.lower()}"] = member
+        samples.setdefault(key, []).append((f".{extension.lower()}", member))
     keys, spans, dropped = [], [], []
     for key, parts in samples.items():
-        images = [parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts]
-        text = parts.get(".txt")
-        if len(images) != 1 or text is None:
-            held = ", ".join(sorted(parts))
+        images = [member for suffix, member in parts if suffix in IMAGE_SUFFIXES]
+        texts = [member for suffix, member in parts if suffix == ".txt"]
+        if len(images) != 1 or len(texts) != 1:
+            held = ", ".join(sorted(suffix for suffix, _ in parts))
             dropped.append(f"{path.name}: sample {key!r} needs one image and one .txt, and holds {held}")
             continue
         keys.append(key)
-        spans.append((images[0].offset, images[0].size, text.offset, text.size))
+        spans.append((images[0].offset, images[0].size, texts[0].offset, texts[0].size))
     return ShardIndex(_key_array(keys), np.array(spans, dtype=np.int64).reshape(-1, 4), dropped)
 
 
-def _check_end(path: Path, members: list[TarMember]) -> None:
-    """Check for the end mark: Python's tarfile takes a broken header for the end and would drop the rest in silence."""
-    end = max((m.offset + m.size for m in members), default=0)
-    end += -end % BLOCK_BYTES
-    with open(path, "rb") as file:
-        file.seek(end)
-        after = file.read(BLOCK_BYTES)
-    if len(after) < BLOCK_BYTES or any(after):
-        raise UsageError(f"{path}: no end mark after byte {end}: truncated or damaged; fetch or write it again")
-
-
 def _cache_path(path: Path) -> Path:
-    stat = path.stat()
-    identity = json.dumps([INDEX_VERSION, str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    identity = json.dumps([INDEX_VERSION, str(path.resolve()), *file_stamp(path)])
     return user_cache("tars") / f"{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
 
 

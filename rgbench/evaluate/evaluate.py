@@ -444,6 +444,10 @@ def load_target(target: Target, config: EvalConfig, device: torch.device) -> Tex
         models = load_student(Student(target.base, unet, lora, config.lora_weight), device, dtype)
     else:
         models = load_models(whole, device, dtype)
+        if target.weights_sha256 not in (None, models.weights_sha256):
+            raise UsageError(
+                f"{whole}: not the student that its run exported; put that back, or evaluate this one in another folder"
+            )
     return models if config.sampler is None else sampled_as(models, config.sampler)
 
 

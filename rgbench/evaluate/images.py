@@ -513,8 +513,8 @@ def _row(entry: Any, where: str) -> dict[str, Any]:
     wanted = ("file", "prompt_id", "prompt")
     if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) and entry[k].strip() for k in wanted):
         raise UsageError(f"{where}: expected an object with {', '.join(wanted)}, or file_name and text")
-    text = clean_text(entry["prompt"], where)
-    return {"stem": _stem(Path(entry["file"])), "id": entry["prompt_id"], "text": text}
+    text, known = clean_text(entry["prompt"], where), clean_text(entry["prompt_id"], where)
+    return {"stem": _stem(Path(entry["file"])), "id": known, "text": text}
 
 
 def _stem(path: Path) -> str:
@@ -559,7 +559,7 @@ def match_images(folder: Path, prompts: PromptSet, known: PromptSet, seed: int) 
     else:
         found = _by_name(images, known.prompts, seed) or _by_number(images, known.prompts, len(prompts))
         if not found:
-            strange = [stem for stem in images if not stem.isdigit()]  # among numbers, the few that are none
+            strange = [stem for stem in images if not (stem.isascii() and stem.isdigit())]  # the few that are none
             raise UsageError(
                 f"{folder}: {named(strange)} do not say which prompt they belong to; name the images by the "
                 f"prompts' ids (such as {file_stem(prompts.prompts[0].id)}.png), or by their numbers from 0"
@@ -570,6 +570,14 @@ def match_images(folder: Path, prompts: PromptSet, known: PromptSet, seed: int) 
             f"{folder}: {len(missing)} of {len(prompts)} prompts have no image: {named(missing)}; make them, or take "
             "the first prompts alone with --num"
         )
+    users: dict[str, str] = {}
+    for prompt in prompts.prompts:
+        other = users.setdefault(found[prompt.id], prompt.id)
+        if other != prompt.id:
+            raise UsageError(
+                f"{folder}: the image {found[prompt.id]!r} would be that of two prompts, {other!r} and {prompt.id!r}; "
+                "give each its own"
+            )
     listed = {row["stem"] for row in rows} if rows is not None else set(found.values())
     extra = [stem for stem in images if stem not in listed]
     if extra:

@@ -42,6 +42,7 @@ LAYOUT = (
     *(f"diffusion_pytorch_model{middle}.safetensors" for middle in ("", ".fp16")),
 )
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+NETWORKS = ("target", "student")  # of a checkpoint, which may be sampled
 RUN_KEYS = ("method", "world", "seed", "status", "step", "steps", "teacher", "rewards", "sampling", "cost")
 NO_STUDENT = "pre-trained a latent proxy and has no student; name its latent_proxy/ as proxy.path of an lrm recipe"
 
@@ -68,6 +69,7 @@ class Target:
         images: the folder holds images and no model.
         base: preset or folder of the base model of a student given as a part; None for a whole model.
         lora: the part is a LoRA, not a UNet.
+        weights_sha256: of the student that its run exported; None where it is unknown.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Target:
     images: bool = False
     base: str | None = None
     lora: bool = False
+    weights_sha256: str | None = None
 
     def __post_init__(self) -> None:
         for name in (self.name, self.world):
@@ -180,13 +183,18 @@ def checkpoint_targets(target: Target, scratch: Path) -> list[Target]:
         no run.
 
     Raises:
-        UsageError: a run that kept no checkpoint before its last step, or one of another network.
+        UsageError: a run that kept no checkpoint before its last step, or one of another run or network.
     """
+    from rgbench.train.identity import check_checkpoint  # torch: not wanted by those who only name a target
+
     if not target.training:
         return []
     run = target.folder.parent
-    config, _ = load_yaml(run / "config.yaml")
-    network = f"{config['sampling']['network']}.safetensors"
+    contents, (config, _) = RunDirectory.open(run).read(), load_yaml(run / "config.yaml")
+    sampling = config.get("sampling")
+    network = sampling.get("network", NETWORKS[0]) if isinstance(sampling, dict) else None
+    if network not in NETWORKS:
+        raise UsageError(f"{run / 'config.yaml'}: sampling.network is none of {', '.join(NETWORKS)}; correct it")
     found = []
     for folder in reversed(checkpoint.checkpoints(run / "checkpoints")):
         step = int(folder.name.removeprefix("step-"))
@@ -197,8 +205,11 @@ def checkpoint_targets(target: Target, scratch: Path) -> list[Target]:
         except checkpoint.CorruptCheckpoint as error:
             log.warning("%s; this checkpoint is left out", error)
             continue
-        place = _checkpoint_pipeline(target.folder, folder / network, scratch / target.name / folder.name)
-        found.append(replace(target, folder=place, training={**target.training, "step": step}))
+        check_checkpoint(folder, checkpoint.read_meta(folder), config, contents)
+        place = _checkpoint_pipeline(
+            target.folder, folder / f"{network}.safetensors", scratch / target.name / folder.name
+        )
+        found.append(replace(target, folder=place, weights_sha256=None, training={**target.training, "step": step}))
     if not found:
         raise UsageError(f"{run}: has no checkpoint before its last step; train with a larger train.keep_checkpoints")
     return found
@@ -303,6 +314,7 @@ def _run(folder: Path, meta: Mapping[str, Any]) -> Target:
         sampling=meta["sampling"],
         rewards=tuple(meta["rewards"]),
         cost=meta["cost"],
+        weights_sha256=meta.get("student_sha256"),
     )
 
 

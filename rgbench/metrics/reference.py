@@ -38,6 +38,7 @@ from rgbench.benchtop.scenes import Scenes, render, sample_scenes
 from rgbench.core.errors import UsageError
 from rgbench.core.io import (
     ImageHeader,
+    file_stamp,
     inspect_image,
     open_image,
     read_json,
@@ -248,17 +249,17 @@ class ReferenceFolder:
 
     @cached_property
     def content(self) -> str:
-        """sha256 of the files' bytes in order, cached by their names, sizes and modification times.
+        """sha256 of the files' bytes in order, cached by their names, sizes and times of change.
 
         Raises:
             UsageError: a file cannot be read; names it.
         """
         names = [path.relative_to(self.folder).as_posix() for path in self.files]
         try:
-            stats = [path.stat() for path in self.files]
+            stamps = [file_stamp(path) for path in self.files]
         except OSError as error:  # such as a link to a file that is gone
             raise UsageError(f"{error.filename}: cannot be read: {error.strerror}; mend or remove it") from error
-        listed = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+        listed = [[name, *stamp] for name, stamp in zip(names, stamps, strict=True)]
         key = hashlib.sha256(json.dumps([str(self.folder.resolve()), listed]).encode()).hexdigest()[:32]
         cached = self.cache / f"folder-{key}.json"
         if found := read_whole(cached, _read_content):

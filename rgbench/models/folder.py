@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import check_sums, is_folder_name, read_json, sha256_once, sha256_tree
+from rgbench.core.io import check_sums, is_folder_name, read_json, refuse_code, sha256_once, sha256_tree
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
@@ -114,7 +114,7 @@ def check_pipeline(folder: Path) -> dict[str, Weights]:
         network → its weight files, without the safety checker.
 
     Raises:
-        UsageError: a part that ``model_index.json`` names is missing, or its weights are.
+        UsageError: a part that ``model_index.json`` names is missing, or its weights are; one that asks for code.
     """
     index = model_index(folder)
     parts = {key: value for key, value in index.items() if key not in ("_class_name", SAFETY)}
@@ -123,10 +123,8 @@ def check_pipeline(folder: Path) -> dict[str, Weights]:
             f"{folder}: lacks {', '.join(absent)}, which {INDEX} names; fetch or write the folder again (of a hub "
             "repository, every file: hf download OWNER/NAME; a gated one needs its licence accepted and hf auth login)"
         )
+    refuse_code(folder)
     networks = [key for key in parts if (folder / key / "config.json").is_file()]
-    for key in networks:
-        if read_config(folder / key / "config.json").get("auto_map"):
-            raise UsageError(f"{folder / key / 'config.json'}: auto_map names code, which is not run; remove it")
     return {key: find_weights(folder / key, key, _stem(parts[key][0])) for key in networks}
 
 
@@ -230,6 +228,29 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def diffusers_notes() -> Iterator[list[str]]:
+    """What diffusers logs in the block, in place of its own handlers."""
+    logger, notes = logging.getLogger("diffusers"), _Notes()
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [notes], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield notes.texts
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+class _Notes(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 def read_number(config: Mapping[str, Any], key: str, default: float | None, file: Path) -> Any:

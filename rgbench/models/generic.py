@@ -34,6 +34,7 @@ from rgbench.models.folder import (
     SAFETY,
     Weights,
     check_pipeline,
+    diffusers_notes,
     explained,
     hash_weights,
     model_index,
@@ -67,6 +68,7 @@ SAMPLERS = {"ddim": "DDIMScheduler", "lcm": "LCMScheduler", "tcd": "TCDScheduler
 FLOW_SAMPLERS = {"lcm": "FlowMatchLCMScheduler"}
 CLEANERS = ("bs4", "ftfy")  # what clean_caption needs
 _ALPHA = re.compile(r"[._]lora(_linear_layer)?\.down\.weight\.alpha$")
+_DROPPED = re.compile("filter|[Uu]nsupported keys")  # in what diffusers logs of tensors that it leaves out
 MAX_TOKENS = 10**6  # tokenizers without a limit give one above
 
 log = logging.getLogger(__name__)
@@ -475,8 +477,12 @@ def _converter(pipeline: Any) -> Callable[[Path], dict[str, Tensor]] | None:
         options["return_alphas"] = True
 
     def convert(file: Path) -> dict[str, Tensor]:
-        with quiet_libraries():
+        with quiet_libraries(), diffusers_notes() as notes:
             found = read(str(file.parent), weight_name=file.name, **options)
+        if dropped := next((note for note in notes if _DROPPED.search(note)), None):
+            raise UsageError(
+                f"{file}: diffusers reads a part of it alone ({dropped:.120}); give a LoRA without the rest"
+            )
         state, alphas = found if isinstance(found, tuple) else (found, None)
         # named after the tensor where its layer is meant: to_q_lora.down.weight.alpha
         named = {_ALPHA.sub(".alpha", name): torch.as_tensor(value) for name, value in (alphas or {}).items()}

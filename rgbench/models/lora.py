@@ -32,12 +32,22 @@ DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.s
 PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
 EMBEDDING_FILE = "guidance_embedding.safetensors"  # rgbench's export of a student with one, beside its adapters
 HEADER_KEY = "lora_adapter_metadata"  # of diffusers
+KOHYA_KEYS = ("ss_network_alpha", "ss_network_dim")  # likewise of Kohya's trainer, which writes alpha as tensors too
 _TENSOR = re.compile(
     r"(?P<layer>.+?)(?:\.lora_(?P<letter>[AB])\.weight|\.lora_(?P<kohya>down|up)\.weight"
     r"|[._]lora(?:_linear_layer)?\.(?P<old>down|up)\.weight|\.(?P<alpha>alpha))"
 )
 _DOWN, _UP, _ALPHA = "down", "up", "alpha"
 _MAGNITUDES = ("dora_scale", "lora_magnitude_vector")
+# Fields of peft's configuration that may have any value: what they ask for shows in the tensors, or not in the product.
+_HARMLESS = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "bias", "use_rslora"),
+    *("modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
+    *("alpha_pattern", "megatron_config", "megatron_core", "trainable_token_indices", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "velora_config", "qalora_group_size", "runtime_config", "lora_bias"),
+    *("ensure_weight_tying", "layer_replication"),
+}
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change the base's weights too
 _TEXT_ALIASES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}  # of older diffusers files
 
@@ -210,8 +220,11 @@ def _read_configs(file: Path, layers: Sequence[_Layer], networks: Mapping[str, n
         if not isinstance(config, dict):
             raise UsageError(f"{file.with_name(PEFT_CONFIG)}: not a configuration of peft")
         return dict.fromkeys(networks, config)
-    header = read_safetensors_metadata(file).get(HEADER_KEY)
+    metadata = read_safetensors_metadata(file)
+    header = metadata.get(HEADER_KEY)
     if header is None:
+        if not any(_ALPHA in layer.tensors for layer in layers):
+            _refuse_unused_scales(file, metadata)
         return {}
     try:
         values = parse_json(header).items()
@@ -224,6 +237,18 @@ def _read_configs(file: Path, layers: Sequence[_Layer], networks: Mapping[str, n
             raise UsageError(f"{file}: its header's {HEADER_KEY} has {key!r}, a part that the base model lacks")
         configs[part][name] = value
     return configs
+
+
+def _refuse_unused_scales(file: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse a file whose scale would be 1, though a place that is not read for it says another."""
+    if file.with_name(PEFT_CONFIG).is_file():
+        raise UsageError(
+            f"{file}: {PEFT_CONFIG} is beside it, whose scale is of names that begin with {PEFT_PREFIX!r}; remove the "
+            "one that is not this LoRA's"
+        )
+    alpha, rank = (metadata.get(key) for key in KOHYA_KEYS)
+    if alpha is not None and alpha.removesuffix(".0") != (rank or "").removesuffix(".0"):
+        raise UsageError(f"{file}: {KOHYA_KEYS[0]} {alpha:.80} in its header, and no tensor has it; fetch it again")
 
 
 def _scale(file: Path, layer: _Layer, configs: Mapping[str, dict[str, Any]]) -> float:
@@ -240,8 +265,9 @@ def _scale(file: Path, layer: _Layer, configs: Mapping[str, dict[str, Any]]) -> 
         return 1.0
     config = configs[part]
     where = f"{file}: the adapter's configuration of {part}"
-    if config.get("peft_type") not in (None, "LORA") or config.get("use_dora") or config.get("use_qalora"):
-        raise UsageError(f"{where} is not a plain LoRA")
+    other = sorted(key for key, value in config.items() if value and key not in _HARMLESS)
+    if config.get("peft_type") not in (None, "LORA") or other:
+        raise UsageError(f"{where} is not a plain LoRA ({', '.join(other[:NUM_NAMED]) or config['peft_type']})")
     if config.get("init_lora_weights", True) not in _PLAIN_STARTS or config.get("layer_replication"):
         raise UsageError(f"{where} changes the base's weights (init_lora_weights, layer_replication); convert it first")
     r = _of_layer(config, "rank_pattern", "r", name, where)
@@ -267,6 +293,11 @@ def _product(file: Path, layer: _Layer, networks: Mapping[str, nn.Module]) -> Te
     """B A in float32, of the weight's shape."""
     part, name = layer.place
     weight: Any = networks[part].get_submodule(name).weight
+    for key in (_DOWN, _UP):
+        if not layer.tensors[key].is_floating_point():
+            raise UsageError(
+                f"{file}: {layer.names[key]!r} is of {layer.tensors[key].dtype}: quantised; give plain weights"
+            )
     down, up = (layer.tensors[key].float() for key in (_DOWN, _UP))
     rank, *inputs = down.shape
     outputs, *inner = up.shape

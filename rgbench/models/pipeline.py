@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ GAMMA = 0.3  # TCDScheduler's default
 # Of an exported scheduler: diffusers keeps private keys, and reads none; its pipelines take eta with each call.
 GAMMA_KEY, SEGMENTS_KEY = "_eta", "_segments"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "trailing")  # of DDIM's timesteps
+NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 DECODED_PIXELS = 8 * 512**2  # at once; the decoder's widest layer holds 1 KiB a pixel
 
 _NETWORKS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
@@ -265,11 +268,11 @@ def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: t
     if not path.is_dir():
         path = find_preset(str(path_or_preset)).teacher_folder()
     parts = {name: load_network(weights, dtype) for name, weights in check_folder(path).items()}
-    scheduler = _read_scheduler(path / "scheduler" / "scheduler_config.json", device)
+    scheduler = read_scheduler(path / "scheduler" / "scheduler_config.json", device)
     for network in parts.values():
         network.requires_grad_(False).eval().to(device)
     unet, vae = parts["unet"], parts["vae"]
-    tokenizer = _load_tokenizer(path / "tokenizer")
+    tokenizer = _load_tokenizer(path / "tokenizer", parts["text_encoder"].config)
     side = unet.config.sample_size
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return DiffusionModels(
@@ -323,6 +326,9 @@ def load_component(weights: Weights, network_class: Any, dtype: torch.dtype) -> 
         UsageError: as :func:`load_network`, or a quantised tensor.
     """
     folder, names = weights.folder, []
+    config = folder / "config.json"
+    if config.is_file() and read_config(config).get("quantization_config"):
+        raise UsageError(f"{config}: quantization_config asks for a quantised network; give plain weights")
     for file in weights.files:
         for name, tensor in open_safetensors(file).items():
             names.append(name)
@@ -344,15 +350,32 @@ def load_component(weights: Weights, network_class: Any, dtype: torch.dtype) -> 
     return network
 
 
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+def _load_tokenizer(folder: Path, text_encoder: Any) -> CLIPTokenizer:
+    """The tokenizer of a text encoder, given that one's configuration."""
     for file in sorted(folder.glob("*.json")):
         read_json(file)  # the tokenizers library raises a bare Exception on damaged JSON
     with explained(folder):
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    length, most = tokenizer.model_max_length, text_encoder.max_position_embeddings
+    if not 2 < length <= most or tokenizer.pad_token_id is None:  # begin, text, end
+        raise UsageError(
+            f"{folder}: model_max_length {length:.6g}, pad_token {tokenizer.pad_token!r:.80}; the text encoder reads "
+            f"{most} tokens, and short texts are padded: correct tokenizer_config.json"
+        )
+    if len(tokenizer) > text_encoder.vocab_size:
+        raise UsageError(
+            f"{folder}: has {len(tokenizer):,} tokens, the text encoder knows {text_encoder.vocab_size:,}; fetch both "
+            "from one model"
+        )
+    return tokenizer
 
 
-def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
-    """Read the fields of :class:`DiffusionModels` that come from the scheduler's configuration."""
+def read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
+    """Read the fields of :class:`DiffusionModels` that come from the scheduler's configuration.
+
+    Raises:
+        UsageError: a scheduler, a noise schedule or a grid that is not sampled with here; no number where one is due.
+    """
     config = read_config(file)
     name = config.get("_class_name")
     if name not in (*STUDENT_SAMPLERS, *DDIM_FAMILY, *OTHER_SAMPLERS):
@@ -365,14 +388,19 @@ def _read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
     if prediction_type not in PREDICTION_TYPES:
         raise UsageError(f"{file}: prediction_type {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
     own_grid = name in DDIM_FAMILY
+    spacing = config.get("timestep_spacing", "leading") if own_grid else "leading"
+    if spacing not in SPACINGS:
+        raise UsageError(f"{file}: timestep_spacing {spacing!r:.80}; use one of {', '.join(SPACINGS)}")
+    known = signature(getattr(diffusers, name).__init__).parameters  # another class has other defaults than DDIM's
+    own = {key: known[key].default for key in NOISE_KEYS if key in known}
     with explained(file):
-        alphas_cumprod = DDIMScheduler.from_config(config).alphas_cumprod
+        alphas_cumprod = DDIMScheduler.from_config({**own, **config}).alphas_cumprod
     return {
         "alphas_cumprod": alphas_cumprod.to(device),
         "prediction_type": prediction_type,
         "sampler": STUDENT_SAMPLERS.get(name, "ddim"),
         "ddim": {
-            "timestep_spacing": config.get("timestep_spacing", "leading") if own_grid else "leading",
+            "timestep_spacing": spacing,
             "steps_offset": 1,  # StableDiffusionPipeline sets this, and clip_sample off, whatever the file says
             "set_alpha_to_one": config.get("set_alpha_to_one", name == "DDIMScheduler") if own_grid else False,
         },

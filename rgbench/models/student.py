@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import check_sums, check_tensors, load_safetensors, load_tensors, sha256_file
 from rgbench.core.run import stream_seed
-from rgbench.models.folder import config_hash, find_weights, read_config
+from rgbench.models.folder import check_class, config_hash, explained, find_weights, read_config
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
-from rgbench.models.pipeline import GAMMA, STUDENT_SAMPLERS, DiffusionModels, load_models, load_network, read_gamma
+from rgbench.models.pipeline import GAMMA, STUDENT_SAMPLERS, DiffusionModels, load_models, load_network, read_scheduler
 
 ADAPTER = "default"
 ORIGINAL_STEPS, TIMESTEP_SCALING = 50, 10.0  # N of LCM's grid and s of its boundary condition: LCMScheduler's defaults
@@ -120,15 +120,15 @@ def _network(
     if time_cond_proj_dim is not None:
         shape = (teacher.time_embedding.linear_1.in_features, time_cond_proj_dim)
         weights[COND_PROJ] = torch.zeros(shape, device=teacher.device, dtype=teacher.dtype)
-    return _around(weights, teacher, time_cond_proj_dim)
+    return _around(weights, teacher.config, time_cond_proj_dim)
 
 
 def _around(
-    weights: dict[str, Tensor], base: UNet2DConditionModel, time_cond_proj_dim: int | None
+    weights: dict[str, Tensor], config: Mapping[str, Any], time_cond_proj_dim: int | None
 ) -> UNet2DConditionModel:
-    """A frozen network of the base's configuration around tensors, which are used as they are."""
+    """A frozen network of a configuration around tensors, which are used as they are."""
     with torch.device("meta"):  # no memory for weights that are replaced below
-        network = UNet2DConditionModel.from_config(dict(base.config), time_cond_proj_dim=time_cond_proj_dim)
+        network = UNet2DConditionModel.from_config(dict(config), time_cond_proj_dim=time_cond_proj_dim)
     network.load_state_dict(weights, assign=True)
     # Evaluation mode: dropout, where a teacher has any, would draw outside the step's named streams.
     return network.requires_grad_(False).eval()
@@ -235,6 +235,9 @@ def load_student(student: Student, device: torch.device, dtype: torch.dtype) -> 
         unet, files = _whole_unet(student.path, models.unet, dtype)
     else:
         unet, files = _with_lora(student.lora, models, student.lora_weight)
+    if unet.config.sample_size != models.unet.config.sample_size:
+        sizes = f"{unet.config.sample_size}, the base's is {models.unet.config.sample_size}"
+        raise UsageError(f"{student.path}: sample_size {sizes}; name the base it was trained from")
     unet.requires_grad_(False).eval()
     nn.Module.to(unet, device, dtype)
     ours = hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
@@ -250,7 +253,7 @@ def load_student(student: Student, device: torch.device, dtype: torch.dtype) -> 
         path=student.path,
     )
     is_lcm = student.lora is not None or unet.config.time_cond_proj_dim is not None
-    return models.with_student(unet, *_sampler_settings(student.path)) if is_lcm else models
+    return models.with_student(unet, *_sampler_settings(student.path, models)) if is_lcm else models
 
 
 def sampled_as(models: DiffusionModels, sampler: str) -> DiffusionModels:
@@ -290,7 +293,12 @@ def _whole_unet(path: Path, base: UNet2DConditionModel, dtype: torch.dtype) -> t
         raise UsageError(f"{path}: {len(tensors) - len(state)} tensors occur with and without the prefix 'unet.'")
     _check_fit(path, state, base)
     dim = _embedding_dim(path, state, base) if COND_PROJ in state else None
-    return _around({key: tensor.to(base.device, dtype) for key, tensor in state.items()}, base, dim), [path]
+    own = path.with_name("config.json")  # the same network as its folder
+    if own.is_file():
+        check_class(path.parent, "unet")
+    with explained(path):
+        cast = {key: tensor.to(base.device, dtype) for key, tensor in state.items()}
+        return _around(cast, read_config(own) if own.is_file() else base.config, dim), [path]
 
 
 def _check_fit(path: Path, state: Mapping[str, Tensor], base: UNet2DConditionModel) -> None:
@@ -307,7 +315,7 @@ def _with_lora(path: Path, models: DiffusionModels, weight: float) -> tuple[UNet
         if list(state) != [COND_PROJ]:
             raise UsageError(f"{embedding}: expected {COND_PROJ!r} alone, found {', '.join(sorted(state)[:5])}")
         whole = dict(unet.state_dict()) | {COND_PROJ: state[COND_PROJ].to(unet.device, unet.dtype)}
-        unet = _around(whole, unet, _embedding_dim(embedding, state, unet))
+        unet = _around(whole, unet.config, _embedding_dim(embedding, state, unet))
     merge_lora(path, {"unet": unet, "text_encoder": models.text_encoder}, weight)
     return unet, adapter_files(path)
 
@@ -320,13 +328,21 @@ def _embedding_dim(path: Path, state: Mapping[str, Tensor], base: UNet2DConditio
     return shape[1]
 
 
-def _sampler_settings(path: Path) -> tuple[int, float, float | None]:
-    """N, s and γ of a student's scheduler in or above the part's folder; else LCMScheduler's own, without γ."""
+def _sampler_settings(path: Path, base: DiffusionModels) -> tuple[int, float, float | None]:
+    """N, s and γ of a student's scheduler in or above the part's folder; else LCMScheduler's own, without γ.
+
+    Raises:
+        UsageError: its noise schedule or what it predicts is not the base's, or no number stands where one is due.
+    """
     for folder in (path, *path.parents[:2]):
         for file in (folder / "scheduler_config.json", folder / "scheduler" / "scheduler_config.json"):
-            config = read_config(file) if file.is_file() else {}
-            if sampler := STUDENT_SAMPLERS.get(str(config.get("_class_name"))):
-                steps, scaling = config.get("original_inference_steps"), config.get("timestep_scaling")
-                gamma = read_gamma(config, file) if sampler == "tcd" else None
-                return steps or ORIGINAL_STEPS, scaling or TIMESTEP_SCALING, gamma
+            if not file.is_file() or str(read_config(file).get("_class_name")) not in STUDENT_SAMPLERS:
+                continue
+            own = read_scheduler(file, base.device)
+            same = torch.equal(own["alphas_cumprod"], base.alphas_cumprod)
+            if not same or own["prediction_type"] != base.prediction_type:
+                what = "noise schedule" if not same else f"prediction_type {own['prediction_type']}"
+                raise UsageError(f"{file}: its {what} is not the base's; name the base it was trained from")
+            steps = own["original_inference_steps"] or ORIGINAL_STEPS
+            return steps, own["timestep_scaling"], own["gamma"] if own["sampler"] == "tcd" else None
     return ORIGINAL_STEPS, TIMESTEP_SCALING, None

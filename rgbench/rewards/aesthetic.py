@@ -19,7 +19,16 @@ from transformers import CLIPModel
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import check_tensors, load_tensors, sha256_file
-from rgbench.rewards.clip import CLIP_GEOMETRY, CLIP_MEAN, CLIP_STD, WEIGHTS, clip_preprocess, image_features, load_clip
+from rgbench.rewards.clip import (
+    CLIP_GEOMETRY,
+    CLIP_MEAN,
+    CLIP_STD,
+    WEIGHTS,
+    clip_preprocess,
+    config_sha256,
+    image_features,
+    load_clip,
+)
 
 HeadKind = Literal["mlp", "linear"]
 
@@ -46,6 +55,7 @@ class AestheticReward:
         antialias: of the image resize.
         weights_sha256: of the CLIP's weight file.
         head_sha256: of the head's file.
+        config_sha256: of :func:`rgbench.rewards.clip.config_sha256`.
     """
 
     name = "aesthetic"
@@ -61,7 +71,9 @@ class AestheticReward:
         antialias: bool,
         weights_sha256: str,
         head_sha256: str,
+        config_sha256: str | None = None,
     ) -> None:
+        self.config_sha256 = config_sha256
         self.model, self.kind = model, kind
         self.head: Any = head.requires_grad_(False).eval()
         self.antialias, self.weights_sha256, self.head_sha256 = antialias, weights_sha256, head_sha256
@@ -106,6 +118,7 @@ class AestheticReward:
             antialias=antialias,
             weights_sha256=sha256_file(folder / WEIGHTS),
             head_sha256=sha256_file(file),
+            config_sha256=config_sha256(folder),
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -123,6 +136,7 @@ class AestheticReward:
             "token_limit": None,
             "mean": list(CLIP_MEAN),
             "std": list(CLIP_STD),
+            **({"config_sha256": self.config_sha256} if self.config_sha256 else {}),
         }
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

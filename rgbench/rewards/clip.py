@@ -11,6 +11,7 @@ or without antialiasing, whose overshoot is not clamped.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -26,7 +27,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import check_tensors, load_tensors, read_json, refuse_code, sha256_file
-from rgbench.models.folder import check_loaded, explained, read_config
+from rgbench.models.folder import check_loaded, config_hash, explained, read_config
+from rgbench.models.presets import WEIGHTS as SHIPPED_WEIGHTS
 from rgbench.rewards.base import float32_at_least, num_tokens
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -38,6 +40,12 @@ FOLDER_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CONFIG = "open_clip_config.json"
 TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}  # of open_clip's HFTokenizer; none loads code
 TRANSFORMERS_CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG_FILES = (
+    *(CONFIG, TRANSFORMERS_CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.json", "merges.txt"),
+)
+PROBE = "a"
+SHIPPED = (SHIPPED_WEIGHTS / "reward", SHIPPED_WEIGHTS / "clip")
 
 
 class CLIPReward:
@@ -50,6 +58,7 @@ class CLIPReward:
         weights_sha256: of the weight file.
         mean: image normalisation, per channel.
         std: image normalisation, per channel.
+        config_sha256: of :func:`config_sha256`; None where the weights alone decide.
     """
 
     name: str
@@ -65,7 +74,9 @@ class CLIPReward:
         weights_sha256: str,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
+        config_sha256: str | None = None,
     ) -> None:
+        self.config_sha256 = config_sha256
         self.model = model.requires_grad_(False).eval()
         self.tokenizer, self.antialias, self.weights_sha256 = tokenizer, antialias, weights_sha256
         self.mean, self.std = tuple(mean), tuple(std)
@@ -93,9 +104,9 @@ class CLIPReward:
         path = Path(path)
         if not path.exists():
             raise UsageError(f"{path}: no such reward; give an open_clip folder or an HPS checkpoint file")
-        model, tokenizer, weights, normalisation = _load_folder(path) if path.is_dir() else _load_file(path)
+        model, tokenizer, weights, settings = _load_folder(path) if path.is_dir() else _load_file(path)
         digest = sha256_file(weights)
-        return cls(model.to(device, dtype), tokenizer, antialias=antialias, weights_sha256=digest, **normalisation)
+        return cls(model.to(device, dtype), tokenizer, antialias=antialias, weights_sha256=digest, **settings)
 
     def with_antialias(self, antialias: bool) -> Self:
         """The same network and its cached texts under another resize."""
@@ -121,6 +132,7 @@ class CLIPReward:
             "token_limit": self.token_limit,
             "mean": list(self.mean),
             "std": list(self.std),
+            **({"config_sha256": self.config_sha256} if self.config_sha256 else {}),
         }
 
     def preprocess(self, images: Tensor) -> Tensor:
@@ -191,7 +203,10 @@ class PickScoreReward(CLIPReward):
         folder = Path(path)
         model = load_clip(folder, device, dtype)
         tokenizer = ClipTokenizer(folder, model.config.text_config.max_position_embeddings)
-        return cls(model, tokenizer, antialias=antialias, weights_sha256=sha256_file(folder / WEIGHTS))
+        with explained(folder), torch.no_grad():
+            text_features(model, tokenizer([PROBE]).to(model.device))
+        digest, config = sha256_file(folder / WEIGHTS), config_sha256(folder)
+        return cls(model, tokenizer, antialias=antialias, weights_sha256=digest, config_sha256=config)
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes the scores."""
@@ -326,7 +341,7 @@ Loaded = tuple[open_clip.CLIP, Any, Path, dict[str, Any]]
 
 
 def _load_folder(folder: Path) -> Loaded:
-    """Model, tokenizer, weight file and normalisation of an open_clip folder."""
+    """Model, tokenizer, weight file, normalisation and hash of the configuration of an open_clip folder."""
     weights = _folder_weights(folder)
     for file in (folder / CONFIG, weights):
         if not file.is_file():
@@ -336,7 +351,10 @@ def _load_folder(folder: Path) -> Loaded:
         model = _without_weights(f"local-dir:{folder}", load_weights=False)
         preprocess = open_clip.get_model_preprocess_cfg(model)
     _take(model, weights, str(folder / CONFIG), "fetch or write the folder again")
-    return model, tokenizer, weights, {key: preprocess[key] for key in ("mean", "std")}
+    with explained(folder), torch.no_grad():  # a vocabulary that does not fit the text tower shows at once
+        model.encode_text(tokenizer([PROBE]))
+    settings = {"mean": preprocess["mean"], "std": preprocess["std"], "config_sha256": config_sha256(folder)}
+    return model, tokenizer, weights, settings
 
 
 def _load_file(path: Path) -> Loaded:
@@ -376,6 +394,24 @@ def folder_tokenizer(folder: Path) -> Any:
     code = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
     with explained(folder):
         return open_clip.get_tokenizer(f"local-dir:{folder}", **code)
+
+
+def config_sha256(folder: Path) -> str | None:
+    """Hash of what else than its weights decides a CLIP's scores: configuration and tokenizer.
+
+    None for those of the shipped CLIPs, whose fingerprints are older than this hash.
+    """
+    found = _hash_configs(folder)
+    return None if found in (_hash_configs(shipped) for shipped in SHIPPED) else found
+
+
+def _hash_configs(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in CONFIG_FILES:
+        if (file := folder / name).is_file():
+            content = config_hash(file) if name in (CONFIG, TRANSFORMERS_CONFIG) else sha256_file(file)
+            digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def check_text_cfg(text: Any, file: Path) -> None:

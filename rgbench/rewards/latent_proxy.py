@@ -36,7 +36,7 @@ from rgbench.core.io import (
     write_json_atomic,
     write_sums,
 )
-from rgbench.models.folder import explained, read_config
+from rgbench.models.folder import explained, read_config, read_number
 from rgbench.rewards.clip import FeatureCache, check_text_cfg, folder_tokenizer, read_clip, unit
 
 CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
@@ -128,6 +128,8 @@ class LatentCLIP(nn.Module):
         check_sums(folder)
         config = read_config(folder / CONFIG)
         check_text_cfg(config.get("text_cfg"), folder / CONFIG)
+        if read_number(config, "latent_scale", None, folder / CONFIG) is None:
+            raise UsageError(f"{folder / CONFIG}: lacks latent_scale; fetch or write the folder again")
         with explained(folder / CONFIG):
             proxy = cls(config, folder)
         weights = load_safetensors(folder / WEIGHTS)

@@ -30,6 +30,7 @@ from rgbench.train.recipe import (
 )
 
 _REWARDS = ("reward", "reward.terms.*")
+CONTENTS = ("teacher", "rewards", "data", "proxy", "fake")  # of what a run trains on, in run.json
 NEWER = {
     "lcd.teacher_steps": 1,
     "proxy.truth": "decoded",
@@ -130,14 +131,21 @@ def check_contents(run: RunDirectory, contents: Mapping[str, Any]) -> None:
         )
 
 
-def check_checkpoint(path: Path, meta: Mapping[str, Any], recipe: BaseRecipe, contents: Mapping[str, Any]) -> None:
+def check_checkpoint(
+    path: Path,
+    meta: Mapping[str, Any],
+    config: Mapping[str, Any],
+    contents: Mapping[str, Any],
+    free: frozenset[str] = FREE_KEYS | {"train.steps"},
+) -> None:
     """Refuse a checkpoint of another run: of another seed, recipe, teacher, reward, data set or proxy.
 
     Args:
         path: the checkpoint.
         meta: its own; older ones do not say of which run they are.
-        recipe: of this run.
-        contents: of :func:`read_contents`.
+        config: this run's recipe as it was resolved, plain data.
+        contents: of :func:`read_contents`, or the run's ``run.json``.
+        free: keys of the recipe that may differ.
 
     Raises:
         UsageError: names what differs.
@@ -145,9 +153,9 @@ def check_checkpoint(path: Path, meta: Mapping[str, Any], recipe: BaseRecipe, co
     recorded = meta.get("run")
     if recorded is None:
         return
-    old, new = _flat(recorded["recipe"]), _flat(recipe.model_dump(mode="json"))
+    old, new = _flat(recorded["recipe"]), _flat(config)
     both = sorted(old.keys() & new.keys())  # a key may be newer, or have moved since
-    changed = [key for key in both if old[key] != new[key] and not _matches(key, free_keys(recipe))]
+    changed = [key for key in both if old[key] != new[key] and not _matches(key, free)]
     found = [f"{key}: {old[key]} → {new[key]}" for key in changed[:5]]
     found += [f"{part}{what}" for part, what in _changed_parts(recorded, contents)]
     if found:
@@ -157,14 +165,23 @@ def check_checkpoint(path: Path, meta: Mapping[str, Any], recipe: BaseRecipe, co
 def _changed_parts(recorded: Mapping[str, Any], contents: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The parts that differ, paths aside, with what of each; parts and fields that ``recorded`` lacks are skipped."""
     for part, now in contents.items():
-        before = recorded.get(part)
+        before = recorded.get(part) if part in CONTENTS else None
         if isinstance(now, dict) and isinstance(before, dict):
             skipped = {"path"} if before.get("hashed") == now.get("hashed") else {"path", "sha256"}
             changed = [key for key in sorted(before.keys() & now.keys() - skipped) if before[key] != now[key]]
         else:
-            changed = [""] if before is not None and before != now else []
+            changed = [""] if before is not None and not _is_same(before, now) else []
         if changed:
             yield part, _named(changed, before, now)
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Whether the rewards are those of before; a fingerprint may have fields now that older ones lack."""
+    if isinstance(before, list) and isinstance(now, list):
+        return len(before) == len(now) and all(map(_is_same, before, now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(key in now and _is_same(before[key], now[key]) for key in before.keys() - {"fingerprint_id"})
+    return bool(before == now)
 
 
 def _named(changed: list[str], before: Any, now: Any) -> str:

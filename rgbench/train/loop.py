@@ -23,7 +23,7 @@ from rgbench.core.process import StopRequest, memory_explained
 from rgbench.core.run import RunDirectory, stream_generator
 from rgbench.data.batches import Batch, BatchLoader, DataSource
 from rgbench.train.base import OptimiserGroup, StepDraws, StepResult, Trainer, autocast
-from rgbench.train.identity import check_checkpoint
+from rgbench.train.identity import check_checkpoint, free_keys
 from rgbench.train.log import CaptionCount, CostMeter, Monitor, check_trackers, merge_costs, merge_counts, tile
 from rgbench.train.recipe import BaseRecipe, LCDRecipe, TrainSection
 
@@ -310,7 +310,7 @@ class Loop:
 
     def _read(self, path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         tensors, meta = checkpoint.load(path)
-        check_checkpoint(path, meta, self.recipe, self.contents)
+        check_checkpoint(path, meta, self.recipe.model_dump(mode="json"), self.contents, free_keys(self.recipe))
         return tensors, meta
 
 

@@ -25,6 +25,7 @@ from rgbench.core.registry import resolve
 from rgbench.core.run import RunDirectory
 from rgbench.data.latents import TeacherSource
 from rgbench.data.sources import open_source, prepare_source
+from rgbench.models.folder import weights_sha256
 from rgbench.models.pipeline import load_models
 from rgbench.models.presets import readable_size
 from rgbench.models.student import is_lora
@@ -151,7 +152,8 @@ def _train(settings: BaseRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequ
 
     def finish() -> None:
         loop.trainer.export(run)
-        run.update(status="finished", step=loop.step, **counts)
+        exported = {"student_sha256": weights_sha256(run.pipeline)} if isinstance(settings, LCDRecipe) else {}
+        run.update(status="finished", step=loop.step, **counts, **exported)
 
     ranks.on_main(finish)
 
@@ -255,7 +257,7 @@ def export_run(path: Path, network: Network, out: Path | None = None, device: st
         raise UsageError(f"{models.path}: not the teacher of {path}; its weights have another sha256")
     trainer: StudentTrainer = resolve("trainer", recipe.plain)(recipe, models)
     tensors, state = checkpoint.load(newest)
-    check_checkpoint(newest, state, recipe, {})
+    check_checkpoint(newest, state, recipe.model_dump(mode="json"), meta)
     for stem, module in trainer.modules().items():
         module.load_state_dict(tensors[stem])
     folder.parent.mkdir(parents=True, exist_ok=True)

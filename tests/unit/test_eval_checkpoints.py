@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rgbench.core.run import RunDirectory
 from rgbench.evaluate.evaluate import CHECKPOINT_IMAGES
 from rgbench.evaluate.results import load_results
 from rgbench.evaluate.targets import WEIGHTS, checkpoint_targets, resolve_targets
+from rgbench.models.folder import weights_sha256
 from rgbench.models.pipeline import load_models
 from tests.tiny_models import run_eval, save_pipeline, save_run
 
@@ -61,6 +63,44 @@ def test_a_checkpoint_of_another_network_is_refused(root, tmp_path):
     with pytest.raises(UsageError, match=r"student\.safetensors: .* are not those of"):
         checkpoint_targets(run, tmp_path)
     (root / "runs" / "lcd-s0" / "config.yaml").write_text(dump_yaml({"sampling": {"network": "target"}}))
+
+
+CONFIG = {"kind": "lcd", "seed": 0, "train": {"steps": 3, "lr": 1e-4}, "sampling": {"network": "target"}}
+OTHERS = {
+    "seed": {"recipe": CONFIG | {"seed": 1}},
+    "train.lr": {"recipe": CONFIG | {"train": {"steps": 3, "lr": 1e-3}}},
+    "kind": {"recipe": CONFIG | {"kind": "rg_lcd"}},
+    "teacher": {"recipe": CONFIG, "teacher": {"sha256": "1" * 64}},
+    "rewards": {"recipe": CONFIG, "rewards": [{"name": "hps"}]},
+}
+
+
+@pytest.mark.parametrize("what", [None, *OTHERS])
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, what):
+    folder = save_run(tmp_path / "runs" / "lcd-s0", method="lcd", rewards=[])
+    (folder / "config.yaml").write_text(dump_yaml(CONFIG))
+    teacher = {"path": "elsewhere", "sha256": "0" * 64}
+    own = {"recipe": CONFIG | {"train": {"steps": 2, "lr": 1e-4}}, "teacher": teacher, "rewards": []}  # then prolonged
+    tensors = {"target": load_safetensors(folder / "pipeline" / WEIGHTS)}
+    recorded = own if what is None else own | OTHERS[what]
+    checkpoint.commit(folder / "checkpoints", 1, tensors, {"step": 1, "run": recorded})
+    (run,) = resolve_targets(["lcd-s0"], tmp_path / "runs")
+    if what is None:
+        assert [found.training["step"] for found in checkpoint_targets(run, tmp_path)] == [1]
+        return
+    with pytest.raises(UsageError, match=rf"step-00000001: a checkpoint of another run \({what}"):
+        checkpoint_targets(run, tmp_path)
+
+
+def test_a_student_of_another_run_is_refused(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = save_run(tmp_path / "runs" / "lcd-s0", method="lcd", rewards=[])
+    RunDirectory(folder).update(student_sha256=weights_sha256(folder / "pipeline"))
+    run_eval(["lcd-s0"], ["hps"], num=2, batch_size=2)
+    shutil.rmtree(folder / "pipeline")
+    save_pipeline(folder / "pipeline", student=True, seed=1)
+    with pytest.raises(UsageError, match=r"lcd-s0/pipeline: not the student that its run exported"):
+        run_eval(["lcd-s0"], ["hps"], num=2, batch_size=2)
 
 
 def test_results_name_the_step(root, tmp_path, monkeypatch, capsys):

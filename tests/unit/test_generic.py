@@ -199,6 +199,15 @@ def auto_map(folder: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoModel": "x--modeling.Model"}}))
 
 
+def own_tokenizer(folder: Path) -> None:
+    """transformers would ask on standard input whether to run the file."""
+    (folder / "tokenizer" / "own.py").write_text("raise SystemExit('ran')")
+    index(folder, tokenizer=["transformers", "AutoTokenizer"])
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+
+
 def half(folder: Path) -> None:
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
@@ -231,7 +240,8 @@ FOLDERS: list[tuple[Callable[[Path], Any], str]] = [
     ),
     (pickled, "pytorch_model.bin is a pickle, which is not opened"),
     (own_code, "unet is code of the folder, which is not run"),
-    (auto_map, "auto_map names code"),
+    (auto_map, "text_encoder/config.json: auto_map asks for Python code"),
+    (own_tokenizer, "tokenizer_config.json: auto_map asks for Python code"),
     (half, "unet/diffusion_pytorch_model.safetensors: not a readable safetensors file"),
     (fewer_tensors, "text_encoder_2: 2 tensors missing from the files"),
 ]
@@ -409,6 +419,26 @@ def test_a_lora_on_flux_is_merged_as_diffusers_does(folders, tmp_path, layout):
     file = save_lora(tmp_path / "mine" / "flux.safetensors", state)
     models = load(base, lora=file, lora_weight=1.5)
     assert_merged(models, merged_by_diffusers(base, file, 1.5), base, ["transformer"])
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "lora_te3_encoder_block_0_layer_0_SelfAttention_k.lora_down.weight",
+        "lora_unet_double_blocks_0_img_attn_qkv.diff_b",
+        "lora_unet_nobody_knows_this.lora_down.weight",
+    ],
+)
+def test_a_lora_of_which_diffusers_drops_a_part_is_refused(folders, tmp_path, capfd, extra):
+    """It says so at most in its log, which is off."""
+    state = fused(lora_of(folders("flux"))) | {extra: torch.ones(2, 4)}
+    file = save_lora(tmp_path / "flux.safetensors", state)
+    capfd.readouterr()
+    with pytest.raises(
+        UsageError, match=r"flux\.safetensors: (diffusers reads a part of it alone|.* tensors are no LoRA)"
+    ):
+        load(folders("flux"), lora=file)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_lora_of_peft_on_a_transformer(folders, tmp_path):
