@@ -83,7 +83,7 @@ def _targets(found: Results) -> list[Sequence[str]]:
         _line("LCD step, benchtop, share of the matmul rate", "≥ 50 %", cpu("step", method="lcd"), _share),
         _line("`rgbench train lcd`, whole process, × diffusers' script", "≥ 2", cpu("script"), _ratio),
         _line("`rgbench train lrm`, command to last file", "≤ 300 s", cpu("students", preset="lrm"), _train),
-        _line("`make demo` after install", "≤ 720 s", cpu("students", preset="demo"), _whole),
+        _line("`make demo` after install", "≤ 600 s", cpu("students", preset="demo"), _whole),
         _line("evaluation with all metrics, benchtop, × generation", "≤ 2.5", cpu("eval"), _times),
         _line("generated values within 2/255 of diffusers', benchtop", "≥ 99.9 %", cpu("generate"), _pixels),
     ]
