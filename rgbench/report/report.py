@@ -48,6 +48,13 @@ class Choice:
     title: str = ""
     base: str | None = None
 
+    def words(self) -> list[str]:
+        """The options of ``rgbench report`` that make this choice."""
+        given = [("--model", ",".join(self.models)), ("--metric", ",".join(self.metrics))]
+        given += [("--label", f"{name}={text}") for name, text in self.labels.items()]
+        given += [("--title", self.title), ("--base", self.base or "")]
+        return [word for option, value in given if value for word in (option, value)]
+
 
 ALL = Choice()
 
@@ -118,7 +125,7 @@ def check(
             f"{out / name}: missing, though report.md shows it" for name in pictures if not (out / name).is_file()
         ]
     if faults:
-        command = shlex.join(["rgbench", "report", str(results), "--out", str(out)])
+        command = shlex.join(["rgbench", "report", str(results), "--out", str(out), *choice.words()])
         raise RgbenchError("\n".join([*faults, f"make it again with: {command}"]))
     return files
 

@@ -201,8 +201,9 @@ def test_the_check_names_missing_files_and_forgives_redrawn_pictures(written, tm
 
 def test_the_check_on_the_command_line(cli, written):
     assert cli("report", written, "--check").returncode == 0
-    done = cli("report", written, "--check", "--out", written / "elsewhere")
+    done = cli("report", written, "--check", "--out", written / "elsewhere", "--model", "lrm", "--title", "Two words")
     assert done.returncode == 1 and "report.md: cannot be read" in done.stderr
+    assert f"--out {written}/elsewhere --model lrm --title 'Two words'" in done.stderr
 
 
 @pytest.mark.long
