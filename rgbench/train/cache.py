@@ -50,7 +50,7 @@ def encode_latents(models: DiffusionModels, batch: Batch) -> tuple[Tensor, Tenso
     return models.encode_images(batch.images_BCHW)
 
 
-def _load(settings: BaseRecipe, device: torch.device) -> DiffusionModels:
+def _load(settings: BaseRecipe, device: str | torch.device) -> DiffusionModels:
     return load_models(settings.model.teacher_folder(), device, torch.float32, settings.model.resolution)
 
 

@@ -21,6 +21,7 @@ from rgbench.core.launch import Ranks
 from rgbench.core.run import RunDirectory
 from rgbench.models.generic import CallOptions, load_generic
 from rgbench.models.pipeline import DiffusionModels, load_models
+from rgbench.train.cache import cache
 from rgbench.train.lcd import LCD
 from rgbench.train.recipe import load_recipe
 from rgbench.train.train import build_loop, train
@@ -204,6 +205,21 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(parts, tmp_path, kind, name, lor
     resumed.train_step()
     for stem, module in straight.trainer.modules().items():
         assert_equal(module.state_dict(), resumed.trainer.modules()[stem].state_dict())
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_a_run_reads_what_was_cached(parts, tmp_path, name):
+    """Pooled states and shifted latents come back from the cache as they are computed."""
+    settings = {"train": {"latents_cache_root": str(tmp_path / "cache")}}
+    file = str(write_recipe(parts, tmp_path, "lcd", name, settings))
+    cache(file, [])
+    steps = []
+    for wanted in ("never", "always"):
+        recipe = load_recipe(file, [f"train.latents_cache={wanted}"])
+        running, _ = build_loop(recipe, RunDirectory(tmp_path / wanted), Ranks())
+        assert (running.load_batch(0).encoded is not None) == (wanted == "always")
+        steps.append(running.train_step()["loss/lcd"])
+    assert steps[0] == pytest.approx(steps[1], rel=1e-4) and steps[0] > 1e-3
 
 
 # ---- from a recipe to plain diffusers ---------------------------------------------------
