@@ -133,7 +133,8 @@ def sd3() -> StableDiffusion3Pipeline:
     )
 
 
-def flux() -> FluxPipeline:
+def flux(told: bool = True) -> FluxPipeline:
+    """FLUX.1 dev, or schnell, which is not told its guidance."""
     return FluxPipeline(
         transformer=FluxTransformer2DModel(
             patch_size=1,
@@ -145,9 +146,9 @@ def flux() -> FluxPipeline:
             joint_attention_dim=T5_WIDTH,
             pooled_projection_dim=CLIP_WIDTH,
             axes_dims_rope=(4, 4, 8),
-            guidance_embeds=True,
+            guidance_embeds=told,
         ),
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=told),
         vae=kl(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip(),
         tokenizer=clip_tokenizer(),
@@ -322,6 +323,10 @@ def kandinsky() -> KandinskyV22CombinedPipeline:
     )
 
 
+def schnell() -> FluxPipeline:
+    return flux(told=False)
+
+
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sdxl": sdxl,
     "sd3": sd3,
@@ -347,7 +352,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def save(family: str, folder: Path) -> Path:
-    """The pipeline folder of a family with random weights from seed 0."""
+    """The pipeline folder of a family, or of ``schnell``, with random weights from seed 0."""
     torch.manual_seed(0)
-    FAMILIES[family]().save_pretrained(folder)
+    {**FAMILIES, "schnell": schnell}[family]().save_pretrained(folder)
     return folder

@@ -132,6 +132,7 @@ def _step_errors(config: dict[str, Any], tensors: dict[str, Tensor], file: Path)
     if missing:
         raise UsageError(f"{file}: not a golden step; it lacks {', '.join(missing)}")
     networks, vae = _load_networks(config, tensors)
+    student, target = cast(nn.Module, networks.student), cast(nn.Module, networks.target)
     settings = _settings(config)
     inputs = Inputs(
         latents=tensors["latents"],
@@ -149,11 +150,11 @@ def _step_errors(config: dict[str, Any], tensors: dict[str, Tensor], file: Path)
     huber, reward = distilled.losses.mean(), -rewards.mean()
     losses = {"huber": huber, "l2": squared, "reward_loss": reward, "huber_plus_reward": huber + reward}
     for name, loss in losses.items():
-        errors |= _loss_errors(name, loss, networks.student, config["expected"])
+        errors |= _loss_errors(name, loss, student, config["expected"])
     errors |= _pair_errors(tensors, config["expected"])
     if "ema_l2" in config["expected"]:
-        ema_update(networks.target, networks.student, EMA_DECAY)
-        errors["ema_l2"] = _scalar_error(_norm(list(networks.target.parameters())), config["expected"]["ema_l2"])
+        ema_update(target, student, EMA_DECAY)
+        errors["ema_l2"] = _scalar_error(_norm(list(target.parameters())), config["expected"]["ema_l2"])
     return errors
 
 
@@ -176,7 +177,7 @@ def _load_networks(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[
         teacher=parts["teacher"],
         student=parts["student"],
         target=parts["target"],
-        alphas_cumprod=scheduler.alphas_cumprod.to(dtype),
+        schedule=scheduler.alphas_cumprod.to(dtype),
         prediction_type=scheduler.config.prediction_type,
     )
     return networks, parts["vae"]

@@ -23,7 +23,7 @@ from rgbench.core.config import find_recipe
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import read_json, sha256_tree
 from rgbench.data.config import HFDatasetData, ImageFolderData, TeacherData, WebDatasetData
-from rgbench.models.folder import check_folder, image_side, read_config
+from rgbench.models.folder import check_folder, check_pipeline, image_side, is_stable_diffusion, read_config
 from rgbench.models.presets import PRESETS, MissingFiles, is_offline, readable_size
 from rgbench.rewards.config import HPS, Aesthetic, Plugin, Process, RewardSection, Sum, find_published
 from rgbench.rewards.remote import look
@@ -256,13 +256,15 @@ def _look(name: str, find: Callable[[], str]) -> Check:
 
 def _teacher(recipe: BaseRecipe) -> str:
     folder = recipe.model.teacher_folder()
-    weights = check_folder(folder)
+    weights = check_folder(folder) if is_stable_diffusion(folder) else check_pipeline(folder)
     size = sum(file.stat().st_size for part in weights.values() for file in part.files)
-    kind = read_config(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
-    side = image_side(folder)
+    scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
+    is_flow = str(scheduler.get("_class_name")).startswith("FlowMatch")
+    kind = scheduler.get("prediction_type", "flow_prediction" if is_flow else "epsilon")
+    side = recipe.model.resolution or image_side(folder)
     if recipe.model.preset:
         preset = recipe.model.find("model.preset")
-        if (side, kind) != (preset.resolution, preset.prediction_type):
+        if (image_side(folder), kind) != (preset.resolution, preset.prediction_type):
             raise UsageError(
                 f"{folder}: {side} px, {kind}; the preset is {preset.resolution} px, {preset.prediction_type}"
             )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rgbench.diffusion.schedule import per_sample, predicted_x0
+from rgbench.diffusion.schedule import FLOW, Schedule, per_sample, predicted_x0
 
 SIGMA_DATA = 0.5  # arXiv 2303.01469, appendix C
 
@@ -41,13 +41,16 @@ def guidance_embedding(guidance_scale: Tensor, dim: int) -> Tensor:
 
     Args:
         guidance_scale: w in LCM form, (B,), floating.
-        dim: d, the student's ``time_cond_proj_dim``; at least 4. An odd d gets a zero column, as in diffusers.
+        dim: d, the student's ``time_cond_proj_dim``; at least 4. An odd d gets a zero column, as in diffusers. 1 for w
+            itself, of networks that embed it on their own.
 
     Returns:
         (B, d) in the dtype of ``guidance_scale``.
 
     Source: diffusers' ``LatentConsistencyModelPipeline.get_guidance_scale_embedding``; bit-equal in float32.
     """
+    if dim == 1:
+        return guidance_scale[:, None]
     half, dtype, device = dim // 2, guidance_scale.dtype, guidance_scale.device
     rate = torch.log(torch.tensor(10000.0, dtype=dtype, device=device)) / (half - 1)
     frequencies = torch.exp(torch.arange(half, dtype=dtype, device=device) * -rate)
@@ -60,22 +63,24 @@ def consistency_function(
     model_output: Tensor,
     latents: Tensor,
     timesteps: Tensor,
-    alphas_cumprod: Tensor,
+    schedule: Schedule,
     prediction_type: str,
     timestep_scaling: float,
 ) -> Tensor:
-    """f = c_skip·z_t + c_out·x̂0.
+    """f = c_skip·z_t + c_out·x̂0; of a flow f = x̂0 = z_t − σ_t v, the identity at t = 0 as it is.
 
     Args:
         model_output: of the student or its target, (B, C, h, w).
         latents: z_t, same shape.
         timesteps: t, (B,) int64.
-        alphas_cumprod: ᾱ, (T,).
+        schedule: ᾱ, (T,), or a flow.
         prediction_type: what the network predicts.
-        timestep_scaling: s.
+        timestep_scaling: s; of no use to a flow.
     """
+    if prediction_type == FLOW:
+        return predicted_x0(model_output, latents, timesteps, schedule, prediction_type)
     c_skip, c_out = boundary_scalings(timesteps, timestep_scaling, latents.dtype)
-    x0 = predicted_x0(model_output, latents, timesteps, alphas_cumprod, prediction_type)
+    x0 = predicted_x0(model_output, latents, timesteps, schedule, prediction_type)
     return per_sample(c_skip, latents) * latents + per_sample(c_out, latents) * x0
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rgbench.diffusion.schedule import alphas_sigmas, per_sample, predicted_eps, predicted_x0
+from rgbench.diffusion.schedule import Schedule, alphas_sigmas, per_sample, predicted_eps, predicted_x0
 
 
 def grid_step(num_train_timesteps: int, num_ddim_timesteps: int) -> int:
@@ -52,9 +52,9 @@ def grid_timesteps(index: Tensor, num_train_timesteps: int, num_ddim_timesteps: 
     return start_timesteps, (start_timesteps - skip).clamp(min=0)
 
 
-def ddim_jump(x0: Tensor, eps: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+def ddim_jump(x0: Tensor, eps: Tensor, timesteps: Tensor, schedule: Schedule) -> Tensor:
     """z_s = √ᾱ_s x̂0 + √(1 − ᾱ_s) ε̂ at s = ``timesteps`` (B,)."""
-    alphas, sigmas = alphas_sigmas(alphas_cumprod, timesteps, x0)
+    alphas, sigmas = alphas_sigmas(schedule, timesteps, x0)
     return alphas * x0 + sigmas * eps
 
 
@@ -63,7 +63,7 @@ def jump(
     latents: Tensor,
     timesteps: Tensor,
     lower: Tensor,
-    alphas_cumprod: Tensor,
+    schedule: Schedule,
     prediction_type: str,
 ) -> Tensor:
     """F(z_t, t → s) = α_s x̂0 + σ_s ε̂ of a network's output; z_t itself where s = t.
@@ -73,27 +73,27 @@ def jump(
         latents: z_t, same shape.
         timesteps: t, (B,) int64.
         lower: s ≤ t, (B,) int64.
-        alphas_cumprod: ᾱ, (T,).
+        schedule: ᾱ, (T,), or a flow.
         prediction_type: what the network predicts.
 
     Source: TCD, arXiv 2402.19159, "TCF(1)"; the parametrisation is that of CTM, arXiv 2310.02279.
     """
-    origin = (latents, timesteps, alphas_cumprod, prediction_type)
-    end = ddim_jump(predicted_x0(model_output, *origin), predicted_eps(model_output, *origin), lower, alphas_cumprod)
+    origin = (latents, timesteps, schedule, prediction_type)
+    end = ddim_jump(predicted_x0(model_output, *origin), predicted_eps(model_output, *origin), lower, schedule)
     return torch.where(per_sample(lower == timesteps, latents), latents, end)
 
 
-def jump_factors(timesteps: Tensor, lower: Tensor, alphas_cumprod: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def jump_factors(timesteps: Tensor, lower: Tensor, schedule: Schedule, like: Tensor) -> tuple[Tensor, Tensor]:
     """ρ = σ_s/σ_t and κ = α_s − α_t ρ of a jump z_s = ρ z_t + κ x̂0, (B, 1, ..., 1) each.
 
     Args:
         timesteps: t > 0, (B,) int64.
         lower: s ≤ t, (B,) int64.
-        alphas_cumprod: ᾱ, (T,).
+        schedule: ᾱ, (T,), or a flow.
         like: a tensor (B, ...) whose dtype and number of dimensions the result takes.
     """
-    alphas, sigmas = alphas_sigmas(alphas_cumprod, timesteps, like)
-    lower_alphas, lower_sigmas = alphas_sigmas(alphas_cumprod, lower, like)
+    alphas, sigmas = alphas_sigmas(schedule, timesteps, like)
+    lower_alphas, lower_sigmas = alphas_sigmas(schedule, lower, like)
     ratio = lower_sigmas / sigmas
     return ratio, lower_alphas - alphas * ratio
 
@@ -105,12 +105,13 @@ def guided_ddim_step(
     start_timesteps: Tensor,
     timesteps: Tensor,
     guidance_scale: Tensor,
-    alphas_cumprod: Tensor,
+    schedule: Schedule,
     prediction_type: str,
 ) -> Tensor:
     """One guided DDIM jump of the teacher, z_{n+k} → z_n.
 
     Guidance c + w(c − u) acts on x0 and on ε **each**, after their separate conversion (docs/method.md, LCD, line 6).
+    Of a flow it is the guided Euler step z + (σ_n − σ_{n+k}) (c + w(c − u)) of the velocity.
 
     Args:
         cond_output: teacher's output on the prompt, (B, C, h, w).
@@ -119,13 +120,13 @@ def guided_ddim_step(
         start_timesteps: t_{n+k}, (B,) int64.
         timesteps: t_n, (B,) int64.
         guidance_scale: w, (B,).
-        alphas_cumprod: ᾱ, (T,).
+        schedule: ᾱ, (T,), or a flow.
         prediction_type: of the teacher.
     """
     w = per_sample(guidance_scale.to(latents.dtype), latents)
-    origin = (latents, start_timesteps, alphas_cumprod, prediction_type)
+    origin = (latents, start_timesteps, schedule, prediction_type)
     cond_x0, uncond_x0 = predicted_x0(cond_output, *origin), predicted_x0(uncond_output, *origin)
     cond_eps, uncond_eps = predicted_eps(cond_output, *origin), predicted_eps(uncond_output, *origin)
     x0 = cond_x0 + w * (cond_x0 - uncond_x0)
     eps = cond_eps + w * (cond_eps - uncond_eps)
-    return ddim_jump(x0, eps, timesteps, alphas_cumprod)
+    return ddim_jump(x0, eps, timesteps, schedule)

@@ -1,4 +1,4 @@
-"""Samplers that give diffusers' images: LCM multistep (arXiv 2310.04378), TCD (2402.19159) and DDIM (2010.02502).
+"""Samplers that give diffusers' images: LCM multistep (arXiv 2310.04378), TCD (2402.19159), DDIM (2010.02502), Euler.
 
 Noise comes from one CPU generator per image and is drawn in the order diffusers draws it, so a diffusers pipeline with
 the same list of generators gives the same images, and an image does not depend on its batch.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from rgbench.diffusion.consistency import consistency_function, guidance_embedding
 from rgbench.diffusion.ddim import ddim_jump, grid_step, jump
-from rgbench.diffusion.schedule import alphas_sigmas, check_timesteps, predicted_eps, predicted_x0
+from rgbench.diffusion.schedule import Flow, Schedule, alphas_sigmas, check_timesteps, predicted_eps, predicted_x0
 
 UNet = Callable[..., tuple[Tensor, ...]]
 
@@ -44,10 +45,16 @@ def lcm_timesteps(num_steps: int, original_steps: int, num_train_timesteps: int)
     return check_timesteps(chosen, num_train_timesteps)
 
 
+def flow_grid(num_steps: int, original_steps: int, num_train_timesteps: int = 1000) -> list[float]:
+    """``sigmas`` of a call of diffusers' pipelines of flows: (t + 1)/T, before the shift, of :func:`lcm_timesteps`."""
+    timesteps = lcm_timesteps(num_steps, original_steps, num_train_timesteps)
+    return [(t + 1) / num_train_timesteps for t in timesteps.tolist()]
+
+
 @torch.no_grad()
 def lcm_sample(
     unet: UNet,
-    alphas_cumprod: Tensor,
+    schedule: Schedule,
     prediction_type: str,
     prompt_embeds: Tensor,
     uncond_embeds: Tensor,
@@ -62,8 +69,9 @@ def lcm_sample(
     """Multistep consistency sampling: predict z_0, add fresh noise down to the next timestep, repeat.
 
     Args:
-        unet: diffusers' ``UNet2DConditionModel``.
-        alphas_cumprod: ᾱ, (T,).
+        unet: called as diffusers' ``UNet2DConditionModel``; where it has a method ``arranged``, that orders fresh noise
+            as the pipeline's own layout of latents does.
+        schedule: ᾱ, (T,), or a flow.
         prediction_type: what ``unet`` predicts.
         prompt_embeds: (B, L, D).
         uncond_embeds: of the empty prompt, (B, L, D); read by a student without ``time_cond_proj_dim`` alone.
@@ -78,23 +86,24 @@ def lcm_sample(
     Returns:
         Latents × ``scaling_factor``, (B, C, h, w).
     """
-    timesteps = lcm_timesteps(num_steps, original_steps, len(alphas_cumprod)).to(prompt_embeds.device)
+    timesteps = lcm_timesteps(num_steps, original_steps, len(schedule)).to(prompt_embeds.device)
     latents = draw_noise(generators, latent_shape, prompt_embeds)
     predict = told_model(unet, prompt_embeds, uncond_embeds, guidance_scale)
     for i, t in enumerate(timesteps):
         t_B = t.expand(len(latents))
         output = predict(latents, t)
-        latents = consistency_function(output, latents, t_B, alphas_cumprod, prediction_type, timestep_scaling)
+        latents = consistency_function(output, latents, t_B, schedule, prediction_type, timestep_scaling)
         if i + 1 < num_steps:
-            alphas, sigmas = alphas_sigmas(alphas_cumprod, timesteps[i + 1].expand(len(latents)), latents)
-            latents = alphas * latents + sigmas * draw_noise(generators, latent_shape, latents)
+            alphas, sigmas = alphas_sigmas(schedule, timesteps[i + 1].expand(len(latents)), latents)
+            noise = draw_noise(generators, latent_shape, latents)
+            latents = alphas * latents + sigmas * getattr(unet, "arranged", _as_it_is)(noise)
     return latents
 
 
 @torch.no_grad()
 def tcd_sample(
     unet: UNet,
-    alphas_cumprod: Tensor,
+    schedule: Tensor,
     prediction_type: str,
     prompt_embeds: Tensor,
     uncond_embeds: Tensor,
@@ -110,7 +119,7 @@ def tcd_sample(
 
     Args:
         unet: as in :func:`lcm_sample`, and so are all others but ``gamma``.
-        alphas_cumprod: ᾱ, (T,).
+        schedule: ᾱ, (T,).
         prediction_type: what ``unet`` predicts.
         prompt_embeds: (B, L, D).
         uncond_embeds: (B, L, D).
@@ -126,16 +135,16 @@ def tcd_sample(
 
     Source: TCD, arXiv 2402.19159, algorithm 4; diffusers' ``TCDScheduler``, whose last jump ends at t = 0.
     """
-    timesteps = lcm_timesteps(num_steps, original_steps, len(alphas_cumprod)).to(prompt_embeds.device)
+    timesteps = lcm_timesteps(num_steps, original_steps, len(schedule)).to(prompt_embeds.device)
     latents = draw_noise(generators, latent_shape, prompt_embeds)
     predict = told_model(unet, prompt_embeds, uncond_embeds, guidance_scale)
     for i, t in enumerate(timesteps):
         below = timesteps[i + 1] if i + 1 < num_steps else torch.zeros_like(t)
         s = torch.floor((1 - gamma) * below).long()  # diffusers' expression, for its rounding
         output, t_B, s_B = predict(latents, t), t.expand(len(latents)), s.expand(len(latents))
-        latents = jump(output, latents, t_B, s_B, alphas_cumprod, prediction_type)
+        latents = jump(output, latents, t_B, s_B, schedule, prediction_type)
         if gamma > 0 and i + 1 < num_steps:
-            ratio = alphas_cumprod[below] / alphas_cumprod[s]
+            ratio = schedule[below] / schedule[s]
             noise = draw_noise(generators, latent_shape, latents)
             latents = ratio.sqrt().to(latents.dtype) * latents + (1 - ratio).sqrt().to(latents.dtype) * noise
     return latents
@@ -193,7 +202,7 @@ def ddim_timesteps(num_steps: int, num_train_timesteps: int, spacing: str, steps
 @torch.no_grad()
 def ddim_sample(
     unet: UNet,
-    alphas_cumprod: Tensor,
+    schedule: Tensor,
     prediction_type: str,
     prompt_embeds: Tensor,
     uncond_embeds: Tensor,
@@ -210,7 +219,7 @@ def ddim_sample(
 
     Args:
         unet: diffusers' ``UNet2DConditionModel``.
-        alphas_cumprod: ᾱ, (T,).
+        schedule: ᾱ, (T,).
         prediction_type: what ``unet`` predicts.
         prompt_embeds: (B, L, D).
         uncond_embeds: of the empty prompt, (B, L, D).
@@ -225,20 +234,67 @@ def ddim_sample(
     Returns:
         Latents × ``scaling_factor``, (B, C, h, w).
     """
-    num_train = len(alphas_cumprod)
+    num_train = len(schedule)
     timesteps = ddim_timesteps(num_steps, num_train, timestep_spacing, steps_offset).to(prompt_embeds.device)
     # The boundary ᾱ is appended at index T, so that a jump below t = 0 is an ordinary jump to T.
-    boundary = torch.ones_like(alphas_cumprod[:1]) if set_alpha_to_one else alphas_cumprod[:1]
-    extended = torch.cat([alphas_cumprod, boundary])
+    boundary = torch.ones_like(schedule[:1]) if set_alpha_to_one else schedule[:1]
+    extended = torch.cat([schedule, boundary])
     latents = draw_noise(generators, latent_shape, prompt_embeds)
     for t in timesteps:
         output = _guided_output(unet, latents, t, prompt_embeds, uncond_embeds, guidance_scale)
         t_B = t.expand(len(latents))
         below = t_B - num_train // num_steps
-        x0 = predicted_x0(output, latents, t_B, alphas_cumprod, prediction_type)
-        eps = predicted_eps(output, latents, t_B, alphas_cumprod, prediction_type)
+        x0 = predicted_x0(output, latents, t_B, schedule, prediction_type)
+        eps = predicted_eps(output, latents, t_B, schedule, prediction_type)
         latents = ddim_jump(x0, eps, torch.where(below >= 0, below, num_train), extended)
     return latents
+
+
+def even_timesteps(num_steps: int, num_train_timesteps: int) -> Tensor:
+    """Timesteps next to T (1 − i/M) − 1 for i < M, descending: a flow's sampler before its shift.
+
+    Args:
+        num_steps: M, in [1, T].
+        num_train_timesteps: T.
+
+    Raises:
+        ValueError: ``num_steps`` is out of range.
+    """
+    if not 1 <= num_steps <= num_train_timesteps:
+        raise ValueError(f"{num_steps} Euler steps: use 1 to {num_train_timesteps}")
+    chosen = [round(num_train_timesteps * n / num_steps) - 1 for n in range(num_steps, 0, -1)]
+    return check_timesteps(chosen, num_train_timesteps)
+
+
+@torch.no_grad()
+def euler_sample(
+    unet: UNet,
+    schedule: Flow,
+    prediction_type: str,
+    prompt_embeds: Tensor,
+    uncond_embeds: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    latent_shape: Sequence[int],
+) -> Tensor:
+    """Euler steps of a flow's velocity, guided in the pipelines' form; arguments as of :func:`lcm_sample`.
+
+    Returns:
+        Latents × ``scaling_factor``, (B, C, h, w).
+    """
+    timesteps = even_timesteps(num_steps, len(schedule)).to(prompt_embeds.device)
+    latents = draw_noise(generators, latent_shape, prompt_embeds)
+    predict = told_model(unet, prompt_embeds, uncond_embeds, guidance_scale)
+    for t, below in pairwise([*timesteps, torch.zeros_like(timesteps[0])]):
+        ends = (t.expand(len(latents)), below.expand(len(latents)))
+        latents = jump(predict(latents, t), latents, *ends, schedule, prediction_type)
+    return latents
+
+
+def _as_it_is(noise: Tensor) -> Tensor:
+    return noise
 
 
 def _guided_output(

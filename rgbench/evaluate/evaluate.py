@@ -425,7 +425,9 @@ def load_target(target: Target, config: EvalConfig, device: torch.device) -> Tex
     dtype, arguments = getattr(torch, config.dtype), config.call_arguments()
     whole = target.folder if target.base is None else base_folder(target.base)
     unet, lora = (None, target.folder) if target.lora else (target.folder, None)
+    side = target.config.get("model", {}).get("resolution")
     if arguments or not is_stable_diffusion(whole):
+        arguments = ({} if side is None else {"height": side, "width": side}) | arguments
         if target.base is not None and lora is None:
             raise UsageError(f"{target.folder}: --unet is for SD 1 and 2; give the whole pipeline instead")
         options = CallOptions(
@@ -443,7 +445,7 @@ def load_target(target: Target, config: EvalConfig, device: torch.device) -> Tex
     if target.base is not None:
         models = load_student(Student(target.base, unet, lora, config.lora_weight), device, dtype)
     else:
-        models = load_models(whole, device, dtype)
+        models = load_models(whole, device, dtype, side)
         if target.weights_sha256 not in (None, models.weights_sha256):
             raise UsageError(
                 f"{whole}: not the student that its run exported; put that back, or evaluate this one in another folder"

@@ -47,7 +47,7 @@ from rgbench.evaluate.results import Generation, SheetImage
 from rgbench.evaluate.targets import Target
 from rgbench.metrics.reference import to_uint8
 from rgbench.models.generic import GenericPipeline
-from rgbench.models.pipeline import DiffusionModels
+from rgbench.models.pipeline import TEACHER_SAMPLERS, DiffusionModels
 
 BATCH_SIZE = 64
 BYTES_PER_PIXEL = 6 * 1024
@@ -112,7 +112,7 @@ def settle_sampling(target: Target, models: TextToImage, steps: int | None, guid
         steps = own.get("steps") if steps is None else steps
         guidance = own.get("guidance_scale") if guidance is None else guidance
         return Sampling(models.sampler, *models.settle(target.name, steps, guidance))
-    is_student = models.sampler != "ddim"
+    is_student = models.sampler not in TEACHER_SAMPLERS
     if is_student and guidance is None and not target.sampling:
         raise UsageError(f"{target.folder}: a student without run.json does not say its guidance; give --guidance")
     if steps is None:
@@ -123,7 +123,7 @@ def settle_sampling(target: Target, models: TextToImage, steps: int | None, guid
         guidance = target.sampling["guidance_scale"] if is_student else teacher_guidance
     gamma = target.sampling.get("gamma", models.gamma) if models.sampler == "tcd" else None
     chosen = Sampling(models.sampler, steps, float(guidance), gamma)
-    most = models.original_inference_steps if is_student else len(models.alphas_cumprod)
+    most = models.original_inference_steps if is_student else len(models.schedule)
     if most is not None and not 1 <= chosen.steps <= most:
         raise UsageError(f"{target.name}: cannot sample in {chosen.steps} steps; use 1 to {most}")
     if gamma == 0 and models.segments not in (None, chosen.steps):

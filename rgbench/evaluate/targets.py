@@ -28,14 +28,14 @@ from rgbench.core.io import (
 from rgbench.core.run import RunDirectory
 from rgbench.data.files import image_files
 from rgbench.evaluate.config import EvalConfig
-from rgbench.models.folder import check_folder, check_pipeline, image_side, is_stable_diffusion
+from rgbench.models.folder import DENOISERS, check_folder, check_pipeline, image_side, is_stable_diffusion
 from rgbench.models.presets import PRESETS, Preset, find_preset
 
 TEACHER = "teacher"
 DEFAULT = PRESETS["benchtop"]
 FULL_SIZE = "full-size"  # world of models of unknown origin that do not make the benchtop's images
 FINISHED = "finished"
-WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # of the denoising network
 # Names that trainers and diffusers give to the parts of any model: they tell no two models apart.
 LAYOUT = (
     *("pipeline", "unet", "lora", "pytorch_lora_weights.safetensors", "adapter_model.safetensors"),
@@ -377,12 +377,14 @@ def _model_name(path: Path) -> str:
 
 def _checkpoint_pipeline(finished: Path, weights: Path, place: Path) -> Path:
     """Links to the finished pipeline's files, but for the network's weights."""
-    final, ours = load_safetensors(finished / WEIGHTS), load_safetensors(weights)
+    component = next((name for name in DENOISERS if (finished / name).is_dir()), DENOISERS[0])
+    own = Path(component) / WEIGHTS
+    final, ours = load_safetensors(finished / own), load_safetensors(weights)
     check_tensors(weights, ours, final, str(finished), "evaluate this run without --checkpoints")
     for file in sorted(path for path in finished.rglob("*") if path.is_file()):
         link = place / file.relative_to(finished)
         link.parent.mkdir(parents=True, exist_ok=True)
-        if file not in (finished / WEIGHTS, finished / SUMS):
+        if file not in (finished / own, finished / SUMS):
             os.symlink(file.resolve(), link)
-    save_safetensors_atomic(ours, place / WEIGHTS)
+    save_safetensors_atomic(ours, place / own)
     return place

@@ -261,7 +261,7 @@ class _Bench:
         """Agreement on predictions from the images' own latents, noised to the middle of one range of timesteps."""
         models = self.models
         assert models is not None, "no range is asked for then"
-        edges = np.linspace(0, len(models.alphas_cumprod), self.options.ranges + 1).astype(int)
+        edges = np.linspace(0, len(models.schedule), self.options.ranges + 1).astype(int)
         low, high = int(edges[number]), int(edges[number + 1])
         t, prompts = (low + high) // 2, self.session.prompts.prompts
         metrics = [self.metrics[0], *(self.oracles or self.metrics[1:])]
@@ -289,7 +289,7 @@ class _Bench:
         draws = [torch.Generator().manual_seed(noise_seed(prompt.id, prompt.seed)) for prompt in prompts]
         noise = draw_noise(draws, models.latent_shape, latents)
         t_B = torch.full((len(latents),), timestep, device=latents.device)
-        noisy = add_noise(latents, noise, t_B, models.alphas_cumprod)
+        noisy = add_noise(latents, noise, t_B, models.schedule)
         return predict_clean(
             models, noisy, t_B, [prompt.text for prompt in prompts], self.source.sampling.guidance_scale
         )
@@ -308,12 +308,12 @@ def predict_clean(
         guidance: scale in the pipelines' form.
     """
     embeds = models.encode_prompts(texts)
-    uncond = models.encode_prompts([""]).expand_as(embeds)
-    output = told_model(models.unet, embeds, uncond, guidance)(noisy, timesteps[0])
+    uncond = models.encode_empty().expand_as(embeds)
+    output = told_model(models.denoiser(models.unet), embeds, uncond, guidance)(noisy, timesteps[0])
     if models.sampler == "lcm":
-        schedule = (models.alphas_cumprod, models.prediction_type, models.timestep_scaling)
+        schedule = (models.schedule, models.prediction_type, models.timestep_scaling)
         return consistency_function(output, noisy, timesteps, *schedule)
-    return predicted_x0(output, noisy, timesteps, models.alphas_cumprod, models.prediction_type)
+    return predicted_x0(output, noisy, timesteps, models.schedule, models.prediction_type)
 
 
 def _groups(

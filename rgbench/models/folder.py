@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either of th
 CONSTANT = "position_ids"  # end of the name of a tensor in older files, whose values are always 0, 1, 2 …
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 INDEX = "model_index.json"
+DENOISERS = ("unet", "transformer")
+FLUX_LATENTS = 128  # side that FluxPipeline makes, whose transformer does not say it
 SAFETY = "safety_checker"  # a part of pipelines that is not loaded
 # What diffusers, transformers and open_clip raise on configurations and weights that do not fit, besides their own.
 _LOADING_ERRORS = (
@@ -107,6 +109,12 @@ def model_index(folder: Path) -> dict[str, Any]:
     return {"_class_name": name, **parts}
 
 
+def left_out(folder: Path) -> dict[str, None]:
+    """Parts that a pipeline's index says are left out, such as SD3's T5, which diffusers wants to be told of."""
+    content = read_config(folder / INDEX)
+    return {key: None for key, value in content.items() if value == [None, None] and key != SAFETY}
+
+
 def check_pipeline(folder: Path) -> dict[str, Weights]:
     """Find the parts of any diffusers pipeline.
 
@@ -128,22 +136,28 @@ def check_pipeline(folder: Path) -> dict[str, Weights]:
     return {key: find_weights(folder / key, key, _stem(parts[key][0])) for key in networks}
 
 
-def pipeline_config_sha256(folder: Path) -> str:
-    """One hash over what else decides any pipeline's images: its index, and each part's files but for weights."""
-    parts = [key for key in model_index(folder) if key not in ("_class_name", SAFETY)]
-    hashes = {"": config_hash(folder / INDEX)}
-    for key in parts:
-        file = next((folder / key / name for name in _PART_CONFIGS if (folder / key / name).is_file()), None)
-        hashes[key] = sha256_tree(folder / key) if file is None else config_hash(file)
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-
-
 def _stem(library: str) -> str:
     return STEMS["text_encoder" if library == "transformers" else "unet"]
 
 
-def missing_parts(folder: Path) -> list[str]:
-    """Relative names of what a pipeline folder lacks; empty where it can be loaded."""
+def find_encoders(folder: Path) -> tuple[dict[str, Weights], list[str]]:
+    """What encodes images and prompts in a pipeline folder: networks with their weights, and tokenizers."""
+    if is_stable_diffusion(folder):
+        return {part: find_weights(folder / part, part) for part in ("vae", "text_encoder")}, ["tokenizer"]
+    found = {key: value for key, value in check_pipeline(folder).items() if key not in DENOISERS}
+    return found, [key for key in model_index(folder) if key.startswith("tokenizer")]
+
+
+def missing_parts(folder: Path, files: Iterable[str] = ()) -> list[str]:
+    """Relative names of what a pipeline folder lacks; empty where it can be loaded.
+
+    Args:
+        folder: of the pipeline.
+        files: that a family other than Stable Diffusion 1 and 2 needs; weights may be there in half precision.
+    """
+    if not is_stable_diffusion(folder):
+        halves = {name: name.replace(".safetensors", ".fp16.safetensors") for name in files}
+        return [name for name, half in halves.items() if not any((folder / n).is_file() for n in (name, half))]
     absent = [name for name in CONFIGS if not (folder / name).is_file()]
     if not any(all((folder / "tokenizer" / name).is_file() for name in names) for names in TOKENIZERS):
         absent += [f"tokenizer/{name}" for name in TOKENIZERS[1]]
@@ -271,11 +285,10 @@ def image_side(folder: Path) -> int:
     Raises:
         UsageError: its configurations are missing, or do not say.
     """
-    file = folder / "unet" / "config.json"
-    latent, blocks = (
-        read_config(file).get("sample_size"),
-        read_config(folder / "vae" / "config.json").get("block_out_channels"),
-    )
+    component = next((name for name in DENOISERS if (folder / name).is_dir()), DENOISERS[0])
+    file = folder / component / "config.json"
+    latent = read_config(file).get("sample_size", None if component == "unet" else FLUX_LATENTS)
+    blocks = read_config(folder / "vae" / "config.json").get("block_out_channels")
     if not isinstance(latent, int) or not isinstance(blocks, list):
         raise UsageError(f"{file}: sample_size {latent!r}; use a model of square images")
     return latent * 2 ** (len(blocks) - 1)
@@ -318,7 +331,9 @@ def check_loaded(folder: Path, info: Mapping[str, Any]) -> None:
 
 
 def weights_sha256(folder: Path) -> str:
-    """:func:`hash_weights` of a folder of the Stable Diffusion family."""
+    """:func:`hash_weights` of a pipeline folder."""
+    if not is_stable_diffusion(folder):
+        return hash_weights(check_pipeline(folder))
     return hash_weights({component: find_weights(folder / component, component) for component in STEMS})
 
 
@@ -344,8 +359,14 @@ def config_hashes(folder: Path) -> dict[str, str]:
 
     Fields that name a library's version or a path, with a leading underscore, are left out.
     """
-    hashes = {name.partition("/")[0]: config_hash(folder / name) for name in CONFIGS}
-    return {"tokenizer": sha256_tree(folder / "tokenizer"), **hashes}
+    if is_stable_diffusion(folder):
+        hashes = {name.partition("/")[0]: config_hash(folder / name) for name in CONFIGS}
+        return {"tokenizer": sha256_tree(folder / "tokenizer"), **hashes}
+    hashes = {"": config_hash(folder / INDEX)}
+    for key in (key for key in model_index(folder) if key not in ("_class_name", SAFETY)):
+        file = next((folder / key / name for name in _PART_CONFIGS if (folder / key / name).is_file()), None)
+        hashes[key] = sha256_tree(folder / key) if file is None else config_hash(file)
+    return hashes
 
 
 def config_hash(file: Path) -> str:

@@ -30,19 +30,20 @@ from torch import Tensor, nn
 from rgbench.core.errors import UsageError, suggest
 from rgbench.core.io import sha256_file
 from rgbench.core.process import lacks_memory
+from rgbench.diffusion.sampling import flow_grid
 from rgbench.models.folder import (
     SAFETY,
-    Weights,
     check_pipeline,
+    config_sha256,
     diffusers_notes,
     explained,
     hash_weights,
+    left_out,
     model_index,
-    pipeline_config_sha256,
     quiet_libraries,
 )
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
-from rgbench.models.pipeline import load_component
+from rgbench.models.pipeline import STEPS_KEY, load_part
 
 RESERVED = {
     **dict.fromkeys(("prompt", "generator", "latents", "num_images_per_prompt"), "is set by rgbench"),
@@ -240,6 +241,8 @@ class GenericPipeline:
         call |= {"prompt": list(prompts), "generator": list(generators), "num_inference_steps": num_steps}
         self._generators, self._rows = list(generators), 0
         with self._explained(num_steps), self._own_noise():
+            if grid := self.pipeline.scheduler.config.get(STEPS_KEY):
+                call["sigmas"] = flow_grid(num_steps, grid)
             images = torch.from_numpy(self.pipeline(**call, output_type="np").images)
         self.nfe = self._rows // len(prompts) or None
         wanted = (len(prompts), self.resolution, self.resolution, 3)
@@ -325,12 +328,12 @@ def load_generic(
     options, device = options or CallOptions(), torch.device(device)
     weights, kind = check_pipeline(path), pipeline_class(path)
     arguments = settle_arguments(kind, options.arguments)
-    parts = {name: _load_part(path, each, dtype) for name, each in weights.items()}
+    parts = {name: load_part(path, each, dtype) for name, each in weights.items()}
     # A watermark is put in wherever a package is installed; a safety checker paints images black.
     off = {"add_watermarker": False, SAFETY: None, "requires_safety_checker": False}
     own = {key: value for key, value in off.items() if key in inspect.signature(kind).parameters}
     with explained(path):
-        pipeline = kind.from_pretrained(path, local_files_only=True, **parts, **own)
+        pipeline = kind.from_pretrained(path, local_files_only=True, **left_out(path), **parts, **own)
     pipeline.set_progress_bar_config(disable=True)
     if options.sampler is not None:
         pipeline.scheduler = _other_scheduler(path, pipeline.scheduler, options.sampler)
@@ -357,7 +360,7 @@ def load_generic(
         stride,
         _token(pipeline, stride),
         weights_hash,
-        pipeline_config_sha256(path),
+        config_sha256(path),
         None if options.lora is None else options.lora_weight,
     )
 
@@ -437,17 +440,6 @@ def autoencoder(pipeline: Any) -> Any:
     if found is None or not hasattr(found, "enable_slicing"):
         raise UsageError(f"--vae-slicing: {type(pipeline).__name__} has no VAE that can be sliced; leave it out")
     return found
-
-
-def _load_part(path: Path, weights: Weights, dtype: torch.dtype) -> nn.Module:
-    library, name = model_index(path)[weights.component]
-    home = {"diffusers": diffusers, "transformers": transformers}.get(library) or getattr(
-        diffusers.pipelines, library, None
-    )
-    kind = getattr(home, name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, nn.Module) and hasattr(kind, "from_pretrained")):
-        raise UsageError(f"{path / weights.component}: {library} has no network {name!r}; install a newer {library}")
-    return load_component(weights, kind, dtype).requires_grad_(False).eval()
 
 
 def _adaptable(name: str) -> bool:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import check_sums, load_safetensors, parse_json, read_json, read_safetensors_metadata
+from rgbench.models.folder import DENOISERS
 
 DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 PEFT_CONFIG, PEFT_PREFIX = "adapter_config.json", "base_model.model."
@@ -51,7 +52,6 @@ _HARMLESS = {
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change the base's weights too
 _TEXT_ALIASES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}  # of older diffusers files
 
-DENOISERS = ("unet", "transformer")
 NUM_NAMED = 3  # tensors in a message
 
 Place = tuple[str, str]  # the name of a network, such as "unet" or "text_encoder", and a layer's name in it

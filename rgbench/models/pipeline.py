@@ -5,28 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from inspect import signature
+from inspect import isclass, signature
 from pathlib import Path
 from typing import Any
 
-import diffusers.utils.logging
+import diffusers
 import torch
-import transformers.utils.logging
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import open_safetensors, read_json
-from rgbench.diffusion.sampling import ddim_sample, lcm_sample, tcd_sample
+from rgbench.diffusion.sampling import ddim_sample, euler_sample, lcm_sample, tcd_sample
+from rgbench.diffusion.schedule import FLOW, Schedule
+from rgbench.models.families import FAMILIES, STABLE_DIFFUSION, Denoiser, StableDiffusion, read_flow
 from rgbench.models.folder import (
     CONSTANT,
+    PIPELINES,
     Weights,
     check_class,
     check_folder,
     check_loaded,
+    check_pipeline,
     config_sha256,
     explained,
+    is_stable_diffusion,
+    left_out,
+    model_index,
     read_config,
     read_number,
     weights_sha256,
@@ -41,10 +48,11 @@ OTHER_SAMPLERS = (
     *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverSDEScheduler", "DEISMultistepScheduler"),
     *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "UniPCMultistepScheduler"),
 )
+TEACHER_SAMPLERS = ("ddim", "euler")
 STUDENT_SAMPLERS = {"LCMScheduler": "lcm", "TCDScheduler": "tcd"}
 GAMMA = 0.3  # TCDScheduler's default
 # Of an exported scheduler: diffusers keeps private keys, and reads none; its pipelines take eta with each call.
-GAMMA_KEY, SEGMENTS_KEY = "_eta", "_segments"
+GAMMA_KEY, SEGMENTS_KEY, STEPS_KEY = "_eta", "_segments", "_original_inference_steps"
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing")  # of DDIM's timesteps
 NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
@@ -57,13 +65,15 @@ def decode_images(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Images of unscaled latents: (decode(z)/2 + ½).clamp(0, 1).
 
     Args:
-        vae: diffusers' autoencoder.
+        vae: diffusers' autoencoder, whose ``shift_factor``, if any, is added.
         latents: already divided by ``scaling_factor``, (B, C, h, w).
 
     Returns:
         (B, 3, H, W) in [0, 1], differentiable.
     """
-    return (vae.decode(latents, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+    shift = vae.config.get("shift_factor")
+    shifted = latents if shift is None else latents + shift
+    return (vae.decode(shifted, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
 
 
 @dataclass
@@ -71,14 +81,14 @@ class DiffusionModels:
     """The parts of a text-to-image model, frozen, in evaluation mode.
 
     Attributes:
-        unet: predicts ``prediction_type``; a student has ``time_cond_proj_dim``.
-        vae, text_encoder, tokenizer: as in the folder.
-        alphas_cumprod: ᾱ of diffusers' scheduler, (T,) float32.
-        prediction_type: ``epsilon``, ``v_prediction`` or ``sample``.
+        unet: the denoising network, a UNet or a transformer; predicts ``prediction_type``.
+        vae, text_encoder, tokenizer: as in the folder; of several encoders the first.
+        schedule: ᾱ of diffusers' scheduler, (T,) float32, or a flow.
+        prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
         scaling_factor: latents × this have unit variance.
         resolution: image side in pixels.
         latent_shape: (C, h, w).
-        sampler: ``ddim``, ``lcm`` or ``tcd``, from the folder's scheduler.
+        sampler: ``ddim``, ``euler``, ``lcm`` or ``tcd``, from the folder's scheduler.
         ddim: timestep spacing, offset and last ᾱ of the folder's scheduler, as ``ddim_sample`` takes them.
         original_inference_steps: N of a student's training grid, else None.
         timestep_scaling: s of an LCM student.
@@ -87,13 +97,15 @@ class DiffusionModels:
         path: the folder.
         gamma: γ of the TCD sampler: the folder's, under :data:`GAMMA_KEY`, else :data:`GAMMA`.
         segments: of an MLCM student, which is sampled in as many steps where γ is 0; None for others.
+        family: how the network is called, and what it is conditioned on.
+        pipeline: diffusers' own, which encodes prompts; None for Stable Diffusion 1 and 2.
     """
 
-    unet: UNet2DConditionModel
+    unet: Any
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    alphas_cumprod: Tensor
+    text_encoder: Any
+    tokenizer: Any
+    schedule: Schedule
     prediction_type: str
     scaling_factor: float
     resolution: int
@@ -107,6 +119,8 @@ class DiffusionModels:
     path: Path
     gamma: float = GAMMA
     segments: int | None = None
+    family: StableDiffusion = STABLE_DIFFUSION
+    pipeline: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -128,9 +142,13 @@ class DiffusionModels:
         """Floating type of the weights."""
         return self.unet.dtype
 
+    def denoiser(self, network: Any) -> Denoiser:
+        """A network of this family, such as :attr:`unet` or a student, as samplers and trainers call it."""
+        return self.family.denoiser(self, network)
+
     def with_student(
         self,
-        student: UNet2DConditionModel,
+        student: Any,
         original_inference_steps: int,
         timestep_scaling: float,
         gamma: float | None = None,
@@ -147,7 +165,7 @@ class DiffusionModels:
 
     def own_fields(self) -> dict[str, Any]:
         """What decides an image besides sampler settings, resolution and hashes."""
-        if self.sampler == "ddim":
+        if self.sampler in TEACHER_SAMPLERS:
             return {}
         fields: dict[str, Any] = {"original_inference_steps": self.original_inference_steps}
         return fields | ({"timestep_scaling": self.timestep_scaling} if self.sampler == "lcm" else {})
@@ -157,12 +175,12 @@ class DiffusionModels:
 
         A student with a guidance embedding reads its scale and needs one.
         """
-        embedded = self.sampler != "ddim" and self.unet.config.time_cond_proj_dim
+        embedded = self.denoiser(self.unet).config.time_cond_proj_dim
         return steps * (2 if guidance_scale > 1 and not embedded else 1)
 
     def text_limits(self) -> dict[str, tuple[Any, int]]:
         """Tokenizer of each text encoder, and how many tokens it reads."""
-        return {"text_encoder": (self.tokenizer, self.tokenizer.model_max_length)}
+        return self.family.text_limits(self)
 
     @contextmanager
     def counted(self, advance: Callable[[], None]) -> Iterator[None]:
@@ -175,19 +193,23 @@ class DiffusionModels:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Encode prompts as text-encoder states, (B, L, D), cut to L tokens as in diffusers' pipelines."""
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).to(self.device)
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        return self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
+        """Encode prompts as the family's conditioning, (B, L, D), cut to L tokens as in diffusers' pipelines."""
+        return self.family.encode(self, prompts)
+
+    @torch.no_grad()
+    def encode_empty(self) -> Tensor:
+        """Encode what guidance subtracts, (1, L, D)."""
+        return self.family.encode_empty(self)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images (B, 3, H, W) in [0, 1] as mean and deviation of their posterior, unscaled, (B, C, h, w)."""
+        """Encode images (B, 3, H, W) in [0, 1] as mean and deviation of their posterior, unscaled, (B, C, h, w).
+
+        A ``shift_factor`` of the autoencoder is subtracted from the mean.
+        """
         posterior = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1).latent_dist
-        return posterior.mean, posterior.std
+        shift = self.vae.config.get("shift_factor")
+        return posterior.mean if shift is None else posterior.mean - shift, posterior.std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -222,8 +244,8 @@ class DiffusionModels:
             prompts: B texts.
             generators: B CPU generators, one per image.
             num_steps: sampling steps.
-            guidance_scale: g in the pipelines' form: DDIM and a student without a guidance embedding are guided,
-                u + g(c − u), where g > 1; a student with one is given w = g − 1.
+            guidance_scale: g in the pipelines' form: a network without a guidance embedding is guided, u + g(c − u),
+                where g > 1; one with an embedding is given w = g − 1.
 
         Returns:
             Latents × ``scaling_factor``, (B, C, h, w).
@@ -233,8 +255,8 @@ class DiffusionModels:
             ValueError: more steps than the grid has.
         """
         embeds = self.encode_prompts(prompts)
-        uncond = self.encode_prompts([""]).expand_as(embeds)
-        common: tuple[Any, ...] = (self.unet, self.alphas_cumprod, self.prediction_type, embeds, uncond, generators)
+        uncond, network = self.encode_empty().expand_as(embeds), self.denoiser(self.unet)
+        common: tuple[Any, ...] = (network, self.schedule, self.prediction_type, embeds, uncond, generators)
         settings: dict[str, Any] = {
             "num_steps": num_steps,
             "guidance_scale": guidance_scale,
@@ -242,6 +264,8 @@ class DiffusionModels:
         }
         if self.sampler == "ddim":
             return ddim_sample(*common, **(settings | self.ddim))
+        if self.sampler == "euler":
+            return euler_sample(*common, **settings)
         if self.original_inference_steps is None:
             raise UsageError(f"{self.path}: its sampler needs original_inference_steps in the scheduler's config")
         settings["original_steps"] = self.original_inference_steps
@@ -250,7 +274,9 @@ class DiffusionModels:
         return lcm_sample(*common, **settings, timestep_scaling=self.timestep_scaling)
 
 
-def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: torch.dtype) -> DiffusionModels:
+def load_models(
+    path_or_preset: str | Path, device: str | torch.device, dtype: torch.dtype, resolution: int | None = None
+) -> DiffusionModels:
     """Load a diffusers folder, or a preset's teacher by name; from the disk alone.
 
     Weights are plain, of a variant (fp16) or sharded, always safetensors; see :mod:`rgbench.models.folder`.
@@ -259,14 +285,17 @@ def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: t
         path_or_preset: a pipeline folder, or a preset.
         device: where to put the weights.
         dtype: one floating type for all networks.
+        resolution: image side in pixels; None for the model's own.
 
     Raises:
         UsageError: no such folder or preset, a missing or truncated file, tensors that do not fit the configuration,
-            another family of models, or a scheduler with an unknown noise schedule.
+            another family of models, a scheduler with an unknown noise schedule, or a side that the model cannot make.
     """
     path = Path(path_or_preset)
     if not path.is_dir():
         path = find_preset(str(path_or_preset)).teacher_folder()
+    if not is_stable_diffusion(path):
+        return _load_piped(path, device, dtype, resolution)
     parts = {name: load_network(weights, dtype) for name, weights in check_folder(path).items()}
     scheduler = read_scheduler(path / "scheduler" / "scheduler_config.json", device)
     for network in parts.values():
@@ -275,6 +304,8 @@ def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: t
     tokenizer = _load_tokenizer(path / "tokenizer", parts["text_encoder"].config)
     side = unet.config.sample_size
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if resolution is not None:
+        side = _latent_side(resolution, factor, path)
     return DiffusionModels(
         **parts,
         tokenizer=tokenizer,
@@ -286,6 +317,86 @@ def load_models(path_or_preset: str | Path, device: str | torch.device, dtype: t
         path=path,
         **scheduler,
     )
+
+
+def _load_piped(path: Path, device: str | torch.device, dtype: torch.dtype, resolution: int | None) -> DiffusionModels:
+    """A model of SDXL's, SD3's or FLUX's family."""
+    kind = str(model_index(path)["_class_name"])
+    family = FAMILIES.get(kind)
+    if family is None:
+        known = ", ".join((*PIPELINES, *FAMILIES))
+        raise UsageError(f"{path}: a {kind}, which is not trained here; give a text-to-image pipeline of {known}")
+    found = check_pipeline(path)
+    wanted = (family.component, "vae", *(f"text_encoder{end}" for end in ("", "_2")))
+    if absent := [name for name in wanted if name not in found]:
+        raise UsageError(f"{path}: lacks {', '.join(absent)}; fetch or write the whole folder again")
+    parts = {name: load_part(path, weights, dtype).to(device) for name, weights in found.items()}
+    for part in parts.values():
+        if isinstance(part, diffusers.ModelMixin):
+            part.register_to_config(_name_or_path="")
+    with explained(path):
+        pipeline: Any = getattr(diffusers, kind).from_pretrained(path, local_files_only=True, **parts, **left_out(path))
+    network, vae = parts[family.component], parts["vae"]
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    side = _latent_side(resolution or pipeline.default_sample_size * factor, factor, path)
+    file, patch = path / "scheduler" / "scheduler_config.json", family.patch(network)
+    settings = read_scheduler(file, device) if patch is None else _flow_fields(file, (side // patch) ** 2, device)
+    return DiffusionModels(
+        unet=network,
+        vae=vae,
+        text_encoder=pipeline.text_encoder,
+        tokenizer=pipeline.tokenizer,
+        scaling_factor=vae.config.scaling_factor,
+        resolution=side * factor,
+        latent_shape=(vae.config.latent_channels, side, side),
+        weights_sha256=weights_sha256(path),
+        config_sha256=config_sha256(path),
+        path=path,
+        family=family,
+        pipeline=pipeline,
+        **settings,
+    )
+
+
+def _flow_fields(file: Path, tokens: int, device: str | torch.device) -> dict[str, Any]:
+    """Fields of :class:`DiffusionModels` that come from a flow's scheduler."""
+    config = read_config(file)
+    steps = read_number(config, STEPS_KEY, None, file)
+    return {
+        "schedule": read_flow(config, file, tokens).to(device),
+        "prediction_type": FLOW,
+        "sampler": "euler" if steps is None else "lcm",
+        "ddim": {},
+        "original_inference_steps": steps,
+        "timestep_scaling": 10.0,
+    }
+
+
+def _latent_side(resolution: int, factor: int, path: Path) -> int:
+    """Side of the latents of images.
+
+    Raises:
+        UsageError: not a whole, even number.
+    """
+    if resolution % (2 * factor):
+        raise UsageError(f"{path}: makes no images of {resolution} px; use a multiple of {2 * factor}")
+    return resolution // factor
+
+
+def load_part(path: Path, weights: Weights, dtype: torch.dtype) -> Any:
+    """Load a network of a pipeline folder by the class that its index names, frozen.
+
+    Raises:
+        UsageError: a class that the libraries lack; or as :func:`load_component`.
+    """
+    library, name = model_index(path)[weights.component]
+    home = {"diffusers": diffusers, "transformers": transformers}.get(library) or getattr(
+        diffusers.pipelines, library, None
+    )
+    kind = getattr(home, name, None)
+    if not (isclass(kind) and issubclass(kind, nn.Module) and hasattr(kind, "from_pretrained")):
+        raise UsageError(f"{path / weights.component}: {library} has no network {name!r}; install a newer {library}")
+    return load_component(weights, kind, dtype).requires_grad_(False).eval()
 
 
 def load_network(weights: Weights, dtype: torch.dtype) -> Any:
@@ -391,12 +502,12 @@ def read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:
     spacing = config.get("timestep_spacing", "leading") if own_grid else "leading"
     if spacing not in SPACINGS:
         raise UsageError(f"{file}: timestep_spacing {spacing!r:.80}; use one of {', '.join(SPACINGS)}")
-    known = signature(getattr(diffusers, name).__init__).parameters  # another class has other defaults than DDIM's
-    own = {key: known[key].default for key in NOISE_KEYS if key in known}
+    options = signature(getattr(diffusers, name).__init__).parameters  # another class has other defaults than DDIM's
+    own = {key: options[key].default for key in NOISE_KEYS if key in options}
     with explained(file):
         alphas_cumprod = DDIMScheduler.from_config({**own, **config}).alphas_cumprod
     return {
-        "alphas_cumprod": alphas_cumprod.to(device),
+        "schedule": alphas_cumprod.to(device),
         "prediction_type": prediction_type,
         "sampler": STUDENT_SAMPLERS.get(name, "ddim"),
         "ddim": {

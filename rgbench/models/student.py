@@ -1,4 +1,4 @@
-"""Students: a teacher's UNet made trainable, or published as a UNet or LoRA on its base model.
+"""Students: a teacher's network made trainable, or published as a UNet or LoRA on its base model.
 
 A student is trained whole or through low-rank adapters (LoRA, arXiv 2106.09685). LoRA students share every frozen
 weight with their teacher, so that teacher, student and target take the memory of one.
@@ -30,40 +30,41 @@ ORIGINAL_STEPS, TIMESTEP_SCALING = 50, 10.0  # N of LCM's grid and s of its boun
 COND_PROJ = "time_embedding.cond_proj.weight"
 
 
-def make_student(teacher: UNet2DConditionModel, time_cond_proj_dim: int | None) -> UNet2DConditionModel:
-    """Copy the teacher and add a guidance embedding of zeros.
+def make_student(teacher: Any, time_cond_proj_dim: int | None) -> Any:
+    """Copy the teacher and add a guidance embedding of zeros to a UNet.
 
     So the student begins as exactly the teacher for every w.
 
     Args:
-        teacher: without ``time_cond_proj_dim``.
-        time_cond_proj_dim: d of the guidance embedding; None for a student without w.
+        teacher: a UNet without ``time_cond_proj_dim``, or a transformer.
+        time_cond_proj_dim: d of the guidance embedding; None for a student without w. A transformer that is told its
+            guidance keeps its own embedding.
 
     Returns:
         A trainable network on the teacher's device and of its dtype.
 
     Raises:
-        UsageError: the teacher already has a guidance embedding (it is a student itself).
+        UsageError: the teacher already has a guidance embedding (it is a student itself), or can have none.
     """
     weights = {name: value.clone() for name, value in teacher.state_dict().items()}
     return _network(teacher, weights, time_cond_proj_dim).requires_grad_(True)
 
 
 def make_lora_student(
-    teacher: UNet2DConditionModel,
+    teacher: Any,
     time_cond_proj_dim: int | None,
     *,
     rank: int,
     alpha: float,
     modules: Sequence[str],
     seed: int,
-) -> UNet2DConditionModel:
+) -> Any:
     """Put adapters W + (α/r)·B·A on the teacher; A, B and the guidance embedding are trainable.
 
     B starts at zero, so that the student begins as exactly the teacher.
 
     Args:
-        teacher: without ``time_cond_proj_dim``; its weights are shared, not copied.
+        teacher: as of :func:`make_student`; its weights are shared, not copied.
         time_cond_proj_dim: d of the guidance embedding; None for a student without w, as LCM-LoRA.
         rank: r.
         alpha: α.
@@ -81,13 +82,16 @@ def make_lora_student(
     for module in modules:
         if not _named(names, module):
             ends = sorted({name.rsplit(".", 1)[-1] for name in names})
-            raise UsageError(f"lora.modules: no layer of this UNet is named {module!r}; they end in {', '.join(ends)}")
+            word = "UNet" if isinstance(student, UNet2DConditionModel) else "transformer"
+            raise UsageError(
+                f"lora.modules: no layer of this {word} is named {module!r}; they end in {', '.join(ends)}"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "lora", 0))
         config = LoraConfig(r=rank, target_modules=list(modules), init_lora_weights=True)
         config.lora_alpha = alpha  # type: ignore[assignment]  # typed int, used as a number
         student.add_adapter(config, ADAPTER)
-    if time_cond_proj_dim is not None:
+    if time_cond_proj_dim is not None and isinstance(student, UNet2DConditionModel):
         student.time_embedding.cond_proj.requires_grad_(True)
     return nn.Module.to(student, teacher.device, teacher.dtype).eval()
 
@@ -107,28 +111,36 @@ def present(network: nn.Module, modules: Sequence[str]) -> list[str]:
     return [module for module in modules if _named(names, module)]
 
 
-def _network(
-    teacher: UNet2DConditionModel, weights: dict[str, Tensor], time_cond_proj_dim: int | None
-) -> UNet2DConditionModel:
-    """A frozen network around the teacher's tensors, with a guidance embedding of zeros.
+def _network(teacher: Any, weights: dict[str, Tensor], time_cond_proj_dim: int | None) -> Any:
+    """A frozen network around the teacher's tensors, with a guidance embedding of zeros where it is a UNet.
 
     Raises:
-        UsageError: the teacher already has a guidance embedding.
+        UsageError: the teacher already has a guidance embedding, or can have none.
     """
+    if not isinstance(teacher, UNet2DConditionModel):
+        own = bool(teacher.config.get("guidance_embeds"))
+        if own != (time_cond_proj_dim is not None):
+            way = "is told its guidance; give 256" if own else "cannot be told its guidance; give null"
+            raise UsageError(f"lcd.time_cond_proj_dim {time_cond_proj_dim}: this transformer {way}")
+        return _around(weights, teacher)
     if teacher.config.time_cond_proj_dim is not None:
         raise UsageError("the teacher has time_cond_proj_dim: it is a distilled student; name an undistilled model")
     if time_cond_proj_dim is not None:
         shape = (teacher.time_embedding.linear_1.in_features, time_cond_proj_dim)
         weights[COND_PROJ] = torch.zeros(shape, device=teacher.device, dtype=teacher.dtype)
-    return _around(weights, teacher.config, time_cond_proj_dim)
+    return _around(weights, teacher, time_cond_proj_dim)
 
 
 def _around(
-    weights: dict[str, Tensor], config: Mapping[str, Any], time_cond_proj_dim: int | None
-) -> UNet2DConditionModel:
-    """A frozen network of a configuration around tensors, which are used as they are."""
+    weights: dict[str, Tensor],
+    base: Any,
+    time_cond_proj_dim: int | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Any:
+    """A frozen network around tensors, which are used as they are, of the base's class and configuration or another."""
+    added = {"time_cond_proj_dim": time_cond_proj_dim} if isinstance(base, UNet2DConditionModel) else {}
     with torch.device("meta"):  # no memory for weights that are replaced below
-        network = UNet2DConditionModel.from_config(dict(config), time_cond_proj_dim=time_cond_proj_dim)
+        network = type(base).from_config(dict(base.config if config is None else config), **added)
     network.load_state_dict(weights, assign=True)
     # Evaluation mode: dropout, where a teacher has any, would draw outside the step's named streams.
     return network.requires_grad_(False).eval()
@@ -168,13 +180,13 @@ class Learned:
         self.network.load_state_dict(state_dict, strict=False)
 
 
-def is_lora(network: UNet2DConditionModel) -> bool:
+def is_lora(network: nn.Module) -> bool:
     """Whether the network is adapted, and not trained whole."""
     return bool(getattr(network, "peft_config", None))
 
 
-def merged(network: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A plain UNet with the adapters' products added to its weights; a network without adapters as it is."""
+def merged(network: Any) -> Any:
+    """A plain network with the adapters' products added to its weights; a network without adapters as it is."""
     if not is_lora(network):
         return network
     whole = copy.deepcopy(network)
@@ -183,7 +195,7 @@ def merged(network: UNet2DConditionModel) -> UNet2DConditionModel:
     return whole
 
 
-def lora_state(network: UNet2DConditionModel) -> dict[str, Tensor]:
+def lora_state(network: nn.Module) -> dict[str, Tensor]:
     """The adapters' weights under peft's names, which diffusers reads, on the CPU.
 
     diffusers' own older names exist for attention alone; a file of both is loaded in part.
@@ -298,7 +310,7 @@ def _whole_unet(path: Path, base: UNet2DConditionModel, dtype: torch.dtype) -> t
         check_class(path.parent, "unet")
     with explained(path):
         cast = {key: tensor.to(base.device, dtype) for key, tensor in state.items()}
-        return _around(cast, read_config(own) if own.is_file() else base.config, dim), [path]
+        return _around(cast, base, dim, read_config(own) if own.is_file() else None), [path]
 
 
 def _check_fit(path: Path, state: Mapping[str, Tensor], base: UNet2DConditionModel) -> None:
@@ -315,7 +327,7 @@ def _with_lora(path: Path, models: DiffusionModels, weight: float) -> tuple[UNet
         if list(state) != [COND_PROJ]:
             raise UsageError(f"{embedding}: expected {COND_PROJ!r} alone, found {', '.join(sorted(state)[:5])}")
         whole = dict(unet.state_dict()) | {COND_PROJ: state[COND_PROJ].to(unet.device, unet.dtype)}
-        unet = _around(whole, unet.config, _embedding_dim(embedding, state, unet))
+        unet = _around(whole, unet, _embedding_dim(embedding, state, unet))
     merge_lora(path, {"unet": unet, "text_encoder": models.text_encoder}, weight)
     return unet, adapter_files(path)
 
@@ -339,7 +351,7 @@ def _sampler_settings(path: Path, base: DiffusionModels) -> tuple[int, float, fl
             if not file.is_file() or str(read_config(file).get("_class_name")) not in STUDENT_SAMPLERS:
                 continue
             own = read_scheduler(file, base.device)
-            same = torch.equal(own["alphas_cumprod"], base.alphas_cumprod)
+            same = isinstance(base.schedule, Tensor) and torch.equal(own["schedule"], base.schedule)
             if not same or own["prediction_type"] != base.prediction_type:
                 what = "noise schedule" if not same else f"prediction_type {own['prediction_type']}"
                 raise UsageError(f"{file}: its {what} is not the base's; name the base it was trained from")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from rgbench.core.run import RunDirectory, stream_generator
@@ -91,10 +91,10 @@ class StudentTrainer(Trainer, Protocol):
     """
 
     recipe: LCDRecipe
-    student: UNet2DConditionModel
-    target: UNet2DConditionModel
+    student: Any
+    target: Any
 
-    def network(self, name: Network | None = None) -> UNet2DConditionModel:
+    def network(self, name: Network | None = None) -> Any:
         """One of the two; the recipe's ``sampling.network`` by default."""
         ...
 

@@ -21,7 +21,7 @@ from rgbench.core.process import memory_explained, pick_device, whole_float32
 from rgbench.data.batches import Batch, DataSource, Encoded
 from rgbench.data.latents import CachedSource, LatentsCache, TeacherSource, cache_root
 from rgbench.data.sources import open_source
-from rgbench.models.folder import find_weights
+from rgbench.models.folder import find_encoders
 from rgbench.models.pipeline import DiffusionModels, load_models
 from rgbench.rewards.base import score
 from rgbench.rewards.config import reward_section
@@ -50,6 +50,10 @@ def encode_latents(models: DiffusionModels, batch: Batch) -> tuple[Tensor, Tenso
     return models.encode_images(batch.images_BCHW)
 
 
+def _load(settings: BaseRecipe, device: str | torch.device) -> DiffusionModels:
+    return load_models(settings.model.teacher_folder(), device, torch.float32, settings.model.resolution)
+
+
 def cache_of(settings: BaseRecipe, source: DataSource, folder: Path) -> LatentsCache:
     """The cache of a recipe's data and encoders, complete or not.
 
@@ -64,10 +68,12 @@ def cache_of(settings: BaseRecipe, source: DataSource, folder: Path) -> LatentsC
     if source.length is None:
         raise UsageError("data.num: endless data cannot be cached; give the number of samples")
     identity: dict[str, Any] = {"data": source.fingerprint(), "dtype": settings.train.dtype}
-    for part in ("vae", "text_encoder"):
-        files = [*find_weights(folder / part, part).files, folder / part / "config.json"]
-        identity[part] = [sha256_file(file) for file in files]
-    identity["tokenizer"] = sha256_tree(folder / "tokenizer")
+    if settings.model.resolution is not None:
+        identity["resolution"] = settings.model.resolution
+    weights, tokenizers = find_encoders(folder)
+    for part, found in weights.items():
+        identity[part] = [sha256_file(file) for file in (*found.files, folder / part / "config.json")]
+    identity |= {part: sha256_tree(folder / part) for part in tokenizers}
     return LatentsCache.at(cache_root(settings.train.latents_cache_root), identity, source.length)
 
 
@@ -136,7 +142,7 @@ def fill(
         ranks: those that share the work.
         say: shows each shard.
     """
-    models = ranks.together(lambda: load_models(settings.model.teacher_folder(), ranks.device, torch.float32))
+    models = ranks.together(lambda: _load(settings, ranks.device))
     _write(
         found, lambda rows: _encoded(settings, models, source.load(list(rows))), settings.train.batch_size, ranks, say
     )
@@ -196,11 +202,12 @@ class TeacherSamples:
     def identity(self, data: dict[str, Any]) -> dict[str, Any]:
         """Of the cache: everything that decides a latent or a score, and the captions' ``data``."""
         models, reward = self.models, self.reward
+        sampling = {"sampler": models.sampler, "steps": self.steps, "guidance_scale": self.guidance_scale}
         return {
             "kind": "teacher",
             "data": data,
             "teacher": {"sha256": models.weights_sha256, "config_sha256": models.config_sha256},
-            "sampling": {"sampler": "ddim", "steps": self.steps, "guidance_scale": self.guidance_scale, **models.ddim},
+            "sampling": {**sampling, **models.ddim},
             "samples": self.num,
             "score": reward.fingerprint() if reward is not None else None,
             "dtype": self.dtype,
@@ -286,7 +293,7 @@ def _teacher_samples(
         batch = source.load(list(range(first, min(first + CHUNK, source.length))))
         for prompt, identity in zip(batch.prompts, batch.ids, strict=True):
             prompts.setdefault(prompt, identity)
-    models = load_models(settings.model.teacher_folder(), ranks.device, torch.float32)
+    models = _load(settings, ranks.device)
     preset = settings.model.find("model.preset") if settings.model.preset else None
     steps, guidance = (preset.teacher_steps, preset.teacher_guidance) if preset else (OTHER_STEPS, OTHER_GUIDANCE)
     reward = None

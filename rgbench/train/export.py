@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from diffusers import DiffusionPipeline, LatentConsistencyModelPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 
 from rgbench import __version__
 from rgbench.core.io import save_safetensors_atomic, write_sums, write_text_atomic
 from rgbench.core.run import provenance
+from rgbench.diffusion.sampling import flow_grid
+from rgbench.diffusion.schedule import Flow
+from rgbench.models.folder import quiet_libraries
+from rgbench.models.pipeline import DiffusionModels
 from rgbench.models.student import ADAPTER, is_lora, lora_state, merged
 from rgbench.train.base import Network, StudentTrainer
 from rgbench.train.recipe import LCDRecipe
@@ -28,7 +33,7 @@ def export_pipeline(
 ) -> None:
     """Write the student so that ``DiffusionPipeline.from_pretrained(folder)`` loads it.
 
-    A LoRA student's adapters are merged into the UNet there, and written to ``lora/`` in diffusers' layout, for
+    A LoRA student's adapters are merged into the network there, and written to ``lora/`` in diffusers' layout, for
     ``load_lora_weights``.
 
     Args:
@@ -37,57 +42,80 @@ def export_pipeline(
         folder: replaced as a whole.
         network: ``target`` (the EMA) or ``student`` (online); the recipe's ``sampling.network`` by default.
     """
-    recipe, unet = trainer.recipe, trainer.network(network)
-    weights = NETWORKS[network or recipe.sampling.network]
+    models, own = trainer.models, trainer.network(network)
+    card = Card(trainer.recipe, meta, NETWORKS[network or trainer.recipe.sampling.network], models)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    _pipeline(trainer, merged(unet)).save_pretrained(temporary, safe_serialization=True)
-    if is_lora(unet):
-        _save_lora(unet, temporary / LORA_FOLDER)
-        write_text_atomic(temporary / LORA_FOLDER / "README.md", lora_card(recipe, meta, weights))
-    write_text_atomic(temporary / "README.md", model_card(recipe, meta, weights))
+    pipeline = models.family.pipeline(models, merged(own), trainer.scheduler())
+    with quiet_libraries():  # which warn of parts that the teacher leaves out
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+    if is_lora(own):
+        _save_lora(models, own, temporary / LORA_FOLDER)
+        write_text_atomic(temporary / LORA_FOLDER / "README.md", lora_card(card))
+    write_text_atomic(temporary / "README.md", model_card(card))
     write_sums(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
 
-def _pipeline(trainer: StudentTrainer, unet: UNet2DConditionModel) -> DiffusionPipeline:
-    """diffusers' pipeline for the student: both embed w where it has a guidance embedding, one takes TCD's ``eta``."""
-    models = trainer.models
-    embeds_w, is_lcm = unet.config.time_cond_proj_dim is not None, trainer.recipe.gamma is None
-    return (LatentConsistencyModelPipeline if embeds_w and is_lcm else StableDiffusionPipeline)(
-        vae=models.vae,
-        text_encoder=models.text_encoder,
-        tokenizer=models.tokenizer,
-        unet=unet,
-        scheduler=trainer.scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def _save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
+def _save_lora(models: DiffusionModels, network: Any, folder: Path) -> None:
     """``pytorch_lora_weights.safetensors`` with rank and α in its header, and the guidance embedding, if any."""
-    StableDiffusionPipeline.save_lora_weights(
+    component = models.family.component
+    kind = StableDiffusionPipeline if models.pipeline is None else type(models.pipeline)
+    kind.save_lora_weights(
         folder,
-        unet_lora_layers=lora_state(unet),
-        unet_lora_adapter_metadata=unet.peft_config[ADAPTER].to_dict(),
         safe_serialization=True,
+        **{
+            f"{component}_lora_layers": lora_state(network),
+            f"{component}_lora_adapter_metadata": network.peft_config[ADAPTER].to_dict(),
+        },
     )
-    if unet.config.time_cond_proj_dim is not None:
-        weight = unet.time_embedding.cond_proj.weight.detach().cpu().contiguous()
+    if network.config.get("time_cond_proj_dim") is not None:
+        weight = network.time_embedding.cond_proj.weight.detach().cpu().contiguous()
         save_safetensors_atomic({EMBEDDING_WEIGHT: weight}, folder / EMBEDDING_FILE)
 
 
-def model_card(recipe: LCDRecipe, meta: Mapping[str, Any], weights: str) -> str:
-    """README.md of an exported pipeline folder: what was trained, from what, on which rewards, and how to sample it.
+@dataclass(frozen=True)
+class Card:
+    """What the cards say.
 
-    Args:
+    Attributes:
         recipe: of the run.
         meta: the run's run.json.
         weights: which network's, in words.
+        models: the teacher.
     """
+
+    recipe: LCDRecipe
+    meta: Mapping[str, Any]
+    weights: str
+    models: DiffusionModels
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the path is straight, and the sampler a flow's."""
+        return isinstance(self.models.schedule, Flow)
+
+    def left_out(self) -> str:
+        """Arguments that leave out what the teacher leaves out, such as SD3's T5."""
+        parts = {} if self.models.pipeline is None else self.models.pipeline.components
+        names = [name for name, part in parts.items() if part is None and name.startswith(("text_enc", "tokenizer"))]
+        return "".join(f", {name}=None" for name in names)
+
+    def options(self) -> str:
+        """The pipeline's options: without ``eta``, it would sample a TCD student at 0, whatever its scheduler says."""
+        recipe, sampling = self.recipe, self.recipe.sampling
+        options = f"num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance_scale}"
+        options += "" if recipe.gamma is None else f", eta={recipe.gamma:g}"
+        if self.is_flow:  # a pipeline's own timesteps are not all on the training grid
+            options += f", sigmas={flow_grid(sampling.steps, recipe.lcd.num_ddim_timesteps)}"
+        side = recipe.model.resolution
+        return options if side is None else f"{options}, height={side}, width={side}"
+
+
+def model_card(card: Card) -> str:
+    """README.md of an exported pipeline folder: what was trained, from what, on which rewards, and how to sample it."""
+    recipe, meta, weights = card.recipe, card.meta, card.weights
     lora = f", adapters of rank {recipe.lora.rank} added to the teacher's weights" if recipe.lora else ""
     return f"""---
 {_header(recipe, meta)}
@@ -109,8 +137,8 @@ after {meta["step"]} optimiser steps of batch {recipe.train.batch_size}, seed {r
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
-image = pipeline("a prompt", {_options(recipe)}).images[0]
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{card.left_out()})
+image = pipeline("a prompt", {card.options()}).images[0]
 ```
 
 {_guidance(recipe)}
@@ -123,12 +151,13 @@ image = pipeline("a prompt", {_options(recipe)}).images[0]
 """
 
 
-def lora_card(recipe: LCDRecipe, meta: Mapping[str, Any], weights: str) -> str:
-    """README.md of the adapters' folder; arguments as of :func:`model_card`."""
+def lora_card(card: Card) -> str:
+    """README.md of the adapters' folder."""
+    recipe, meta, weights = card.recipe, card.meta, card.weights
     assert recipe.lora is not None
     teacher, lcd = meta["teacher"], recipe.lcd
     source = f'"{teacher["repo"]}", revision="{teacher["revision"]}"' if "repo" in teacher else '"path/to/the/teacher"'
-    is_lcm = recipe.gamma is None
+    is_lcm, piped = recipe.gamma is None, card.models.pipeline
     sampler, scaling = (
         ("LCMScheduler", f"timestep_scaling={lcd.timestep_scaling}, ") if is_lcm else ("TCDScheduler", "")
     )
@@ -136,11 +165,14 @@ def lora_card(recipe: LCDRecipe, meta: Mapping[str, Any], weights: str) -> str:
         f"{sampler}.from_config(\n    pipeline.scheduler.config, original_inference_steps={lcd.num_ddim_timesteps}, "
         f"{scaling}clip_sample=False, set_alpha_to_one=False\n)"
     )
-    told = lcd.time_cond_proj_dim is not None
+    if card.is_flow:
+        sampler, scheduler = "FlowMatchLCMScheduler", "FlowMatchLCMScheduler.from_config(pipeline.scheduler.config)"
+    told = lcd.time_cond_proj_dim is not None and not card.is_flow
     pipeline = "LatentConsistencyModelPipeline" if is_lcm and told else "StableDiffusionPipeline"
+    pipeline = pipeline if piped is None else type(piped).__name__
     loading = f"""from diffusers import {", ".join(sorted([sampler, pipeline]))}
 
-pipeline = {pipeline}.from_pretrained({source})"""
+pipeline = {pipeline}.from_pretrained({source}{card.left_out()})"""
     if told:
         loading = f"""from diffusers import {", ".join(sorted([sampler, pipeline, "UNet2DConditionModel"]))}
 from safetensors.torch import load_file
@@ -172,7 +204,7 @@ In this folder:
 {loading}
 pipeline.scheduler = {scheduler}
 pipeline.load_lora_weights(".")
-image = pipeline("a prompt", {_options(recipe)}).images[0]
+image = pipeline("a prompt", {card.options()}).images[0]
 ```
 
 {_guidance(recipe)}
@@ -215,13 +247,6 @@ def _rewards(meta: Mapping[str, Any]) -> str:
             "how well the student pleases it, not how good the images are"
         )
     return "\n".join(lines) or "None."
-
-
-def _options(recipe: LCDRecipe) -> str:
-    """The pipeline's options: without ``eta``, it would sample a TCD student at 0, whatever its scheduler says."""
-    sampling = recipe.sampling
-    eta = "" if recipe.gamma is None else f", eta={recipe.gamma:g}"
-    return f"num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance_scale}{eta}"
 
 
 def _guidance(recipe: LCDRecipe) -> str:

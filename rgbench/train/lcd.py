@@ -17,39 +17,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import LCMScheduler, TCDScheduler, UNet2DConditionModel
+from diffusers import FlowMatchLCMScheduler, LCMScheduler, TCDScheduler
 from torch import Tensor, nn
 
+from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json
 from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch
 from rgbench.diffusion.consistency import consistency_function, guidance_embedding, pseudo_huber, squared_error
 from rgbench.diffusion.ddim import grid_timesteps, guided_ddim_step
-from rgbench.diffusion.schedule import add_noise
-from rgbench.models.pipeline import GAMMA_KEY, DiffusionModels
+from rgbench.diffusion.schedule import Flow, Schedule, add_noise
+from rgbench.models.families import Denoiser, flow_scheduler
+from rgbench.models.pipeline import GAMMA_KEY, STEPS_KEY, DiffusionModels
 from rgbench.models.student import Learned, is_lora, make_lora_student, make_student, present, trainable
 from rgbench.train.base import CaptionTokenizer, Network, OptimiserGroup, Stateful, StepDraws, StepResult, autocast
 from rgbench.train.cache import encode
 from rgbench.train.export import export_pipeline
 from rgbench.train.recipe import LCDRecipe, LCDSection, LoRASection
 
-# LCM-LoRA's layers (arXiv 2311.05556), as in diffusers' examples/consistency_distillation.
-LCM_LORA_MODULES = (
-    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
-    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
-)
+FLOW_KINDS = ("lcd", "rg_lcd", "lrm")
+FINEST_FLOW = 500  # N whose lowest grid point is above 0
 # The part of a teacher's scheduler configuration that is the noise schedule, not its sampler.
 SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
 @dataclass(frozen=True)
 class Networks:
-    """ψ, f_θ and f_θ⁻ with the noise schedule they share."""
+    """ψ, f_θ and f_θ⁻ as :meth:`DiffusionModels.denoiser` calls them, with the noise schedule they share."""
 
-    teacher: UNet2DConditionModel
-    student: UNet2DConditionModel
-    target: UNet2DConditionModel
-    alphas_cumprod: Tensor
+    teacher: Denoiser
+    student: Denoiser
+    target: Denoiser
+    schedule: Schedule
     prediction_type: str
 
 
@@ -79,7 +78,7 @@ class Distillation:
     Attributes:
         start_timesteps, timesteps: (B,) int64.
         noisy: z_{n+k}.
-        w_embedding: (B, d); None for a student without guidance embedding.
+        w_embedding: what the student is told of w, (B, d); None for one without guidance embedding.
         prediction: f_θ(z_{n+k}), scaled latents.
         previous: z_n of the solver.
         target: f_θ⁻(z_n).
@@ -114,13 +113,13 @@ class Start:
 
 def start(networks: Networks, settings: LCDSection, inputs: Inputs) -> Start:
     """Lines 2–4 of the LCD step."""
-    cumprod = networks.alphas_cumprod
+    schedule = networks.schedule
 
     # 2. t_{n+k} from the N-point DDIM grid, and t_n = max(t_{n+k} − k, 0)
-    timesteps, lower = grid_timesteps(inputs.index, len(cumprod), settings.num_ddim_timesteps)
+    timesteps, lower = grid_timesteps(inputs.index, len(schedule), settings.num_ddim_timesteps)
 
     # 3. z_{n+k} = α z + σ ε
-    noisy = add_noise(inputs.latents, inputs.noise, timesteps, cumprod)
+    noisy = add_noise(inputs.latents, inputs.noise, timesteps, schedule)
 
     # 4. embedding of w, where the student has one
     dim = networks.student.config.time_cond_proj_dim
@@ -130,14 +129,12 @@ def start(networks: Networks, settings: LCDSection, inputs: Inputs) -> Start:
 @torch.no_grad()
 def solve(networks: Networks, settings: LCDSection, inputs: Inputs, begin: Start) -> Tensor:
     """Line 6 of the LCD step: z_n, by ``teacher_steps`` guided DDIM jumps; prompt and empty prompt in one call."""
-    embeds = torch.cat([inputs.prompt_embeds, inputs.uncond_embeds])
-    cumprod, kind, num = networks.alphas_cumprod, networks.prediction_type, settings.teacher_steps
+    schedule, kind, num = networks.schedule, networks.prediction_type, settings.teacher_steps
     latents, timesteps = begin.noisy, begin.timesteps
     for i in range(1, num + 1):
         lower = begin.timesteps - ((begin.timesteps - begin.lower) * (i / num)).round().long()
-        outputs = call(networks.teacher, torch.cat([latents] * 2), torch.cat([timesteps] * 2), embeds)
-        cond, uncond = outputs.chunk(2)
-        latents = guided_ddim_step(cond, uncond, latents, timesteps, lower, inputs.guidance_scale, cumprod, kind)
+        cond, uncond = teacher_outputs(networks.teacher, inputs, latents, timesteps, inputs.guidance_scale)
+        latents = guided_ddim_step(cond, uncond, latents, timesteps, lower, inputs.guidance_scale, schedule, kind)
         timesteps = lower
     return latents
 
@@ -156,7 +153,7 @@ def predict(networks: Networks, settings: LCDSection, inputs: Inputs) -> tuple[S
 
     # 5. f_θ(z_{n+k}, w, c, t_{n+k}) = c_skip z_{n+k} + c_out x̂0
     output = call(networks.student, begin.noisy, begin.timesteps, inputs.prompt_embeds, begin.w_embedding)
-    origin = (output, begin.noisy, begin.timesteps, networks.alphas_cumprod, networks.prediction_type)
+    origin = (output, begin.noisy, begin.timesteps, networks.schedule, networks.prediction_type)
     return begin, consistency_function(*origin, settings.timestep_scaling)
 
 
@@ -174,7 +171,7 @@ def distil(
         inputs: the batch with its draws.
         solver: line 6, z_n of what lines 2–4 give; None for the teacher.
     """
-    cumprod, kind, scaling = networks.alphas_cumprod, networks.prediction_type, settings.timestep_scaling
+    schedule, kind, scaling = networks.schedule, networks.prediction_type, settings.timestep_scaling
     # 2–5. timesteps, noise, embedding of w, and the student
     begin, prediction = predict(networks, settings, inputs)
 
@@ -184,7 +181,7 @@ def distil(
     with torch.no_grad():
         # 7. f_θ⁻(z_n, w, c, t_n) with its own boundary scalings
         output = call(networks.target, previous, begin.lower, inputs.prompt_embeds, begin.w_embedding)
-        target = consistency_function(output, previous, begin.lower, cumprod, kind, scaling)
+        target = consistency_function(output, previous, begin.lower, schedule, kind, scaling)
 
     # 8. pseudo-Huber or squared distance, the mean of each sample
     losses = distances(settings, prediction, target)
@@ -193,8 +190,30 @@ def distil(
     )
 
 
+def teacher_outputs(
+    teacher: Denoiser, inputs: Inputs, latents: Tensor, timesteps: Tensor, guidance_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Outputs on the prompt and on the empty prompt, (B, C, h, w) each, of one call.
+
+    A teacher that is told w is guided by itself: its one output stands for both, so that c + w(c − u) is c.
+
+    Args:
+        teacher: of the step.
+        inputs: with text states.
+        latents: z_t, (B, C, h, w).
+        timesteps: t, (B,) int64.
+        guidance_scale: w, (B,).
+    """
+    if dim := teacher.config.time_cond_proj_dim:
+        output = call(teacher, latents, timesteps, inputs.prompt_embeds, guidance_embedding(guidance_scale, dim))
+        return output, output
+    embeds = torch.cat([inputs.prompt_embeds, inputs.uncond_embeds])
+    cond, uncond = call(teacher, torch.cat([latents] * 2), torch.cat([timesteps] * 2), embeds).chunk(2)
+    return cond, uncond
+
+
 def call(
-    unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, embeds: Tensor, w_embedding: Tensor | None = None
+    unet: Denoiser, latents: Tensor, timesteps: Tensor, embeds: Tensor, w_embedding: Tensor | None = None
 ) -> Tensor:
     """Model output (B, C, h, w) in the latents' dtype: what follows an autocast network is not rounded again."""
     output = unet(latents, timesteps, encoder_hidden_states=embeds, timestep_cond=w_embedding, return_dict=False)[0]
@@ -209,14 +228,29 @@ def ema_update(target: nn.Module, student: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(averages, values, 1 - decay)
 
 
-def new_student(recipe: LCDRecipe, teacher: UNet2DConditionModel, lora: LoRASection | None) -> UNet2DConditionModel:
-    """What learns from a teacher's UNet: a copy of it, or adapters on it."""
-    dim = recipe.lcd.time_cond_proj_dim
+def new_student(recipe: LCDRecipe, models: DiffusionModels, lora: LoRASection | None, teacher: Any = None) -> Any:
+    """What learns from a teacher's network, or another one of its shape: a copy of it, or adapters on it."""
+    dim, teacher = recipe.lcd.time_cond_proj_dim, teacher or models.unet
     if lora is None:
         return make_student(teacher, dim)
-    modules = lora.modules or present(teacher, LCM_LORA_MODULES)
+    modules = lora.modules or present(teacher, models.family.lora_modules)
     alpha = lora.rank if lora.alpha is None else lora.alpha
     return make_lora_student(teacher, dim, rank=lora.rank, alpha=alpha, modules=modules, seed=recipe.seed)
+
+
+def check_flow(recipe: LCDRecipe) -> None:
+    """Refuse what is not trained along a flow.
+
+    Raises:
+        UsageError: another method, or a grid with t = 0.
+    """
+    if recipe.kind not in FLOW_KINDS:
+        raise UsageError(f"kind {recipe.kind}: is not trained along a flow; use one of {', '.join(FLOW_KINDS)}")
+    if recipe.lcd.num_ddim_timesteps > FINEST_FLOW:
+        raise UsageError(
+            f"lcd.num_ddim_timesteps {recipe.lcd.num_ddim_timesteps}: t = 0 is the end of a flow; use {FINEST_FLOW} at "
+            "most"
+        )
 
 
 class LCD:
@@ -229,11 +263,14 @@ class LCD:
 
     def __init__(self, recipe: LCDRecipe, models: DiffusionModels) -> None:
         self.recipe, self.models = recipe, models
-        self.student, self.target = (new_student(recipe, models.unet, recipe.lora) for _ in range(2))  # equal at first
+        if isinstance(models.schedule, Flow):
+            check_flow(recipe)
+        self.student, self.target = (new_student(recipe, models, recipe.lora) for _ in range(2))  # equal at first
         self.target.requires_grad_(False)
-        self.networks = Networks(models.unet, self.student, self.target, models.alphas_cumprod, models.prediction_type)
+        teacher, student, target = map(models.denoiser, (models.unet, self.student, self.target))
+        self.networks = Networks(teacher, student, target, models.schedule, models.prediction_type)
         with autocast(recipe.train.dtype, models.device.type):  # as the prompts, from which guidance subtracts it
-            self.uncond_embeds = models.encode_prompts([""])
+            self.uncond_embeds = models.encode_empty()
 
     @classmethod
     def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> LCD:
@@ -255,9 +292,8 @@ class LCD:
         return []
 
     def tokenizers(self) -> dict[str, CaptionTokenizer]:
-        """The text encoder's."""
-        tokenizer = self.models.tokenizer
-        return {"text_encoder": CaptionTokenizer(tokenizer, tokenizer.model_max_length)}
+        """Those of the text encoders."""
+        return {name: CaptionTokenizer(*limits) for name, limits in self.models.text_limits().items()}
 
     def prepare(self, batch: Batch, rng: StepDraws) -> Inputs:
         """Line 1 and the draws of lines 2–4, the same for every method at one seed."""
@@ -292,13 +328,17 @@ class LCD:
         if "student" in moved:
             ema_update(self.target, self.student, self.recipe.train.ema_decay)
 
-    def network(self, name: Network | None = None) -> UNet2DConditionModel:
+    def network(self, name: Network | None = None) -> Any:
         """The EMA or the online network; the recipe's ``sampling.network`` by default."""
         return self.target if (name or self.recipe.sampling.network) == "target" else self.student
 
-    def scheduler(self) -> LCMScheduler | TCDScheduler:
+    def scheduler(self) -> LCMScheduler | TCDScheduler | FlowMatchLCMScheduler:
         """diffusers' sampler on the training grid: TCD's where the recipe has a γ, else LCM's with its scaling."""
         config = read_json(self.models.path / "scheduler" / "scheduler_config.json")
+        if isinstance(self.models.schedule, Flow):
+            flow = flow_scheduler(config)
+            flow.register_to_config(**{STEPS_KEY: self.recipe.lcd.num_ddim_timesteps})  # to diffusers, say sigmas
+            return flow
         options = {key: config[key] for key in SCHEDULE_KEYS if key in config}
         options |= {"original_inference_steps": self.recipe.lcd.num_ddim_timesteps}
         options |= {"clip_sample": False, "set_alpha_to_one": False}

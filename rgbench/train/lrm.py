@@ -368,7 +368,7 @@ def load_proxy(recipe: LRMRecipe, models: DiffusionModels) -> Proxy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(recipe.seed, "proxy", 0))
         fresh = LatentRegressor(
-            models.latent_shape, models.scaling_factor, models.text_encoder.config.hidden_size, **small.model_dump()
+            models.latent_shape, models.scaling_factor, models.encode_empty().shape[-1], **small.model_dump()
         )
     if path is not None:
         fresh.load_weights(path)

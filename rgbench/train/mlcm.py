@@ -25,7 +25,7 @@ from torch import Tensor
 from rgbench.data.batches import Batch
 from rgbench.diffusion.ddim import jump_factors
 from rgbench.diffusion.sampling import lcm_timesteps
-from rgbench.diffusion.schedule import alphas_sigmas
+from rgbench.diffusion.schedule import Schedule, alphas_sigmas
 from rgbench.models.pipeline import SEGMENTS_KEY
 from rgbench.train.base import StepDraws
 from rgbench.train.lcd import LCD, Distillation, Inputs, Networks, Start, distances, start
@@ -70,13 +70,13 @@ def distil(networks: Networks, settings: LCDSection, own: MLCMSection, inputs: M
     """Lines 2–8 of the MLCM step."""
     # 2–4. as LCD, and the edge e
     begin = start(networks, settings, inputs)
-    lower = lower_edges(begin.timesteps, inputs.segments, settings.num_ddim_timesteps, len(networks.alphas_cumprod))
+    lower = lower_edges(begin.timesteps, inputs.segments, settings.num_ddim_timesteps, len(networks.schedule))
 
     # 5–8. as TCD, with e for s
     follow = networks.target if own.target == "ema" else networks.student
     measure = partial(distances, settings)
     if own.space == "x0":
-        measure = partial(_distances_x0, networks.alphas_cumprod, settings, own, begin, lower)
+        measure = partial(_distances_x0, networks.schedule, settings, own, begin, lower)
     return distil_jumps(networks, settings, inputs, begin, lower, follow, measure)
 
 
@@ -95,7 +95,7 @@ def lower_edges(timesteps: Tensor, segments: int, num_ddim_timesteps: int, num_t
 
 
 def _distances_x0(
-    alphas_cumprod: Tensor,
+    schedule: Schedule,
     settings: LCDSection,
     own: MLCMSection,
     begin: Start,
@@ -105,9 +105,9 @@ def _distances_x0(
 ) -> Tensor:
     """Line 8 between the x̂0 whose jumps from z_{n+k} end at F and at y: (y − ρ z)/κ, weighted."""
     z = begin.noisy
-    ratio, kappa = jump_factors(begin.timesteps, lower, alphas_cumprod, z)
+    ratio, kappa = jump_factors(begin.timesteps, lower, schedule, z)
     losses = distances(settings, (jumped - ratio * z) / kappa, (wanted - ratio * z) / kappa)
     if own.weight == "one":
         return losses
-    _, sigmas = alphas_sigmas(alphas_cumprod, begin.timesteps, losses)
+    _, sigmas = alphas_sigmas(schedule, begin.timesteps, losses)
     return losses / sigmas**2  # SNR + 1 = 1/σ²

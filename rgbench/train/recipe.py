@@ -37,12 +37,14 @@ class ModelSection(Section):
     """The teacher: a preset or a folder.
 
     Attributes:
-        preset: ``benchtop``, ``sd15``, ``sd21-base`` or ``sd21``.
-        path: a local ``StableDiffusionPipeline`` folder that predicts epsilon, v or the sample.
+        preset: ``benchtop``, ``sd15``, ``sd21-base``, ``sd21`` or ``sdxl``.
+        path: a local pipeline folder of Stable Diffusion 1 to 3.5, SDXL or FLUX.1.
+        resolution: image side in pixels; null for the model's own.
     """
 
     preset: str | None = None
     path: str | None = None
+    resolution: Count | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> ModelSection:

@@ -20,12 +20,12 @@ from functools import partial
 from typing import cast
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from rgbench.data.batches import Batch
 from rgbench.diffusion.ddim import grid_timesteps, jump, jump_factors
-from rgbench.diffusion.schedule import per_sample
+from rgbench.diffusion.schedule import Schedule, per_sample
+from rgbench.models.families import Denoiser
 from rgbench.train.base import StepDraws
 from rgbench.train.lcd import LCD, Distillation, Inputs, Networks, Start, call, distances, solve, start
 from rgbench.train.recipe import LCDSection, TCDRecipe, TCDSection
@@ -60,7 +60,7 @@ def distil(networks: Networks, settings: LCDSection, jumps: TCDSection, inputs: 
     """Lines 2–8 of the TCD step."""
     # 2–4. as LCD, and s
     begin = start(networks, settings, inputs)
-    lower = jump_to(jumps, inputs, len(networks.alphas_cumprod), settings.num_ddim_timesteps)
+    lower = jump_to(jumps, inputs, len(networks.schedule), settings.num_ddim_timesteps)
     # 5–8.
     return distil_jumps(networks, settings, inputs, begin, lower, networks.target, partial(distances, settings))
 
@@ -71,7 +71,7 @@ def distil_jumps(
     inputs: Inputs,
     begin: Start,
     lower: Tensor,
-    follow: UNet2DConditionModel,
+    follow: Denoiser,
     measure: Callable[[Tensor, Tensor], Tensor],
 ) -> Distillation:
     """Lines 5–8 of the TCD step.
@@ -85,12 +85,12 @@ def distil_jumps(
         follow: the network of line 7.
         measure: line 8, of both jumps.
     """
-    cumprod, kind, zero = networks.alphas_cumprod, networks.prediction_type, torch.zeros_like(lower)
+    schedule, kind, zero = networks.schedule, networks.prediction_type, torch.zeros_like(lower)
 
     # 5. x̂0 and ε̂ of f_θ at t_{n+k}; jumps f to 0 and F to s
     output = call(networks.student, begin.noisy, begin.timesteps, inputs.prompt_embeds, begin.w_embedding)
-    prediction = jump(output, begin.noisy, begin.timesteps, zero, cumprod, kind)
-    jumped = other_jump(prediction, begin, lower, cumprod)
+    prediction = jump(output, begin.noisy, begin.timesteps, zero, schedule, kind)
+    jumped = other_jump(prediction, begin, lower, schedule)
 
     # 6. guided DDIM of the teacher, as LCD
     previous = solve(networks, settings, inputs, begin)
@@ -98,7 +98,7 @@ def distil_jumps(
     with torch.no_grad():
         # 7. the same two jumps of f_θ⁻ from z_n; z_n itself where s = t_n
         output = call(follow, previous, begin.lower, inputs.prompt_embeds, begin.w_embedding)
-        wanted, target = (jump(output, previous, begin.lower, end, cumprod, kind) for end in (lower, zero))
+        wanted, target = (jump(output, previous, begin.lower, end, schedule, kind) for end in (lower, zero))
 
     # 8. distance of both jumps to s
     losses = measure(jumped, wanted)
@@ -107,7 +107,7 @@ def distil_jumps(
     )
 
 
-def other_jump(prediction: Tensor, begin: Start, lower: Tensor, alphas_cumprod: Tensor) -> Tensor:
+def other_jump(prediction: Tensor, begin: Start, lower: Tensor, schedule: Schedule) -> Tensor:
     """F of a network output whose jump to 0 is ``prediction``, and as a function of it: ∂L/∂f balances the reward's.
 
     Both are linear in x̂0: f = ρ_0 z + κ_0 x̂0 and F = ρ_s z + κ_s x̂0.
@@ -116,12 +116,10 @@ def other_jump(prediction: Tensor, begin: Start, lower: Tensor, alphas_cumprod: 
         prediction: f, (B, C, h, w).
         begin: with z and t > 0.
         lower: s < t, (B,) int64.
-        alphas_cumprod: ᾱ, (T,).
+        schedule: ᾱ, (T,), or a flow.
     """
     z, zero = begin.noisy, torch.zeros_like(lower)
-    (ratio, kappa), (ratio_0, kappa_0) = (
-        jump_factors(begin.timesteps, end, alphas_cumprod, z) for end in (lower, zero)
-    )
+    (ratio, kappa), (ratio_0, kappa_0) = (jump_factors(begin.timesteps, end, schedule, z) for end in (lower, zero))
     return torch.where(per_sample(lower == 0, z), prediction, ratio * z + kappa / kappa_0 * (prediction - ratio_0 * z))
 
 

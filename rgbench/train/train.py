@@ -198,7 +198,8 @@ def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[L
     """
     check_split(settings.train, ranks.size)
     source, folder = open_source(settings.data), settings.model.teacher_folder()
-    models = load_models(folder, ranks.device, torch.float32)
+    models = load_models(folder, ranks.device, torch.float32, settings.model.resolution)
+    models.family.check_dtype(models, settings.train.dtype)
     if isinstance(source, TeacherSource):
         source.check_teacher(models.weights_sha256, models.config_sha256)
     trainer: Trainer = resolve("trainer", settings.kind).build(settings, models)
@@ -252,7 +253,7 @@ def export_run(path: Path, network: Network, out: Path | None = None, device: st
     recipe, meta = load_recipe(str(run.config_file)), run.read()
     if not isinstance(recipe, LCDRecipe):
         raise UsageError(f"{path}: a run of {recipe.kind} has no student to export")
-    models = load_models(recipe.model.teacher_folder(), device, torch.float32)
+    models = load_models(recipe.model.teacher_folder(), device, torch.float32, recipe.model.resolution)
     if models.weights_sha256 != meta["teacher"]["sha256"]:
         raise UsageError(f"{models.path}: not the teacher of {path}; its weights have another sha256")
     trainer: StudentTrainer = resolve("trainer", recipe.plain)(recipe, models)

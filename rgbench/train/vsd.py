@@ -29,11 +29,12 @@ from torch import Tensor
 from rgbench.core.errors import UsageError
 from rgbench.data.batches import Batch
 from rgbench.diffusion.consistency import squared_error
-from rgbench.diffusion.schedule import add_noise, per_sample, predicted_x0, prediction_of
+from rgbench.diffusion.schedule import Flow, add_noise, per_sample, predicted_x0, prediction_of
+from rgbench.models.families import Denoiser
 from rgbench.models.pipeline import DiffusionModels, load_models
 from rgbench.models.student import Learned, is_lora, trainable
 from rgbench.train.base import OptimiserGroup, Stateful, StepDraws, StepResult, lr_factor
-from rgbench.train.lcd import LCD, Distillation, Inputs, Networks, Start, call, new_student, predict
+from rgbench.train.lcd import LCD, Distillation, Inputs, Networks, Start, call, new_student, predict, teacher_outputs
 from rgbench.train.recipe import LCDRecipe, VSDRecipe
 
 FIRST, LAST = 20, 980  # timesteps of VSD (DMD2: 2 % and 98 % of 1,000)
@@ -56,7 +57,12 @@ class VSD(LCD):
         self, recipe: VSDRecipe, models: DiffusionModels, *parts: Any, origin: UNet2DConditionModel | None = None
     ) -> None:
         super().__init__(recipe, models, *parts)
-        self.fake = new_student(recipe, origin or models.unet, recipe.vsd.lora)
+        self.fake = new_student(recipe, models, recipe.vsd.lora, origin)
+
+    @property
+    def scorer(self) -> Denoiser:
+        """The fake score as it is called."""
+        return self.models.denoiser(self.fake)
 
     @classmethod
     def build(cls, recipe: LCDRecipe, models: DiffusionModels) -> VSD:
@@ -107,7 +113,7 @@ class VSD(LCD):
         t = FIRST + rng.integers("vsd_t", LAST - FIRST + 1).to(x.device)
         noise = rng.normal("vsd_noise", x.shape[1:]).to(x)
         w = inputs.guidance_scale if own.w is None else torch.full_like(inputs.guidance_scale, own.w)
-        fake, real = denoised(self.networks, self.fake, inputs, distilled.w_embedding, x.detach(), noise, t, w)
+        fake, real = denoised(self.networks, self.scorer, inputs, distilled.w_embedding, x.detach(), noise, t, w)
         # 10. ½ mean (x − sg(x − g))², whose gradient at x is g/n
         losses = matching_losses(x, fake, real)
         return {"lcd": own.consistency * distilled.losses, "vsd": own.scale * losses}
@@ -116,17 +122,23 @@ class VSD(LCD):
         self, inputs: Inputs, begin: Start | Distillation, prediction: Tensor, rng: StepDraws
     ) -> dict[str, Tensor]:
         """Line 12: the fake score's term ``fake``, (B,)."""
-        x, cumprod, kind = prediction.detach(), self.networks.alphas_cumprod, self.networks.prediction_type
-        t = rng.integers("fake_t", len(cumprod)).to(x.device)
+        x, schedule, kind = prediction.detach(), self.networks.schedule, self.networks.prediction_type
+        t = rng.integers("fake_t", len(schedule)).to(x.device)
         noise = rng.normal("fake_noise", x.shape[1:]).to(x)
-        output = call(self.fake, add_noise(x, noise, t, cumprod), t, inputs.prompt_embeds, begin.w_embedding)
-        return {"fake": squared_error(output, prediction_of(x, noise, t, cumprod, kind))}
+        output = call(
+            self.scorer,
+            add_noise(x, noise, t, schedule),
+            t,
+            inputs.prompt_embeds,
+            begin.w_embedding,
+        )
+        return {"fake": squared_error(output, prediction_of(x, noise, t, schedule, kind))}
 
 
 @torch.no_grad()
 def denoised(
     networks: Networks,
-    fake: UNet2DConditionModel,
+    fake: Denoiser,
     inputs: Inputs,
     w_embedding: Tensor | None,
     x: Tensor,
@@ -146,14 +158,13 @@ def denoised(
         timesteps: t, (B,) int64.
         guidance_scale: w of the teacher, (B,).
     """
-    cumprod, kind = networks.alphas_cumprod, networks.prediction_type
-    z = add_noise(x, noise, timesteps, cumprod)
-    embeds = torch.cat([inputs.prompt_embeds, inputs.uncond_embeds])
-    outputs = call(networks.teacher, torch.cat([z] * 2), torch.cat([timesteps] * 2), embeds)
-    cond, uncond = (predicted_x0(output, z, timesteps, cumprod, kind) for output in outputs.chunk(2))
+    schedule, kind = networks.schedule, networks.prediction_type
+    z = add_noise(x, noise, timesteps, schedule)
+    outputs = teacher_outputs(networks.teacher, inputs, z, timesteps, guidance_scale)
+    cond, uncond = (predicted_x0(output, z, timesteps, schedule, kind) for output in outputs)
     real = cond + per_sample(guidance_scale.to(z.dtype), z) * (cond - uncond)
     output = call(fake, z, timesteps, inputs.prompt_embeds, w_embedding)
-    return predicted_x0(output, z, timesteps, cumprod, kind), real
+    return predicted_x0(output, z, timesteps, schedule, kind), real
 
 
 def matching_losses(x: Tensor, fake: Tensor, real: Tensor) -> Tensor:
@@ -180,7 +191,9 @@ def load_origin(recipe: VSDRecipe, models: DiffusionModels) -> UNet2DConditionMo
             f"vsd.path {path}: predicts {other.prediction_type}, the teacher {models.prediction_type}; the fake score "
             "and the teacher must predict the same"
         )
-    if not torch.equal(other.alphas_cumprod, models.alphas_cumprod):
+    schedules = (models.schedule, other.schedule)
+    ours, theirs = (schedule.sigmas if isinstance(schedule, Flow) else schedule for schedule in schedules)
+    if not torch.equal(ours, theirs):
         raise UsageError(f"vsd.path {path}: has another noise schedule than the teacher")
     shapes, fitting = ({k: value.shape for k, value in each.unet.state_dict().items()} for each in (other, models))
     wrong = sorted(name for name in shapes | fitting if shapes.get(name) != fitting.get(name))

@@ -88,7 +88,7 @@ class Weighted(LCD):
 
         def previous(begin: Start) -> Tensor:
             # 6. the same data and noise at t_n; or the teacher's jump
-            noised = add_noise(inputs.latents, inputs.noise, begin.lower, self.networks.alphas_cumprod)
+            noised = add_noise(inputs.latents, inputs.noise, begin.lower, self.networks.schedule)
             if share == 1:
                 return noised
             jumped = solve(self.networks, self.recipe.lcd, inputs, begin)

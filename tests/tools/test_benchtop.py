@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from open_clip import CLIP
 from open_clip.tokenizer import HFTokenizer
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from rgbench.benchtop.gold import Gold
@@ -22,6 +23,7 @@ from rgbench.benchtop.oracle import load_classifier
 from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch, vocabulary
 from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, sha256_tree
+from rgbench.models.pipeline import load_models
 from rgbench.train.train import train
 from tests.results_maker import make_result
 from tools.benchtop import teacher
@@ -342,3 +344,26 @@ def test_compression_rounds_the_dct():
     block = scipy.fft.dctn(worse[1, 0, :8, :8].double().numpy(), norm="ortho")
     step = 0.1 + 0.25 * np.add.outer(np.arange(8), np.arange(8))
     np.testing.assert_allclose(block / step, np.round(block / step), atol=1e-4)
+
+
+def test_the_flow_teacher_is_stable_diffusion_3s_form(quick):
+    """On the teacher's latents, of at most 10 MB beside its VAE; plain diffusers makes the same images of it."""
+    folder = quick / "teacher_flow"
+    models = load_models(folder, "cpu", torch.float32)
+    assert (models.latent_shape, models.resolution, models.sampler) == ((4, 8, 8), 64, "euler")
+    assert torch.equal(models.schedule.sigmas[[0, 499, 999]], torch.tensor([0.0, 0.5, 1.0]).double())
+    sizes = {file: file.stat().st_size for file in folder.rglob("*.safetensors") if file.parent.name != "vae"}
+    assert len(sizes) == 3 and sum(sizes.values()) <= 10e6
+    teacher = load_file(quick / "teacher" / "text_encoder" / "model.safetensors")
+    ours = {name.split("text_model.")[-1]: value for name, value in models.text_encoder.state_dict().items()}
+    for name, value in teacher.items():
+        if "final_layer_norm" not in name:
+            assert torch.equal(ours[name.split("text_model.")[-1]], value.float()), name
+    prompts = ["a small red circle on the left", "a blue star above a green ring"]
+    generators = [[torch.Generator().manual_seed(i) for i in range(2)] for _ in range(2)]
+    pipeline = DiffusionPipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+    pipeline.set_progress_bar_config(disable=True)
+    sigmas = [1.0, 0.75, 0.5, 0.25]
+    theirs = pipeline(prompts, generator=generators[0], guidance_scale=3.0, sigmas=sigmas, output_type="pt").images
+    images = models.sample(prompts, generators[1], num_steps=4, guidance_scale=3.0)
+    assert (images - theirs).abs().max() <= 1e-5

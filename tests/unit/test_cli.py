@@ -216,7 +216,7 @@ def test_recipes_are_listed_shown_copied_and_validated(cli: Cli, tmp_path: Path)
     listed = cli("ls", "recipes").stdout.splitlines()
     rows = [line.split("\t") for line in listed]
     methods = ("dollar", "lcd", "lrm", "lrm_pretrain", "mlcm", "rg_lcd", "tcd")
-    kinds = {"sd15/lcd_lora": "lcd", "weighted": "weighted"} | {
+    kinds = {"sd15/lcd_lora": "lcd", "sdxl/lcd_lora": "lcd", "weighted": "weighted"} | {
         f"{folder}{kind}": kind for folder in ("", "sd21/") for kind in methods
     }
     assert {row[0]: row[1] for row in rows} == kinds

@@ -70,13 +70,13 @@ def moved(trainer, mode: FakeTensorMode):
     parts += [trainer.proxy] if isinstance(trainer, (LRM, LRMPretrain)) else []
     for part in parts:
         on_fake_cuda(part, mode)
-    models.alphas_cumprod = fake(models.alphas_cumprod, mode)
+    models.schedule = fake(models.schedule, mode)
     if isinstance(trainer, LRMPretrain):
         trainer.parameters = [p for p in trainer.proxy.parameters() if p.requires_grad]
         return trainer
     if isinstance(trainer, LRM):
         trainer.proxy_parameters = [p for p in trainer.proxy.parameters() if p.requires_grad]
-    trainer.networks = dataclasses.replace(trainer.networks, alphas_cumprod=models.alphas_cumprod)
+    trainer.networks = dataclasses.replace(trainer.networks, schedule=models.schedule)
     trainer.uncond_embeds = fake(trainer.uncond_embeds, mode)
     return trainer
 
@@ -176,7 +176,7 @@ def test_each_part_left_on_the_cpu_is_seen(folder):
             with left_on_the_cpu(part), pytest.raises(RuntimeError, match="device"):
                 trainer.step(batch, StepDraws(0, 0, 4))
         on_cuda = trainer.networks
-        trainer.networks = dataclasses.replace(on_cuda, alphas_cumprod=models.alphas_cumprod.cpu())
+        trainer.networks = dataclasses.replace(on_cuda, schedule=models.schedule.cpu())
         with pytest.raises(RuntimeError, match="device"):
             trainer.step(batch, StepDraws(0, 0, 4))
         trainer.networks, trainer.uncond_embeds = on_cuda, trainer.uncond_embeds.cpu()

@@ -169,7 +169,7 @@ def test_what_a_distillation_computes_of_half_precision_is_float32(teacher, name
         key: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for key, v in vars(inputs).items()
     }
     replays = {part: Replay(network, outputs[part]) for part, network in parts.items()}
-    trainer.networks = replace(networks, alphas_cumprod=networks.alphas_cumprod.double(), **replays)
+    trainer.networks = replace(networks, schedule=networks.schedule.double(), **replays)
     wanted = trainer.distil(type(inputs)(**wide))
     for part in ("noisy", "prediction", "previous", "target", "losses"):
         value, exact = getattr(found, part).detach(), getattr(wanted, part).detach()
@@ -205,7 +205,7 @@ def test_guidance_and_jump_are_float32(teacher, dtype):
         inputs = trainer.prepare(batch(), tiny.draws())
         found = distil(trainer.networks, recipe.lcd, inputs)
     assert outputs[0].dtype == getattr(torch, dtype) and inputs.latents.dtype == torch.float32
-    cumprod, kind = trainer.networks.alphas_cumprod.double(), trainer.networks.prediction_type
+    cumprod, kind = trainer.networks.schedule.double(), trainer.networks.prediction_type
     start, end = grid_timesteps(inputs.index, 1000, 50)
     noisy = add_noise(inputs.latents.double(), inputs.noise.double(), start, cumprod)
     w = inputs.guidance_scale.double()[:, None, None, None]

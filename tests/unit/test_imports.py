@@ -17,7 +17,7 @@ PACKAGES = [
     *("core", "diffusion", "benchtop", "models", "data", "rewards"),
     *("train", "metrics", "evaluate", "judge", "report", "arena", "cli"),
 ]
-DIFFUSION_MAY_IMPORT = {"torch", "math", "typing", "collections", "dataclasses", "__future__", "rgbench"}
+DIFFUSION_MAY_IMPORT = {"torch", "math", "typing", "collections", "itertools", "dataclasses", "__future__", "rgbench"}
 
 
 @cache

@@ -127,7 +127,7 @@ def test_a_distance_at_the_edge_is_kappa_squared_times_one_in_x0(folder):
         distilled(folder, dtype=torch.float64, mlcm={"space": space, "weight": weight})
         for space, weight in (("edge", "one"), ("x0", "one"), ("x0", "snr"))
     )
-    t, cumprod = edge.start_timesteps, tiny.models(folder, torch.float64).alphas_cumprod
+    t, cumprod = edge.start_timesteps, tiny.models(folder, torch.float64).schedule
     _, kappa = jump_factors(t, lower_edges(t, 8, 50, 1000), cumprod, edge.losses)
     assert torch.allclose(edge.losses, kappa**2 * x0.losses, rtol=1e-9)
     snr = cumprod[t].double() / (1 - cumprod[t].double())
@@ -147,7 +147,7 @@ def test_it_follows_the_network_that_is_asked_for(folder):
 
 def at_clean_zero(models):
     """ᾱ_0 = 1, where a jump to 0 is x̂0 itself."""
-    models.alphas_cumprod[0] = 1.0
+    models.schedule[0] = 1.0
     return models
 
 

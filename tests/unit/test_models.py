@@ -23,7 +23,7 @@ def test_a_folder_is_described_by_its_own_files(folder):
     assert (models.resolution, models.latent_shape, models.sampler) == (16, (4, 8, 8), "ddim")
     assert (models.prediction_type, models.scaling_factor) == ("epsilon", tiny.SCALING_FACTOR)
     assert models.ddim == {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
-    assert models.alphas_cumprod.shape == (1000,) and models.alphas_cumprod.dtype == torch.float32
+    assert models.schedule.shape == (1000,) and models.schedule.dtype == torch.float32
     assert not any(p.requires_grad for net in (models.unet, models.vae, models.text_encoder) for p in net.parameters())
 
 

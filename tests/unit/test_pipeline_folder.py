@@ -114,7 +114,7 @@ def test_another_sampler_lends_its_noise_schedule(plain, tmp_path):
     values = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace", "set_alpha_to_one": True}
     change(folder / "scheduler" / "scheduler_config.json", **values)
     models, usual = load(folder), load(plain)
-    assert torch.equal(models.alphas_cumprod, usual.alphas_cumprod)
+    assert torch.equal(models.schedule, usual.alphas_cumprod)
     assert models.ddim == usual.ddim == {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -41,6 +42,22 @@ def test_the_full_size_presets():
         assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= {f.split("/")[0] for f in files.files}
     with pytest.raises(UsageError, match="did you mean 'sd21'"):
         find_preset("sd22")
+
+
+def test_sdxl_is_found_in_either_precision(cache):
+    preset, index = PRESETS["sdxl"], {"_class_name": "StableDiffusionXLPipeline"}
+    assert (preset.resolution, preset.prediction_type) == (1024, "epsilon")
+    folder = snapshot(cache, hub(preset))
+    with pytest.raises(UsageError, match=r"unet/diffusion_pytorch_model\.safetensors \(10\.3 GB\).*13\.9 GB in all"):
+        preset.teacher_folder()
+    for name in hub(preset).files:
+        file = folder / (name.replace(".safetensors", ".fp16.safetensors") if "_2/" in name else name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(index))
+    assert preset.teacher_folder() == folder
+    (folder / "text_encoder_2" / "model.fp16.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"hf download stabilityai/\S+ text_encoder_2/model\.safetensors --revision"):
+        preset.teacher_folder()
 
 
 @pytest.mark.parametrize("offline", [True, False])

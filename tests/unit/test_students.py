@@ -7,8 +7,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.models.families import LCM_LORA_MODULES
 from rgbench.models.student import Learned, is_lora, lora_state, make_lora_student, make_student, merged, present
-from rgbench.train.lcd import LCM_LORA_MODULES, ema_update
+from rgbench.train.lcd import ema_update
 from tests import sd_folders
 
 of_one_layout = pytest.mark.parametrize("teacher", ["sd15"], indirect=True)

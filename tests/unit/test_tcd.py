@@ -74,7 +74,7 @@ def test_s_is_uniform_on_the_places_at_or_below_t_n():
 
 def at_clean_zero(models):
     """ᾱ_0 = 1, where a jump to 0 is x̂0 itself."""
-    models.alphas_cumprod[0] = 1.0
+    models.schedule[0] = 1.0
     return models
 
 
@@ -109,8 +109,8 @@ def test_jumps_to_the_next_point_are_regression_on_the_teacher(folder):
             encoder_hidden_states=inputs.prompt_embeds,
             timestep_cond=distilled.w_embedding,
         ).sample
-    origin = (output, distilled.noisy, distilled.start_timesteps, trainer.models.alphas_cumprod, "epsilon")
-    end = ddim_jump(predicted_x0(*origin), predicted_eps(*origin), distilled.timesteps, trainer.models.alphas_cumprod)
+    origin = (output, distilled.noisy, distilled.start_timesteps, trainer.models.schedule, "epsilon")
+    end = ddim_jump(predicted_x0(*origin), predicted_eps(*origin), distilled.timesteps, trainer.models.schedule)
     assert torch.allclose(distilled.losses, squared_error(end, distilled.previous), rtol=1e-4)
     torch.nn.init.normal_(trainer.target.conv_out.weight, std=3.0)  # which is not asked
     assert torch.equal(trainer.distil(inputs).losses, distilled.losses)

@@ -264,7 +264,7 @@ def test_z_n_is_the_same_data_and_noise(folder):
     assert 0 < chosen.sum() < 4
     for row, of_data in enumerate(chosen.tolist()):
         assert torch.equal(previous[0][row], previous[1 if of_data else 2][row])
-    cumprod, t = models.alphas_cumprod, half.distil(inputs).timesteps.view(-1, 1, 1, 1)
+    cumprod, t = models.schedule, half.distil(inputs).timesteps.view(-1, 1, 1, 1)
     noised = cumprod[t].sqrt() * inputs.latents + (1 - cumprod[t]).sqrt() * inputs.noise
     assert torch.allclose(previous[1], noised, atol=1e-6)
 

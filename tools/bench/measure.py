@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -246,7 +246,7 @@ def untrained_student(models: DiffusionModels) -> DiffusionModels:
 
 def diffusers_pipeline(models: DiffusionModels) -> LatentConsistencyModelPipeline:
     """diffusers' pipeline around a student's networks, with the same schedule."""
-    cumprod = models.alphas_cumprod.double().cpu()
+    cumprod = cast(Tensor, models.schedule).double().cpu()
     before = torch.cat([torch.ones(1, dtype=torch.float64), cumprod[:-1]])
     scheduler = LCMScheduler(
         trained_betas=(1 - cumprod / before).tolist(),

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,7 @@ class PlainStep:
         noise = draws.normal("noise", self.models.latent_shape).to(latents.device)
         index = draws.integers("index", settings.num_ddim_timesteps).to(latents.device)
         w = draws.uniform("w", settings.w_min, settings.w_max).to(latents.device)
-        num_timesteps = len(networks.alphas_cumprod)
+        num_timesteps = len(networks.schedule)
         skip = num_timesteps // settings.num_ddim_timesteps
         start = skip * (index + 1) - 1
         end = (start - skip).clamp(min=0)
@@ -320,13 +320,11 @@ class PlainStep:
         return (image * text).sum(-1)
 
     @staticmethod
-    def _unet(
-        unet: nn.Module, latents: Tensor, timesteps: Tensor, embeds: Tensor, embedding: Tensor | None = None
-    ) -> Tensor:
+    def _unet(unet: Any, latents: Tensor, timesteps: Tensor, embeds: Tensor, embedding: Tensor | None = None) -> Tensor:
         return unet(latents, timesteps, timestep_cond=embedding, encoder_hidden_states=embeds).sample
 
     def _alphas_sigmas(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        cumprod = self.trainer.networks.alphas_cumprod[timesteps].to(like.dtype).view(-1, 1, 1, 1)
+        cumprod = cast(Tensor, self.trainer.networks.schedule)[timesteps].to(like.dtype).view(-1, 1, 1, 1)
         return torch.sqrt(cumprod), torch.sqrt(1 - cumprod)
 
     def _x0_eps(self, output: Tensor, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:

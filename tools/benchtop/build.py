@@ -23,6 +23,7 @@ from rgbench.core.io import read_json, sha256_file, sha256_tree, write_json_atom
 from tools.benchtop.align import AlignConfig, align_proxy
 from tools.benchtop.classifiers import ClassifierConfig, train_classifiers
 from tools.benchtop.clip import CLIPConfig, ProxyConfig, RewardConfig, train_clip, train_proxy, train_reward
+from tools.benchtop.flow import FlowConfig, train_flow
 from tools.benchtop.regressors import RegressorConfig, train_regressors
 from tools.benchtop.teacher import LatentsConfig, TeacherConfig, assemble_pipeline, encode_latents, train_teacher
 from tools.benchtop.vae import TextureConfig, VAEConfig, train_texture, train_vae
@@ -39,6 +40,7 @@ class WorldRecipe:
     texture: TextureConfig = field(default_factory=TextureConfig)
     latents: LatentsConfig = field(default_factory=LatentsConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     regressors: RegressorConfig = field(default_factory=RegressorConfig)
@@ -54,6 +56,7 @@ class WorldRecipe:
             TextureConfig(steps=3, discriminator_steps=1, batch_size=4),
             LatentsConfig(num_latents=64),
             TeacherConfig(cycles=((2, 1e-3), (2, 1e-3)), batch_size=8),
+            FlowConfig(cycles=((2, 1e-3), (2, 1e-3)), batch_size=8),
             ProxyConfig(steps=2, batch_size=16),
             AlignConfig(student_steps=1, num_batches=2, cycles=((1, 1, 1e-3), (2, 2, 1e-3)), batch_size=16),
             RegressorConfig(steps={"resnet": 2, "vit": 2, "convnext": 2}, batch_size=8, num_decoded=16),
@@ -86,6 +89,7 @@ STAGES: dict[str, Stage] = {
     "teacher": Stage(("vae", "clip", "latents.safetensors"), ("unet", "text_encoder"), "teacher", train_teacher),
     "texture": Stage(("vae",), ("vae_texture",), "texture", train_texture),
     "pipeline": Stage(("clip", "unet", "text_encoder", "vae_texture"), ("teacher",), "teacher", assemble_pipeline),
+    "flow": Stage(("vae", "clip", "teacher", "latents.safetensors"), ("teacher_flow",), "flow", train_flow),
     "proxy": Stage(("vae", "clip", "latents.safetensors"), ("proxy",), "proxy", train_proxy),
     "align": Stage(("teacher", "reward", "proxy"), ("latent_proxy",), "align", align_proxy),
     "regressors": Stage(("teacher", "classifiers"), ("regressors",), "regressors", train_regressors),

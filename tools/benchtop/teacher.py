@@ -9,8 +9,10 @@ a frozen one leaves the order of two objects to chance.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -99,54 +101,114 @@ def encode_latents(config: LatentsConfig, out: Path, device: torch.device) -> No
 
 
 def train_teacher(config: TeacherConfig, out: Path, device: torch.device) -> None:
-    """Train UNet and text encoder on the cached latents; write their averages to ``out`` in fp16.
-
-    Each cycle starts from the average of the one before, which is kept in ``out`` under the digest of its inputs: an
-    interrupted stage continues with the next cycle.
-    """
-    scaling_factor = float(AutoencoderKL.load_config(out / "vae")["scaling_factor"])
+    """Train UNet and text encoder on the cached latents; write their averages to ``out`` in fp16."""
     clip = json.loads((out / "clip" / "open_clip_config.json").read_text())["model_cfg"]
     state = load_file(out / "clip" / "open_clip_model.safetensors")
     text_encoder = to_transformers(state, clip["text_cfg"], clip["embed_dim"]).to(device)
     torch.manual_seed(stage_seed(config.seed, "teacher", -1))
     unet = UNet2DConditionModel(**UNET_CONFIG).to(device)
     networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
-    inputs = [sha256_tree(out / "clip"), sha256_file(out / "latents.safetensors")]
-    for cycle in range(len(config.cycles)):
-        settings = {**asdict(config), "cycles": config.cycles[: cycle + 1]}
-        path = out / f"teacher-{digest(inputs, settings)}.safetensors"
-        if not path.exists():
-            save_file(_train_cycle(networks, scaling_factor, cycle, config, path, device), path)
-        networks.load_state_dict(load_file(path))
+    tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
+    alphas_cumprod = DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod.to(device)
+
+    def loss(latents: Tensor, prompts: list[str]) -> Tensor:
+        with autocast(device, config.dtype):
+            embeds = text_encoder(tokenize(tokenizer, prompts).to(device)).last_hidden_state
+        return _loss(unet, latents, embeds, alphas_cumprod, config)
+
+    train_cycles("teacher", networks, (1.0, config.text_encoder_lr_share), loss, config, out, device)
     unet.eval().half().cpu().save_pretrained(out / "unet")
     text_encoder.eval().half().cpu().save_pretrained(out / "text_encoder")
 
 
+class CycleConfig(Protocol):
+    """What :func:`train_cycles` reads of a stage's hyper-parameters, a dataclass."""
+
+    @property
+    def seed(self) -> int:
+        """Of all draws."""
+        ...
+
+    @property
+    def cycles(self) -> tuple[tuple[int, float], ...]:
+        """Steps and peak learning rate of each."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Latents a step."""
+        ...
+
+    @property
+    def drop_prompt(self) -> float:
+        """Share of empty prompts."""
+        ...
+
+    @property
+    def average_decay(self) -> float:
+        """Of the average of the weights."""
+        ...
+
+
+def train_cycles(
+    name: str,
+    networks: nn.ModuleDict,
+    rates: Sequence[float],
+    loss: Callable[[Tensor, list[str]], Tensor],
+    config: CycleConfig,
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Train networks on the cached latents, in cycles; they end as the average of their weights.
+
+    Each cycle starts from the average of the one before, which is kept in ``out`` under the digest of its inputs: an
+    interrupted stage continues with the next cycle.
+
+    Args:
+        name: of the stage: of its files and its streams of random numbers.
+        networks: what learns.
+        rates: factor of the learning rate of each network.
+        loss: of scaled latents (B, 4, 8, 8) and B prompts, a scalar.
+        config: of the stage.
+        out: with ``clip``, ``vae`` and ``latents.safetensors``.
+        device: where they train.
+    """
+    inputs = [sha256_tree(out / "clip"), sha256_file(out / "latents.safetensors")]
+    for cycle in range(len(config.cycles)):
+        settings = {**asdict(cast(Any, config)), "cycles": config.cycles[: cycle + 1]}
+        path = out / f"{name}-{digest(inputs, settings)}.safetensors"
+        if not path.exists():
+            save_file(_train_cycle(name, networks, rates, loss, cycle, config, path, device), path)
+        networks.load_state_dict(load_file(path))
+
+
 def _train_cycle(
-    networks: nn.ModuleDict, scaling_factor: float, cycle: int, config: TeacherConfig, path: Path, device: torch.device
+    name: str,
+    networks: nn.ModuleDict,
+    rates: Sequence[float],
+    loss_of: Callable[[Tensor, list[str]], Tensor],
+    cycle: int,
+    config: CycleConfig,
+    path: Path,
+    device: torch.device,
 ) -> dict[str, Tensor]:
     """One warm-up and decay of the learning rate; returns the average of the weights, which ``path`` will hold."""
     out, state = path.parent, path.with_suffix(".unfinished.safetensors")
-    tokenizer = CLIPTokenizer.from_pretrained(out / "clip")
+    scaling_factor = float(AutoencoderKL.load_config(out / "vae")["scaling_factor"])
     cache = load_file(out / "latents.safetensors")
-    unet, text_encoder = networks["unet"], networks["text_encoder"]
     steps, lr = config.cycles[cycle]
     first = sum(n for n, _ in config.cycles[:cycle])
     average = {k: v.detach().clone() for k, v in networks.state_dict().items()}
-    peaks = (lr, config.text_encoder_lr_share * lr)
-    groups = [{"params": network.parameters()} for network in (unet, text_encoder)]
+    groups = [{"params": network.parameters()} for network in networks.values()]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
-    alphas_cumprod = DDIMScheduler(**SCHEDULER_CONFIG).alphas_cumprod.to(device)
-    log = StageLog(out / "teacher.jsonl")
+    log = StageLog(out / f"{name}.jsonl")
     begun = _restore(state, networks, average, optimiser) if state.exists() else 0
     for step in range(begun, steps):
-        torch.manual_seed(stage_seed(config.seed, "teacher", first + step))
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
-            group["lr"] = peak * linear_decay(step, steps)
-        latents, prompts = _batch(cache, scaling_factor, first + step, config)
-        with autocast(device, config.dtype):
-            embeds = text_encoder(tokenize(tokenizer, prompts).to(device)).last_hidden_state
-        loss = _loss(unet, latents.to(device), embeds, alphas_cumprod, config)
+        torch.manual_seed(stage_seed(config.seed, name, first + step))
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * lr * linear_decay(step, steps)
+        latents, prompts = _batch(cache, scaling_factor, name, first + step, config)
+        loss = loss_of(latents.to(device), prompts)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
@@ -197,10 +259,10 @@ def _update_average(average: dict[str, Tensor], model: nn.Module, decay: float) 
 
 
 def _batch(
-    cache: dict[str, Tensor], scaling_factor: float, step: int, config: TeacherConfig
+    cache: dict[str, Tensor], scaling_factor: float, name: str, step: int, config: CycleConfig
 ) -> tuple[Tensor, list[str]]:
     n = len(cache["mean"])
-    rng = np.random.default_rng(stage_seed(config.seed, "teacher_batch", step))
+    rng = np.random.default_rng(stage_seed(config.seed, f"{name}_batch", step))
     index = rng.integers(n, size=config.batch_size)
     moments = [cache[k][torch.from_numpy(index)].float() for k in ("mean", "std")]
     latents = (moments[0] + moments[1] * torch.randn(moments[0].shape)) * scaling_factor
@@ -257,7 +319,19 @@ def to_transformers(state: dict[str, Tensor], text_cfg: dict, embed_dim: int) ->
     Returns:
         The text encoder in eval mode; last hidden state (B, L, width).
     """
-    layers = text_cfg["layers"] - 1
+    config, mapped = text_tower(state, text_cfg, embed_dim, text_cfg["layers"] - 1)
+    encoder = CLIPTextModel(config)
+    prefix = "text_model." if any(k.startswith("text_model.") for k in encoder.state_dict()) else ""
+    missing, unexpected = encoder.load_state_dict({prefix + k: v.float() for k, v in mapped.items()}, strict=False)
+    if unexpected or [k for k in missing if "position_ids" not in k]:
+        raise ValueError(f"text tower does not fit CLIPTextModel: missing {missing}, unexpected {unexpected}")
+    return encoder.eval()
+
+
+def text_tower(
+    state: dict[str, Tensor], text_cfg: dict, embed_dim: int, layers: int
+) -> tuple[CLIPTextConfig, dict[str, Tensor]]:
+    """Configuration and weights of the first layers of an open_clip CLIP's text tower, under transformers' names."""
     config = CLIPTextConfig(
         vocab_size=text_cfg["vocab_size"],
         hidden_size=text_cfg["width"],
@@ -271,13 +345,7 @@ def to_transformers(state: dict[str, Tensor], text_cfg: dict, embed_dim: int) ->
         eos_token_id=text_cfg["vocab_size"] - 1,
         pad_token_id=0,
     )
-    encoder = CLIPTextModel(config)
-    mapped = _mapped(state, layers)
-    prefix = "text_model." if any(k.startswith("text_model.") for k in encoder.state_dict()) else ""
-    missing, unexpected = encoder.load_state_dict({prefix + k: v.float() for k, v in mapped.items()}, strict=False)
-    if unexpected or [k for k in missing if "position_ids" not in k]:
-        raise ValueError(f"text tower does not fit CLIPTextModel: missing {missing}, unexpected {unexpected}")
-    return encoder.eval()
+    return config, _mapped(state, layers)
 
 
 def _mapped(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:

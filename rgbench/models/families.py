@@ -1,0 +1,426 @@
+"""Families of teachers behind one contract: what trainers and samplers ask of a model without knowing which it is.
+
+| family | network | conditioning | path | a student is told |
+|---|---|---|---|---|
+| Stable Diffusion 1, 2 | UNet | CLIP's states | variance-preserving | w, by ``time_cond_proj_dim`` |
+| SDXL | UNet | states of two CLIPs, pooled, image sizes | variance-preserving | the same |
+| SD3, SD3.5 | transformer | states of two CLIPs and T5, pooled | flow | nothing: guidance is trained in |
+| FLUX.1 | transformer | T5's states, pooled CLIP | flow | w, by its own embedding (dev), or nothing (schnell) |
+
+Every denoiser is called as a UNet of Stable Diffusion: latents (B, C, h, w), timesteps (B,) int64, conditioning and
+what it is told of w. Conditioning is one tensor (B, L, D), cached and joined as text states are; a pooled state is
+its last row, filled up with zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchLCMScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+)
+from torch import Tensor, nn
+
+from rgbench.core.errors import UsageError
+from rgbench.diffusion.schedule import Flow, Schedule
+from rgbench.models.folder import quiet_libraries
+
+# LCM-LoRA's layers (arXiv 2311.05556), as in diffusers' examples/consistency_distillation.
+LCM_LORA_MODULES = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj"),
+)
+# Attention and feed-forward of both streams, and of FLUX's joined blocks.
+TRANSFORMER_LORA_MODULES = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"),
+)
+SDXL_FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
+SIZES = 6  # numbers of SDXL's micro-conditioning
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
+# What a flow's scheduler may do to its timesteps besides the shift; none of the families' published ones does.
+_OTHER_GRIDS = ("shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+
+
+class Denoiser(Protocol):
+    """A network in the form of Stable Diffusion's UNet.
+
+    Attributes:
+        config: with ``time_cond_proj_dim``: d of what it is told of w; 1 for w itself; None for nothing.
+    """
+
+    config: Any
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+        *,
+        return_dict: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Prediction (B, C, h, w) for noisy latents, as the first of a tuple."""
+        ...
+
+
+class Parts(Protocol):
+    """What a family reads of :class:`rgbench.models.pipeline.DiffusionModels`."""
+
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    pipeline: Any
+    schedule: Schedule
+    resolution: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+
+class StableDiffusion:
+    """Stable Diffusion 1 and 2.
+
+    Attributes:
+        component: name of the network in a pipeline folder.
+        lora_modules: ends of the names of the layers that adapters go on.
+    """
+
+    component = "unet"
+    lora_modules: tuple[str, ...] = LCM_LORA_MODULES
+
+    def denoiser(self, models: Parts, network: Any) -> Denoiser:
+        """A network of the family in the common form."""
+        return network
+
+    def encode(self, models: Parts, prompts: Sequence[str]) -> Tensor:
+        """Conditioning of prompts, (B, L, D)."""
+        tokenizer, encoder = models.tokenizer, models.text_encoder
+        tokens = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).to(models.device)
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        return encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
+
+    def encode_empty(self, models: Parts) -> Tensor:
+        """Conditioning that guidance subtracts, (1, L, D)."""
+        return self.encode(models, [""])
+
+    def text_limits(self, models: Parts) -> dict[str, tuple[Any, int]]:
+        """Tokenizer of each text encoder, and how many tokens it reads."""
+        return {"text_encoder": (models.tokenizer, models.tokenizer.model_max_length)}
+
+    def patch(self, network: Any) -> int | None:
+        """Side of a transformer's tokens in latent pixels; None for a UNet."""
+        return None
+
+    def check_dtype(self, models: Parts, dtype: str) -> None:
+        """Refuse arithmetic in which the family's networks overflow.
+
+        Args:
+            models: the model.
+            dtype: ``float32``, ``bfloat16`` or ``float16``.
+
+        Raises:
+            UsageError: names the network and another type.
+        """
+
+    def pipeline(self, models: Parts, network: Any, scheduler: Any) -> DiffusionPipeline:
+        """diffusers' pipeline of a student; both embed w where it has a guidance embedding, one takes TCD's ``eta``."""
+        told, is_lcm = network.config.time_cond_proj_dim is not None, isinstance(scheduler, LCMScheduler)
+        return (LatentConsistencyModelPipeline if told and is_lcm else StableDiffusionPipeline)(
+            vae=models.vae,
+            text_encoder=models.text_encoder,
+            tokenizer=models.tokenizer,
+            unet=network,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+class Piped(StableDiffusion):
+    """A family whose prompts are encoded by diffusers' own pipeline, ``models.pipeline``."""
+
+    def encode(self, models: Parts, prompts: Sequence[str]) -> Tensor:
+        """Conditioning of prompts, the pooled state as its last row, (B, L + 1, D)."""
+        with quiet_libraries():  # which say at each call that a long caption is cut
+            states, pooled = self.states(models, list(prompts))
+        width = max(states.shape[-1], pooled.shape[-1])
+        rows = [states, pooled[:, None].to(states)]
+        return torch.cat([nn.functional.pad(row, (0, width - row.shape[-1])) for row in rows], dim=1)
+
+    def states(self, models: Parts, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Text states (B, L, D) and pooled state (B, P)."""
+        states, _, pooled, _ = models.pipeline.encode_prompt(
+            prompts, *[None] * (self.num_encoders - 1), device=models.device, do_classifier_free_guidance=False
+        )
+        return states, pooled
+
+    num_encoders = 2
+    max_tokens = 0  # of T5, where there is one, as the pipeline's call cuts by default
+
+    def text_limits(self, models: Parts) -> dict[str, tuple[Any, int]]:
+        """Tokenizer of each text encoder, and how many tokens it reads."""
+        found = {}
+        for name, part in models.pipeline.components.items():
+            if name.startswith("tokenizer") and part is not None:
+                limit = part.model_max_length if "CLIP" in type(part).__name__ else self.max_tokens
+                found[name.replace("tokenizer", "text_encoder")] = (part, limit)
+        return found
+
+    def pipeline(self, models: Parts, network: Any, scheduler: Any) -> DiffusionPipeline:
+        """diffusers' pipeline of a student, of the teacher's class."""
+        teacher = models.pipeline
+        settings = {key: value for key, value in teacher.config.items() if isinstance(value, bool)}
+        parts = {**teacher.components, self.component: network, "scheduler": scheduler}
+        return type(teacher)(**parts, **settings)
+
+
+def _parted(conditioning: Tensor, width: int, pooled_width: int) -> tuple[Tensor, Tensor]:
+    """Text states (B, L, ``width``) and pooled state (B, ``pooled_width``) of :meth:`Piped.encode`."""
+    return conditioning[:, :-1, :width], conditioning[:, -1, :pooled_width]
+
+
+class SDXL(Piped):
+    """Stable Diffusion XL; an image counts as whole and of the model's size in its micro-conditioning."""
+
+    def denoiser(self, models: Parts, network: Any) -> Denoiser:
+        """The UNet with pooled state and sizes of the image."""
+        return SDXLDenoiser(network, models.resolution)
+
+    def encode_empty(self, models: Parts) -> Tensor:
+        """Zeros, where the pipeline says so."""
+        empty = self.encode(models, [""])
+        return torch.zeros_like(empty) if models.pipeline.config.force_zeros_for_empty_prompt else empty
+
+    def check_dtype(self, models: Parts, dtype: str) -> None:
+        """Refuse float16 where the VAE's configuration asks for float32."""
+        if dtype == "float16" and models.vae.config.force_upcast:
+            raise UsageError(
+                f"train.dtype float16: this VAE overflows in it (force_upcast); use bfloat16, or put the weights and "
+                f"config.json of {SDXL_FP16_VAE} in the model's vae/"
+            )
+
+
+class SDXLDenoiser:
+    """SDXL's UNet in the common form.
+
+    Args:
+        network: the UNet.
+        side: of the images in pixels.
+    """
+
+    def __init__(self, network: Any, side: int) -> None:
+        self.network, self.config, self.side = network, network.config, side
+        self.pooled = self.config.projection_class_embeddings_input_dim - SIZES * self.config.addition_time_embed_dim
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+        *,
+        return_dict: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """As :class:`Denoiser`."""
+        states, pooled = _parted(encoder_hidden_states, self.config.cross_attention_dim, self.pooled)
+        sizes = states.new_tensor([self.side, self.side, 0, 0, self.side, self.side]).expand(len(sample), SIZES)
+        return self.network(
+            sample,
+            timestep,
+            encoder_hidden_states=states,
+            timestep_cond=timestep_cond,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
+            return_dict=return_dict,
+        )
+
+
+class SD3(Piped):
+    """Stable Diffusion 3 and 3.5."""
+
+    component, lora_modules = "transformer", TRANSFORMER_LORA_MODULES
+    num_encoders, max_tokens = 3, 256
+
+    def denoiser(self, models: Parts, network: Any) -> Denoiser:
+        """The transformer, told 1000 σ."""
+        assert isinstance(models.schedule, Flow)
+        return SD3Denoiser(network, models.schedule)
+
+    def patch(self, network: Any) -> int:
+        """As the transformer's configuration says."""
+        return network.config.patch_size
+
+    def check_dtype(self, models: Parts, dtype: str) -> None:
+        """Refuse float16, beyond whose range T5's activations go."""
+        if dtype == "float16":
+            raise UsageError("train.dtype float16: T5 and this transformer overflow in it; use bfloat16")
+
+
+class SD3Denoiser:
+    """SD3's transformer in the common form.
+
+    Args:
+        network: the transformer.
+        schedule: of the times that it is told.
+    """
+
+    def __init__(self, network: Any, schedule: Flow) -> None:
+        self.network, self.schedule = network, schedule
+        self.config = SimpleNamespace(time_cond_proj_dim=None)
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+        *,
+        return_dict: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """As :class:`Denoiser`."""
+        config = self.network.config
+        states, pooled = _parted(encoder_hidden_states, config.joint_attention_dim, config.pooled_projection_dim)
+        return self.network(
+            hidden_states=sample,
+            timestep=self.schedule.times(timestep.expand(len(sample))).to(sample.dtype),
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            return_dict=return_dict,
+        )
+
+
+class Flux(Piped):
+    """FLUX.1: dev, which is told its guidance, or schnell."""
+
+    component, lora_modules = "transformer", TRANSFORMER_LORA_MODULES
+    max_tokens = 512
+
+    def states(self, models: Parts, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Text states (B, L, D) and pooled state (B, P)."""
+        states, pooled, _ = models.pipeline.encode_prompt(prompts, None, device=models.device)
+        return states, pooled
+
+    def denoiser(self, models: Parts, network: Any) -> Denoiser:
+        """The transformer on packed latents, told 1000 σ and, of dev, the guidance."""
+        assert isinstance(models.schedule, Flow)
+        return FluxDenoiser(network, models.schedule)
+
+    def patch(self, network: Any) -> int:
+        """Two: latents are packed before they reach the transformer."""
+        return 2
+
+    def check_dtype(self, models: Parts, dtype: str) -> None:
+        """Refuse float16, beyond whose range T5's activations go."""
+        SD3.check_dtype(self, models, dtype)  # type: ignore[arg-type]
+
+
+class FluxDenoiser:
+    """FLUX's transformer in the common form.
+
+    Args:
+        network: the transformer, on latents in 2×2 patches.
+        schedule: of the times that it is told.
+    """
+
+    def __init__(self, network: Any, schedule: Flow) -> None:
+        self.network, self.schedule = network, schedule
+        self.config = SimpleNamespace(time_cond_proj_dim=1 if network.config.guidance_embeds else None)
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+        *,
+        return_dict: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """As :class:`Denoiser`."""
+        config, (rows, columns) = self.network.config, (side // 2 for side in sample.shape[2:])
+        states, pooled = _parted(encoder_hidden_states, config.joint_attention_dim, config.pooled_projection_dim)
+        places = torch.cartesian_prod(torch.arange(1.0), torch.arange(float(rows)), torch.arange(float(columns)))
+        output = self.network(
+            hidden_states=pack(sample),
+            timestep=self.schedule.times(timestep.expand(len(sample))).to(sample.dtype) / 1000,
+            guidance=None if timestep_cond is None else timestep_cond[:, 0] + 1,
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            txt_ids=states.new_zeros(states.shape[1], 3),
+            img_ids=places.to(states),
+            return_dict=False,
+        )[0]
+        return (unpack(output, rows, columns),)
+
+    def arranged(self, noise: Tensor) -> Tensor:
+        """Noise (B, C, h, w) in the order in which a scheduler of the pipeline draws it, for packed latents."""
+        packed = pack(noise)
+        return unpack(noise.reshape(packed.shape), noise.shape[2] // 2, noise.shape[3] // 2)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w) as tokens of 2×2 patches, (B, h/2 · w/2, 4C)."""
+    return nn.functional.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Inverse of :func:`pack`: (B, rows · columns, 4C) as (B, C, 2 · rows, 2 · columns)."""
+    return nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), 2)
+
+
+STABLE_DIFFUSION = StableDiffusion()
+FAMILIES: Mapping[str, Piped] = {
+    "StableDiffusionXLPipeline": SDXL(),
+    "StableDiffusion3Pipeline": SD3(),
+    "FluxPipeline": Flux(),
+}
+
+
+def read_flow(config: Mapping[str, Any], file: Path, tokens: int) -> Flow:
+    """The schedule of a flow's scheduler.
+
+    Args:
+        config: of the scheduler.
+        file: for messages.
+        tokens: of an image in the transformer, which a dynamic shift depends on.
+
+    Raises:
+        UsageError: another scheduler, or one with a grid that few steps are not trained on.
+    """
+    name = config.get("_class_name")
+    if name not in FLOW_SCHEDULERS:
+        raise UsageError(f"{file}: scheduler {name!r} cannot do few steps of a flow; use {FLOW_SCHEDULERS[0]}")
+    if on := [key for key in _OTHER_GRIDS if config.get(key)]:
+        raise UsageError(f"{file}: {on[0]} is on, which is not trained with here; set it to null or false")
+    if not config.get("use_dynamic_shifting"):
+        return Flow.shifted(float(config.get("shift", 1.0)))
+    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    shift = low + (tokens - first) * (high - low) / (last - first)
+    return Flow.shifted(shift if config.get("time_shift_type") == "linear" else math.exp(shift))
+
+
+def flow_scheduler(config: Mapping[str, Any]) -> FlowMatchLCMScheduler:
+    """diffusers' few-step sampler on the path of a teacher's scheduler."""
+    keys = (
+        *("num_train_timesteps", "shift", "use_dynamic_shifting", "time_shift_type"),
+        *("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"),
+    )
+    return FlowMatchLCMScheduler(**{key: config[key] for key in keys if config.get(key) is not None})
