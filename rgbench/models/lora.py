@@ -170,12 +170,22 @@ def _foreign(file: Path, unknown: Sequence[str], num: int, networks: Mapping[str
 
 
 def _converted(file: Path, state: Mapping[str, Tensor], convert: Converter) -> dict[str, Tensor]:
-    """The file's tensors under diffusers' names; as they are where its reader does not know them either."""
+    """The file's tensors under diffusers' names; as they are where its reader does not know them either.
+
+    Raises:
+        UsageError: it leaves out a text encoder's.
+    """
     try:
-        return convert(file)
+        found = convert(file)
     except (ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError, NotImplementedError) as error:
         log.info("%s: diffusers does not read it either (%s)", file, error)
         return dict(state)
+    of_text = [name for name in state if name.startswith("lora_te") and not name.endswith(f".{_ALPHA}")]
+    if len(of_text) > sum(name.startswith("text_encoder") and not name.endswith(f".{_ALPHA}") for name in found):
+        raise UsageError(
+            f"{file}: diffusers reads a part of it alone (not {of_text[-1]!r}); give a LoRA without the rest"
+        )
+    return found
 
 
 def _aliases(networks: Mapping[str, nn.Module]) -> Iterator[tuple[str, Place]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -61,6 +62,23 @@ def test_floors_that_protect_from_known_holes() -> None:
     assert "2.9.9" not in floors["torch"] and "2.10.0" in floors["torch"]
     assert "5.2.9" not in floors["transformers"] and "5.3.0" in floors["transformers"]
     assert all(str(specifier).startswith(">=") for specifier in floors.values())
+
+
+BY_TORCH = {"tensorboard": "torch.utils.tensorboard"}  # what imports it for us
+
+
+def test_every_dependency_is_imported() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES if path.is_relative_to(ROOT / "rgbench"))
+    provided: dict[str, list[str]] = {}
+    for module, owners in packages_distributions().items():
+        for owner in owners:
+            provided.setdefault(normal(owner), []).append(module)
+    for requirement in map(Requirement, project()["dependencies"]):
+        own = [normal(requirement.name).replace("-", "_"), BY_TORCH.get(requirement.name, "none")]
+        modules = own + provided.get(normal(requirement.name), [])
+        names = "|".join(re.escape(module) for module in modules)
+        used = rf"^\s*(import|from) ({names})\b|find_spec\(\"({names})\"\)"
+        assert re.search(used, text, re.M), f"nothing imports {requirement.name}"
 
 
 def test_makefile_and_ci_call_what_the_readme_says() -> None:
