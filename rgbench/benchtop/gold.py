@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgbench.benchtop.oracle import CLASSIFIERS, backbone
-from rgbench.core.io import check_tensors, load_safetensors
+from rgbench.benchtop.oracle import CLASSIFIERS, backbone, load_frozen
 
 
 class DegradationRegressor(nn.Module):
@@ -34,11 +33,7 @@ class DegradationRegressor(nn.Module):
 
 def load_regressor(folder: Path, device: torch.device | str = "cpu") -> DegradationRegressor:
     """A trained regressor, frozen; the folder's name is its architecture."""
-    network = DegradationRegressor(folder.name)
-    state = load_safetensors(folder / "model.safetensors")
-    check_tensors(folder / "model.safetensors", state, network.state_dict(), "this network")
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return network.eval().requires_grad_(False).to(device)
+    return load_frozen(DegradationRegressor(folder.name), folder, device)
 
 
 class Gold:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.models.convnext import ConvNeXt
@@ -35,6 +35,8 @@ from rgbench.benchtop.scenes import (
     coverage,
 )
 from rgbench.core.io import check_tensors, load_safetensors
+
+N = TypeVar("N", bound=nn.Module)
 
 # Heads in output order: attribute, slot, number of classes.
 HEADS = (
@@ -187,11 +189,19 @@ def backbone(kind: str) -> tuple[Any, int]:
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Classifier:
     """A trained classifier, frozen; the folder's name is its architecture."""
-    classifier = Classifier(folder.name)
+    return load_frozen(Classifier(folder.name), folder, device)
+
+
+def load_frozen(network: N, folder: Path, device: torch.device | str) -> N:
+    """A network with the weights of a folder in float32, frozen.
+
+    Raises:
+        UsageError: the weights are damaged, or another network's.
+    """
     state = load_safetensors(folder / "model.safetensors")
-    check_tensors(folder / "model.safetensors", state, classifier.state_dict(), "this network")
-    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    return classifier.eval().requires_grad_(False).to(device)
+    check_tensors(folder / "model.safetensors", state, network.state_dict(), "this network")
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    return network.eval().requires_grad_(False).to(device)
 
 
 def targets(scenes: Scenes) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,10 +78,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def programs(page: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """Folder of ``python``, ``rgbench`` and ``tensorboard`` with this interpreter's rgbench."""
+    forks: Path = request.getfixturevalue("fork_server").folder
     if named(page) != REAL:
-        return request.getfixturevalue("fork_server").folder
+        return forks
     folder = tmp_path_factory.mktemp("bin")
     write_programs(folder, [sys.executable])
+    shutil.copy(forks / "python", folder / "python")
     return folder
 
 
