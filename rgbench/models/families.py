@@ -94,10 +94,11 @@ class StableDiffusion:
 
     Attributes:
         component: name of the network in a pipeline folder.
+        packing: latent pixels that the network reads as one.
         lora_modules: ends of the names of the layers that adapters go on.
     """
 
-    component = "unet"
+    component, packing = "unet", 1
     lora_modules: tuple[str, ...] = LCM_LORA_MODULES
 
     def denoiser(self, models: Parts, network: Any) -> Denoiser:
@@ -310,7 +311,7 @@ class SD3Denoiser:
 class Flux(Piped):
     """FLUX.1: dev, which is told its guidance, or schnell."""
 
-    component, lora_modules = "transformer", TRANSFORMER_LORA_MODULES
+    component, lora_modules, packing = "transformer", TRANSFORMER_LORA_MODULES, 4
     max_tokens = 512
 
     def states(self, models: Parts, prompts: list[str]) -> tuple[Tensor, Tensor]:

@@ -330,6 +330,13 @@ def _load_piped(path: Path, device: str | torch.device, dtype: torch.dtype, reso
     wanted = (family.component, "vae", *(f"text_encoder{end}" for end in ("", "_2")))
     if absent := [name for name in wanted if name not in found]:
         raise UsageError(f"{path}: lacks {', '.join(absent)}; fetch or write the whole folder again")
+    file = path / family.component / "config.json"
+    inputs, channels = (
+        read_config(f).get(key, 4)
+        for f, key in ((file, "in_channels"), (path / "vae" / "config.json", "latent_channels"))
+    )
+    if inputs != family.packing * channels:
+        raise UsageError(f"{file}: in_channels {inputs}, the VAE's latents have {channels}: not a text-to-image model")
     parts = {name: load_part(path, weights, dtype).to(device) for name, weights in found.items()}
     for part in parts.values():
         if isinstance(part, diffusers.ModelMixin):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,14 @@ def test_what_a_teacher_cannot_do_is_refused(parts, tmp_path, name, changes, mes
         build_loop(recipe, RunDirectory(tmp_path / "run"), Ranks())
 
 
+def test_a_fill_transformer_is_no_teacher(parts, tmp_path):
+    copied = shutil.copytree(parts / "flux", tmp_path / "fill")
+    file = copied / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"in_channels": 96}))
+    with pytest.raises(UsageError, match="in_channels 96, the VAE's latents have 4: not a text-to-image model"):
+        load_models(copied, "cpu", torch.float32)
+
+
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [
@@ -344,19 +353,14 @@ def test_what_a_teacher_cannot_do_is_refused(parts, tmp_path, name, changes, mes
     ],
 )
 def test_other_pipelines_are_refused(parts, tmp_path, pipeline, message):
-    (tmp_path / "flux").mkdir()
-    for file in (parts / "flux").rglob("*"):
-        place = tmp_path / "flux" / file.relative_to(parts / "flux")
-        if pipeline is None and place.is_relative_to(tmp_path / "flux" / "text_encoder_2"):
-            continue
-        place.mkdir(exist_ok=True) if file.is_dir() else place.symlink_to(file)
-    if pipeline:
-        index = tmp_path / "flux" / "model_index.json"
-        content = json.loads(index.read_text()) | {"_class_name": pipeline}
-        index.unlink()
-        index.write_text(json.dumps(content))
+    copied = shutil.copytree(parts / "flux", tmp_path / "flux")
+    if pipeline is None:
+        shutil.rmtree(copied / "text_encoder_2")
+    else:
+        index = copied / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": pipeline}))
     with pytest.raises(UsageError, match=message):
-        load_models(tmp_path / "flux", "cpu", torch.float32)
+        load_models(copied, "cpu", torch.float32)
 
 
 def test_bfloat16_trains_what_float16_may_not(parts, tmp_path):
