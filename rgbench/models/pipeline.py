@@ -23,6 +23,7 @@ from rgbench.diffusion.schedule import FLOW, Schedule
 from rgbench.models.families import FAMILIES, STABLE_DIFFUSION, Denoiser, StableDiffusion, read_flow
 from rgbench.models.folder import (
     CONSTANT,
+    INDEX,
     PIPELINES,
     Weights,
     check_class,
@@ -325,7 +326,9 @@ def _load_piped(path: Path, device: str | torch.device, dtype: torch.dtype, reso
     family = FAMILIES.get(kind)
     if family is None:
         known = ", ".join((*PIPELINES, *FAMILIES))
-        raise UsageError(f"{path}: a {kind}, which is not trained here; give a text-to-image pipeline of {known}")
+        raise UsageError(
+            f"{path / INDEX}: a {kind}, which is not trained here; give a text-to-image pipeline of {known}"
+        )
     found = check_pipeline(path)
     wanted = (family.component, "vae", *(f"text_encoder{end}" for end in ("", "_2")))
     if absent := [name for name in wanted if name not in found]:

@@ -87,7 +87,7 @@ def test_what_no_prompt_survives_or_is_not_sampled_is_refused(base: Path, says: 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "PNDMScheduler"])
 def test_a_schedule_that_is_not_said_is_that_of_its_own_class(base: Path, name: str) -> None:
     (base / SCHEDULER).write_text(json.dumps({"_class_name": name}))
-    found = load_models(base, CPU, torch.float32).alphas_cumprod
+    found = load_models(base, CPU, torch.float32).schedule
     assert torch.equal(found, getattr(diffusers, name)().alphas_cumprod)
 
 

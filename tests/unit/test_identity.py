@@ -29,7 +29,7 @@ RECIPES = [
 ]
 # Seed, name, place, logging and saving; and how the same numbers are computed.
 NOT_THE_METHOD = [
-    *("seed", "name", "model.*", "*.path", "*.head_path", "*.version", "*.python", "*.device", "*.timeout"),
+    *("seed", "name", "model.preset", "*.path", "*.head_path", "*.version", "*.python", "*.device", "*.timeout"),
     *("train.save_every", "train.keep_checkpoints", "train.sample_every", "train.log_every", "train.wandb"),
     *("train.trackio", "monitor.*"),
     *("train.latents_cache", "train.latents_cache_root", "train.num_workers", "train.compile", "proxy.clip"),
