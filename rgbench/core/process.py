@@ -216,23 +216,27 @@ def memory_explained(where: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def whole_float32() -> Iterator[None]:
-    """Compute float32 on a GPU in float32, and restore the setting on leaving.
+    """Compute in float32 by default, on a GPU in whole float32, and restore the settings on leaving.
 
     By default torch rounds the operands of convolutions to TF32 (10 bits of mantissa), so that features, and the
     distances and rewards made of them, would differ between a GPU and a CPU by more than rounding, and so would a
     training of ``train.dtype: float32``. The setting of each operation, which this uses, holds over the older
-    ``allow_tf32`` and the settings of whole back ends.
+    ``allow_tf32`` and the settings of whole back ends. A notebook may have set another default type, in which networks
+    would be made.
     """
     import torch
 
+    dtype = torch.get_default_dtype()
     backends: Any = torch.backends
     operations = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     before = [operation.fp32_precision for operation in operations]
     try:
         for operation in operations:
             operation.fp32_precision = "ieee"
+        torch.set_default_dtype(torch.float32)
         yield
     finally:
+        torch.set_default_dtype(dtype)
         for operation, precision in zip(operations, before, strict=True):
             operation.fp32_precision = precision
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 1
+MAX_STEP = 1 << 53  # of a row of the log; a larger one is damage
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "numpy")
 
 
@@ -282,7 +283,12 @@ class RunDirectory:
                 row = parse_json(raw)
             except (ValueError, RecursionError):
                 continue
-            if raw.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
+            if (
+                raw.endswith(b"\n")
+                and isinstance(row, dict)
+                and type(step := row.get("step")) is int
+                and step < MAX_STEP
+            ):
                 yield row, raw
 
 

@@ -861,7 +861,14 @@ def _mean(block: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for key, value in row.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
                 values.setdefault(key, []).append(value)
-    return {"step": block[-1]["step"], **{key: math.fsum(found) / len(found) for key, found in values.items()}}
+    return {"step": block[-1]["step"], **{key: _mean_of(found) for key, found in values.items()}}
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    try:
+        return math.fsum(values) / len(values)
+    except OverflowError:  # the sum's, of a run that diverged
+        return math.fsum(value / len(values) for value in values)
 
 
 # Schema 1: a JSON file for each value

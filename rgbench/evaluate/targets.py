@@ -284,6 +284,7 @@ def _read(folder: Path) -> dict[str, Any]:
     run = RunDirectory.open(folder)
     meta = run.read()
     missing = [key for key in RUN_KEYS if key not in meta]
+    missing += [f"teacher.{key}" for key in ("path", "sha256") if key not in meta.get("teacher", {})]
     if missing:
         raise UsageError(f"{run.run_file}: lacks {', '.join(missing)}; not a whole run")
     return meta

@@ -153,6 +153,8 @@ def check_checkpoint(
     recorded = meta.get("run")
     if recorded is None:
         return
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("recipe"), dict):
+        raise UsageError(f"{path}: does not say of which run it is; remove it")
     old, new = _flat(recorded["recipe"]), _flat(config)
     both = sorted(old.keys() & new.keys())  # a key may be newer, or have moved since
     changed = [key for key in both if old[key] != new[key] and not _matches(key, free)]

@@ -706,6 +706,7 @@ RUNS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "world absolute": (keys("run.json", world="/etc"), "run.json"),
     "method outside": (keys("run.json", method=".."), "run.json"),
     "teacher of text": (keys("run.json", teacher="x"), "run.json"),
+    "teacher without a folder": (keys("run.json", teacher={"preset": None}), "run.json"),
     "rewards of numbers": (keys("run.json", rewards=[1]), "run.json"),
     "sampling of text": (keys("run.json", sampling="x"), "run.json"),
     "step of text": (keys("run.json", step="x", steps=None), "run.json"),

@@ -18,6 +18,7 @@ from rgbench.evaluate.results import load_results
 from rgbench.evaluate.targets import WEIGHTS, checkpoint_targets, resolve_targets
 from rgbench.models.folder import weights_sha256
 from rgbench.models.pipeline import load_models
+from rgbench.train.identity import check_checkpoint
 from tests.tiny_models import run_eval, save_pipeline, save_run
 
 
@@ -90,6 +91,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, what):
         return
     with pytest.raises(UsageError, match=rf"step-00000001: a checkpoint of another run \({what}"):
         checkpoint_targets(run, tmp_path)
+
+
+@pytest.mark.parametrize("run", ["x", [], {}, {"recipe": "x"}])
+def test_a_checkpoint_of_no_run_is_refused(tmp_path, run):
+    with pytest.raises(UsageError, match="step-00000001: does not say of which run it is"):
+        check_checkpoint(tmp_path / "step-00000001", {"step": 1, "run": run}, CONFIG, {})
 
 
 def test_a_student_of_another_run_is_refused(root, tmp_path, monkeypatch):

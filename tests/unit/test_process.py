@@ -24,6 +24,7 @@ from rgbench.core.process import (
     spin_count,
     take_own_gpu,
     tune_process,
+    whole_float32,
 )
 from tests.conftest import ROOT
 
@@ -174,6 +175,16 @@ TF32_CASES = [
 
 def test_float32_is_whole_inside_and_as_it_was_after() -> None:
     fresh(TF32.format(cases=TF32_CASES))
+
+
+def test_the_default_type_is_float32_inside_and_as_it_was_after() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with whole_float32():
+            assert torch.zeros(1).dtype == torch.float32
+        assert torch.zeros(1).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

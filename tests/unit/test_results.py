@@ -399,6 +399,7 @@ def test_a_log_is_thinned_to_means_of_blocks():
         {"step": 7, "loss": 7.0},
     ]
     assert thin(LOG, 7) == LOG and thin([], 5) == []
+    assert thin([{"step": i, "loss": 1e308} for i in (1, 2)], 1) == [{"step": 2, "loss": 1e308}]
     assert len(thin([{"step": i} for i in range(1001)], 200)) <= 200
 
 

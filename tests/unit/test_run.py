@@ -122,6 +122,9 @@ def test_the_log_survives_a_torn_line_and_rewinds(tmp_path: Path) -> None:
     with open(run.log_file, "ab") as file:
         file.write(b'{"step": 6, "lo')
     assert run.read_log() == rows
+    for step in (True, 10**25):  # no step of a run
+        run.log({"step": step})
+    assert run.read_log() == rows
     run.rewind_log(3)
     assert run.read_log() == rows[:3]
     run.log(rows[3])
