@@ -438,7 +438,9 @@ def load_target(target: Target, config: EvalConfig, device: torch.device) -> Tex
             config.offload,
             config.vae_slicing,
         )
-        return load_generic(whole, device, dtype, options)
+        called = load_generic(whole, device, dtype, options)
+        _check_student(target, called)
+        return called
     if config.offload or config.vae_slicing:
         flag = "--offload" if config.offload else "--vae-slicing"
         raise UsageError(f"{target.name}: {flag} is for pipelines that are called; leave it out for SD 1 and 2")
@@ -446,11 +448,17 @@ def load_target(target: Target, config: EvalConfig, device: torch.device) -> Tex
         models = load_student(Student(target.base, unet, lora, config.lora_weight), device, dtype)
     else:
         models = load_models(whole, device, dtype, side)
-        if target.weights_sha256 not in (None, models.weights_sha256):
-            raise UsageError(
-                f"{whole}: not the student that its run exported; put that back, or evaluate this one in another folder"
-            )
+        _check_student(target, models)
     return models if config.sampler is None else sampled_as(models, config.sampler)
+
+
+def _check_student(target: Target, models: TextToImage) -> None:
+    """Refuse weights in a run's folder that are not those which it exported."""
+    if target.weights_sha256 not in (None, models.weights_sha256):
+        raise UsageError(
+            f"{target.folder}: not the student that its run exported; put that back, or evaluate this one in another "
+            "folder"
+        )
 
 
 def metric_context(target: Target, source: Source, rows: FeatureRows, session: Session) -> Context:
