@@ -30,7 +30,7 @@ def root(tmp_path_factory) -> Path:
         save_run(root / "runs" / name, method="lcd", rewards=[])
         (root / "runs" / name / "config.yaml").write_text(dump_yaml({"sampling": {"network": "target"}}))
     RunDirectory(root / "runs" / "lcd-s0").log({"step": 1, "loss/lcd": 0.5})
-    final = load_safetensors(root / "runs" / "lcd-s0" / "pipeline" / WEIGHTS)
+    final = load_safetensors(root / "runs" / "lcd-s0" / "pipeline" / "unet" / WEIGHTS)
     for step in (1, 2, 3):
         target = {key: value * (step / 3) for key, value in final.items()}
         tensors = {"target": target, "student": {"x": torch.zeros(2)}}
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, what):
     (folder / "config.yaml").write_text(dump_yaml(CONFIG))
     teacher = {"path": "elsewhere", "sha256": "0" * 64}
     own = {"recipe": CONFIG | {"train": {"steps": 2, "lr": 1e-4}}, "teacher": teacher, "rewards": []}  # then prolonged
-    tensors = {"target": load_safetensors(folder / "pipeline" / WEIGHTS)}
+    tensors = {"target": load_safetensors(folder / "pipeline" / "unet" / WEIGHTS)}
     recorded = own if what is None else own | OTHERS[what]
     checkpoint.commit(folder / "checkpoints", 1, tensors, {"step": 1, "run": recorded})
     (run,) = resolve_targets(["lcd-s0"], tmp_path / "runs")
