@@ -48,6 +48,8 @@ def models(folder):
 class Gaussian(nn.Module):
     """Predicts the sample of data N(m·e, q²), e the first text state: x̂0 = m e + G_t (z − α_t m e)."""
 
+    config = SimpleNamespace(time_cond_proj_dim=None)
+
     def __init__(self, mean: float, std: float = gaussian.C) -> None:
         super().__init__()
         self.mean, self.factors = mean, ALPHA * std**2 / (ALPHA**2 * std**2 + SIGMA**2)
@@ -143,6 +145,7 @@ def test_the_fakes_optimum_at_two_modes_is_their_posterior_mean(kind):
     """Of images ±μ it is μ·tanh(αμz/σ²), whatever it predicts."""
     mu, z, t = 0.8, 0.4, torch.full((2,), 499)
     trainer = object.__new__(VSD)
+    trainer.models = SimpleNamespace(denoiser=lambda network: network)  # type: ignore[assignment]
     trainer.fake = Answer()  # type: ignore[assignment]
     trainer.networks = Networks(None, None, None, CUMPROD, kind)  # type: ignore[arg-type]
     images = torch.tensor([mu, -mu], dtype=torch.float64).view(2, 1, 1, 1)
