@@ -366,7 +366,10 @@ def result_set(results: Sequence[ModelResult]) -> ResultSet:
             if value.key not in columns:
                 info = metric_info(value.metric, result.head.metrics)
                 columns[value.key] = Column(value.metric, value.protocol, info, value.reference)
-    columns = {key: replace(column, distinct=_distinct(column, columns.values())) for key, column in columns.items()}
+    shown = {value.key for result in finished for value in result.values}
+    for key, column in columns.items():  # images of checkpoints have no say in the names of models' columns
+        others = [other for name, other in columns.items() if name in shown or name == key]
+        columns[key] = replace(column, distinct=_distinct(column, others))
     families, order = list(Family), {name: place for place, name in enumerate(shipped_infos())}
     return ResultSet(
         world=results[0].head.world,
@@ -395,8 +398,12 @@ def unlike(model: Model, base: Model) -> str:
 
 
 def sampling_of(result: ModelResult) -> dict[str, Any]:
-    """The generation's fields without the weights, or the given images: what training seeds of one method share."""
-    own = ("weights_sha256", "images_sha256")
+    """The generation's fields without the weights, or the given images: what training seeds of one method share.
+
+    Of a student whose recipe is known, its hash covers the teacher's configurations; those of the exported folder are
+    written by libraries, and another version of one writes the same settings otherwise.
+    """
+    own = ["weights_sha256", "images_sha256", *(["config_sha256"] if result.head.recipe_sha256 else [])]
     return {key: value for key, value in result.head.generation.fields.items() if key not in own}
 
 

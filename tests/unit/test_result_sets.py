@@ -79,6 +79,17 @@ def test_other_steps_sampler_or_method_are_other_models(tmp_path):
     assert len(load(tmp_path).models) == 4
 
 
+def test_how_a_library_wrote_the_configurations_parts_no_seeds_of_a_known_recipe():
+    for recipe, num in (("x", 1), (None, 2)):
+        made = [
+            make_result(
+                None, f"lcd-s{s}", values={"hps": 1.0}, recipe_sha256=recipe, sampling={"config_sha256": f"by {s}"}
+            )
+            for s in range(2)
+        ]
+        assert len(result_set(made).models) == num
+
+
 def test_checkpoints_belong_to_no_model(tmp_path):
     make_result(tmp_path, "lrm-s0", values={"hps": 1.0}, step=50)
     make_result(tmp_path, "lrm-s0", values={"hps": 2.0})
@@ -154,6 +165,6 @@ def test_orientation(metric, reference, value, oriented):
 def test_the_committed_results_are_read():
     found = load(ROOT / "results")
     lrm = only(found, "lrm")
-    assert len(lrm.results) == 6 and len(found.baseline(lrm).results) == 6
+    assert len(lrm.results) == 6 and found.baseline(lrm).results.keys() >= lrm.results.keys()
     assert found.trained_column(lrm).metric.startswith("hps")
-    assert found.teacher.sampling["steps"] == 50 and len(found.columns) == 38
+    assert found.teacher.sampling["steps"] == 50 and sum(bool(lrm.seeds(c)) for c in found.columns) == 38

@@ -118,6 +118,14 @@ def test_what_is_not_shown_is_undecided():
     assert decide(six_seeds(), 0.01, 0.2) is Outcome.UNDECIDED, "a gain is not excluded"
 
 
+@pytest.mark.parametrize(("gold", "outcome"), [(0.3, Outcome.ALIGNED), (-0.3, Outcome.OVER_OPTIMISED)])
+def test_a_change_of_gold_within_the_luck_of_a_seed_is_none_however_sure(gold, outcome):
+    tests = six_seeds(trained=UP, gold=gold)
+    assert tests["gold"].says == ("up" if gold > 0 else "down")
+    assert decide(tests, 0.2, 0.2) is outcome
+    assert decide(tests, 0.2, 0.5) is Outcome.REWARD_WITHOUT_GOLD
+
+
 def test_p_values_are_students_and_holms():
     rng = np.random.default_rng(0)
     shown = columns()
@@ -303,11 +311,12 @@ def test_right_and_wrong_are_the_oracles_where_gold_is_a_utility(tmp_path):
 def test_the_committed_study_is_judged(committed):
     found = {verdict.model: verdict for verdict in judge_set(committed)}
     assert list(found) == ["rg_lcd, 6 seeds", "lrm, 6 seeds"]
+    assert [verdict.outcome for verdict in found.values()] == [Outcome.PAID_FOR, Outcome.ALIGNED]
     for verdict in found.values():
         says = {each.question: each.says for each in verdict.findings}
-        assert (verdict.rule, verdict.outcome) == ("method", Outcome.PAID_FOR)
-        assert says["trained reward"] == says["gold"] == "up" and says["saturation"] == "worse"
-    assert "right to wrong (3%) the reward changed by −4.35" in found["lrm, 6 seeds"].words
+        assert verdict.rule == "method" and says["trained reward"] == says["gold"] == "up"
+        assert says["saturation"] == ("worse" if verdict.outcome is Outcome.PAID_FOR else "")
+    assert "right to wrong (3%) the reward changed by −3.60" in found["lrm, 6 seeds"].words
 
 
 def test_runs_of_few_seeds_are_judged_one_by_one():
@@ -555,6 +564,6 @@ def test_the_how_to_tells_the_rule_in_200_words_and_its_example_is_true(committe
     assert f"p = {2 * stats.t.sf(t, 5):.1e}".replace("e-05", "e-5") in rule
     assert f"rose by {delta(model, base, reward).value:.2f}" in rule
     found = {each.question: each for each in judge(committed, model).findings}
-    assert sorted(each.p for each in found.values())[1] == found["gold"].p
-    assert found["gold"].adjusted == pytest.approx(5 * found["gold"].p)
-    assert found["saturation"].says == "worse"
+    assert min(each.p for each in found.values()) == found["gold"].p
+    assert found["gold"].adjusted == pytest.approx(6 * found["gold"].p)
+    assert "worse" not in {each.says for each in found.values()}
