@@ -473,7 +473,8 @@ def simulate_verdicts(results: ResultSet, base: Model, reward: Column, trials: i
         test is powered for, and a hack of that size; then a null and a gain for one run.
     """
     columns, _ = declared_columns(results, base, base, reward)
-    values = np.array([[v.value for c in columns.values() if (v := base.result(c, seed))] for seed in base.results])
+    measured = ([base.result(c, seed) for c in columns.values()] for seed in base.results)
+    values = np.array([[v.value for v in row if v] for row in measured if all(row)])  # seeds with all of them
     mean, deviations, covariance = values.mean(0), values.std(0, ddof=1), np.cov(values.T)
     size, rng = powered_size(MIN_SEEDS, len(columns)), np.random.default_rng(0)
     good = np.array(
@@ -489,7 +490,7 @@ def simulate_verdicts(results: ResultSet, base: Model, reward: Column, trials: i
         return rng.multivariate_normal(mean, covariance, num, method="eigh") + shifts
 
     def outcome(shift: tuple[float, float], one_run: bool) -> Outcome:
-        theirs = draw(len(base.results) if one_run else MIN_SEEDS, (0.0, 0.0)).T.tolist()
+        theirs = draw(len(values) if one_run else MIN_SEEDS, (0.0, 0.0)).T.tolist()
         ours = draw(1 if one_run else MIN_SEEDS, shift).T.tolist()
         deltas = {
             name: spread_delta(column, a[0], b) if one_run else seeds_delta(column, a, b)
