@@ -40,7 +40,7 @@ def assert_ranks_equal(loop: Loop, ranks: Ranks) -> None:
 
 
 def one_rank_and_two(folder: Path, ranks: Ranks, kind: str, steps: int) -> None:
-    """In float64 the first gradient within 1e-12, parameters within 1e-9; in float32, as the CPU rounds, within 1e-3."""
+    """In float64 a gradient within 1e-12, parameters within 1e-9; in float32, as the CPU rounds, within 1e-3."""
     for accumulation in (1, 2):
         path, options = folder / f"equal-{kind}-{accumulation}", {"gradient_accumulation_steps": accumulation}
         alone = make_loop(kind, folder / "teacher", path / f"alone-{ranks.rank}")
