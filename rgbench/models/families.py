@@ -220,7 +220,33 @@ class SDXL(Piped):
             )
 
 
-class SDXLDenoiser:
+class Adapted:
+    """A network in the common form, which subclasses call as it wants to be called.
+
+    Attributes:
+        config: as of :class:`Denoiser`.
+    """
+
+    config: Any
+
+    def __call__(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+        *,
+        return_dict: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """As :class:`Denoiser`."""
+        return (self.predict(sample, timestep, encoder_hidden_states, timestep_cond),)
+
+    def predict(self, sample: Tensor, timestep: Tensor, conditioning: Tensor, told: Tensor | None) -> Tensor:
+        """Prediction (B, C, h, w)."""
+        raise NotImplementedError
+
+
+class SDXLDenoiser(Adapted):
     """SDXL's UNet in the common form.
 
     Args:
@@ -232,32 +258,34 @@ class SDXLDenoiser:
         self.network, self.config, self.side = network, network.config, side
         self.pooled = self.config.projection_class_embeddings_input_dim - SIZES * self.config.addition_time_embed_dim
 
-    def __call__(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        timestep_cond: Tensor | None = None,
-        *,
-        return_dict: bool = False,
-    ) -> tuple[Tensor, ...]:
-        """As :class:`Denoiser`."""
-        states, pooled = _parted(encoder_hidden_states, self.config.cross_attention_dim, self.pooled)
+    def predict(self, sample: Tensor, timestep: Tensor, conditioning: Tensor, told: Tensor | None) -> Tensor:
+        """Prediction (B, C, h, w)."""
+        states, pooled = _parted(conditioning, self.config.cross_attention_dim, self.pooled)
         sizes = states.new_tensor([self.side, self.side, 0, 0, self.side, self.side]).expand(len(sample), SIZES)
         return self.network(
             sample,
             timestep,
             encoder_hidden_states=states,
-            timestep_cond=timestep_cond,
+            timestep_cond=told,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
-            return_dict=return_dict,
-        )
+            return_dict=False,
+        )[0]
 
 
-class SD3(Piped):
-    """Stable Diffusion 3 and 3.5."""
+class FlowTransformer(Piped):
+    """What transformers of flows have in common."""
 
     component, lora_modules = "transformer", TRANSFORMER_LORA_MODULES
+
+    def check_dtype(self, models: Parts, dtype: str) -> None:
+        """Refuse float16, beyond whose range T5's activations go."""
+        if dtype == "float16":
+            raise UsageError("train.dtype float16: T5 and this transformer overflow in it; use bfloat16")
+
+
+class SD3(FlowTransformer):
+    """Stable Diffusion 3 and 3.5."""
+
     num_encoders, max_tokens = 3, 256
 
     def denoiser(self, models: Parts, network: Any) -> Denoiser:
@@ -269,13 +297,8 @@ class SD3(Piped):
         """As the transformer's configuration says."""
         return network.config.patch_size
 
-    def check_dtype(self, models: Parts, dtype: str) -> None:
-        """Refuse float16, beyond whose range T5's activations go."""
-        if dtype == "float16":
-            raise UsageError("train.dtype float16: T5 and this transformer overflow in it; use bfloat16")
 
-
-class SD3Denoiser:
+class SD3Denoiser(Adapted):
     """SD3's transformer in the common form.
 
     Args:
@@ -287,32 +310,23 @@ class SD3Denoiser:
         self.network, self.schedule = network, schedule
         self.config = SimpleNamespace(time_cond_proj_dim=None)
 
-    def __call__(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        timestep_cond: Tensor | None = None,
-        *,
-        return_dict: bool = False,
-    ) -> tuple[Tensor, ...]:
-        """As :class:`Denoiser`."""
+    def predict(self, sample: Tensor, timestep: Tensor, conditioning: Tensor, told: Tensor | None) -> Tensor:
+        """Prediction (B, C, h, w)."""
         config = self.network.config
-        states, pooled = _parted(encoder_hidden_states, config.joint_attention_dim, config.pooled_projection_dim)
+        states, pooled = _parted(conditioning, config.joint_attention_dim, config.pooled_projection_dim)
         return self.network(
             hidden_states=sample,
             timestep=self.schedule.times(timestep.expand(len(sample))).to(sample.dtype),
             encoder_hidden_states=states,
             pooled_projections=pooled,
-            return_dict=return_dict,
-        )
+            return_dict=False,
+        )[0]
 
 
-class Flux(Piped):
+class Flux(FlowTransformer):
     """FLUX.1: dev, which is told its guidance, or schnell."""
 
-    component, lora_modules, packing = "transformer", TRANSFORMER_LORA_MODULES, 4
-    max_tokens = 512
+    packing, max_tokens = 4, 512
 
     def states(self, models: Parts, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Text states (B, L, D) and pooled state (B, P)."""
@@ -328,12 +342,8 @@ class Flux(Piped):
         """Two: latents are packed before they reach the transformer."""
         return 2
 
-    def check_dtype(self, models: Parts, dtype: str) -> None:
-        """Refuse float16, beyond whose range T5's activations go."""
-        SD3.check_dtype(self, models, dtype)  # type: ignore[arg-type]
 
-
-class FluxDenoiser:
+class FluxDenoiser(Adapted):
     """FLUX's transformer in the common form.
 
     Args:
@@ -345,30 +355,22 @@ class FluxDenoiser:
         self.network, self.schedule = network, schedule
         self.config = SimpleNamespace(time_cond_proj_dim=1 if network.config.guidance_embeds else None)
 
-    def __call__(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        timestep_cond: Tensor | None = None,
-        *,
-        return_dict: bool = False,
-    ) -> tuple[Tensor, ...]:
-        """As :class:`Denoiser`."""
+    def predict(self, sample: Tensor, timestep: Tensor, conditioning: Tensor, told: Tensor | None) -> Tensor:
+        """Prediction (B, C, h, w)."""
         config, (rows, columns) = self.network.config, (side // 2 for side in sample.shape[2:])
-        states, pooled = _parted(encoder_hidden_states, config.joint_attention_dim, config.pooled_projection_dim)
+        states, pooled = _parted(conditioning, config.joint_attention_dim, config.pooled_projection_dim)
         places = torch.cartesian_prod(torch.arange(1.0), torch.arange(float(rows)), torch.arange(float(columns)))
         output = self.network(
             hidden_states=pack(sample),
             timestep=self.schedule.times(timestep.expand(len(sample))).to(sample.dtype) / 1000,
-            guidance=None if timestep_cond is None else timestep_cond[:, 0] + 1,
+            guidance=None if told is None else told[:, 0] + 1,
             encoder_hidden_states=states,
             pooled_projections=pooled,
             txt_ids=states.new_zeros(states.shape[1], 3),
             img_ids=places.to(states),
             return_dict=False,
         )[0]
-        return (unpack(output, rows, columns),)
+        return unpack(output, rows, columns)
 
     def arranged(self, noise: Tensor) -> Tensor:
         """Noise (B, C, h, w) in the order in which a scheduler of the pipeline draws it, for packed latents."""
