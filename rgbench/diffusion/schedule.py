@@ -60,6 +60,12 @@ class Flow:
 Schedule = Tensor | Flow
 
 
+def is_same(first: Schedule, second: Schedule) -> bool:
+    """Whether two schedules add the same noise at every timestep; one of ᾱ and a flow's never do."""
+    ours, theirs = (each.sigmas if isinstance(each, Flow) else each for each in (first, second))
+    return type(first) is type(second) and torch.equal(ours, theirs)
+
+
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """View per-sample values (B,) so that they broadcast over ``like`` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import check_sums, check_tensors, load_safetensors, load_tensors, sha256_file
 from rgbench.core.run import stream_seed
+from rgbench.diffusion.schedule import is_same
 from rgbench.models.folder import check_class, config_hash, explained, find_weights, read_config
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
 from rgbench.models.pipeline import GAMMA, STUDENT_SAMPLERS, DiffusionModels, load_models, load_network, read_scheduler
@@ -351,7 +352,7 @@ def _sampler_settings(path: Path, base: DiffusionModels) -> tuple[int, float, fl
             if not file.is_file() or str(read_config(file).get("_class_name")) not in STUDENT_SAMPLERS:
                 continue
             own = read_scheduler(file, base.device)
-            same = isinstance(base.schedule, Tensor) and torch.equal(own["schedule"], base.schedule)
+            same = is_same(own["schedule"], base.schedule)
             if not same or own["prediction_type"] != base.prediction_type:
                 what = "noise schedule" if not same else f"prediction_type {own['prediction_type']}"
                 raise UsageError(f"{file}: its {what} is not the base's; name the base it was trained from")

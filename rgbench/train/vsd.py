@@ -29,7 +29,7 @@ from torch import Tensor
 from rgbench.core.errors import UsageError
 from rgbench.data.batches import Batch
 from rgbench.diffusion.consistency import squared_error
-from rgbench.diffusion.schedule import Flow, add_noise, per_sample, predicted_x0, prediction_of
+from rgbench.diffusion.schedule import add_noise, is_same, per_sample, predicted_x0, prediction_of
 from rgbench.models.families import Denoiser
 from rgbench.models.pipeline import DiffusionModels, load_models
 from rgbench.models.student import Learned, is_lora, trainable
@@ -191,9 +191,7 @@ def load_origin(recipe: VSDRecipe, models: DiffusionModels) -> UNet2DConditionMo
             f"vsd.path {path}: predicts {other.prediction_type}, the teacher {models.prediction_type}; the fake score "
             "and the teacher must predict the same"
         )
-    schedules = (models.schedule, other.schedule)
-    ours, theirs = (schedule.sigmas if isinstance(schedule, Flow) else schedule for schedule in schedules)
-    if not torch.equal(ours, theirs):
+    if not is_same(models.schedule, other.schedule):
         raise UsageError(f"vsd.path {path}: has another noise schedule than the teacher")
     shapes, fitting = ({k: value.shape for k, value in each.unet.state_dict().items()} for each in (other, models))
     wrong = sorted(name for name in shapes | fitting if shapes.get(name) != fitting.get(name))
