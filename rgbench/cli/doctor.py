@@ -225,8 +225,8 @@ def recipe_checks(name_or_path: str, overrides: list[str] | None = None) -> list
     recipe = load_recipe(name_or_path, overrides or [])
     found = [Check("recipe", "ok", f"{find_recipe(name_or_path)}: {recipe.kind}, {recipe.train.steps} steps")]
     found.append(_look("teacher", lambda: _teacher(recipe)))
-    if isinstance(recipe, RGLCDRecipe):
-        found += _rewards(recipe)
+    if isinstance(recipe, RGLCDRecipe | LRMPretrainRecipe) and recipe.reward is not None:
+        found += _rewards(recipe, recipe.reward)
     if isinstance(recipe, LRMRecipe):
         found.append(_look("proxy", lambda: _proxy(recipe)))
     if isinstance(recipe, VSDRecipe) and (fake := recipe.vsd.path) is not None:
@@ -276,9 +276,8 @@ def _teacher(recipe: BaseRecipe) -> str:
     return f"{folder}: {side} px, {kind}, {readable_size(size)}{precision}"
 
 
-def _rewards(recipe: RGLCDRecipe) -> Iterator[Check]:
+def _rewards(recipe: BaseRecipe, section: RewardSection) -> Iterator[Check]:
     """Check the reward, or each term of a sum, and the head of the aesthetic predictor."""
-    section = recipe.reward
     terms: dict[str, RewardSection] = {"reward": section}
     if isinstance(section, Sum):
         terms = {f"reward.terms.{i}": term for i, term in enumerate(section.terms)}
@@ -289,7 +288,7 @@ def _rewards(recipe: RGLCDRecipe) -> Iterator[Check]:
             yield _look(f"{key} ({term.kind} head)", partial(_path_or, path, f"{key}.head_path", name))
 
 
-def _reward(recipe: RGLCDRecipe, term: RewardSection, key: str) -> str:
+def _reward(recipe: BaseRecipe, term: RewardSection, key: str) -> str:
     """Find a reward's weights where :func:`rgbench.rewards.load.load_reward` looks for them."""
     path = getattr(term, "path", None)
     if isinstance(term, Process):

@@ -35,6 +35,7 @@ NEWER = {
     "lcd.teacher_steps": 1,
     "proxy.truth": "decoded",
     "proxy.labels": "expert",
+    "proxy.ratio": 1,
 }  # keys that older runs lack, with what those runs did
 # How a run computes, what it logs and saves, and where things lie.
 FREE_KEYS = frozenset(

@@ -315,6 +315,10 @@ class LCD:
         """Lines 2–8, which other distillation methods replace."""
         return distil(self.networks, self.recipe.lcd, inputs)
 
+    def moves(self, step: int) -> bool:
+        """Whether the student moves at an optimiser step, from 0."""
+        return (step + 1) % self.recipe.ratio == 0
+
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         """Lines 1–8."""
         return StepResult({"student": {"lcd": self.distil(self.prepare(batch, rng)).losses}})

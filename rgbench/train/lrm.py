@@ -159,22 +159,25 @@ class LRM(RGLCD):
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         """Lines 1–8 of LCD, the proxy's reward, and the proxy's own loss on predictions made before any update."""
         measured = self._measure_fidelity(rng.step, len(batch.prompts))
+        losses: dict[str, dict[str, Tensor]] = {}
 
         # 1–8. as LCD
-        inputs = self.prepare(batch, rng)
-        distilled = self.distil(inputs)
+        inputs, moves = self.prepare(batch, rng), self.moves(rng.step)
+        with torch.set_grad_enabled(moves):
+            distilled = self.distil(inputs)
 
         # 9. L_LCD − β · R^L(f / scaling_factor, prompt), the proxy frozen
-        guided = self.guide(distilled, batch.prompts, rng.step)
+        if moves:
+            guided = self.guide(distilled, batch.prompts, rng.step)
+            losses["student"] = guided.losses
+            measured |= {"proxy_reward": guided.rewards, **guided.stats}
 
         # 10. prediction (detached), EMA target and ground truth, with their prompts
         candidates = self.candidates(inputs, distilled, batch.prompts)
 
         # 11. Σ over pairs of KL(softmax(expert pair) ‖ softmax(proxy pair)), or the regression
-        losses, stats = self.label(candidates, batch, rng)
-
-        stats |= {"proxy_reward": guided.rewards, **guided.stats, **measured}
-        return StepResult({"student": guided.losses, "proxy": losses}, stats, reward_calls=len(candidates.prompts))
+        losses["proxy"], stats = self.label(candidates, batch, rng)
+        return StepResult(losses, stats | measured, reward_calls=len(candidates.prompts))
 
     def guide(self, distilled: Distillation, prompts: list[str], step: int) -> Guided:
         """Line 9: the student's losses, its reward through the proxy as it stands."""

@@ -582,6 +582,7 @@ class ProxySection(Section):
         fidelity: how its agreement with the expert is measured.
         min_correlation: stop the run where the correlation of proxy and expert over the predictions of a batch, the
             mean of 50 guided steps, is under this; null: never.
+        ratio: optimiser steps of the proxy for one of the student, which moves at the last of them (RG-LCD: 1).
     """
 
     path: str | None = None
@@ -595,6 +596,7 @@ class ProxySection(Section):
     optimiser: OptimiserSection = OptimiserSection()
     fidelity: FidelitySection = FidelitySection()
     min_correlation: Annotated[float, Field(gt=-1, lt=1)] | None = None
+    ratio: Count = 1
 
     @model_validator(mode="after")
     def _small_regresses(self) -> ProxySection:
@@ -611,11 +613,13 @@ class DollarProxySection(ProxySection):
     Attributes:
         lr: a choice, since DOLLAR's is not known.
         loss: DOLLAR: regression.
+        ratio: ``vsd.ratio`` says when the student moves.
     """
 
     small: SmallSection | None = SmallSection()
     lr: Positive = 1e-4
     loss: Literal["regression"] = "regression"  # type: ignore[assignment]
+    ratio: Literal[1] = 1
 
 
 class VisionSection(Section):
@@ -640,6 +644,16 @@ class VisionSection(Section):
         return self
 
 
+class AlignSection(Section):
+    """How a proxy learns its expert's scores before it guides anything (docs/method.md, "Pre-training").
+
+    Attributes:
+        steps: the last of ``train.steps``; 0: none.
+    """
+
+    steps: Interval = 0
+
+
 class PretrainProxySection(Section):
     """The latent proxy in pre-training: the text tower of a CLIP, and a fresh image tower.
 
@@ -649,12 +663,14 @@ class PretrainProxySection(Section):
         vision: the image tower.
         trainable: which part learns.
         optimiser: the schedule of ``train.lr``.
+        align: the end of the training, in which it learns the scores of ``reward``.
     """
 
     clip: str | None = None
     vision: VisionSection = VisionSection()
     trainable: TrainableSection = TrainableSection(image_layers="all", text_layers=5)
     optimiser: ScheduleSection = ScheduleSection(schedule="cosine")
+    align: AlignSection = AlignSection()
 
 
 class PretrainTrainSection(TrainSection):
@@ -676,6 +692,11 @@ class BaseRecipe(Section):
     data: DataConfig
     train: TrainSection = TrainSection()
 
+    @property
+    def trial_steps(self) -> tuple[int, ...]:
+        """The first step of each kind, from 0."""
+        return (0,)
+
     def check_logged(self, key: str, every: int) -> None:
         """Refuse measurements at steps that are not logged."""
         if every % self.train.log_every:
@@ -691,11 +712,17 @@ class LCDRecipe(BaseRecipe):
     sampling: SamplingSection = SamplingSection()
     monitor: MonitorSection = MonitorSection()
     plain: ClassVar[str] = "lcd"  # the kind without a reward
+    ratio_key: ClassVar[str] = ""  # of the recipe, that sets the ratio
 
     @property
     def ratio(self) -> int:
         """Optimiser steps from one of the student's to the next."""
         return 1
+
+    @property
+    def trial_steps(self) -> tuple[int, ...]:
+        """The first step in which all optimisers move."""
+        return (self.ratio - 1,)
 
     @property
     def gamma(self) -> float | None:
@@ -705,6 +732,15 @@ class LCDRecipe(BaseRecipe):
     @model_validator(mode="after")
     def _steps_on_grid(self) -> LCDRecipe:
         self.check_logged("monitor.oracle_every", self.monitor.oracle_every)
+        if self.train.log_every != 1 and self.train.log_every % self.ratio:
+            raise ValueError(
+                f"train.log_every {self.train.log_every}: the student moves at multiples of {self.ratio_key} "
+                f"{self.ratio}; log at some of them, or at each step"
+            )
+        if self.train.steps < self.ratio:
+            raise ValueError(
+                f"train.steps {self.train.steps}: the student first moves at step {self.ratio}, {self.ratio_key}"
+            )
         if self.sampling.steps > self.lcd.num_ddim_timesteps:
             raise ValueError(
                 f"sampling.steps {self.sampling.steps} exceeds lcd.num_ddim_timesteps {self.lcd.num_ddim_timesteps}"
@@ -728,6 +764,8 @@ class RGLCDRecipe(LCDRecipe):
     @model_validator(mode="after")
     def _differentiable(self) -> RGLCDRecipe:
         self.check_logged("gradients.every", self.gradients.every)
+        if self.gradients.every % self.ratio:
+            raise ValueError(f"gradients.every {self.gradients.every} is no multiple of {self.ratio_key} {self.ratio}")
         self.refuse_float16("gradients.every", self.gradients.every)
         self.refuse_float16("reward.balance", isinstance(self.reward, Sum) and self.reward.balance == "gradient")
         self.refuse_latents(
@@ -754,6 +792,12 @@ class LRMRecipe(RGLCDRecipe):
 
     kind: Literal["lrm"]  # type: ignore[assignment]
     proxy: ProxySection = ProxySection()
+    ratio_key: ClassVar[str] = "proxy.ratio"
+
+    @property
+    def ratio(self) -> int:
+        """Optimiser steps from one of the student's to the next."""
+        return self.proxy.ratio
 
     @model_validator(mode="after")
     def _proxy_learns_from_labels(self) -> LRMRecipe:
@@ -854,6 +898,7 @@ class VSDRecipe(LCDRecipe):
     lcd: VSDSolverSection = VSDSolverSection()
     vsd: VSDSection = VSDSection()
     sampling: UntoldSamplingSection = UntoldSamplingSection()
+    ratio_key: ClassVar[str] = "vsd.ratio"
 
     @property
     def ratio(self) -> int:
@@ -861,20 +906,12 @@ class VSDRecipe(LCDRecipe):
         return self.vsd.ratio
 
     @model_validator(mode="after")
-    def _two_time_scales(self) -> VSDRecipe:
-        ratio = self.vsd.ratio
+    def _told_alike(self) -> VSDRecipe:
         if self.lcd.time_cond_proj_dim is not None and self.vsd.w is not None:
             raise ValueError(
                 "vsd.w: the student is told w, and the real score must have the same; use null, or "
                 "lcd.time_cond_proj_dim: null"
             )
-        if self.train.log_every != 1 and self.train.log_every % ratio:
-            raise ValueError(
-                f"train.log_every {self.train.log_every}: the student moves at multiples of vsd.ratio {ratio}; log at "
-                "some of them, or at each step"
-            )
-        if self.train.steps < ratio:
-            raise ValueError(f"train.steps {self.train.steps}: the student first moves at step {ratio}, vsd.ratio")
         return self
 
 
@@ -884,19 +921,28 @@ class DollarRecipe(VSDRecipe, LRMRecipe):
     kind: Literal["dollar"]  # type: ignore[assignment]
     proxy: DollarProxySection = DollarProxySection()
 
-    @model_validator(mode="after")
-    def _measured_where_it_moves(self) -> DollarRecipe:
-        if self.gradients.every % self.vsd.ratio:
-            raise ValueError(f"gradients.every {self.gradients.every} is no multiple of vsd.ratio {self.vsd.ratio}")
-        return self
-
 
 class LRMPretrainRecipe(BaseRecipe):
-    """``kind: lrm_pretrain``: the latent proxy's contrastive pre-training on (latent, caption) pairs."""
+    """``kind: lrm_pretrain``: the latent proxy's pre-training on (latent, caption) pairs, and on an expert's scores."""
 
     kind: Literal["lrm_pretrain"]  # type: ignore[assignment]
     train: PretrainTrainSection = PretrainTrainSection()
     proxy: PretrainProxySection = PretrainProxySection()
+    reward: RewardConfig | None = None  # the expert
+
+    @property
+    def trial_steps(self) -> tuple[int, ...]:
+        """The first and, where it is another kind of step, the last."""
+        return (0, self.train.steps - 1) if self.proxy.align.steps else (0,)
+
+    @model_validator(mode="after")
+    def _has_an_expert(self) -> LRMPretrainRecipe:
+        steps = self.proxy.align.steps
+        if steps and self.reward is None:
+            raise ValueError("proxy.align: needs the expert whose scores are learned; give a section reward")
+        if steps > self.train.steps:
+            raise ValueError(f"proxy.align.steps {steps}: are the last of train.steps, which is {self.train.steps}")
+        return self
 
 
 Recipe = Annotated[
@@ -1003,6 +1049,8 @@ def pretrain_command(recipe: LRMRecipe) -> str:
         words += [f"model={_flow(recipe.model.model_dump(exclude_none=True))}"]
     if isinstance(recipe.reward, HPS) and recipe.reward.path is not None:
         words += [f"proxy.clip={recipe.reward.path}"]
+    if recipe.reward != packaged.reward:
+        words += [f"reward={_flow(recipe.reward.model_dump(exclude_none=True))}"]
     if recipe.data != packaged.data:
         words += [f"data={_flow(recipe.data.model_dump(exclude_defaults=True) | {'kind': recipe.data.kind})}"]
     path = Path(recipe.proxy.path or "")

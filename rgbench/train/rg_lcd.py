@@ -34,7 +34,7 @@ from rgbench.rewards.config import Sum
 from rgbench.rewards.load import load_reward
 from rgbench.train.base import CaptionTokenizer, Stateful, StepDraws, StepResult
 from rgbench.train.lcd import LCD, Distillation
-from rgbench.train.recipe import GradientsSection, GuidanceSection, LCDRecipe, RGLCDRecipe
+from rgbench.train.recipe import GradientsSection, GuidanceSection, LCDRecipe, LRMPretrainRecipe, RGLCDRecipe
 
 TINY = 1e-30  # below any norm of a gradient that is not zero
 
@@ -74,22 +74,15 @@ class RGLCD(LCD):
 
     def modules(self) -> dict[str, Stateful]:
         """Student, target, and a sum's mean and standard deviation."""
-        state = {"reward": self.expert} if isinstance(self.expert, WeightedReward) else {}
-        return {**super().modules(), **state}
+        return {**super().modules(), **expert_modules(self.expert)}
 
     def reward_fingerprints(self) -> list[dict[str, Any]]:
         """The expert's; of a sum, each term's."""
-        return self.expert.fingerprints() if isinstance(self.expert, WeightedReward) else [self.expert.fingerprint()]
+        return expert_fingerprints(self.expert)
 
     def tokenizers(self) -> dict[str, CaptionTokenizer]:
         """The text encoder's and the expert's; of a sum, each term's."""
-        tokenizers = super().tokenizers()
-        for reward in self.expert.terms if isinstance(self.expert, WeightedReward) else [self.expert]:
-            # a reward of the image alone has neither
-            tokenizer, limit = getattr(reward, "tokenizer", None), reward.fingerprint().get("token_limit")
-            if tokenizer is not None and limit is not None:
-                tokenizers[reward.name] = CaptionTokenizer(tokenizer, limit)
-        return tokenizers
+        return super().tokenizers() | expert_tokenizers(self.expert)
 
     def step(self, batch: Batch, rng: StepDraws) -> StepResult:
         """Lines 1–8 of LCD, then the reward."""
@@ -107,13 +100,34 @@ class RGLCD(LCD):
         return StepResult({"student": guided.losses}, stats, reward_calls=len(guided.rewards))
 
 
-def load_expert(recipe: RGLCDRecipe, models: DiffusionModels) -> Any:
+def expert_modules(expert: Reward) -> dict[str, Stateful]:
+    """What a checkpoint keeps of an expert: the mean and standard deviation of a sum."""
+    return {"reward": expert} if isinstance(expert, WeightedReward) else {}
+
+
+def expert_fingerprints(expert: Reward) -> list[dict[str, Any]]:
+    """The expert's; of a sum, each term's."""
+    return expert.fingerprints() if isinstance(expert, WeightedReward) else [expert.fingerprint()]
+
+
+def expert_tokenizers(expert: Reward) -> dict[str, CaptionTokenizer]:
+    """The expert's; of a sum, each term's. A reward of the image alone has none."""
+    tokenizers = {}
+    for reward in expert.terms if isinstance(expert, WeightedReward) else [expert]:
+        tokenizer, limit = getattr(reward, "tokenizer", None), reward.fingerprint().get("token_limit")
+        if tokenizer is not None and limit is not None:
+            tokenizers[reward.name] = CaptionTokenizer(tokenizer, limit)
+    return tokenizers
+
+
+def load_expert(recipe: RGLCDRecipe | LRMPretrainRecipe, models: DiffusionModels) -> Any:
     """The reward of a recipe, on the models' device and of their dtype; a sum is calibrated on the data.
 
     Raises:
         UsageError: unknown or missing.
     """
     settings = recipe.reward
+    assert settings is not None  # a pre-training that does not align has none, and loads none
     preset = recipe.model.find("reward.path") if recipe.model.preset else None
     preset_path = preset.reward_folder() if preset and preset.root else None  # a preset on the hub brings none
     expert = load_reward(settings, device=models.device, dtype=models.dtype, preset_path=preset_path)

@@ -362,17 +362,20 @@ def _describe_samples(recipe: LCDRecipe) -> str:
 
 
 def _first_losses(loop: Loop) -> str:
-    """Means of the loss terms of the first step in which all optimisers move, of its first micro-batch.
+    """Means of the loss terms of the first step of each kind, of its first micro-batch.
 
     Raises:
         RgbenchError: one is not finite.
     """
-    step = loop.recipe.ratio - 1 if isinstance(loop.recipe, LCDRecipe) else 0
-    batch = loop.load_batch(step)
-    with memory_explained("first step", MEMORY_ADVICE), loop.updater.autocast():
-        result = loop.trainer.step(batch, StepDraws(loop.recipe.seed, step, len(batch.ids)))
-    means = {name: float(v.detach().mean()) for terms in result.losses.values() for name, v in terms.items()}
-    wrong = [name for name, value in means.items() if not math.isfinite(value)]
-    if wrong:
-        raise RgbenchError(f"the first step's loss term {wrong[0]} is not finite; look at {', '.join(batch.ids[:8])}")
+    means: dict[str, float] = {}
+    for step in loop.recipe.trial_steps:
+        batch = loop.load_batch(step)
+        with memory_explained("first step", MEMORY_ADVICE), loop.updater.autocast():
+            result = loop.trainer.step(batch, StepDraws(loop.recipe.seed, step, len(batch.ids)))
+        found = {name: float(v.detach().mean()) for terms in result.losses.values() for name, v in terms.items()}
+        wrong = [name for name, value in found.items() if not math.isfinite(value)]
+        if wrong:
+            ids = ", ".join(batch.ids[:8])
+            raise RgbenchError(f"the first step's loss term {wrong[0]} is not finite; look at {ids}")
+        means |= found
     return ", ".join(f"{name} {value:.4g}" for name, value in means.items())

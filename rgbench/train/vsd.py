@@ -97,10 +97,6 @@ class VSD(LCD):
         student = self.match(inputs, distilled, rng)
         return StepResult({"student": student, "fake": self.denoise(inputs, distilled, distilled.prediction, rng)})
 
-    def moves(self, step: int) -> bool:
-        """Whether the student moves at an optimiser step, from 0."""
-        return (step + 1) % self.recipe.vsd.ratio == 0
-
     @torch.no_grad()
     def predict(self, inputs: Inputs) -> tuple[Start, Tensor]:
         """Lines 2–5 of LCD, for the fake score alone."""

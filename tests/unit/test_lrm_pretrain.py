@@ -16,13 +16,14 @@ from rgbench.core.run import RunDirectory
 from rgbench.data.batches import Batch
 from rgbench.evaluate.targets import resolve_targets
 from rgbench.models.pipeline import DiffusionModels
+from rgbench.rewards.base import CallableReward
 from rgbench.rewards.latent_proxy import LatentCLIP, contrastive_losses
 from rgbench.train.base import lr_factor
 from rgbench.train.log import write_png
 from rgbench.train.loop import Loop
 from rgbench.train.lrm import LRM
 from rgbench.train.pretrain import LRMPretrain
-from rgbench.train.recipe import LRMPretrainRecipe, ScheduleSection, load_recipe
+from rgbench.train.recipe import AlignSection, LRMPretrainRecipe, ScheduleSection, load_recipe
 from rgbench.train.train import train
 from tests.parity import tiny
 
@@ -75,6 +76,68 @@ class FourSource(tiny.TinySource):
         batch = super().load(indices)
         colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])[indices]
         return replace(batch, images_BCHW=colours[:, :, None, None].expand_as(batch.images_BCHW).clone())
+
+
+def aligned(models, expert, steps: int = 2) -> LRMPretrain:
+    reward, whole = load_recipe("lrm").reward, {"image_layers": "all", "text_layers": 0}
+    settings = recipe(align={"steps": 0}, trainable=whole, optimiser={"schedule": "constant"})
+    proxy = LRMPretrain.build(settings, models).proxy
+    section = settings.proxy.model_copy(update={"align": AlignSection(steps=steps)})
+    return LRMPretrain(settings.model_copy(update={"reward": reward, "proxy": section}), models, proxy, expert)
+
+
+def test_the_last_steps_learn_the_experts_scores(models):
+    """Of the teacher's predictions and of the ground truths, with their own captions and with their neighbours'."""
+    calls = []
+
+    def scored(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        calls.append((images, prompts))
+        return images.mean((1, 2, 3)) + 0.01 * torch.tensor([len(prompt) for prompt in prompts])
+
+    trainer, batch = aligned(models, CallableReward(scored, "brightness")), tiny.TinySource().load([0, 1, 2, 3])
+    assert list(trainer.step(batch, tiny.draws(step=9)).losses["proxy"]) == ["contrastive"] and not calls
+    result = trainer.step(batch, tiny.draws(step=10))
+
+    rng, schedule = tiny.draws(step=10), models.schedule
+    mean, std = models.encode_images(batch.images_BCHW)
+    truths = mean + std * rng.normal("vae", models.latent_shape)
+    noise, t = rng.normal("align_noise", models.latent_shape), rng.integers("align_t", len(schedule))
+    alpha, sigma = schedule[t].sqrt()[:, None, None, None], (1 - schedule[t]).sqrt()[:, None, None, None]
+    noisy = alpha * truths * models.scaling_factor + sigma * noise
+    output = models.unet(noisy, t, models.encode_prompts(batch.prompts)).sample
+    x0 = (noisy - sigma * output) / alpha if models.prediction_type == "epsilon" else alpha * noisy - sigma * output
+    predicted = x0 / models.scaling_factor
+    decoded = torch.cat([models.decode(x * models.scaling_factor) for x in (predicted, truths)])
+    others = [*batch.prompts[1:], batch.prompts[0]]
+    assert [prompts for _, prompts in calls] == [batch.prompts * 2, others * 2]
+    assert all(torch.allclose(images, decoded, atol=1e-5) for images, _ in calls)
+
+    expert = torch.cat([scored(decoded, prompts * 2) for prompts in (batch.prompts, others)])
+    latents = torch.cat([predicted, truths])
+    cosines = torch.cat([trainer.proxy(latents, prompts * 2) for prompts in (batch.prompts, others)])
+    z, found = ((x - x.mean()) / x.std() for x in (expert, cosines))
+    wanted = (0.5 * (found - z) ** 2).view(4, 4).sum(0)
+    losses = result.losses["proxy"]["align"]
+    assert torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5)
+    losses.mean().backward()
+    assert all(p.grad is None for network in (models.unet, models.vae) for p in network.parameters())
+    assert trainer.reward_fingerprints()[0]["name"] == "brightness"
+
+
+def test_alignment_brings_the_proxy_to_its_expert(models, tmp_path):
+    trainer = aligned(models, tiny.expert(), steps=12)
+    loop = Loop(trainer, FourSource(), trainer.recipe, RunDirectory(tmp_path))
+    rows = [loop.train_step() for _ in range(12)]
+    assert rows[-1]["loss/align"] < 0.6 * rows[0]["loss/align"]
+    assert {"proxy_correlation", "pair_accuracy"} <= rows[-1].keys()
+
+
+def test_alignment_needs_an_expert_and_room():
+    with pytest.raises(ConfigError, match=r"proxy\.align: needs the expert"):
+        load_recipe("lrm_pretrain", ["reward=null"])
+    with pytest.raises(ConfigError, match=r"proxy\.align\.steps 200: are the last of train\.steps, which is 100"):
+        load_recipe("lrm_pretrain", ["train.steps=100"])
+    assert load_recipe("lrm_pretrain").trial_steps == (0, 999), "a launch tries both kinds of step"
 
 
 def test_it_learns_and_what_is_frozen_stays(models, tmp_path):
@@ -189,8 +252,6 @@ def test_the_recipe():
     assert isinstance(settings, LRMPretrainRecipe) and settings.train.sample_every == 0
     with pytest.raises(ConfigError, match=r"train\.sample_every"):
         load_recipe("lrm_pretrain", ["train.sample_every=5"])
-    with pytest.raises(ConfigError, match="unknown key 'reward'"):
-        load_recipe("lrm_pretrain", ["reward.scale=1"])
 
 
 def test_from_a_recipe_to_a_proxy(tmp_path, monkeypatch):

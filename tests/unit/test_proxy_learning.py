@@ -175,3 +175,22 @@ def test_shuffled_labels_change_what_the_proxy_learns_and_nothing_that_is_logged
     assert not torch.equal(*(result.losses["proxy"]["pairs"] for result in (plain, control)))
     assert torch.equal(*(result.losses["student"]["reward"] for result in (plain, control)))
     assert all(torch.equal(plain.stats[name], control.stats[name]) for name in plain.stats)
+
+
+def test_more_steps_of_the_proxy_for_one_of_the_student(models):
+    """The student moves at the last of a cycle, by the step that it would make there anyway."""
+    settings = {"train": {"log_every": 1}}
+    twice, once = (
+        LRM(tiny.recipe(proxy={"ratio": n}, **settings), models, tiny.expert(), tiny.proxy()) for n in (2, 1)
+    )
+    first, last, plain = (t.step(batch(), tiny.draws(step=n)) for t, n in ((twice, 0), (twice, 1), (once, 1)))
+    assert list(first.losses) == ["proxy"] and {"reward", "proxy_reward", "pair_accuracy"} <= first.stats.keys()
+    assert last.losses.keys() == plain.losses.keys() == {"student", "proxy"}
+    for name, terms in plain.losses.items():
+        assert all(torch.equal(last.losses[name][term], value) for term, value in terms.items())
+    first.losses["proxy"]["pairs"].sum().backward()
+    assert all(p.grad is None for p in twice.student.parameters())
+    with pytest.raises(ConfigError, match=r"train\.log_every 3: the student moves at multiples of proxy\.ratio 2"):
+        load_recipe("lrm", ["proxy.ratio=2", "train.log_every=3"])
+    with pytest.raises(ConfigError, match=r"proxy\.ratio"):
+        load_recipe("dollar", ["proxy.ratio=2"])
