@@ -171,12 +171,13 @@ def what_next(path: Path) -> str:
     """What to look at in a finished run, and the command that follows it."""
     from rgbench.train.recipe import PROXY_FOLDER
 
-    pictures = [str(path / name) for name in ("gold.png", "samples") if (path / name).exists()]
+    grids = path / "samples"
+    pictures = [path / "gold.png"] * (path / "gold.png").is_file() + [grids] * any(grids.glob("*"))
     board = f"tensorboard --logdir {shlex.quote(str(path))}"
     command = ["rgbench", "eval", str(path)]
     if not (path / "pipeline").is_dir():
         command = ["rgbench", "train", "lrm", f"proxy.path={path / PROXY_FOLDER}"]
-    return f"Look at: {', '.join([*pictures, board])}. Next: {shlex.join(command)}"
+    return f"Look at: {', '.join([*map(str, pictures), board])}. Next: {shlex.join(command)}"
 
 
 def print_checks(recipe: str | None = None, overrides: Sequence[str] = ()) -> bool:

@@ -74,6 +74,8 @@ def test_training_ends_in_what_to_look_at_and_what_to_run(tmp_path: Path) -> Non
     said = f"Look at: {path}/samples, tensorboard --logdir {path}. Next: rgbench eval {path}".replace(
         f"{path}/samples", f"{run}/samples"
     )
+    assert what_next(run) == said.replace(f"{run}/samples, ", ""), "nothing was sampled"
+    (run / "samples" / "step-0002.png").touch()
     assert what_next(run) == said
     (run / "pipeline").rmdir()
     assert what_next(run).endswith(shlex.join(["rgbench", "train", "lrm", f"proxy.path={run / 'latent_proxy'}"]))
