@@ -67,7 +67,7 @@ class OracleAccuracy(Metric):
         if (few := positions < NUM_MATCHED).any():
             at = positions[few]
             matched = self.oracle.score(images[torch.from_numpy(few)], scenes[at.tolist()], match=True)
-            self.matched[at] = 1.0
+            self.matched[at] = matched["match_agreement"].double().numpy()
 
     def compute(self) -> list[MetricValue]:
         agreement = self.shares["agreement"]
