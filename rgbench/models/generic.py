@@ -250,7 +250,8 @@ class GenericPipeline:
         call |= {"prompt": list(prompts), "generator": list(generators), "num_inference_steps": num_steps}
         self._generators, self._rows = list(generators), 0
         with self._explained(num_steps), self._own_noise():
-            if (grid := self.pipeline.scheduler.config.get(STEPS_KEY)) and not call.keys() & GRIDS:
+            grid = self.pipeline.scheduler.config.get(STEPS_KEY)
+            if grid and all(call.get(key) is None for key in GRIDS):
                 call["sigmas"] = flow_grid(num_steps, grid)
             images = torch.from_numpy(self.pipeline(**call, output_type="np").images)
         self.nfe = self._rows // len(prompts) or None
