@@ -92,7 +92,7 @@ WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "loca
 def test_half_of_a_launchers_environment_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str | None
 ) -> None:
-    """As a notebook or a job script that once ran torchrun leaves it; torch would wait for ranks, or fail in its own."""
+    """As a notebook or a job script leaves it; torch would wait for ranks, or end in a traceback."""
     for key, given in WHOLE.items():
         monkeypatch.setenv(key, given)
     if value is None:
