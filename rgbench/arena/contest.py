@@ -16,12 +16,14 @@ import hmac
 import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -279,6 +281,32 @@ def read_design(folder: Path) -> Design:
     return read_as(Design, unseal(read_json(file), file, remedy), f"{file}: not an arena", remedy)
 
 
+def read_votes(folder: Path, design: Design) -> Votes:
+    """The votes of an arena, each on something that its raters are asked.
+
+    Raises:
+        UsageError: as :class:`Votes`; or a vote on a model, prompt or question that the arena lacks, or a second one of
+            a rater on one comparison.
+    """
+    votes = Votes(folder / VOTES, design.id)
+    prompts = {(prompt.id, prompt.seed) for prompt in design.prompts}
+    pairs = {False: set(combinations(design.names, 2)), True: {(name, DEGRADED) for name in design.names}}
+    for rater in votes.raters.values():
+        answered = set()
+        for vote in rater.votes.values():
+            asked = vote.pair in pairs[vote.check] and vote.left in vote.pair
+            asked = asked and (vote.prompt, vote.seed) in prompts and vote.question in QUESTIONS
+            comparison = (vote.pair, vote.prompt, vote.seed, vote.question)
+            if not asked or (comparison in answered and not vote.check):
+                what = "answered twice" if asked else "not asked in this arena"
+                raise UsageError(
+                    f"{rater.path}: {vote.question!r:.40} of {vote.pair} on {vote.prompt!r:.60} is {what}; "
+                    "remove the line"
+                )
+            answered.add(comparison)
+    return votes
+
+
 @contextmanager
 def open_contest(folder: Path, sources: Sources | None, seed: int) -> Iterator[Contest]:
     """Begin an arena, or continue the one that is there; nobody else adds votes meanwhile.
@@ -289,8 +317,8 @@ def open_contest(folder: Path, sources: Sources | None, seed: int) -> Iterator[C
         seed: of a new arena's order.
 
     Raises:
-        UsageError: as :func:`find_entrants`; the folder holds an arena of other models, prompts or images; or another
-            process adds votes.
+        UsageError: as :func:`find_entrants`, :func:`read_votes`; the folder holds an arena of other models, prompts or
+            images; its secret is lost or another's; or another process adds votes.
     """
     stored = read_design(folder) if (folder / DESIGN).is_file() or sources is None else None
     sources = sources or (stored.sources if stored else None)
@@ -311,15 +339,23 @@ def open_contest(folder: Path, sources: Sources | None, seed: int) -> Iterator[C
     with held(folder / VOTES):
         if not stored:
             write_json_atomic(folder / DESIGN, seal(design.model_dump()))
-        yield Contest(design, entrants, _secret(folder / SECRET), Votes(folder / VOTES, design.id))
+        votes = read_votes(folder, design)
+        contest = Contest(design, entrants, _secret(folder / SECRET, new=not votes.raters), votes)
+        for rater in votes.raters.values():
+            if any(contest.vote(rater, vote.id, vote.answer, vote.time) != vote for vote in rater.votes.values()):
+                raise UsageError(f"{folder / SECRET}: did not sign the votes of {rater.name}; put the arena's own back")
+        yield contest
 
 
-def _secret(file: Path) -> bytes:
-    """Read or make the secret, which its owner alone may read."""
-    if not file.is_file():
+def _secret(file: Path, new: bool) -> bytes:
+    """Read the secret, which its owner alone may read; make one where nobody has joined."""
+    if new and not os.path.lexists(file):
         write_synced(file, [secrets.token_hex(32).encode()])
         os.chmod(file, 0o600)
-    return file.read_bytes()
+    secret = file.read_bytes() if file.is_file() else b""
+    if not re.fullmatch(rb"[0-9a-f]{64}", secret):
+        raise UsageError(f"{file}: missing or damaged, and it signed every link; put it back, or begin another arena")
+    return secret
 
 
 # What is asked

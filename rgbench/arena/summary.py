@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from rgbench.arena.contest import VOTES, Design, read_design
+from rgbench.arena.contest import Design, read_design, read_votes
 from rgbench.arena.pairs import QUESTIONS
 from rgbench.arena.statistics import bradley_terry, krippendorff_alpha, resample_counts, resampled_wins
-from rgbench.arena.votes import Rater, Vote, Votes
+from rgbench.arena.votes import Rater, Vote
 from rgbench.core.errors import UsageError
 from rgbench.core.io import canonical_sha256
 from rgbench.core.run import provenance
@@ -192,7 +192,7 @@ def summarise(folder: Path) -> Summary:
         UsageError: no arena there, no vote, or a damaged file.
     """
     design = read_design(folder)
-    raters = tuple(_attention(rater) for rater in Votes(folder / VOTES, design.id).raters.values())
+    raters = tuple(_attention(rater) for rater in read_votes(folder, design).raters.values())
     if any(each.rater.kind == "person" and not each.why_not and each.rater.votes for each in raters):
         mixed = "simulated, and people voted"
         raters = tuple(

@@ -155,7 +155,7 @@ class Votes:
         arena: its id.
 
     Raises:
-        UsageError: a file that is damaged before its end, or of another arena; it is named.
+        UsageError: a file that is damaged before its end, of another arena, or a copy of a rater's; it is named.
 
     Attributes:
         raters: by file stem, sorted.
@@ -164,7 +164,7 @@ class Votes:
     def __init__(self, folder: Path, arena: str) -> None:
         self.folder, self.arena = folder, arena
         folder.mkdir(parents=True, exist_ok=True)
-        found = (_read(path, arena) for path in sorted(folder.glob(f"*{SUFFIX}")))
+        found = (_read(path, arena) for path in sorted(folder.glob(f"[!.]*{SUFFIX}")))
         self.raters = {rater.path.name.removesuffix(SUFFIX): rater for rater in found if rater is not None}
         self._lock = Lock()
 
@@ -221,6 +221,8 @@ def _read(path: Path, arena: str) -> Rater | None:
     A killed write leaves the beginning of a line. A line that is whole up to its line feed, with another byte in its
     place, was damaged later.
     """
+    if not path.is_file():
+        raise UsageError(f"{path}: not a file of votes; move it away")
     data = path.read_bytes()
     size = data.rfind(b"\n") + 1
     if data[-2:-1] == b"}" and _is_sealed(data[size:-1]):
@@ -231,10 +233,14 @@ def _read(path: Path, arena: str) -> Rater | None:
     header = _parse(_Header, first, f"{path}:1")
     if header.arena != arena:
         raise UsageError(f"{path}: votes of another arena ({header.arena}); move the file away")
+    own = f"{file_stem(header.rater)}{SUFFIX}"
+    if path.name != own:
+        raise UsageError(f"{path}: votes of {header.rater}, which belong into {own}; keep one file, under that name")
     votes: dict[str, Vote] = {}
     for number, line in enumerate(lines, 2):
         vote = _parse(Vote, line, f"{path}:{number}")
-        votes.setdefault(vote.id, vote)
+        if vote.rater != header.rater or votes.setdefault(vote.id, vote).answer != vote.answer:
+            raise UsageError(f"{path}:{number}: another rater's vote, or a second answer; remove the line")
     return Rater(header.rater, header.kind, path, size, votes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -76,10 +77,11 @@ class Ranks:
             device: ``cpu`` (gloo) or ``cuda`` (nccl, a GPU for each local rank).
 
         Raises:
-            UsageError: fewer GPUs than local ranks.
+            UsageError: fewer GPUs than local ranks, or half of what torchrun sets in the environment.
         """
         if not launched():
             return cls(device=device)
+        _check_environment()
         local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if device == "cuda" and local >= here:
             raise UsageError(f"local rank {local} has no GPU: {here} on this node; launch with --nproc {here}")
@@ -187,6 +189,24 @@ class Ranks:
             self.stop_all(RgbenchError(f"{what} differs between ranks: their hardware or libraries are not the same"))
 
 
+def _check_environment() -> None:
+    """Check what a launcher sets, of which a shell or a notebook may have a part from elsewhere.
+
+    Raises:
+        UsageError: names the first variable that is missing, no number, or out of range.
+    """
+    remedy = "start with --launch ddp, or unset RANK, LOCAL_RANK and WORLD_SIZE"
+    given = os.environ
+    size = int(given["WORLD_SIZE"]) if re.fullmatch("[0-9]{1,6}", given["WORLD_SIZE"]) else 0
+    ends = {"WORLD_SIZE": (1, 10**6), "RANK": (0, size - 1), "LOCAL_RANK": (0, size - 1), "MASTER_PORT": (1, 65535)}
+    for name, (low, high) in ends.items():
+        value = given.get(name, "")
+        if not re.fullmatch("[0-9]{1,6}", value) or not low <= int(value) <= high:
+            raise UsageError(f"the environment has {name}={value:.40}, not a number from {low} to {high}; {remedy}")
+    if not given.get("MASTER_ADDR"):
+        raise UsageError(f"the environment has WORLD_SIZE but no MASTER_ADDR; {remedy}")
+
+
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """Group neighbours of one dtype into buckets of about :data:`BUCKET_BYTES`."""
     buckets: list[list[Tensor]] = []
@@ -214,7 +234,7 @@ def start_ddp(arguments: Sequence[str], nproc: int | None, nodes: int = 1, head:
         The exit code: 0; 1 or 2 for a failure that the main rank printed; 75 or 130 after a signal, saved.
 
     Raises:
-        UsageError: no number of processes and no GPU, or several machines without a meeting place.
+        UsageError: no number of processes and no GPU, or several machines without a meeting place, or one that is none.
         RgbenchError: a process was killed, or crashed.
     """
     if nodes > 1 and head is None:
@@ -230,14 +250,14 @@ def start_ddp(arguments: Sequence[str], nproc: int | None, nodes: int = 1, head:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # and a line for each signal
     alone = nodes == 1 and head is None
-    host, _, port = (head or "localhost").partition(":")
+    host, port = _meeting_place(head)
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
         nproc_per_node=nproc,
         run_id="rgbench",
         rdzv_backend="c10d",
-        rdzv_endpoint=f"{host}:{port or (0 if alone else DEFAULT_PORT)}",
+        rdzv_endpoint=f"{host}:{0 if alone else port}",
         local_addr="localhost" if alone else None,
         max_restarts=0,
     )
@@ -248,6 +268,19 @@ def start_ddp(arguments: Sequence[str], nproc: int | None, nodes: int = 1, head:
     except ChildFailedError as caught:
         return _exit_code({rank: failure.exitcode for rank, failure in caught.failures.items()})
     return 0
+
+
+def _meeting_place(head: str | None) -> tuple[str, int]:
+    """Host and port of ``HOST``, ``HOST:PORT`` or ``[IPV6]:PORT``; this machine for None.
+
+    Raises:
+        UsageError: not of this form.
+    """
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+)(?::([0-9]{1,5}))?", head or "localhost")
+    port = int(match[2] or DEFAULT_PORT) if match else 0
+    if match is None or not 0 < port < 1 << 16:
+        raise UsageError(f"--head {head!r:.80}: give HOST or HOST:PORT with a port from 1 to 65535")
+    return match[1], port
 
 
 def _num_gpus() -> int:

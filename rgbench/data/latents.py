@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import (
     open_safetensors,
     read_json,
+    read_safetensors_metadata,
     save_safetensors_atomic,
     seal,
     unseal,
@@ -67,29 +67,46 @@ class LatentsCache:
     @classmethod
     def at(cls, root: Path, identity: dict[str, Any], num: int) -> LatentsCache:
         """The cache of these contents under ``root``, whether it exists or not."""
-        described = json.dumps([SCHEMA_VERSION, SHARD_SAMPLES, identity, num], sort_keys=True, allow_nan=False)
-        return cls(root / hashlib.sha256(described.encode()).hexdigest()[:32], identity, num)
+        made = cls(root, identity, num)
+        return replace(made, folder=root / made.id)
+
+    @property
+    def id(self) -> str:
+        """Hash of the contents, which every shard carries."""
+        described = [SCHEMA_VERSION, SHARD_SAMPLES, self.identity, self.num]
+        text = json.dumps(described, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
     def is_complete(self) -> bool:
         """Whether every shard was written."""
         return (self.folder / INDEX_NAME).is_file()
 
-    def shards(self) -> Iterator[tuple[Path, range]]:
+    def shards(self) -> list[tuple[Path, range]]:
         """Every shard's file and its samples."""
-        for first in range(0, self.num, SHARD_SAMPLES):
-            yield self.shard_of(first), range(first, min(first + SHARD_SAMPLES, self.num))
+        return [self.shard(number) for number in range(-(-self.num // SHARD_SAMPLES))]
 
-    def shard_of(self, index: int) -> Path:
-        """The file that holds a sample."""
-        return self.folder / f"{index // SHARD_SAMPLES * SHARD_SAMPLES:09d}.safetensors"
+    def shard(self, number: int) -> tuple[Path, range]:
+        """A shard's file and its samples."""
+        first = number * SHARD_SAMPLES
+        rows = range(first, min(first + SHARD_SAMPLES, self.num))
+        return self.folder / f"{first:09d}.safetensors", rows
 
     def write_shard(self, path: Path, batches: list[Batch]) -> None:
-        """Write one shard from encoded batches in order, with the text states of each distinct caption once."""
+        """Write one shard from encoded batches in order, with the text states of each distinct caption once.
+
+        Raises:
+            RgbenchError: latents or text states that are not finite.
+        """
         encoded = [batch.encoded for batch in batches if batch.encoded is not None]
         prompts = [prompt for batch in batches for prompt in batch.prompts]
         mean, std = torch.cat([e.mean for e in encoded]).cpu(), torch.cat([e.std for e in encoded]).cpu()
         states = torch.cat([e.prompt_embeds for e in encoded]).cpu()
+        for name, values in (("latents", mean), ("latents", std), ("text states", states)):
+            finite = values.isfinite().flatten(1).all(1)
+            if not finite.all():
+                whose = prompts[int(finite.int().argmin())]
+                raise RgbenchError(f"{path}: the {name} of {whose!r:.80} are not finite; use another train.dtype")
         first: dict[str, int] = {}
         for row, prompt in enumerate(prompts):
             first.setdefault(prompt, row)
@@ -106,7 +123,8 @@ class LatentsCache:
             tables["scores"] = torch.cat([batch.scores for batch in batches if batch.scores is not None])
             tables["scores_checksum"] = torch.tensor([_checksum(tables["scores"])])
         tables["tables_checksum"] = torch.tensor([_checksum(*(tables[name] for name in TABLES))])
-        save_safetensors_atomic({"mean": mean, "std": std, "prompt_embeds": texts, **tables}, path)
+        own = {"cache": self.id, "shard": path.name}
+        save_safetensors_atomic({"mean": mean, "std": std, "prompt_embeds": texts, **tables}, path, own)
 
     def complete(self) -> None:
         """Mark it complete; raises ``RgbenchError`` where a shard is missing."""
@@ -135,7 +153,7 @@ class CachedSource:
             raise UsageError(f"{cache.folder / INDEX_NAME}: describes other contents; remove this folder")
         self.name, self.length = source.name, source.length
         self._source, self._cache = source, cache
-        self._shard = lru_cache(maxsize=OPEN_SHARDS)(_Shard)
+        self._shard = lru_cache(maxsize=OPEN_SHARDS)(partial(_Shard, cache))
 
     def fingerprint(self) -> dict[str, Any]:
         """The data's own: cached or not, it is the same."""
@@ -147,7 +165,7 @@ class CachedSource:
         Raises:
             UsageError: a shard is missing or damaged.
         """
-        rows = [self._shard(self._cache.shard_of(index)).row(index % SHARD_SAMPLES) for index in indices]
+        rows = [self._shard(index // SHARD_SAMPLES).row(index % SHARD_SAMPLES) for index in indices]
         mean, std, states = (torch.stack(column) for column in zip(*(tensors for tensors, _, _ in rows), strict=True))
         prompts, ids = [prompt for _, prompt, _ in rows], [identity for _, _, identity in rows]
         return Batch(None, prompts, ids, Encoded(mean, std, states))
@@ -176,13 +194,18 @@ class TeacherSource:
         identity = index.get("identity")
         if not isinstance(identity, dict) or identity.get("kind") != self.name:
             raise UsageError(f"data.path {folder}: holds no samples of a teacher; {make}")
+        samples, num = identity.get("samples"), index["num"]
+        if type(samples) is not int or samples < 1 or num % samples or not isinstance(identity.get("teacher"), dict):
+            raise UsageError(f"{folder / INDEX_NAME}: does not say whose samples these are, or how many; {make}")
         self.folder, self._identity = folder, identity
-        self.length: int | None = int(index["num"])
-        self._cache = LatentsCache(folder, identity, index["num"])
+        self.length: int | None = num
+        self._cache = LatentsCache(folder, identity, num)
         self._rows = CachedSource(self, self._cache)
-        parts = [_Shard(path).scores() for path, _ in self._cache.shards()]
+        parts = [_Shard(self._cache, number).scores() for number in range(len(self._cache.shards()))]
         scored = [part for part in parts if part is not None]
-        self.scores = torch.cat(scored).view(-1, identity["samples"]) if scored else None
+        if len(scored) not in (0, len(parts)):
+            raise UsageError(f"data.path {folder}: a part of its shards is scored; {make}")
+        self.scores = torch.cat(scored).view(-1, samples) if scored else None
         if self.scores is not None and not self.scores.isfinite().all():
             raise UsageError(
                 f"data.path {folder}: holds a score that is not finite; make it again with another --score"
@@ -217,24 +240,37 @@ def _read_index(folder: Path) -> dict[str, Any]:
     """The index of a complete cache.
 
     Raises:
-        UsageError: damaged.
+        UsageError: damaged, or of another version.
     """
     file, remedy = folder / INDEX_NAME, "remove this folder and run: rgbench cache RECIPE"
     index = unseal(read_json(file), file, remedy)
     if unknown := sorted(index.keys() - {"schema_version", "num", "shard_samples", "identity"}):
         raise UsageError(f"{file}: unknown key {unknown[0]!r}; {remedy}")
+    if (index.get("schema_version"), index.get("shard_samples")) != (SCHEMA_VERSION, SHARD_SAMPLES):
+        raise UsageError(f"{file}: of another version of rgbench; {remedy}")
+    num = index.get("num")
+    if type(num) is not int or num < 1:
+        raise UsageError(f"{file}: num {num!r:.80} is no number of samples; {remedy}")
     return index
 
 
 class _Shard:
     """An open shard.
 
+    Args:
+        cache: that it belongs to.
+        number: of the shard.
+
     Raises:
-        UsageError: its tables do not match their checksum.
+        UsageError: its tables do not match their checksum, or it is another shard's or another cache's. Shards of older
+            versions do not say whose they are.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.tensors = path, open_safetensors(path)
+    def __init__(self, cache: LatentsCache, number: int) -> None:
+        self.path, rows = cache.shard(number)
+        self.tensors, own = open_safetensors(self.path), read_safetensors_metadata(self.path)
+        if own.keys() & {"cache", "shard"} and own != {"cache": cache.id, "shard": self.path.name}:
+            raise UsageError(f"{self.path}: a shard of another cache; remove this file and run: rgbench cache RECIPE")
         try:
             tables = {name: self.tensors[name][:] for name in TABLES}
             others = self.tensors.keys() - {*ROWS, *TABLES, "tables_checksum"}
@@ -246,6 +282,8 @@ class _Shard:
         self.text_row, self.sums = tables["row"].tolist(), tables["checksums"].tolist()
         self.text_sums = tables["text_checksums"].tolist()
         self.prompts, self.ids = json.loads(tables["names"].numpy().tobytes())
+        if {len(each) for each in (self.prompts, self.ids, self.sums, self.text_row)} != {len(rows)}:
+            raise self._damaged(f": holds {len(self.prompts)} samples, not {len(rows)}")
 
     def scores(self) -> Tensor | None:
         """Of all rows, float64; None where they were not scored."""

@@ -290,7 +290,7 @@ def parse_shard(text: str | None, environment: Mapping[str, str] | None = None) 
     Args:
         text: of the option; None for all images.
         environment: of the process; torchrun sets RANK and WORLD_SIZE, a Slurm array SLURM_ARRAY_TASK_ID,
-            SLURM_ARRAY_TASK_MIN and SLURM_ARRAY_TASK_COUNT.
+            SLURM_ARRAY_TASK_MIN, SLURM_ARRAY_TASK_STEP and SLURM_ARRAY_TASK_COUNT.
 
     Raises:
         UsageError: not of this form, out of range, or ``auto`` without a launcher.
@@ -300,13 +300,25 @@ def parse_shard(text: str | None, environment: Mapping[str, str] | None = None) 
     environment = os.environ if environment is None else environment
     if text == "auto":
         if "RANK" in environment and "WORLD_SIZE" in environment:
-            text = f"{int(environment['RANK']) + 1}/{environment['WORLD_SIZE']}"
+            text = f"{_number(environment, 'RANK') + 1}/{environment['WORLD_SIZE']}"
         elif "SLURM_ARRAY_TASK_ID" in environment and "SLURM_ARRAY_TASK_COUNT" in environment:
-            first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-            text = f"{int(environment['SLURM_ARRAY_TASK_ID']) - first + 1}/{environment['SLURM_ARRAY_TASK_COUNT']}"
+            names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT")
+            task, first, step, count = (_number(environment, name) for name in names)
+            if step < 1 or (task - first) % step:
+                raise UsageError(
+                    "--shard auto: the Slurm array has gaps; submit --array=1-N, or give it as --shard 3/64"
+                )
+            text = f"{(task - first) // step + 1}/{count}"
         else:
             raise UsageError("--shard auto: neither torchrun (RANK) nor a Slurm array; give it as --shard 3/64")
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"--shard {text!r}: give K/N with K from 1 to N, such as 3/64, or auto")
     return Shard(int(match[1]), int(match[2]))
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_STEP": "1"}.get(name, ""))
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise UsageError(f"--shard auto: {name} is {value!r:.40}, not a number; give it as --shard 3/64")
+    return int(value)

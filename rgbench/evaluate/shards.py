@@ -124,13 +124,18 @@ class Pass:
         return self.folder / f"{self.key}-{shard.index}of{shard.count}.safetensors"
 
     def _find(self, shard: Shard) -> tuple[Path, dict[str, torch.Tensor]] | None:
-        """The file and tensors of a share: of this pass's own file, else of one of more metrics."""
+        """The file and tensors of a share: of this pass's own file, else of one of more metrics.
+
+        One that lacks what a metric accumulates, as of an older version, is passed over.
+        """
+        nothing = np.arange(0)
+        needed = {f"{metric.name}/{key}" for metric in self.metrics for key in metric.state_dict(nothing)}
         others = sorted(self.folder.glob(f"*-{shard.index}of{shard.count}.safetensors"))
         for path in sorted(others, key=lambda path: path != self._file(shard)):
             if found := read_whole(path, _read):
                 tensors, metadata = found
                 measured = json.loads(metadata["measured"])
-                if all(each in measured for each in self.measured):
+                if all(each in measured for each in self.measured) and needed <= tensors.keys():
                     return path, tensors
         return None
 

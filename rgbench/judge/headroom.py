@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from rgbench.core.config import read_as
+from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, seal, unseal, write_json_atomic
 from rgbench.metrics.statistics import bootstrap_interval
 from rgbench.metrics.values import metric_info
@@ -139,6 +140,15 @@ class Headroom(_Frozen):
     words: str = ""
     provenance: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> Headroom:
+        picks = {pick.by: pick for pick in self.groups[0].picks} if self.groups else {}
+        if any(by not in picks for by in (RANDOM, self.reward, self.gold)):
+            raise ValueError("groups: a picker is missing")
+        if any({self.reward, self.gold} - (pick.gains.keys() & pick.reaches.keys()) for pick in picks.values()):
+            raise ValueError("groups: the reward or gold of a pick is missing")
+        return self
+
     def pick(self, by: str) -> Pick:
         """A picker's images of all prompts."""
         return next(pick for pick in self.groups[0].picks if pick.by == by)
@@ -149,17 +159,24 @@ class Headroom(_Frozen):
         return max(self.pick(self.reward).gains[self.reward].value, self.real_gain or 0.0)
 
 
-def read_headroom(folder: Path) -> Headroom | None:
+def read_headroom(folder: Path, whose: tuple[str, str, str]) -> Headroom | None:
     """The headroom that lies beside a result; None where there is none.
 
+    Args:
+        folder: of the result.
+        whose: world, model and generation id of the result.
+
     Raises:
-        UsageError: a file that holds none of this schema.
+        UsageError: a file that holds none of this schema, or another model's.
     """
     path = folder / FILE
     if not path.exists():
         return None
     remedy = "remove it and run rgbench headroom"
-    return read_as(Headroom, unseal(read_json(path), path, remedy), f"{path}: no headroom", remedy)
+    found = read_as(Headroom, unseal(read_json(path), path, remedy), f"{path}: no headroom", remedy)
+    if (own := (found.world, found.model, found.generation)) != whose:
+        raise UsageError(f"{path}: of {'/'.join(own)}, not of {'/'.join(whose)}; {remedy}")
+    return found
 
 
 def write_headroom(folder: Path, found: Headroom) -> None:

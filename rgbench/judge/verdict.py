@@ -496,11 +496,12 @@ def measured_headroom(base: Model, reward: Column) -> tuple[float | None, str]:
     """The largest headroom of a reward that was measured on a base's seeds, and where it was read; None without one.
 
     Raises:
-        UsageError: a file that holds no headroom.
+        UsageError: a file that holds no headroom, or another model's.
     """
     found: list[tuple[float, str]] = []
     for result in base.results.values():
-        stored = read_headroom(result.folder) if result.folder is not None else None
+        whose = (result.head.world, result.head.model, result.head.generation.id)
+        stored = read_headroom(result.folder, whose) if result.folder is not None else None
         if stored is not None and stored.reward == reward.metric and stored.reward_fields == reward.reward_fields:
             found.append((stored.honest, f"{HEADROOM} of {stored.model}"))
     return max(found, default=(None, ""))

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
 from rgbench.diffusion.schedule import Flow, Schedule
-from rgbench.models.folder import quiet_libraries
+from rgbench.models.folder import quiet_libraries, read_number
 
 # LCM-LoRA's layers (arXiv 2311.05556), as in diffusers' examples/consistency_distillation.
 LCM_LORA_MODULES = (
@@ -46,6 +46,9 @@ TRANSFORMER_LORA_MODULES = (
 )
 SDXL_FP16_VAE = "madebyollin/sdxl-vae-fp16-fix"
 SIZES = 6  # numbers of SDXL's micro-conditioning
+FLOW_TIMES = 1000
+LARGEST = 700.0  # whose exponential is a float
+REMEDY = "fetch or write the folder again"
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
 # What a flow's scheduler may do to its timesteps besides the shift; none of the families' published ones does.
 _OTHER_GRIDS = ("shift_terminal", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
@@ -76,6 +79,7 @@ class Denoiser(Protocol):
 class Parts(Protocol):
     """What a family reads of :class:`rgbench.models.pipeline.DiffusionModels`."""
 
+    path: Path
     vae: Any
     text_encoder: Any
     tokenizer: Any
@@ -160,12 +164,26 @@ class Piped(StableDiffusion):
     """A family whose prompts are encoded by diffusers' own pipeline, ``models.pipeline``."""
 
     def encode(self, models: Parts, prompts: Sequence[str]) -> Tensor:
-        """Conditioning of prompts, the pooled state as its last row, (B, L + 1, D)."""
+        """Conditioning of prompts, the pooled state as its last row, (B, L + 1, D).
+
+        Raises:
+            UsageError: text encoders of another width than the network reads.
+        """
         with quiet_libraries():  # which say at each call that a long caption is cut
             states, pooled = self.states(models, list(prompts))
+        found = states.shape[-1], pooled.shape[-1]
+        if found != (wanted := self.widths(getattr(models.pipeline, self.component).config)):
+            raise UsageError(
+                f"{models.path}: its text encoders give states of width {found[0]} and {found[1]}, its network reads "
+                f"{wanted[0]} and {wanted[1]}; fetch all parts from one model"
+            )
         width = max(states.shape[-1], pooled.shape[-1])
         rows = [states, pooled[:, None].to(states)]
         return torch.cat([nn.functional.pad(row, (0, width - row.shape[-1])) for row in rows], dim=1)
+
+    def widths(self, config: Any) -> tuple[int, int]:
+        """D of the text states and P of the pooled state that a network of this configuration reads."""
+        return config.joint_attention_dim, config.pooled_projection_dim
 
     def states(self, models: Parts, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Text states (B, L, D) and pooled state (B, P)."""
@@ -194,9 +212,9 @@ class Piped(StableDiffusion):
         return type(teacher)(**parts, **settings)
 
 
-def _parted(conditioning: Tensor, width: int, pooled_width: int) -> tuple[Tensor, Tensor]:
-    """Text states (B, L, ``width``) and pooled state (B, ``pooled_width``) of :meth:`Piped.encode`."""
-    return conditioning[:, :-1, :width], conditioning[:, -1, :pooled_width]
+def _parted(conditioning: Tensor, widths: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Text states (B, L, D) and pooled state (B, P) of :meth:`Piped.encode`, for ``widths`` D and P."""
+    return conditioning[:, :-1, : widths[0]], conditioning[:, -1, : widths[1]]
 
 
 class SDXL(Piped):
@@ -204,7 +222,12 @@ class SDXL(Piped):
 
     def denoiser(self, models: Parts, network: Any) -> Denoiser:
         """The UNet with pooled state and sizes of the image."""
-        return SDXLDenoiser(network, models.resolution)
+        return SDXLDenoiser(network, models.resolution, self.widths(network.config))
+
+    def widths(self, config: Any) -> tuple[int, int]:
+        """D of the text states and P of the pooled state that a network of this configuration reads."""
+        pooled = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+        return config.cross_attention_dim, pooled
 
     def encode_empty(self, models: Parts) -> Tensor:
         """Zeros, where the pipeline says so."""
@@ -252,15 +275,15 @@ class SDXLDenoiser(Adapted):
     Args:
         network: the UNet.
         side: of the images in pixels.
+        widths: of text and pooled states.
     """
 
-    def __init__(self, network: Any, side: int) -> None:
-        self.network, self.config, self.side = network, network.config, side
-        self.pooled = self.config.projection_class_embeddings_input_dim - SIZES * self.config.addition_time_embed_dim
+    def __init__(self, network: Any, side: int, widths: tuple[int, int]) -> None:
+        self.network, self.config, self.side, self.widths = network, network.config, side, widths
 
     def predict(self, sample: Tensor, timestep: Tensor, conditioning: Tensor, told: Tensor | None) -> Tensor:
         """Prediction (B, C, h, w)."""
-        states, pooled = _parted(conditioning, self.config.cross_attention_dim, self.pooled)
+        states, pooled = _parted(conditioning, self.widths)
         sizes = states.new_tensor([self.side, self.side, 0, 0, self.side, self.side]).expand(len(sample), SIZES)
         return self.network(
             sample,
@@ -291,7 +314,7 @@ class SD3(FlowTransformer):
     def denoiser(self, models: Parts, network: Any) -> Denoiser:
         """The transformer, told 1000 σ."""
         assert isinstance(models.schedule, Flow)
-        return SD3Denoiser(network, models.schedule)
+        return SD3Denoiser(network, models.schedule, self.widths(network.config))
 
     def patch(self, network: Any) -> int:
         """As the transformer's configuration says."""
@@ -304,16 +327,16 @@ class SD3Denoiser(Adapted):
     Args:
         network: the transformer.
         schedule: of the times that it is told.
+        widths: of text and pooled states.
     """
 
-    def __init__(self, network: Any, schedule: Flow) -> None:
-        self.network, self.schedule = network, schedule
+    def __init__(self, network: Any, schedule: Flow, widths: tuple[int, int]) -> None:
+        self.network, self.schedule, self.widths = network, schedule, widths
         self.config = SimpleNamespace(time_cond_proj_dim=None)
 
     def predict(self, sample: Tensor, timestep: Tensor, conditioning: Tensor, told: Tensor | None) -> Tensor:
         """Prediction (B, C, h, w)."""
-        config = self.network.config
-        states, pooled = _parted(conditioning, config.joint_attention_dim, config.pooled_projection_dim)
+        states, pooled = _parted(conditioning, self.widths)
         return self.network(
             hidden_states=sample,
             timestep=self.schedule.times(timestep.expand(len(sample))).to(sample.dtype),
@@ -336,7 +359,7 @@ class Flux(FlowTransformer):
     def denoiser(self, models: Parts, network: Any) -> Denoiser:
         """The transformer on packed latents, told 1000 σ and, of dev, the guidance."""
         assert isinstance(models.schedule, Flow)
-        return FluxDenoiser(network, models.schedule)
+        return FluxDenoiser(network, models.schedule, self.widths(network.config))
 
     def patch(self, network: Any) -> int:
         """Two: latents are packed before they reach the transformer."""
@@ -349,16 +372,17 @@ class FluxDenoiser(Adapted):
     Args:
         network: the transformer, on latents in 2×2 patches.
         schedule: of the times that it is told.
+        widths: of text and pooled states.
     """
 
-    def __init__(self, network: Any, schedule: Flow) -> None:
-        self.network, self.schedule = network, schedule
+    def __init__(self, network: Any, schedule: Flow, widths: tuple[int, int]) -> None:
+        self.network, self.schedule, self.widths = network, schedule, widths
         self.config = SimpleNamespace(time_cond_proj_dim=1 if network.config.guidance_embeds else None)
 
     def predict(self, sample: Tensor, timestep: Tensor, conditioning: Tensor, told: Tensor | None) -> Tensor:
         """Prediction (B, C, h, w)."""
-        config, (rows, columns) = self.network.config, (side // 2 for side in sample.shape[2:])
-        states, pooled = _parted(conditioning, config.joint_attention_dim, config.pooled_projection_dim)
+        rows, columns = (side // 2 for side in sample.shape[2:])
+        states, pooled = _parted(conditioning, self.widths)
         places = torch.cartesian_prod(torch.arange(1.0), torch.arange(float(rows)), torch.arange(float(columns)))
         output = self.network(
             hidden_states=pack(sample),
@@ -405,19 +429,32 @@ def read_flow(config: Mapping[str, Any], file: Path, tokens: int) -> Flow:
         tokens: of an image in the transformer, which a dynamic shift depends on.
 
     Raises:
-        UsageError: another scheduler, or one with a grid that few steps are not trained on.
+        UsageError: another scheduler, one with a grid that few steps are not trained on, or no number where one is due.
     """
     name = config.get("_class_name")
     if name not in FLOW_SCHEDULERS:
         raise UsageError(f"{file}: scheduler {name!r} cannot do few steps of a flow; use {FLOW_SCHEDULERS[0]}")
     if on := [key for key in _OTHER_GRIDS if config.get(key)]:
         raise UsageError(f"{file}: {on[0]} is on, which is not trained with here; set it to null or false")
+    if (num := config.get("num_train_timesteps", FLOW_TIMES)) != FLOW_TIMES:
+        raise UsageError(f"{file}: num_train_timesteps {num!r:.80}; flows are trained here with {FLOW_TIMES}")
     if not config.get("use_dynamic_shifting"):
-        return Flow.shifted(float(config.get("shift", 1.0)))
-    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return _ascending(Flow.shifted(float(read_number(config, "shift", 1.0, file))), file)
+    numbers = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    first, last, low, high = (read_number(config, key, default, file) for key, default in numbers.items())
+    if not first < last:
+        raise UsageError(f"{file}: max_image_seq_len {last} is not above base_image_seq_len {first}; {REMEDY}")
     shift = low + (tokens - first) * (high - low) / (last - first)
-    return Flow.shifted(shift if config.get("time_shift_type") == "linear" else math.exp(shift))
+    if config.get("time_shift_type") != "linear":
+        shift = math.exp(min(shift, LARGEST))
+    return _ascending(Flow.shifted(shift), file)
+
+
+def _ascending(flow: Flow, file: Path) -> Flow:
+    """The flow itself, where each of its times is noisier than the one before."""
+    if not (flow.sigmas.diff() > 0).all():
+        raise UsageError(f"{file}: a shift so far from 1 leaves few steps of a flow alike; {REMEDY}")
+    return flow
 
 
 def flow_scheduler(config: Mapping[str, Any]) -> FlowMatchLCMScheduler:

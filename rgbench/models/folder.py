@@ -289,8 +289,8 @@ def image_side(folder: Path) -> int:
     file = folder / component / "config.json"
     latent = read_config(file).get("sample_size", None if component == "unet" else FLUX_LATENTS)
     blocks = read_config(folder / "vae" / "config.json").get("block_out_channels")
-    if not isinstance(latent, int) or not isinstance(blocks, list):
-        raise UsageError(f"{file}: sample_size {latent!r}; use a model of square images")
+    if type(latent) is not int or latent < 1 or not isinstance(blocks, list):
+        raise UsageError(f"{file}: sample_size {latent!r:.80}; use a model of square images")
     return latent * 2 ** (len(blocks) - 1)
 
 
@@ -399,6 +399,28 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in sorted(set(names)))
 
 
+def check_vae(file: Path, shifted: bool) -> None:
+    """Refuse an autoencoder whose latents are normalised otherwise than diffusers does for the family.
+
+    Args:
+        file: its configuration.
+        shifted: whether the family adds ``shift_factor``; others pass over it.
+
+    Raises:
+        UsageError: names the key.
+    """
+    config, remedy = read_config(file), "use the VAE of the model"
+    read_number(config, "scaling_factor", 0.18215, file)
+    for key in ("latents_mean", "latents_std"):
+        if config.get(key) is not None:
+            raise UsageError(f"{file}: {key} is set, which is not decoded with here; {remedy}")
+    shift = config.get("shift_factor")
+    if shifted and type(shift) not in (int, float):
+        raise UsageError(f"{file}: shift_factor {shift!r:.80} is not a number; {remedy}")
+    if not shifted and shift not in (None, 0):
+        raise UsageError(f"{file}: shift_factor {shift!r:.80}, which this family's pipeline passes over; {remedy}")
+
+
 def _check_networks(folder: Path) -> None:
     """Refuse UNets that read more than latents, time and text: inpainting, upscaling, SDXL, unCLIP."""
     for component in STEMS:
@@ -406,7 +428,7 @@ def _check_networks(folder: Path) -> None:
     file = folder / "unet" / "config.json"
     unet, vae = read_config(file), read_config(folder / "vae" / "config.json")
     channels = vae.get("latent_channels", 4)
-    read_number(vae, "scaling_factor", 0.18215, folder / "vae" / "config.json")
+    check_vae(folder / "vae" / "config.json", shifted=False)
     if unet.get("in_channels", 4) != channels:
         raise UsageError(
             f"{file}: in_channels {unet.get('in_channels')}, the VAE's latents have {channels}: not a text-to-image "
@@ -417,5 +439,4 @@ def _check_networks(folder: Path) -> None:
             raise UsageError(
                 f"{file}: {key} {unet[key]!r}: a UNet that is conditioned on more than text; use SD1.x or SD2.x"
             )
-    if not isinstance(unet.get("sample_size"), int):
-        raise UsageError(f"{file}: sample_size {unet.get('sample_size')!r}; use a model of square images")
+    image_side(folder)

@@ -49,6 +49,7 @@ RESERVED = {
     **dict.fromkeys(("prompt", "generator", "latents", "num_images_per_prompt"), "is set by rgbench"),
     **dict.fromkeys(("output_type", "return_dict"), "is set by rgbench"),
     "num_inference_steps": "is --steps",
+    "denoising_end": "leaves images unfinished",
     "guidance_scale": "is --guidance",
     "true_cfg_scale": "is --guidance",
 }
@@ -68,6 +69,8 @@ OTHER_TASKS = {
 SAMPLERS = {"ddim": "DDIMScheduler", "lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 FLOW_SAMPLERS = {"lcm": "FlowMatchLCMScheduler"}
 CLEANERS = ("bs4", "ftfy")  # what clean_caption needs
+GRIDS = ("timesteps", "sigmas")  # arguments that name the steps one by one
+_ONE_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 _ALPHA = re.compile(r"[._]lora(_linear_layer)?\.down\.weight\.alpha$")
 _DROPPED = re.compile("filter|[Uu]nsupported keys")  # in what diffusers logs of tensors that it leaves out
 MAX_TOKENS = 10**6  # tokenizers without a limit give one above
@@ -154,7 +157,7 @@ class GenericPipeline:
         return next((key for key in keys if self.parameters[key].default is not None), None)
 
     def settle(self, name: str, steps: int | None, guidance: float | None) -> tuple[int, float]:
-        """Steps and guidance: those given, else the pipeline's defaults.
+        """Steps and guidance: those given, else the pipeline's defaults; steps are as many as its arguments list.
 
         Args:
             name: of the target, for messages.
@@ -162,9 +165,15 @@ class GenericPipeline:
             guidance: given, or None.
 
         Raises:
-            UsageError: a scale that the pipeline has no use for, or that needs a negative prompt; not finite.
+            UsageError: a scale that the pipeline has no use for, or that needs a negative prompt; not finite; or other
+                steps than the arguments list.
         """
         key, parameters = self.guidance_key, self.parameters
+        for grid in (grid for grid in GRIDS if self.arguments.get(grid) is not None):
+            num = len(self.arguments[grid])
+            if steps not in (None, num):
+                raise UsageError(f"{name}: {steps} steps, but --pipeline-kwargs {grid} lists {num}; give --steps {num}")
+            steps = num
         if steps is None:
             steps = int(parameters["num_inference_steps"].default)
         if key is None:
@@ -241,7 +250,8 @@ class GenericPipeline:
         call |= {"prompt": list(prompts), "generator": list(generators), "num_inference_steps": num_steps}
         self._generators, self._rows = list(generators), 0
         with self._explained(num_steps), self._own_noise():
-            if grid := self.pipeline.scheduler.config.get(STEPS_KEY):
+            grid = self.pipeline.scheduler.config.get(STEPS_KEY)
+            if grid and all(call.get(key) is None for key in GRIDS):
                 call["sigmas"] = flow_grid(num_steps, grid)
             images = torch.from_numpy(self.pipeline(**call, output_type="np").images)
         self.nfe = self._rows // len(prompts) or None
@@ -307,6 +317,7 @@ class GenericPipeline:
             ) from error
 
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _CALL_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, ImportError)
 
 
@@ -334,6 +345,8 @@ def load_generic(
     own = {key: value for key, value in off.items() if key in inspect.signature(kind).parameters}
     with explained(path):
         pipeline = kind.from_pretrained(path, local_files_only=True, **left_out(path), **parts, **own)
+    if getattr(pipeline, "scheduler", None) is None:
+        raise UsageError(f"{path}: has no scheduler; fetch or write the folder again")
     pipeline.set_progress_bar_config(disable=True)
     if options.sampler is not None:
         pipeline.scheduler = _other_scheduler(path, pipeline.scheduler, options.sampler)
@@ -395,8 +408,9 @@ def pipeline_class(path: Path) -> type[DiffusionPipeline]:
 
 
 def call_parameters(kind: type[DiffusionPipeline]) -> Mapping[str, inspect.Parameter]:
-    """Parameters of a pipeline's ``__call__``."""
-    return inspect.signature(kind.__call__).parameters  # type: ignore[operator]
+    """Named parameters of a pipeline's ``__call__``."""
+    every = inspect.signature(kind.__call__).parameters  # type: ignore[operator]
+    return {name: each for name, each in every.items() if name != "self" and each.kind not in _VARIADIC}
 
 
 def settle_arguments(kind: type[DiffusionPipeline], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -405,15 +419,20 @@ def settle_arguments(kind: type[DiffusionPipeline], given: Mapping[str, Any]) ->
     ``clean_caption`` is on by default in some pipelines, and silently off where a package is missing; settled here.
 
     Raises:
-        UsageError: an argument that the pipeline does not take, or that rgbench sets.
+        UsageError: an argument that the pipeline does not take, or that rgbench sets; several texts for one prompt; or
+            steps that are no list.
     """
     parameters = call_parameters(kind)
     for key in given:
         if key in RESERVED:
             raise UsageError(f"--pipeline-kwargs {key}: {RESERVED[key]}; leave it out")
         if key not in parameters:
-            known = [name for name in parameters if name not in (*RESERVED, "self")]
+            known = [name for name in parameters if name not in RESERVED]
             raise UsageError(f"--pipeline-kwargs {key}: {kind.__name__} does not take it; {suggest(key, known)}")
+        if _ONE_TEXT.fullmatch(key) and not isinstance(given[key], str | None):
+            raise UsageError(f"--pipeline-kwargs {key}: give one text, which goes with every prompt")
+        if key in GRIDS and not (isinstance(given[key], list | None) and given[key] != []):
+            raise UsageError(f"--pipeline-kwargs {key}: give a list of numbers, one for each step")
     found = dict(given)
     if "clean_caption" in parameters and found.setdefault("clean_caption", parameters["clean_caption"].default):
         missing = [name for name in CLEANERS if find_spec(name) is None]

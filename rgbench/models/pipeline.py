@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import open_safetensors, read_json
 from rgbench.diffusion.sampling import ddim_sample, euler_sample, lcm_sample, tcd_sample
 from rgbench.diffusion.schedule import FLOW, Schedule
-from rgbench.models.families import FAMILIES, STABLE_DIFFUSION, Denoiser, StableDiffusion, read_flow
+from rgbench.models.families import FAMILIES, STABLE_DIFFUSION, Denoiser, FlowTransformer, StableDiffusion, read_flow
 from rgbench.models.folder import (
     CONSTANT,
     INDEX,
@@ -30,8 +31,10 @@ from rgbench.models.folder import (
     check_folder,
     check_loaded,
     check_pipeline,
+    check_vae,
     config_sha256,
     explained,
+    image_side,
     is_stable_diffusion,
     left_out,
     model_index,
@@ -340,15 +343,24 @@ def _load_piped(path: Path, device: str | torch.device, dtype: torch.dtype, reso
     )
     if inputs != family.packing * channels:
         raise UsageError(f"{file}: in_channels {inputs}, the VAE's latents have {channels}: not a text-to-image model")
+    check_vae(path / "vae" / "config.json", shifted=isinstance(family, FlowTransformer))
     parts = {name: load_part(path, weights, dtype).to(device) for name, weights in found.items()}
     for part in parts.values():
         if isinstance(part, diffusers.ModelMixin):
             part.register_to_config(_name_or_path="")
     with explained(path):
         pipeline: Any = getattr(diffusers, kind).from_pretrained(path, local_files_only=True, **parts, **left_out(path))
+    lengths = {}
+    for name in (name for name in parts if name.startswith("text_encoder")):
+        place, config = name.replace("text_encoder", "tokenizer"), parts[name].config
+        _check_tokenizer(path / place, getattr(pipeline, place), config)
+        if hasattr(config, "max_position_embeddings"):  # of the CLIPs, whose states lie side by side
+            lengths[place] = getattr(pipeline, place).model_max_length
+    if len(set(lengths.values())) > 1:
+        raise UsageError(f"{path}: model_max_length differs between {', '.join(lengths)}; fetch all from one model")
     network, vae = parts[family.component], parts["vae"]
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    side = _latent_side(resolution or pipeline.default_sample_size * factor, factor, path)
+    side = _latent_side(resolution or image_side(path), factor, path)
     file, patch = path / "scheduler" / "scheduler_config.json", family.patch(network)
     settings = read_scheduler(file, device) if patch is None else _flow_fields(file, (side // patch) ** 2, device)
     return DiffusionModels(
@@ -477,7 +489,19 @@ def _load_tokenizer(folder: Path, text_encoder: Any) -> CLIPTokenizer:
         read_json(file)  # the tokenizers library raises a bare Exception on damaged JSON
     with explained(folder):
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    length, most = tokenizer.model_max_length, text_encoder.max_position_embeddings
+    _check_tokenizer(folder, tokenizer, text_encoder)
+    return tokenizer
+
+
+def _check_tokenizer(folder: Path, tokenizer: Any, text_encoder: Any) -> None:
+    """Check a tokenizer against its text encoder's configuration; T5's reads texts of any length.
+
+    Raises:
+        UsageError: it is missing, or its texts are longer, or its tokens more, than the encoder knows.
+    """
+    if tokenizer is None:
+        raise UsageError(f"{folder}: {INDEX} leaves this tokenizer out, whose text encoder is there; fetch it as well")
+    length, most = tokenizer.model_max_length, getattr(text_encoder, "max_position_embeddings", math.inf)
     if not 2 < length <= most or tokenizer.pad_token_id is None:  # begin, text, end
         raise UsageError(
             f"{folder}: model_max_length {length:.6g}, pad_token {tokenizer.pad_token!r:.80}; the text encoder reads "
@@ -488,7 +512,6 @@ def _load_tokenizer(folder: Path, text_encoder: Any) -> CLIPTokenizer:
             f"{folder}: has {len(tokenizer):,} tokens, the text encoder knows {text_encoder.vocab_size:,}; fetch both "
             "from one model"
         )
-    return tokenizer
 
 
 def read_scheduler(file: Path, device: str | torch.device) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rgbench.judge.compare import MIN_SEEDS, PLANES, spectral_distance
 from rgbench.judge.models import LCD, Column, Model, ResultSet
 from rgbench.judge.paired import Delta, delta
 from rgbench.judge.verdict import GOLD, QUESTIONS, REWARD, Finding, Verdict
+from rgbench.metrics.oracle import NUM_MATCHED
 from rgbench.metrics.values import Direction, Family
 from rgbench.report.words import (
     MISSING,
@@ -72,6 +73,11 @@ DETAILS = {  # by key of a result's extra: caption, note
     "classifiers_agree": (
         "Agreement of the oracle",
         "How far the oracle's attribute classifiers agree on these images; do not trust the oracle where this is low.",
+    ),
+    "render_and_match_agrees": (
+        "Agreement of render-and-match",
+        f"How far render-and-match, which learns nothing, reads what the oracle votes, on the first "
+        f"{NUM_MATCHED} images; do not trust the oracle where this is low.",
     ),
     "split_half_null": (
         "Split-half null",
@@ -396,6 +402,8 @@ def _detail_field(results: ResultSet, column: Column, key: str, part: str) -> Fi
         head, decimals = Head(octave_name(part), "dB", "→0", note), 2
     elif key == "classifiers_agree":
         head, decimals = Head("Classifiers agree", "%", "↑", note), 1
+    elif key == "render_and_match_agrees":
+        head, decimals = Head("Render-and-match agrees", "%", "↑", note), 1
 
     def entry(model: Model) -> Entry:
         return _mean_entry(_held(model, column, key).get(part, ()), decimals, signed=key == "octave_gaps_db")

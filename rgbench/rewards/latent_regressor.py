@@ -18,11 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
-from rgbench.core.io import load_safetensors, save_safetensors_atomic
+from rgbench.core.io import (
+    check_sums,
+    check_tensors,
+    load_safetensors,
+    save_safetensors_atomic,
+    write_json_atomic,
+    write_sums,
+)
+from rgbench.models.folder import read_config
 from rgbench.rewards.base import float32_at_least
 from rgbench.rewards.clip import FeatureCache
 
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 GROUPS, TEXT_FACTOR = 8, 2  # of the normalisation; width of the text's hidden layer per width
 
 
@@ -44,6 +52,8 @@ class LatentRegressor(nn.Module):
         self, latent_shape: tuple[int, int, int], latent_scale: float, text_width: int, patch_size: int, width: int
     ) -> None:
         super().__init__()
+        self.config = {"latent_shape": list(latent_shape), "latent_scale": latent_scale, "text_width": text_width}
+        self.config |= {"patch_size": patch_size, "width": width}
         channels, *sides = latent_shape
         if any(side % patch_size for side in sides):
             raise UsageError(f"proxy.small.patch_size {patch_size}: does not divide latents of {sides}")
@@ -76,23 +86,31 @@ class LatentRegressor(nn.Module):
         return float32_at_least(self.head(F.silu(query + asked).mean(1))[:, 0])
 
     def save(self, folder: str | Path) -> None:
-        """Write the weights into ``folder``."""
+        """Write configuration, weights and their ``rgbench.sha256`` into ``folder``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        write_json_atomic(folder / CONFIG, self.config)
         save_safetensors_atomic(state, folder / WEIGHTS)
+        write_sums(folder)
 
     def load_weights(self, folder: Path) -> None:
         """Take the weights that :meth:`save` wrote.
 
         Raises:
-            UsageError: no weights there, or of another shape.
+            UsageError: a file is missing or damaged, or they are of other latents, another scale, or another network.
         """
-        if not (folder / WEIGHTS).is_file():
-            raise UsageError(f"{folder / WEIGHTS}: missing; a small latent reward is needed")
-        weights, own = load_safetensors(folder / WEIGHTS), self.state_dict()
-        shapes, fitting = ({name: value.shape for name, value in state.items()} for state in (weights, own))
-        wrong = sorted(name for name in shapes | fitting if shapes.get(name) != fitting.get(name))
-        if wrong:
-            raise UsageError(f"{folder / WEIGHTS}: {len(wrong)} tensors do not fit proxy.small, first {wrong[0]!r}")
+        for file in (CONFIG, WEIGHTS):
+            if not (folder / file).is_file():
+                raise UsageError(f"{folder / file}: missing; the folder of a run's small latent reward is needed")
+        check_sums(folder)
+        config = read_config(folder / CONFIG)
+        for key in sorted(config.keys() | self.config):
+            found, wanted = config.get(key), self.config.get(key)
+            if found != wanted:
+                raise UsageError(
+                    f"{folder / CONFIG}: {key} is {found!r:.60}, not {wanted!r} as of this model and recipe"
+                )
+        weights = load_safetensors(folder / WEIGHTS)
+        check_tensors(folder / WEIGHTS, weights, self.state_dict(), CONFIG)
         self.load_state_dict(weights)

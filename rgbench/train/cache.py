@@ -156,7 +156,7 @@ def _write(
     Each rank makes one, then all meet: none waits longer than a shard for a slower one, or goes on long after a
     failure.
     """
-    shards = list(found.shards())
+    shards = found.shards()
     missing = [number for number, (path, _) in enumerate(shards) if not path.is_file()]
     missing = ranks.gather_lists(missing if ranks.is_main else [])  # as the main rank sees the folder
 

@@ -73,8 +73,9 @@ def make_results(folder: Path) -> list[Path]:
     assert made.folder is not None
     write_sheet(made.folder, made.head, RUN, sheet)
     scores = {"hps": np.array([[0.0, 2.0]] * 2), "oracle_all": np.array([[0.0, 100.0]] * 2)}
-    names = {"world": "benchtop", "model": "rg_lcd-s1", "generation": "lcm4-0", "prompts": "0", "gold": "oracle_all"}
-    groups = (Group(name="", num_prompts=2, picks=picks(scores, ["hps"]), links=()),)
+    names = {"world": "benchtop", "model": "rg_lcd-s1", "generation": made.folder.name, "prompts": "0"}
+    names["gold"] = "oracle_all"
+    groups = (Group(name="", num_prompts=2, picks=picks(scores, ["hps", "oracle_all"]), links=()),)
     found = Headroom(**names, num_prompts=2, samples=2, reward="hps", reward_fields=None, groups=groups)
     write_headroom(made.folder, found)
     give_verdicts(folder, ["rg_lcd-s1"], Declared(headroom=5.0))
@@ -89,7 +90,7 @@ def read_results(folder: Path) -> Any:
     used = [(each.keys, each.values.tolist()) for each in rows if each is not None]
     return (
         *(result.head, result.values, result.runs, result.sheet, result.run_of, result.training_log, used, images),
-        *(read_headroom(place), load_verdicts(folder, "benchtop")),
+        *(read_headroom(place, ("benchtop", "rg_lcd-s1", place.name)), load_verdicts(folder, "benchtop")),
     )
 
 
@@ -133,7 +134,7 @@ class Source:
 
 def make_latents(folder: Path) -> list[Path]:
     found = LatentsCache.at(folder, {"data": "scenes", "vae": "0" * 64}, 6)
-    found.write_shard(found.shard_of(0), [encoded_batch(6)])
+    found.write_shard(found.shard(0)[0], [encoded_batch(6)])
     found.complete()
     return below(folder)
 
@@ -146,7 +147,7 @@ def read_latents(folder: Path) -> Any:
 def make_teacher_samples(folder: Path) -> list[Path]:
     found = LatentsCache.at(folder, {"kind": "teacher", "teacher": {"sha256": "0" * 64}, "samples": 2}, 6)
     batch = encoded_batch(6)
-    found.write_shard(found.shard_of(0), [Batch(None, batch.prompts, batch.ids, batch.encoded, scores=torch.rand(6))])
+    found.write_shard(found.shard(0)[0], [Batch(None, batch.prompts, batch.ids, batch.encoded, scores=torch.rand(6))])
     found.complete()
     return below(folder)
 

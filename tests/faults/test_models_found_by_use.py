@@ -16,7 +16,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Config, T5EncoderModel
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import SUMS
@@ -29,7 +29,7 @@ from rgbench.rewards.base import fingerprint_id
 from rgbench.rewards.clip import HPSReward
 from rgbench.rewards.latent_proxy import LatentCLIP
 from rgbench.train.identity import check_contents
-from tests import sd_folders
+from tests import families, sd_folders
 from tests.tiny_models import save_pipeline
 
 CPU = torch.device("cpu")
@@ -158,6 +158,79 @@ def test_a_part_of_another_base_is_refused(shared: Path, tmp_path: Path, says: s
 
 
 # LoRAs
+
+
+# Teachers of other families
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("teachers")
+    for family in ("sdxl", "sd3", "flux"):
+        families.save(family, root / family)
+    sd_folders.save_teacher(root / "sd15", "sd15")
+    return root
+
+
+def clip_of(width: int, name: str = "text_encoder") -> Change:
+    return lambda folder: families.clip(name != "text_encoder", width).save_pretrained(folder / name)
+
+
+def t5_of(width: int) -> Change:
+    sizes = {"d_kv": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "vocab_size": 64}
+    return lambda folder: T5EncoderModel(T5Config(d_model=width, **sizes)).save_pretrained(folder / "text_encoder_2")
+
+
+NORMALISED = {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [2.0] * 4}  # as of Playground v2.5
+FITS = "its text encoders give states of width {}, its network reads {}; fetch all parts from one model"
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "says"),
+    [
+        ("sdxl", edits("vae/config.json", **NORMALISED), "latents_mean is set, which is not decoded with here"),
+        ("sd15", edits("vae/config.json", **NORMALISED), "latents_mean is set, which is not decoded with here"),
+        ("sdxl", edits("vae/config.json", shift_factor=0.5), "shift_factor 0.5, which this family's pipeline passes"),
+        ("sd15", edits("vae/config.json", shift_factor=0.5), "shift_factor 0.5, which this family's pipeline passes"),
+        ("sd3", edits("vae/config.json", shift_factor=None), "shift_factor None is not a number"),
+        ("flux", edits("vae/config.json", shift_factor="0.1"), "shift_factor '0.1' is not a number"),
+        ("sd3", edits("vae/config.json", scaling_factor=0), "scaling_factor 0 is not a positive number"),
+        ("sdxl", edits("vae/config.json", scaling_factor="0.1"), "scaling_factor '0.1' is not a positive number"),
+        ("sdxl", clip_of(48), FITS.format("80 and 32", "64 and 32")),
+        ("sdxl", clip_of(16), FITS.format("48 and 32", "64 and 32")),
+        ("sdxl", clip_of(48, "text_encoder_2"), FITS.format("80 and 48", "64 and 32")),
+        ("flux", clip_of(16), FITS.format("32 and 16", "32 and 32")),
+        ("flux", t5_of(48), FITS.format("48 and 32", "32 and 32")),
+        ("sdxl", edits("model_index.json", tokenizer=[None, None]), "leaves this tokenizer out"),
+        ("sdxl", edits("tokenizer_2/tokenizer_config.json", model_max_length=10**6), "model_max_length 1e+06"),
+        ("sdxl", edits(TOKENIZER, model_max_length=5), "model_max_length differs between tokenizer, tokenizer_2"),
+        ("sd3", edits(SCHEDULER, shift=0), "shift 0 is not a positive number"),
+        ("sd3", edits(SCHEDULER, shift=-3.0), "shift -3.0 is not a positive number"),
+        ("sd3", edits(SCHEDULER, shift=1e308), "leaves few steps of a flow alike"),
+        ("sd3", edits(SCHEDULER, num_train_timesteps=500), "num_train_timesteps 500; flows are trained here with 1000"),
+        ("flux", edits(SCHEDULER, base_image_seq_len=4096), "max_image_seq_len 4096 is not above base_image_seq_len"),
+        ("flux", edits(SCHEDULER, base_shift="x"), "base_shift 'x' is not a positive number"),
+        ("flux", edits(SCHEDULER, max_shift=1e6), "leaves few steps of a flow alike"),
+        ("sdxl", edits("unet/config.json", sample_size=[16, 16]), "sample_size [16, 16]; use a model of square images"),
+        ("sd3", edits("transformer/config.json", sample_size=-16), "sample_size -16; use a model of square images"),
+        ("sd15", edits("unet/config.json", sample_size=-8), "sample_size -8; use a model of square images"),
+    ],
+)
+def test_a_teacher_that_would_be_another_is_refused(
+    teachers: Path, tmp_path: Path, family: str, change: Change, says: str
+) -> None:
+    folder = Path(shutil.copytree(teachers / family, tmp_path / family))
+    change(folder)
+    with pytest.raises(UsageError, match=re.escape(says)):
+        load_models(folder, CPU, torch.float32, None if "sample_size" in says else 32).encode_prompts(["a"])
+
+
+@pytest.mark.parametrize(("family", "side"), [("sdxl", 32), ("sd3", 32), ("flux", 256)])
+def test_the_side_of_a_teacher_is_its_pipelines(teachers: Path, family: str, side: int) -> None:
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(teachers / family)
+    models = load_models(teachers / family, CPU, torch.float32)
+    assert models.resolution == pipeline.default_sample_size * pipeline.vae_scale_factor == side
+    assert models.encode_prompts(["a", "b"]).isfinite().all()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 
 from rgbench.arena import simulated
-from rgbench.arena.contest import Contest, Sources, find_entrants
+from rgbench.arena.contest import Contest, Sources, find_entrants, open_contest
 from rgbench.arena.page import export_page
 from rgbench.arena.report import write_report
 from rgbench.arena.simulated import vote_simulated
 from rgbench.arena.summary import store, summarise
 from rgbench.arena.votes import Rater, Vote
 from rgbench.core.errors import UsageError
+from rgbench.core.io import seal
 from rgbench.data.prompts import benchtop_prompts
 from rgbench.evaluate.results import Generation, Head, Run, SheetImage, load_result, write_sheet, write_values
 from rgbench.judge.models import load_result_sets
@@ -53,6 +55,95 @@ def attentive(vote: Vote) -> str:
 
 def careless(vote: Vote) -> str:
     return vote.left
+
+
+# What was tampered with
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory) -> Path:
+    """An arena that anna answered."""
+    root = tmp_path_factory.mktemp("answered")
+    with opened(root, make_models(root, num=2)) as contest:
+        answer(contest, contest.votes.join("anna"), attentive)
+    return root / "arena"
+
+
+def changed_vote(**fields: object) -> Callable[[Path], None]:
+    """Change anna's first vote that is no check, as somebody with an editor would: sealed again."""
+
+    def spoil(arena: Path) -> None:
+        file = arena / "votes" / "anna.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        at = next(i for i, row in enumerate(rows) if not row.get("check", True))
+        del rows[at]["sha256"]
+        rows[at] = seal({**rows[at], **fields})
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (changed_vote(pair=["alpha-model", "gamma"]), "is not asked in this arena"),
+        (changed_vote(pair=["beta-model", "alpha-model"]), "is not asked in this arena"),
+        (changed_vote(pair=["alpha-model", "degraded copy"]), "is not asked in this arena"),
+        (changed_vote(left="gamma"), "is not asked in this arena"),
+        (changed_vote(prompt="99"), "on '99' is not asked in this arena"),
+        (changed_vote(seed=7), "is not asked in this arena"),
+        (changed_vote(question="beauty"), "'beauty' of"),
+        (changed_vote(rater="bob"), r"anna\.jsonl:\d+: another rater's vote"),
+        (
+            lambda arena: copy_of_anna(arena, "anna (1).jsonl"),
+            r"anna \(1\)\.jsonl: votes of anna, which",
+        ),
+        (lambda arena: copy_of_anna(arena, "ANNA.jsonl"), "votes of anna, which belong into anna.jsonl"),
+        (lambda arena: (arena / "votes" / "x.jsonl").mkdir(), r"x\.jsonl: not a file of votes"),
+        (lambda arena: (arena / "votes" / "x.jsonl").symlink_to("nowhere"), r"x\.jsonl: not a file of votes"),
+    ],
+)
+def test_votes_that_the_arena_never_asked_for_are_named(answered, tmp_path, spoil, message):
+    arena = Path(shutil.copytree(answered, tmp_path / "arena"))
+    spoil(arena)
+    with pytest.raises(UsageError, match=message):
+        summarise(arena)
+    with pytest.raises(UsageError, match=message), open_contest(arena, None, 0):
+        pass
+
+
+def copy_of_anna(arena: Path, name: str) -> None:
+    shutil.copy(arena / "votes" / "anna.jsonl", arena / "votes" / name)
+
+
+def test_a_second_answer_under_another_ticket_is_named(answered, tmp_path):
+    arena = Path(shutil.copytree(answered, tmp_path / "arena"))
+    file = arena / "votes" / "anna.jsonl"
+    before = file.read_text()
+    changed_vote(id="f" * 32)(arena)
+    file.write_text(before + "".join(set(file.read_text().splitlines(True)) - set(before.splitlines(True))))
+    with pytest.raises(UsageError, match=r"anna\.jsonl: .* is answered twice; remove the line"):
+        summarise(arena)
+
+
+def test_hidden_files_beside_votes_are_none(answered, tmp_path):
+    arena = Path(shutil.copytree(answered, tmp_path / "arena"))
+    before = summarise(arena).votes
+    copy_of_anna(arena, "._anna.jsonl")
+    assert summarise(arena).votes == before
+
+
+@pytest.mark.parametrize("secret", [None, b"", b"0" * 64, b"0" * 63, b"0" * 64 + b"\n"])
+def test_without_the_secret_that_signed_its_votes_an_arena_asks_nothing(answered, tmp_path, secret):
+    """Under another one every question would be asked, and every vote counted, again."""
+    arena = Path(shutil.copytree(answered, tmp_path / "arena"))
+    (arena / "secret").unlink()
+    if secret is not None:
+        (arena / "secret").write_bytes(secret)
+    message = "secret: (missing or damaged|did not sign the votes of anna)"
+    with pytest.raises(UsageError, match=message), open_contest(arena, None, 0):
+        pass
+    assert (arena / "secret").exists() == (secret is not None)
 
 
 # What meets

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rgbench.core.errors import ConfigError, UsageError
@@ -295,6 +299,43 @@ def test_it_reads_image_and_text():
     assert torch.allclose(shuffled, scores[[2, 0, 1]], atol=1e-6)
 
 
+def test_its_folder_is_of_the_same_latents_and_network_or_refused(tmp_path):
+    proxy, latents = small(), torch.randn(2, 4, 8, 8)
+    proxy.save(tmp_path / "whole")
+    torch.manual_seed(1)
+    again = LatentRegressor((4, 8, 8), 0.37, 16, patch_size=2, width=32).reading(texts)
+    again.load_weights(tmp_path / "whole")
+    assert torch.equal(again(latents, ["a", "bb"]), proxy(latents, ["a", "bb"]))
+    other_vae = LatentRegressor((4, 8, 8), 0.13, 16, patch_size=2, width=32)
+    with pytest.raises(UsageError, match=r"config\.json: latent_scale is 0\.37, not 0\.13"):
+        other_vae.load_weights(tmp_path / "whole")
+    with pytest.raises(UsageError, match=r"config\.json: patch_size is 2, not 4"):
+        small(patch_size=4).load_weights(tmp_path / "whole")
+
+    def spoilt(name: str, change: Callable[[dict[str, Tensor]], None]) -> Path:
+        folder = Path(shutil.copytree(tmp_path / "whole", tmp_path / name))
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors")
+        (folder / "rgbench.sha256").unlink()
+        return folder
+
+    faults = {
+        "missing": lambda state: state.pop("places"),
+        "more": lambda state: state.update(extra=torch.zeros(1)),
+        "whole numbers": lambda state: state.update(places=state["places"].to(torch.int8)),
+        "shape": lambda state: state.update(places=state["places"].T.contiguous()),
+    }
+    for name, change in faults.items():
+        with pytest.raises(UsageError, match=r"1 tensors are not those of config\.json: '(places|extra)'"):
+            small().load_weights(spoilt(name, change))
+    data = bytearray((tmp_path / "whole" / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (tmp_path / "whole" / "model.safetensors").write_bytes(data)
+    with pytest.raises(UsageError, match="sha256"):
+        small().load_weights(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(("shape", "text_width"), [((4, 64, 64), 768), ((4, 64, 64), 1024)])
 def test_it_has_as_many_parameters_as_dollars(shape, text_width):
     num = sum(p.numel() for p in LatentRegressor(shape, 0.18215, text_width, patch_size=4, width=128).parameters())
@@ -335,9 +376,9 @@ def test_a_finished_runs_proxy_starts_another(models, tmp_path):
     saved = trainer.export_proxy(RunDirectory(tmp_path))
     recipe = tiny.recipe("vsd", proxy={"path": str(saved)})
     assert_equal(state(load_proxy(recipe, models)), state(trainer.proxy))
-    with pytest.raises(UsageError, match=r"tensors do not fit proxy\.small, first"):
+    with pytest.raises(UsageError, match=r"config\.json: (patch_size|width) is \d+, not \d+ as of this"):
         load_proxy(tiny.recipe("vsd", proxy={"path": str(saved), "small": {"width": 8}}), models)
-    with pytest.raises(UsageError, match="a small latent reward is needed"):
+    with pytest.raises(UsageError, match="small latent reward is needed"):
         load_proxy(tiny.recipe("vsd", proxy={"path": str(tmp_path)}), models)
     with pytest.raises(UsageError, match="no such folder; leave it out for a fresh"):
         load_proxy(tiny.recipe("vsd", proxy={"path": str(tmp_path / "none")}), models)

@@ -243,6 +243,7 @@ FOLDERS: list[tuple[Callable[[Path], Any], str]] = [
     (auto_map, "text_encoder/config.json: auto_map asks for Python code"),
     (own_tokenizer, "tokenizer_config.json: auto_map asks for Python code"),
     (half, "unet/diffusion_pytorch_model.safetensors: not a readable safetensors file"),
+    (partial(index, scheduler=[None, None]), "sdxl: has no scheduler; fetch or write the folder again"),
     (fewer_tensors, "text_encoder_2: 2 tensors missing from the files"),
 ]
 
@@ -265,6 +266,13 @@ def test_folders_that_are_refused(folders, tmp_path, capfd, spoil, message):
             "hieght: StableDiffusionXLPipeline does not take it; did you mean 'height'",
         ),
         ("sdxl", {"arguments": {"num_inference_steps": 4}}, "num_inference_steps: is --steps; leave it out"),
+        ("sdxl", {"arguments": {"denoising_end": 0.5}}, "denoising_end: leaves images unfinished; leave it out"),
+        ("sdxl", {"arguments": {"kwargs": 1}}, "kwargs: StableDiffusionXLPipeline does not take it"),
+        ("sdxl", {"arguments": {"self": 1}}, "self: StableDiffusionXLPipeline does not take it"),
+        ("sdxl", {"arguments": {"prompt_2": list("abcd")}}, "prompt_2: give one text, which goes with every prompt"),
+        ("sdxl", {"arguments": {"negative_prompt": ["a"]}}, "negative_prompt: give one text, which goes with every"),
+        ("sdxl", {"arguments": {"timesteps": 999}}, "timesteps: give a list of numbers, one for each step"),
+        ("sdxl", {"arguments": {"sigmas": []}}, "sigmas: give a list of numbers, one for each step"),
         ("sdxl", {"arguments": {"height": 32, "width": 64}}, "images of 32×64 pixels; name one side"),
         ("flux", {"arguments": {}, "sampler": "ddim"}, "--sampler ddim has no form for a flow-matching model; use lcm"),
         ("sdxl", {"offload": True}, "--offload: moves networks between a GPU and the CPU"),
@@ -283,6 +291,14 @@ def test_a_scheduler_that_cannot_do_few_steps(folders, tmp_path):
     with pytest.raises(UsageError, match="with PNDM fails in 2 steps .*; try more --steps, another --sampler"):
         images(load(folder))
     assert len(images(load(folder, sampler="lcm"))) == len(PROMPTS)
+
+
+def test_steps_are_as_many_as_the_arguments_list(folders):
+    """The pipeline takes the list and passes over the number, which the result would tell of."""
+    models = load(folders("flux"), arguments={**ARGUMENTS["flux"], "sigmas": [1.0, 0.7, 0.3]})
+    assert models.settle("x", None, None)[0] == models.settle("x", 3, None)[0] == 3
+    with pytest.raises(UsageError, match="x: 2 steps, but --pipeline-kwargs sigmas lists 3; give --steps 3"):
+        models.settle("x", 2, None)
 
 
 def test_guidance_needs_what_the_pipeline_needs(folders):

@@ -84,13 +84,30 @@ def test_words_name_both_gains():
     assert "likely to be hacked" in explain(headroom(reward=against)) and "hacked" not in explain(headroom(reward=GOLD))
 
 
+WHOSE = ("benchtop", "lcd-s0", "lcm4-0")
+
+
 def test_the_file_is_checked(tmp_path):
-    assert read_headroom(tmp_path) is None
-    (tmp_path / FILE).write_text(headroom().model_dump_json())
-    assert read_headroom(tmp_path) == headroom()
-    (tmp_path / FILE).write_text(json.dumps({"schema_version": 9}))
-    with pytest.raises(UsageError, match="run rgbench headroom"):
-        read_headroom(tmp_path)
+    assert read_headroom(tmp_path, WHOSE) is None
+    whole = headroom().model_dump(mode="json")
+    (tmp_path / FILE).write_text(json.dumps(whole))
+    assert read_headroom(tmp_path, WHOSE) == headroom()
+    for other in (("coco", *WHOSE[1:]), ("benchtop", "lcd-s1", "lcm4-0"), (*WHOSE[:2], "lcm8-0")):
+        with pytest.raises(UsageError, match=r"headroom.json: of benchtop/lcd-s0/lcm4-0, not of .*; remove it"):
+            read_headroom(tmp_path, other)
+    (group,) = whole["groups"]
+    random, ours, best = group["picks"]
+    for spoilt in (
+        {"schema_version": 9},
+        whole | {"groups": []},
+        whole | {"groups": [group | {"picks": [ours, best]}]},
+        whole | {"groups": [group | {"picks": [random, ours]}]},
+        whole | {"groups": [group | {"picks": [random, ours | {"gains": {}}, best]}]},
+        whole | {"reward": "pickscore"},
+    ):
+        (tmp_path / FILE).write_text(json.dumps(spoilt))
+        with pytest.raises(UsageError, match="run rgbench headroom"):
+            read_headroom(tmp_path, WHOSE)
 
 
 # The measurement
@@ -115,7 +132,8 @@ def test_the_command_measures_and_stores(place):
     assert shown.exit_code == 0, shown.output
     (found,) = [Headroom.model_validate(each) for each in json.loads(shown.stdout)]
     (file,) = place.glob(f"results/benchtop/rg_lcd-s0/*/{FILE}")
-    assert read_headroom(file.parent) == found and found.gold == "gold_utility"
+    whose = (found.world, found.model, found.generation)
+    assert read_headroom(file.parent, whose) == found and found.gold == "gold_utility"
     (result,) = run_eval(["rg_lcd-s0"], ["hps", "oracle"], num=5, seeds="0-1", batch_size=10)
     for metric in ("hps", "oracle_all", "oracle_mean"):
         (value,) = [value for value in result.values if value.metric == metric]

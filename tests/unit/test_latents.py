@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
-from rgbench.core.errors import UsageError
+from rgbench.core.errors import RgbenchError, UsageError
+from rgbench.core.io import read_json, seal, unseal
 from rgbench.core.run import RunDirectory
 from rgbench.data import latents
+from rgbench.data.batches import Batch, Encoded
+from rgbench.data.config import TeacherData
+from rgbench.data.latents import LatentsCache, TeacherSource
 from rgbench.data.sources import open_source
 from rgbench.models.pipeline import load_models
 from rgbench.train import cache as caching
@@ -187,3 +195,81 @@ def test_bfloat16_is_kept_as_it_was_computed(recipe):
     assert encoded.mean.dtype == torch.bfloat16
     run = RunDirectory.open(train(recipe, words, device="cpu"))
     assert run.read()["latents_cache"] is True and run.read()["status"] == "finished"
+
+
+# A teacher's samples, whose folder is named by the user
+
+
+def samples_of(folder: Path, teacher: str = "a", num: int = 4, samples: int = 2, **encoded: float) -> Path:
+    """A complete cache of ``num`` latents, ``samples`` of each prompt."""
+    found = LatentsCache(folder, {"kind": "teacher", "teacher": {"sha256": teacher}, "samples": samples}, num)
+    drawn = torch.randn(num, 4, 2, 2, generator=torch.Generator().manual_seed(ord(teacher)))
+    values = {"mean": drawn, "std": torch.zeros_like(drawn), "prompt_embeds": torch.ones(num, 3, 5)}
+    values |= {name: torch.full_like(values[name], value) for name, value in encoded.items()}
+    prompts = [f"{teacher}{i // samples}" for i in range(num)]
+    batch = Batch(None, prompts, [f"{teacher}#{i}" for i in range(num)], Encoded(**values), torch.arange(num).double())
+    found.write_shard(found.shard(0)[0], [batch])
+    found.complete()
+    return folder
+
+
+def read_samples(folder: Path) -> tuple[list[str], list[list[float]]]:
+    source = TeacherSource(TeacherData(kind="teacher", path=str(folder)))
+    batch = source.load(list(range(source.length or 0)))
+    return batch.prompts, batch.scores.tolist()
+
+
+def test_a_shard_belongs_to_one_cache(tmp_path):
+    """Under the same name in another folder it would give other latents for other prompts."""
+    own, wanted = samples_of(tmp_path / "own"), (["a0", "a0", "a1", "a1"], [[0, 1], [0, 1], [2, 3], [2, 3]])
+    assert read_samples(own) == wanted
+    assert read_samples(Path(shutil.copytree(own, tmp_path / "moved"))) == wanted
+    others = {"b": 4, "a": 2}
+    for teacher, num in others.items():
+        other = samples_of(tmp_path / f"{teacher}{num}", teacher, num)
+        shutil.copy(other / "000000000.safetensors", tmp_path / "moved")
+        with pytest.raises(UsageError, match=r"000000000\.safetensors: a shard of another cache; remove"):
+            read_samples(tmp_path / "moved")
+
+
+def test_a_shard_of_an_older_version_has_as_many_rows_as_it_should(tmp_path):
+    own, few = samples_of(tmp_path / "own"), samples_of(tmp_path / "few", num=2)
+    for folder in (own, few):  # they did not say whose they are
+        file = folder / "000000000.safetensors"
+        save_file(load_file(file), file)
+    assert read_samples(own)[0] == ["a0", "a0", "a1", "a1"]
+    shutil.copy(few / "000000000.safetensors", own)
+    with pytest.raises(UsageError, match=r"damaged: holds 2 samples, not 4; remove"):
+        read_samples(own)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num": None}, "num None is no number"),
+        ({"num": "4"}, "num '4' is no number"),
+        ({"num": 0}, "num 0 is no number"),
+        ({"num": 6}, "a shard of another cache"),
+        ({"num": 2}, "a shard of another cache"),
+        ({"num": 3}, "does not say whose samples these are, or how many"),
+        ({"schema_version": 1}, "of another version of rgbench"),
+        ({"shard_samples": 128}, "of another version of rgbench"),
+        ({"identity": {"kind": "teacher", "teacher": {"sha256": "a"}, "samples": 4}}, "a shard of another cache"),
+        ({"identity": {"kind": "teacher", "teacher": {"sha256": "a"}, "samples": 0}}, "or how many"),
+        ({"identity": {"kind": "teacher", "teacher": {"sha256": "a"}}}, "or how many"),
+        ({"identity": {"kind": "teacher", "samples": 2}}, "does not say whose samples"),
+    ],
+)
+def test_an_index_that_tells_of_other_samples_is_refused(tmp_path, change, message):
+    folder = samples_of(tmp_path / "own")
+    index = {k: v for k, v in (unseal(read_json(folder / "cache.json"), "", "") | change).items() if v is not None}
+    (folder / "cache.json").write_text(json.dumps(seal(index)))
+    with pytest.raises(UsageError, match=message):
+        read_samples(folder)
+
+
+@pytest.mark.parametrize(("what", "name"), [("mean", "latents"), ("std", "latents"), ("prompt_embeds", "text states")])
+def test_what_overflowed_is_not_kept(tmp_path, what, name):
+    with pytest.raises(RgbenchError, match=f"the {name} of 'a0' are not finite; use another train.dtype"):
+        samples_of(tmp_path / "own", **{what: math.inf})
+    assert list((tmp_path / "own").glob("*")) == []

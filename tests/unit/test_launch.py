@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.core.launch import Ranks, _buckets, _exit_code, start_ddp
+from rgbench.core.launch import Ranks, _buckets, _exit_code, _meeting_place, start_ddp
 from tests.conftest import Cli
 
 
@@ -55,6 +55,52 @@ def test_no_gpu_and_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UsageError, match="no CUDA GPU here; say how many processes with --nproc N"):
         start_ddp(["train", "lcd"], None)
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (None, ("localhost", 29400)),
+        ("node-1", ("node-1", 29400)),
+        ("10.0.0.1:5000", ("10.0.0.1", 5000)),
+        ("[fe80::1]:5000", ("[fe80::1]", 5000)),
+    ],
+)
+def test_where_machines_meet(head: str | None, expected: tuple[str, int]) -> None:
+    assert _meeting_place(head) == expected
+
+
+@pytest.mark.parametrize("head", ["node:x", "node:99999", "node:0", ":29400", "node:1:2", "fe80::1", "a b", "node\n"])
+def test_where_nobody_meets(head: str) -> None:
+    with pytest.raises(UsageError, match="--head .*: give HOST or HOST:PORT"):
+        start_ddp(["train", "lcd"], 2, head=head)
+
+
+WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29400"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("RANK", value) for value in (None, "x", "-1", "2")),
+        *(("LOCAL_RANK", value) for value in ("-1", "x", "7")),
+        *(("WORLD_SIZE", value) for value in ("0", "two", "")),
+        *(("MASTER_PORT", value) for value in (None, "0", "70000", "abc")),
+        *(("MASTER_ADDR", value) for value in (None, "")),
+    ],
+)
+def test_half_of_a_launchers_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str | None
+) -> None:
+    """As a notebook or a job script leaves it; torch would wait for ranks, or end in a traceback."""
+    for key, given in WHOLE.items():
+        monkeypatch.setenv(key, given)
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"the environment has .*{name}.*start with --launch ddp, or unset RANK"):
+        Ranks.join()
 
 
 def test_the_slurm_script(cli: Cli, tmp_path: Path) -> None:

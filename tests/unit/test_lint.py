@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from rgbench.train.recipe import load_recipe
 from tests.conftest import ROOT
 
 SOURCES = [path for folder in ("rgbench", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -86,5 +88,20 @@ def test_makefile_and_ci_call_what_the_readme_says() -> None:
     for target in ("demo", "lint", "test", "test-long", "test-gpu"):
         assert re.search(rf"^{target}: ", makefile, re.M)
     assert "make test" in (ROOT / ".ci" / "run").read_text()
-    assert "for recipe in lcd rg_lcd lrm;" in makefile
     assert "rm -rf build" not in makefile, "build/ holds worlds that took hours"
+
+
+def test_the_readme_and_the_makefile_tell_of_the_same_demo() -> None:
+    done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    loop = re.search(r"for recipe in ([\w ]+); do \S+ train recipes/\$recipe\.yaml train\.steps=(\d+) ", done)
+    made = re.search(r" eval .*--num (\d+) .*\n.* report \S+ --out (\S+)", done)
+    assert loop and made, done
+    said = re.search(
+        r"trains (\d+) students [^.]*? for (\d+) steps each \(their recipes take (\d+)\), "
+        r"evaluates (\d+) images of each and writes `(\S+)`",
+        " ".join((ROOT / "README.md").read_text(encoding="utf-8").split()),
+    )
+    assert said, "the README no longer says what make demo does"
+    recipes = loop[1].split()
+    (whole,) = {load_recipe(str(ROOT / "recipes" / f"{recipe}.yaml")).train.steps for recipe in recipes}
+    assert said.groups() == (str(len(recipes)), loop[2], str(whole), made[1], f"{made[2]}/report.html")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rgbench.core.errors import Interrupted, RgbenchError, UsageError
-from rgbench.core.io import save_checked, save_safetensors_atomic
+from rgbench.core.io import load_checked, save_checked, save_safetensors_atomic
 from rgbench.core.registry import TABLES
 from rgbench.evaluate import evaluate as engine
 from rgbench.evaluate.config import WHOLE, EvalConfig, Shard, parse_shard
@@ -108,6 +108,14 @@ def test_shares_tile_the_images(num, count):
         ("auto", {"RANK": "0", "WORLD_SIZE": "8"}, "1/8"),
         ("auto", {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "64"}, "7/64"),
         ("auto", {"SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "4"}, "1/4"),
+        (
+            "auto",  # --array=1-9:4
+            {
+                **{"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_MIN": "1"},
+                **{"SLURM_ARRAY_TASK_STEP": "4", "SLURM_ARRAY_TASK_COUNT": "3"},
+            },
+            "3/3",
+        ),
     ],
 )
 def test_shares_by_name(text, environment, expected):
@@ -120,6 +128,38 @@ def test_shares_that_are_none(text):
         parse_shard(text, {})
     with pytest.raises(UsageError, match="use at most 3 shards"):
         Shard(1, 4).positions(3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x', not a number"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1', not a number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "--shard '3/2'"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "--shard '1/'"),
+        ({"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "two"}, "SLURM_ARRAY_TASK_COUNT is 'two'"),
+        (
+            {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_STEP": "4"},
+            "the Slurm array has gaps",
+        ),
+        ({"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "2"}, "--shard '10/2'"),
+    ],
+)
+def test_launchers_that_name_no_share(environment, message):
+    with pytest.raises(UsageError, match=message):
+        parse_shard("auto", environment)
+
+
+def test_a_share_of_an_older_metric_is_made_again(runs, place):
+    """Its file lacks what the metric accumulates today."""
+    run(runs, ["hps"], shard="1/2")
+    (path,) = unfinished()
+    tensors, metadata = load_checked(path)
+    metadata.pop("sha256", None)
+    before = path.read_bytes()
+    save_checked({name: value for name, value in tensors.items() if not name.startswith("hps/")}, path, metadata)
+    run(runs, ["hps"], shard="1/2")
+    assert path.read_bytes() == before
 
 
 def test_merged_values_equal_those_of_one_pass(runs, place):

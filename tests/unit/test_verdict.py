@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rgbench.core.errors import UsageError
-from rgbench.evaluate.results import ModelResult
+from rgbench.evaluate.results import ModelResult, load_result
 from rgbench.judge.headroom import FILE as HEADROOM
 from rgbench.judge.headroom import Group, Headroom, picks
 from rgbench.judge.models import Model, ResultSet, load_result_sets, result_set
@@ -247,22 +248,25 @@ def test_the_headroom_is_read_beside_the_base(tmp_path):
     of_another = {**fields, "weights_sha256": "0" * 64}
     folders = [base.results[seed].folder for seed in range(4)]
     for folder, gain, own in zip(folders, (1.0, 3.0, 9.0), (fields, fields, of_another), strict=False):
-        (folder / HEADROOM).write_text(headroom(gain, own).model_dump_json())
-    (folders[3] / HEADROOM).write_text(headroom(9.0, fields, "pickscore").model_dump_json())
+        (folder / HEADROOM).write_text(headroom(folder, gain, own).model_dump_json())
+    (folders[3] / HEADROOM).write_text(headroom(folders[3], 9.0, fields, "pickscore").model_dump_json())
     found = one(tmp_path, "rg_lcd")
-    assert found.headroom == 3.0 and found.headroom_from == "headroom.json of lcd-s0"
+    assert found.headroom == 3.0 and found.headroom_from == "headroom.json of lcd-s1"
     assert found.outcome is Outcome.REWARD_WITHOUT_GOLD
-    assert "Better images alone could gain 3.00 (headroom.json of lcd-s0)." in found.words
+    assert "Better images alone could gain 3.00 (headroom.json of lcd-s1)." in found.words
     assert one(tmp_path, "rg_lcd", Declared(headroom=8.0)).headroom_from == "--headroom"
+    shutil.copy(folders[1] / HEADROOM, folders[0])
+    assert "headroom.json: of benchtop/lcd-s1/" in one(tmp_path, "rg_lcd").words, "another model's"
     (folders[0] / HEADROOM).write_text("{}")
     assert "run rgbench headroom" in one(tmp_path, "rg_lcd").words
 
 
-def headroom(gain, fields, reward="hps") -> Headroom:
-    """Of lcd-s0, two prompts of two images that a reward tells apart by a gain over a random pick."""
+def headroom(folder, gain, fields, reward="hps") -> Headroom:
+    """Of a result, two prompts of two images that a reward tells apart by a gain over a random pick."""
+    head = load_result(folder).head
     scores = {reward: np.array([[0, 2 * gain]] * 2), "oracle_all": np.array([[0, 100.0]] * 2)}
-    group = Group(name="", num_prompts=2, picks=picks(scores, [reward]), links=())
-    names = {"world": "benchtop", "model": "lcd-s0", "generation": "lcm4-0", "prompts": "0"}
+    group = Group(name="", num_prompts=2, picks=picks(scores, [reward, "oracle_all"]), links=())
+    names = {"world": head.world, "model": head.model, "generation": head.generation.id, "prompts": "0"}
     return Headroom(
         **names, num_prompts=2, samples=2, reward=reward, reward_fields=fields, gold="oracle_all", groups=(group,)
     )

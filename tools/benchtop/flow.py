@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from rgbench.core.io import read_json, write_json_atomic
 from rgbench.diffusion.schedule import FLOW, Flow, add_noise, prediction_of
-from rgbench.models.families import SD3, SD3Denoiser
+from rgbench.models.families import SD3
 from rgbench.models.folder import quiet_libraries
 from tools.benchtop.clip import CLIP_CONFIG
 from tools.benchtop.stage import autocast, stage_seed
@@ -63,8 +63,8 @@ def train_flow(config: FlowConfig, out: Path, device: torch.device) -> None:
     transformer = SD3Transformer2DModel(**TRANSFORMER_CONFIG).to(device).train()
     pipeline = _pipeline(out, transformer, device)
     family, path = SD3(), Flow.shifted(SHIFT).to(device)
-    models: Any = SimpleNamespace(pipeline=pipeline, device=device)  # what the encoding reads
-    denoiser = SD3Denoiser(transformer, path)
+    models: Any = SimpleNamespace(path=out, pipeline=pipeline, device=device, schedule=path)  # what the family reads
+    denoiser = family.denoiser(models, transformer)
 
     def loss(latents: Tensor, prompts: list[str]) -> Tensor:
         timesteps = (torch.randn(len(latents), device=device).sigmoid() * len(path)).long().clamp(1, len(path) - 1)
