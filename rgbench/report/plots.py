@@ -321,10 +321,12 @@ def training(results: ResultSet) -> Figure:
 
 
 def axes_of(results: ResultSet) -> tuple[Column | None, Column | None]:
-    """Proxy and gold of the first run that was trained on a reward."""
-    for run in runs_along(results):
-        if run.proxy is not None and (gold := gold_of(run)) is not None:
-            return run.proxy, gold
+    """Proxy and gold of the first run that was trained on a reward; without one, of the first run all the same."""
+    reward = results.trained_reward()
+    for run in sorted(runs_along(results), key=lambda run: run.proxy is None):
+        proxy, gold = run.proxy or (reward and run.longest(results, reward)), gold_of(run)
+        if proxy is not None and gold is not None and proxy.metric != gold.metric:
+            return proxy, gold
     return None, None
 
 
