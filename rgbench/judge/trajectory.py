@@ -31,7 +31,7 @@ from rgbench.data.prompts import without_copy
 from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import Column, Model, ResultSet, sampling_of, seed_of
 from rgbench.judge.paired import Delta, run_delta
-from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES
+from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES, kl_best_of
 from rgbench.metrics.values import Family
 
 ROUNDING = 1e-12
@@ -221,11 +221,6 @@ def expected_maxima(scores: np.ndarray) -> np.ndarray:
     ascending = np.sort(np.asarray(scores, dtype=np.float64), axis=1)
     num = ascending.shape[1]
     return ascending @ np.stack([order_weights(num, n) for n in range(1, num + 1)], axis=1)
-
-
-def kl_best_of(n: int) -> float:
-    """The most, in nats, that choosing the best of n moves a distribution."""
-    return math.log(n) - (n - 1) / n
 
 
 def equivalent_n(base: np.ndarray, trained: np.ndarray, seed: int = 0) -> BestOfN:

@@ -311,6 +311,7 @@ def training_data(results: ResultSet, album: Album) -> dict[str, Any] | None:
     keys = _followed(runs, steps)
     return {
         "steps": steps,
+        "of": max(point.head.training["steps"] for run in runs for point in run.points.values()),
         "metrics": [_metric(column) for column in columns],
         "prompts": [{"id": key[0], "text": key[1][:MAX_PROMPT], "seed": key[2]} for key in keys],
         "radius": _radius(runs, spectrum),

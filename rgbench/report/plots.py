@@ -397,7 +397,8 @@ def _octave_ticks(axes: Axes) -> None:
     low, high = axes.dataLim.intervalx
     axes.axvspan(CUTOFF, high, color=FAINT, alpha=0.45, lw=0, zorder=0)
     note = {"xycoords": ("data", "axes fraction"), "xytext": (5, 0), "textcoords": "offset points"}
-    axes.annotate("HFER: share\nabove 1/4", (CUTOFF, 0.98), **note, fontsize=8, va="top", alpha=0.85)
+    box = {"color": PAPER, "alpha": 0.8, "lw": 0, "pad": 1}  # over the line at zero
+    axes.annotate("HFER: share\nabove 1/4", (CUTOFF, 0.98), **note, fontsize=8, va="top", bbox=box, zorder=6)
     axes.set_xscale("log", base=2)
     octaves = 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1)
     axes.set_xticks(octaves, [f"1/{round(1 / tick)}" for tick in octaves])

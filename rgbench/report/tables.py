@@ -60,6 +60,7 @@ COSTS = {
     "peak_rss_gib": ("Peak memory", "GiB", 2),
     "peak_gpu_gib": ("Peak GPU memory", "GiB", 2),
     "reward_calls": ("Reward calls", "images", 0),
+    "selection_kl": ("KL of choosing the best of n, at most", "nats", 2),
     "nfe": ("NFE", "UNet passes/image", 0),
     "generate_images_per_sec": ("Generation", "images/s", 1),
 }
@@ -89,7 +90,8 @@ VERDICT_NOTES = (
 )
 DELTA_NOTE = (
     "Model minus baseline with the 95 % interval of the difference: a t interval over common seeds, one run against "
-    "the spread of the baseline's seeds, or paired over images. ▲ better, ▼ worse, = no clear change."
+    "the spread of the baseline's seeds, or paired over images. ▲ better, ▼ worse, = no clear change, each metric by "
+    "itself: of 20 without a change about one is marked. Verdicts correct for that."
 )
 BEST_NOTE = (
     f"Bold: the best value of its column, over at least {MIN_SEEDS} training seeds, where its interval overlaps no "

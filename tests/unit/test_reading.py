@@ -206,12 +206,15 @@ def test_a_curve_takes_the_protocol_of_most_steps_and_tables_say_nothing_of_it(t
     assert not any("512" in text for table in all_tables(results, ()) for text in table.notes)
 
 
-def test_a_fall_that_the_verdict_does_not_find_is_said_to_be_none(tmp_path):
+def test_a_fall_that_the_verdict_does_not_find_says_so(tmp_path):
     make_students(tmp_path, "lcd", {}, range(7))
-    make_students(tmp_path, "lrm", HONEST | {"recall_efflite0": -0.02})
-    (found,) = words(read(tmp_path)).values()
-    fall = [fact for fact in found.facts if fact.startswith("Recall: ▼")]
-    assert [fact.endswith("not significant among all declared metrics.") for fact in fall] == [True]
+    make_students(tmp_path, "lrm", HONEST | {"recall_efflite0": -0.1})
+    results = read(tmp_path)
+    (verdict,) = judge_set(results)
+    missed = [each.model_copy(update={"says": ""}) for each in verdict.findings]
+    for found, says in ((verdict, False), (verdict.model_copy(update={"findings": missed}), True)):
+        (fact,) = [fact for fact in readings(results, [found])[0].facts if fact.startswith("Recall: ▼ −0.100")]
+        assert ("not significant" in fact) is says
 
 
 def test_checkpoints_of_another_sampler_belong_to_no_model(tmp_path):
