@@ -130,7 +130,7 @@ def shown_finding(finding: Finding, column: Column) -> str:
 def about_value(value: MetricValue, column: Column) -> str:
     """A value as a reader hovers over it: with its interval, how that was made, and what was measured."""
     assert value.value is not None, "the caller has a value to show"
-    parts = [f"{column.label} {format_number(value.value, column.decimals)} {column.unit}".rstrip()]
+    parts = [f"{column.label}: {format_number(value.value, column.decimals)} {column.unit}".rstrip()]
     if value.interval is not None:
         low, high = (format_number(end, column.decimals) for end in ends(value) if end is not None)
         parts.append(f"95 % interval {low} to {high} ({value.interval.method})")
@@ -142,7 +142,7 @@ def about_change(change: Delta) -> str:
     """A change as a reader hovers over it: from what to what, its interval, and what that rests on."""
     column, basis = change.column, BASES.get(change.basis, "").format(change.num_pairs)
     base, model = (format_number(end, column.decimals) for end in (change.base, change.model))
-    parts = [f"{column.label} {base} → {model} {column.unit}".rstrip()]
+    parts = [f"{column.label}: {base} → {model} {column.unit}".rstrip()]
     if change.low is not None and change.high is not None:
         low, high = (format_number(end, column.decimals, signed=True) for end in (change.low, change.high))
         parts.append(f"95 % interval of the change {low} to {high} ({basis})")
@@ -152,7 +152,7 @@ def about_change(change: Delta) -> str:
 def about_finding(finding: Finding, column: Column) -> str:
     """A tested change as a reader hovers over it: from what to what, and its corrected p."""
     base, model = (format_number(end, column.decimals) for end in (finding.base, finding.model))
-    change = f"{column.label} {base} → {model} {column.unit}".rstrip()
+    change = f"{column.label}: {base} → {model} {column.unit}".rstrip()
     return "; ".join([change, f"p = {finding.adjusted:.2g} after correction", *_measured_on(column)])
 
 

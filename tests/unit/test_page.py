@@ -94,10 +94,10 @@ def test_every_link_has_its_target(tags):
 
 def test_every_value_explains_itself_on_hover(tags):
     cells = [attrs.get("title", "") for tag, attrs in tags.found if tag == "td" and "data-n" in attrs]
-    (value, *_) = [cell for cell in cells if cell.startswith("HPS 2") and "→" not in cell]
-    assert re.fullmatch(r"HPS [\d.]+; 95 % interval [\d.]+ to [\d.]+ \(.*\); 2048 images; 2048 prompts of .*", value)
+    (value, *_) = [cell for cell in cells if cell.startswith("HPS: 2") and "→" not in cell]
+    assert re.fullmatch(r"HPS: [\d.]+; 95 % interval [\d.]+ to [\d.]+ \(.*\); 2048 images; 2048 prompts of .*", value)
     (change, *_) = [cell for cell in cells if cell.startswith("HPS") and "→" in cell]
-    assert re.fullmatch(r"HPS [\d.]+ → [\d.]+; 95 % interval of the change \+.* \(paired over 8 prompts\);.*", change)
+    assert re.fullmatch(r"HPS: [\d.]+ → [\d.]+; 95 % interval of the change \+.* \(paired over 8 prompts\);.*", change)
     assert not any("lcm4-" in title for title in tags.values("title"))
 
 
