@@ -403,6 +403,7 @@ def test_a_narrow_terminal_does_without_columns_and_cuts_no_text(
     width: int, shown: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("LINES", "25")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     print_table(("name", "unit", "about"), [("recall", "a long unit", "x" * 40 if width == 30 else "y")], ("unit",))
     head, *rest = capsys.readouterr().out.split("\n")[1:]
