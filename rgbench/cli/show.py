@@ -42,7 +42,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], aside: Seq
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    console, shown = Console(), range(len(header))
+    console, shown = Console(), list(range(len(header)))
     for name in (None, *aside):
         shown = [i for i in shown if header[i] != name]
         table = RichTable(*(Column(header[i], overflow="fold") for i in shown), box=box.SIMPLE_HEAD)

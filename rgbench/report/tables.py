@@ -292,8 +292,8 @@ def _value_entry(results: ResultSet, model: Model, column: Column, best: bool) -
     notes += [f"‡ flagged by the evaluation: {FLAGS.get(flag, flag)}." for flag in value.flags]
     if len(seeds) < len(model.results):
         notes.append(f"§ {names(results)[model]} has {len(seeds)} of {len(model.results)} seeds in {column.label}.")
-    where = {"sources": _sources(model, column), "notes": tuple(notes), "about": about_value(value, column)}
-    return Entry(shown(value, column), value.value, *ends(value), best, **where)
+    text, about, sources = shown(value, column), about_value(value, column), _sources(model, column)
+    return Entry(text, value.value, *ends(value), best, sources=sources, notes=tuple(notes), about=about)
 
 
 def delta_tables(results: ResultSet, columns: Sequence[Column], family: Family | None = None) -> list[Table | None]:
@@ -319,9 +319,9 @@ def _delta_entry(model: Model, base: Model | None, column: Column) -> Entry:
     if change is None or value is None:
         return Entry(MISSING)
     notes = (*[TRAINED] * value.in_sample, *[UNPAIRED] * (change.basis == "quadrature"))
-    where = {"sources": _sources(model, column), "notes": notes, "about": about_change(change)}
-    how = trend(change, value.in_sample)
-    return Entry(shown_change(change), change.value, change.low, change.high, trend=how, **where)
+    how, sources = trend(change, value.in_sample), _sources(model, column)
+    text, about, numbers = shown_change(change), about_change(change), (change.value, change.low, change.high)
+    return Entry(text, *numbers, trend=how, sources=sources, notes=notes, about=about)
 
 
 def spectral_table(results: ResultSet) -> Table | None:
