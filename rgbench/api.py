@@ -151,24 +151,30 @@ def _values(found: Iterable[ModelResult]) -> DataFrame:
     return frame.astype(dict.fromkeys(("seed", "step", "sampling_steps"), "Int64"))  # which may lack numbers
 
 
-def report(results: str | Path = "results", out: str | Path | None = None, formats: Sequence[str] = ()) -> list[Path]:
+def report(
+    results: str | Path = "results", out: str | Path | None = None, formats: Sequence[str] = (), **choice: Any
+) -> list[Path]:
     """Write comparison tables, plots and one page from results.
 
     Args:
         results: folder of results.
         out: folder of the report; ``{results}/report`` by default.
         formats: of "md", "csv", "tex", "html"; all by default.
+        choice: fields of :class:`rgbench.report.report.Choice`, what to show: ``models=["rg_lcd"]``,
+            ``metrics=["hps"]``, ``labels={"rg_lcd": "Guided"}``, ``title="Mine"``, ``base="teacher"``.
 
     Returns:
         The files written.
 
     Raises:
-        UsageError: no results, one that cannot be read, or an unknown format.
+        UsageError: no results, one that cannot be read, or an unknown format, model or metric.
     """
     tune()
+    from rgbench.report.report import Choice
     from rgbench.report.report import report as run
 
-    return run(Path(results), Path(results) / "report" if out is None else Path(out), formats)
+    folder = Path(results) / "report" if out is None else Path(out)
+    return run(Path(results), folder, formats, choice=Choice(**choice))
 
 
 def plots(results: str | Path = "results") -> dict[str, list[Axes]]:

@@ -149,11 +149,11 @@ def pareto(
     _show(("model", "generation", "step", reward, distance, "Pareto"), rows, json)
 
 
-def _show(header: Sequence[str], rows: Iterable[Sequence[str]], as_json: bool) -> None:
+def _show(header: Sequence[str], rows: Iterable[Sequence[str]], as_json: bool, aside: Sequence[str] = ()) -> None:
     from rgbench.cli.show import print_table
 
     if not as_json:
-        print_table(header, rows)
+        print_table(header, rows, aside)
         return
     from json import dumps
 
@@ -196,16 +196,17 @@ def verdict(
 def _show_verdict(found: Verdict) -> None:
     from rgbench.cli.show import print_table
     from rgbench.metrics.values import metric_info
+    from rgbench.report.words import format_number, format_value
 
     typer.echo(f"{found.model}: {found.outcome.upper()}")
     rows = []
     for each in found.findings:
         info = metric_info(each.metric)
-        values = (f"{value:.{info.decimals}f}" for value in (each.model, each.base))
-        change = (f"{value:+.{info.decimals}f}" for value in (each.change, each.low, each.high))
-        rows.append((each.question, info.label, *values, *change, f"{each.adjusted:.2g}", each.says))
+        values = (format_number(value, info.decimals) for value in (each.model, each.base))
+        change = format_value(each.change, each.low, each.high, info.decimals, signed=True)
+        rows.append((each.question, info.label, *values, change, f"{each.adjusted:.2g}", each.says))
     if rows:
-        print_table(("question", "metric", "model", "LCD", "change", "low", "high", "p", ""), rows)
+        print_table(("question", "metric", "model", "LCD", "change", "p", ""), rows)
     typer.echo(found.words)
 
 
@@ -300,7 +301,8 @@ def compare(
         track = track_images(progress)
         found = run(load_result_sets(results, track), base, split_names(model), named, track)
     header = ("model", "base", "metric", "label", "change", "95 %", "", "by", "wins", "detectable", "p", "primary")
-    _show(header, [_compare_row(each) for each in found], json)
+    aside = ("metric", "primary", "base", "detectable", "by", "wins")
+    _show(header, [_compare_row(each) for each in found], json, aside)
 
 
 def _compare_row(found: Comparison) -> Sequence[str]:

@@ -6,6 +6,7 @@ Exit codes: 0; 1 failure; 2 wrong usage; 75 interrupted, the same command contin
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -192,7 +193,10 @@ def evaluate(
     tune()
     from rgbench.evaluate.evaluate import evaluate as run
 
-    _print_results(run(config), paths)
+    found = run(config)
+    _print_results(found, paths)
+    if found:
+        typer.echo(f"Next: {shlex.join(['rgbench', 'report', str(config.results)])}", err=True)
 
 
 def _check_formats(given: list[str] | None) -> list[str] | None:
@@ -239,11 +243,14 @@ def report(
     from rgbench.core.progress import image_progress, track_images
     from rgbench.report import report as api
 
-    run = api.check if check else api.report
+    answers: list[str] = []
+    run = api.check if check else partial(api.report, say=answers.append)
     choice = api.Choice(tuple(split_names(model)), tuple(split_names(metric)), labels, title, base)
     with image_progress() as progress:
         files = run(results, out or results / "report", formats, track_images(progress), choice)
-    print_paths(files)
+    for answer in answers:
+        typer.echo(answer, err=True)
+    print_paths(file for file in files if file.stem == "report" or not sys.stdout.isatty())
 
 
 @app.command(rich_help_panel=START, epilog='Example: rgbench sample lrm-s0 --prompt "a small red circle"')
@@ -302,7 +309,7 @@ def ls(
     """List recipes, metrics, probes, rewards, workers, runs, results or protocols."""
     from rgbench.cli.show import listing, print_table
 
-    print_table(*listing(kind.value, runs, results))
+    print_table(*listing(kind.value, runs, results), aside=("unit", "family", "label"))
 
 
 @app.command(rich_help_panel=LOOK, epilog="Example: rgbench show lcd")
@@ -489,6 +496,7 @@ def result_lines(results: Sequence[ModelResult]) -> list[str]:
         results: of one evaluation.
     """
     from rgbench.metrics.values import metric_info
+    from rgbench.report.tables import FLAGS
 
     columns: dict[tuple[str, str], str] = {}
     cells: dict[tuple[int, tuple[str, str]], str] = {}
@@ -513,7 +521,8 @@ def result_lines(results: Sequence[ModelResult]) -> list[str]:
     notes = []
     for flag, labels in flags.items():
         distinct = list(dict.fromkeys(labels))
-        notes.append(f"{flag}: {', '.join(distinct) if len(distinct) <= MAX_NAMED else f'{len(distinct)} metrics'}")
+        where = ", ".join(distinct) if len(distinct) <= MAX_NAMED else f"{len(distinct)} metrics"
+        notes.append(f"{where}: {FLAGS.get(flag, flag)}")
     if any(value.in_sample for result in results for value in result.values):
         notes.insert(0, "†: the model was trained on this reward")
     return [*lines, *notes]

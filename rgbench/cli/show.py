@@ -20,23 +20,37 @@ if TYPE_CHECKING:
 
 
 Table = tuple[Sequence[str], list[Sequence[str]]]
+WIDE = 1000  # characters, more than any terminal has
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on a terminal; tab-separated lines, without the header, into a pipe."""
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], aside: Sequence[str] = ()) -> None:
+    """A table on a terminal, with nothing cut; tab-separated lines, without the header, into a pipe.
+
+    Args:
+        header: a name for each column.
+        rows: of texts.
+        aside: columns that a narrow terminal does without, the first to go first.
+    """
+    rows = list(rows)
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(row))
         return
     from rich import box
     from rich.console import Console
+    from rich.table import Column
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(*header, box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    console, shown = Console(), list(range(len(header)))
+    for name in (None, *aside):
+        shown = [i for i in shown if header[i] != name]
+        table = RichTable(*(Column(header[i], overflow="fold") for i in shown), box=box.SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*(Text(row[i]) for i in shown))
+        if console.measure(table, options=console.options.update(max_width=WIDE)).maximum <= console.width:
+            break
+    console.print(table)
 
 
 def listing(kind: str, runs: Path, results: Path) -> Table:
@@ -137,7 +151,7 @@ def show(name: str, runs: Path) -> None:
             return
     results = _load(path) if path.is_dir() else []
     if results:
-        print_table(*(_values(results[0]) if len(results) == 1 else _results(results)))
+        print_table(*(_values(results[0]) if len(results) == 1 else _results(results)), aside=("metric", "protocol"))
         return
     try:
         print(find_recipe(name).read_text(encoding="utf-8"))

@@ -630,6 +630,7 @@ class _Writer:
                 "peak_rss_gib": cost.get("peak_rss_gib"),
                 "peak_gpu_gib": cost.get("peak_gpu_gib"),
                 "reward_calls": cost.get("reward_calls"),
+                "selection_kl": cost.get("selection_kl"),
                 "generate_images_per_sec": self.source.images_per_sec,
                 "nfe": self.source.network_evaluations,
             },

@@ -155,7 +155,8 @@ class Head(_Frozen):
         recipe: what the run's recipe sets, by dotted key, without seed, places and logging; empty where it is unknown.
         training: ``step`` of the weights and ``steps`` of the whole run; a smaller ``step`` is a checkpoint.
         trained_rewards: fingerprint ids of the rewards that it was trained on.
-        cost: seconds of training, reward calls, images per second, network evaluations per image.
+        cost: seconds of training, reward calls, nats of choosing the best of n, images per second, network evaluations
+            per image.
         metrics: infos of metrics that are not rgbench's own (plug-ins, a user's judges).
     """
 

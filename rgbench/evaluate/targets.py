@@ -28,6 +28,7 @@ from rgbench.core.io import (
 from rgbench.core.run import RunDirectory
 from rgbench.data.files import image_files
 from rgbench.evaluate.config import EvalConfig
+from rgbench.metrics.statistics import kl_best_of
 from rgbench.models.folder import DENOISERS, check_folder, check_pipeline, image_side, is_stable_diffusion
 from rgbench.models.presets import PRESETS, Preset, find_preset
 
@@ -65,7 +66,7 @@ class Target:
         training: ``step`` of the weights and ``steps`` of the run; empty where nothing was trained here.
         sampling: ``steps`` and ``guidance_scale`` of the run's recipe; empty where there is no run.
         rewards: those it was trained on, as in run.json.
-        cost: of its training, as in run.json.
+        cost: of its training, as in run.json; ``selection_kl`` of one on the best of n samples.
         images: the folder holds images and no model.
         base: preset or folder of the base model of a student given as a part; None for a whole model.
         lora: the part is a LoRA, not a UNet.
@@ -301,7 +302,9 @@ def _not_evaluable(folder: Path, meta: Mapping[str, Any]) -> str | None:
 
 
 def _run(folder: Path, meta: Mapping[str, Any]) -> Target:
-    config = folder / "config.yaml"
+    file = folder / "config.yaml"
+    config = load_yaml(file)[0] if file.is_file() else {}
+    num = meta.get("data", {}).get("samples") if config.get("weighted", {}).get("weights") == "best" else None
     return Target(
         name=folder.resolve().name,
         method=meta["method"],
@@ -310,11 +313,11 @@ def _run(folder: Path, meta: Mapping[str, Any]) -> Target:
         preset=PRESETS.get(meta["world"]),
         training_seed=meta["seed"],
         recipe_sha256=meta.get("recipe_sha256"),
-        config=load_yaml(config)[0] if config.is_file() else {},
+        config=config,
         training={"step": meta["step"], "steps": meta["steps"]},
         sampling=meta["sampling"],
         rewards=tuple(meta["rewards"]),
-        cost=meta["cost"],
+        cost=meta["cost"] | ({"selection_kl": kl_best_of(num)} if num else {}),
         weights_sha256=meta.get("student_sha256"),
     )
 

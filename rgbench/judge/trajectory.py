@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from rgbench.data.prompts import without_copy
 from rgbench.evaluate.results import ModelResult
 from rgbench.judge.models import Column, Model, ResultSet, sampling_of, seed_of
 from rgbench.judge.paired import Delta, run_delta
-from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES
+from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES, kl_best_of
 from rgbench.metrics.values import Family
 
 ROUNDING = 1e-12
@@ -65,6 +65,11 @@ class TrainingRun:
             step: result.by_key[column.key].value for step, result in self.points.items() if column.key in result.by_key
         }
         return {step: value for step, value in found.items() if value is not None}
+
+    def longest(self, results: ResultSet, column: Column) -> Column:
+        """The metric under the protocol of most steps: checkpoints may have been measured on fewer prompts."""
+        alike = [other for other in results.columns if other.metric == column.metric]
+        return max((column, *alike), key=lambda other: len(self.curve(other)))
 
     def hack(self, gold: Column) -> Hack | None:
         """The hack step by one gold column; see :func:`find_hack`."""
@@ -154,8 +159,10 @@ def _run(results: ResultSet, points: dict[int, ModelResult]) -> TrainingRun:
     alone = Model(last.head.method, last.head.model, None, sampling_of(last), {seed_of(last): last})
     proxy = results.trained_column(alone)
     own = {column.metric for column in results.same_reward(proxy)} if proxy is not None else set()
-    golds = [c for c in results.columns if c.family in GOLDS and c.metric not in own and _value(last, c) is not None]
-    return TrainingRun(models[0] if models else None, last.head.model, points, proxy, tuple(golds))
+    run = TrainingRun(models[0] if models else None, last.head.model, points, None, ())
+    found = (run.longest(results, column) for column in results.columns if column.family in GOLDS)
+    golds = dict.fromkeys(column for column in found if column.metric not in own and run.curve(column))
+    return replace(run, proxy=proxy and run.longest(results, proxy), golds=tuple(golds))
 
 
 def _value(result: ModelResult, column: Column) -> float | None:
@@ -214,11 +221,6 @@ def expected_maxima(scores: np.ndarray) -> np.ndarray:
     ascending = np.sort(np.asarray(scores, dtype=np.float64), axis=1)
     num = ascending.shape[1]
     return ascending @ np.stack([order_weights(num, n) for n in range(1, num + 1)], axis=1)
-
-
-def kl_best_of(n: int) -> float:
-    """The most, in nats, that choosing the best of n moves a distribution."""
-    return math.log(n) - (n - 1) / n
 
 
 def equivalent_n(base: np.ndarray, trained: np.ndarray, seed: int = 0) -> BestOfN:

@@ -309,6 +309,11 @@ def detection_auc(faulty: Sequence[float] | np.ndarray, sound: Sequence[float] |
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
 
 
+def kl_best_of(n: int) -> float:
+    """The most, in nats, that choosing the best of n moves a distribution."""
+    return math.log(n) - (n - 1) / n
+
+
 def _differences(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> np.ndarray:
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"paired comparison of {len(a)} and {len(b)} values; give at least two pairs")

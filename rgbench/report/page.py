@@ -117,7 +117,7 @@ def _view(section: Section, numbers: dict[str, list[list[int]]], uris: list[str]
         "missing_plots": section.missing_plots,
         "grids": [_grid_view(grid, numbers.get(grid.key), uris) for grid in section.grids],
         "glossary": {
-            f"{column.label} ({column.unit})" if column.unit else column.label: (
+            f"{column.info.label} ({column.unit})" if column.unit else column.info.label: (
                 column.info.about,
                 f"{column.family}{f', {ARROWS[column.info.direction]}' if column.has_good_end else ''}",
             )
@@ -302,13 +302,16 @@ def training_data(results: ResultSet, album: Album) -> dict[str, Any] | None:
     runs = every[:MAX_RUNS]
     if not runs:
         return None
-    steps = _spread(sorted({step for run in runs for step in run.points}), MAX_STEPS)
-    keys = _followed(runs, steps)
     spectrum = plots.holding(results, "reference_power")
+    spectrum = spectrum and runs[0].longest(results, spectrum)
     columns = list(dict.fromkeys(c for c in (*plots.axes_of(results), spectrum) if c is not None))
     columns = columns or [column for column in results.columns if runs[0].curve(column)][:2]
+    measured = {step for run in runs for column in columns for step in run.curve(column)}
+    steps = _spread(sorted(measured or {step for run in runs for step in run.points}), MAX_STEPS)
+    keys = _followed(runs, steps)
     return {
         "steps": steps,
+        "of": max(point.head.training["steps"] for run in runs for point in run.points.values()),
         "metrics": [_metric(column) for column in columns],
         "prompts": [{"id": key[0], "text": key[1][:MAX_PROMPT], "seed": key[2]} for key in keys],
         "radius": _radius(runs, spectrum),

@@ -321,10 +321,12 @@ def training(results: ResultSet) -> Figure:
 
 
 def axes_of(results: ResultSet) -> tuple[Column | None, Column | None]:
-    """Proxy and gold of the first run that was trained on a reward."""
-    for run in runs_along(results):
-        if run.proxy is not None and (gold := gold_of(run)) is not None:
-            return run.proxy, gold
+    """Proxy and gold of the first run that was trained on a reward; without one, of the first run all the same."""
+    reward = results.trained_reward()
+    for run in sorted(runs_along(results), key=lambda run: run.proxy is None):
+        proxy, gold = run.proxy or (reward and run.longest(results, reward)), gold_of(run)
+        if proxy is not None and gold is not None and proxy.metric != gold.metric:
+            return proxy, gold
     return None, None
 
 
@@ -395,7 +397,8 @@ def _octave_ticks(axes: Axes) -> None:
     low, high = axes.dataLim.intervalx
     axes.axvspan(CUTOFF, high, color=FAINT, alpha=0.45, lw=0, zorder=0)
     note = {"xycoords": ("data", "axes fraction"), "xytext": (5, 0), "textcoords": "offset points"}
-    axes.annotate("HFER: share\nabove 1/4", (CUTOFF, 0.98), **note, fontsize=8, va="top", alpha=0.85)
+    box = {"color": PAPER, "alpha": 0.8, "lw": 0, "pad": 1}  # over the line at zero
+    axes.annotate("HFER: share\nabove 1/4", (CUTOFF, 0.98), **note, fontsize=8, va="top", bbox=box, zorder=6)
     axes.set_xscale("log", base=2)
     octaves = 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1)
     axes.set_xticks(octaves, [f"1/{round(1 / tick)}" for tick in octaves])

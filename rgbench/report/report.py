@@ -60,8 +60,9 @@ ALL = Choice()
 
 
 def report(
-    results: Path, out: Path, formats: Sequence[str] = (), track: Track = untracked, choice: Choice = ALL
-) -> list[Path]:
+    results: Path, out: Path, formats: Sequence[str] = (), track: Track = untracked, choice: Choice = ALL,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Path]:  # fmt: skip
     """Writes the report of everything under `results` into `out`.
 
     ``report.md`` comes with its pictures (SVG and PNG) beside it; ``report.html`` holds its own. The same results give
@@ -73,6 +74,7 @@ def report(
         formats: of "md", "tex", "csv", "html"; empty means all.
         track: shows how far it is.
         choice: what to show.
+        say: takes each model's answer.
 
     Returns:
         The files written, in the order of writing.
@@ -89,6 +91,8 @@ def report(
         write_text_atomic(path, text)
     for part in sections if "md" in wanted else ():
         written += _pictures(part, out, track)
+    for reading in (reading for part in sections for reading in part.readings):
+        say(f"{reading.title}: {reading.label}. {reading.answer}")
     return written
 
 

@@ -23,6 +23,9 @@ from rgbench.metrics.oracle import NUM_MATCHED
 from rgbench.metrics.values import Direction, Family
 from rgbench.report.words import (
     MISSING,
+    about_change,
+    about_finding,
+    about_value,
     ends,
     format_number,
     format_value,
@@ -58,6 +61,7 @@ COSTS = {
     "peak_rss_gib": ("Peak memory", "GiB", 2),
     "peak_gpu_gib": ("Peak GPU memory", "GiB", 2),
     "reward_calls": ("Reward calls", "images", 0),
+    "selection_kl": ("KL of choosing the best of n, at most", "nats", 2),
     "nfe": ("NFE", "UNet passes/image", 0),
     "generate_images_per_sec": ("Generation", "images/s", 1),
 }
@@ -86,12 +90,14 @@ DETAILS = {  # by key of a result's extra: caption, note
 }
 VERDICT_NOTES = (
     "▲ up, ▼ down or worse, = neither, corrected for all declared metrics (Holm over a method's common seeds, "
-    "Bonferroni for one run against the spread of seeds). Changes keep their sign, with the 95 % interval.",
+    "Bonferroni for one run against the spread of seeds); only reward and gold are tested for better. Changes keep "
+    "their sign, with the 95 % interval.",
     TRAINED,
 )
 DELTA_NOTE = (
     "Model minus baseline with the 95 % interval of the difference: a t interval over common seeds, one run against "
-    "the spread of the baseline's seeds, or paired over images. ▲ better, ▼ worse, = no clear change."
+    "the spread of the baseline's seeds, or paired over images. ▲ better, ▼ worse, = no clear change, each metric by "
+    "itself: of 20 without a change about one is marked. Verdicts correct for that."
 )
 BEST_NOTE = (
     f"Bold: the best value of its column, over at least {MIN_SEEDS} training seeds, where its interval overlaps no "
@@ -134,6 +140,7 @@ class Entry(NamedTuple):
         trend: as :func:`rgbench.report.words.trend` says.
         sources: folders of the results that it was made from.
         notes: footnotes, each beginning with its mark.
+        about: what is shown on hover.
     """
 
     text: str
@@ -144,6 +151,7 @@ class Entry(NamedTuple):
     trend: str = ""
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    about: str = ""
 
     @property
     def marks(self) -> str:
@@ -246,14 +254,16 @@ def verdict_table(results: ResultSet, verdicts: Sequence[Verdict]) -> Table | No
 def _finding_entry(finding: Finding | None, columns: Mapping[tuple[str, str], Column]) -> Entry:
     if finding is None:
         return Entry(MISSING)
-    text = shown_finding(finding, columns[finding.metric, finding.protocol])
+    column = columns[finding.metric, finding.protocol]
+    text, about = shown_finding(finding, column), about_finding(finding, column)
     if finding.question == REWARD.name:
-        return Entry(text, notes=(TRAINED,))
-    return Entry(text, trend={"up": "better", "": ""}.get(finding.says, "worse"))
+        return Entry(text, notes=(TRAINED,), about=about)
+    return Entry(text, trend={"up": "better", "": ""}.get(finding.says, "worse"), about=about)
 
 
 def value_table(results: ResultSet, key: str, caption: str, columns: Sequence[Column]) -> Table | None:
     """Values of every model, with their intervals."""
+    columns = [column for column in columns if results.num_models(column)]  # not those of checkpoints alone
     best = {column: _best(results, column) for column in columns}
 
     def field(column: Column) -> Field:
@@ -288,8 +298,8 @@ def _value_entry(results: ResultSet, model: Model, column: Column, best: bool) -
     notes += [f"‡ flagged by the evaluation: {FLAGS.get(flag, flag)}." for flag in value.flags]
     if len(seeds) < len(model.results):
         notes.append(f"§ {names(results)[model]} has {len(seeds)} of {len(model.results)} seeds in {column.label}.")
-    sources = _sources(model, column)
-    return Entry(shown(value, column), value.value, *ends(value), best, sources=sources, notes=tuple(notes))
+    text, about, sources = shown(value, column), about_value(value, column), _sources(model, column)
+    return Entry(text, value.value, *ends(value), best, sources=sources, notes=tuple(notes), about=about)
 
 
 def delta_tables(results: ResultSet, columns: Sequence[Column], family: Family | None = None) -> list[Table | None]:
@@ -316,8 +326,8 @@ def _delta_entry(model: Model, base: Model | None, column: Column) -> Entry:
         return Entry(MISSING)
     notes = (*[TRAINED] * value.in_sample, *[UNPAIRED] * (change.basis == "quadrature"))
     how, sources = trend(change, value.in_sample), _sources(model, column)
-    text = shown_change(change)
-    return Entry(text, change.value, change.low, change.high, trend=how, sources=sources, notes=notes)
+    text, about, numbers = shown_change(change), about_change(change), (change.value, change.low, change.high)
+    return Entry(text, *numbers, trend=how, sources=sources, notes=notes, about=about)
 
 
 def spectral_table(results: ResultSet) -> Table | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,6 +40,13 @@ ANSWERS = {
     Outcome.WORSE: "the reward and gold both fell",
     Outcome.NO_GAIN: "the reward did not rise",
     Outcome.UNDECIDED: "these runs do not decide it",
+}
+BASES = {  # what the interval of a change rests on, by Delta.basis
+    "seeds": "paired over {} common training seeds",
+    "spread": "one run against the spread of {} training seeds",
+    "images": "paired over {} prompts",
+    "jackknife": "paired, leaving out {} groups of prompts in turn",
+    "quadrature": "not paired",
 }
 MAX_SETTINGS = 3  # of a recipe in a model's name
 
@@ -118,6 +125,45 @@ def shown_finding(finding: Finding, column: Column) -> str:
     arrow = {"up": "▲", "": "="}.get(finding.says, "▼")
     change = format_value(finding.change, finding.low, finding.high, column.decimals, signed=True)
     return f"{arrow} {column.label} {change} {DIFFERENCE_UNITS.get(column.unit, column.unit)}".strip()
+
+
+def about_value(value: MetricValue, column: Column) -> str:
+    """A value as a reader hovers over it: with its interval, how that was made, and what was measured."""
+    assert value.value is not None, "the caller has a value to show"
+    parts = [f"{column.label}: {format_number(value.value, column.decimals)} {column.unit}".rstrip()]
+    if value.interval is not None:
+        low, high = (format_number(end, column.decimals) for end in ends(value) if end is not None)
+        parts.append(f"95 % interval {low} to {high} ({value.interval.method})")
+    each = " of each training seed" if "seeds" in value.extra else ""
+    return "; ".join([*parts, f"{plural(value.num_images, 'image')}{each}", *_measured_on(column)])
+
+
+def about_change(change: Delta) -> str:
+    """A change as a reader hovers over it: from what to what, its interval, and what that rests on."""
+    column, basis = change.column, BASES.get(change.basis, "").format(change.num_pairs)
+    base, model = (format_number(end, column.decimals) for end in (change.base, change.model))
+    parts = [f"{column.label}: {base} → {model} {column.unit}".rstrip()]
+    if change.low is not None and change.high is not None:
+        low, high = (format_number(end, column.decimals, signed=True) for end in (change.low, change.high))
+        parts.append(f"95 % interval of the change {low} to {high} ({basis})")
+    return "; ".join([*parts, *_measured_on(column)])
+
+
+def about_finding(finding: Finding, column: Column) -> str:
+    """A tested change as a reader hovers over it: from what to what, and its corrected p."""
+    base, model = (format_number(end, column.decimals) for end in (finding.base, finding.model))
+    change = f"{column.label}: {base} → {model} {column.unit}".rstrip()
+    return "; ".join([change, f"p = {finding.adjusted:.2g} after correction", *_measured_on(column)])
+
+
+def _measured_on(column: Column) -> Iterator[str]:
+    """The protocol in words: its prompts and noise, and its real images."""
+    prompts, seeds, reference = (column.protocol.fields.get(key) for key in ("prompts", "seeds", "reference"))
+    if isinstance(prompts, Mapping) and prompts.get("num"):
+        noise = f", noise seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else ""
+        yield f"{plural(prompts['num'], 'prompt')} of {prompts.get('name', 'a list')}{noise}"
+    if isinstance(reference, Mapping) and reference.get("kind"):
+        yield f"against {reference['kind']}"
 
 
 def trend(change: Delta, trained: bool) -> str:
@@ -222,7 +268,11 @@ def _reading(results: ResultSet, model: Model, verdicts: Sequence[Verdict]) -> R
     base = alike or results.teacher
     title = names(results)[model] + (f" against {names(results)[base]}" if base else "")
     told = [column for column in _told(results, model) if base and delta(model, base, column)]
-    facts = (*(_fact(model, base, column) for column in told if base), *_along(results, model))
+    tested = {(each.metric, each.protocol): each for verdict in own[:1] for each in verdict.findings}
+    facts = (
+        *(f"{_fact(model, base, column, tested.get(column.key))}." for column in told if base),
+        *_along(results, model),
+    )
     words = [verdict.words for verdict in own]
     if alike is None:
         words.append(f"{'Compared with the teacher' if base else 'Not compared'}: {results.why_no_baseline(model)}.")
@@ -286,8 +336,15 @@ def lead_columns(columns: Iterable[Column]) -> list[Column]:
     return sorted(columns, key=lambda c: declared.index(c.metric) if c.metric in declared else len(declared))
 
 
-def _fact(model: Model, base: Model, column: Column) -> str:
-    """Such as ``HPS (trained on, †): ▲ +2.33 ± 0.17, 79.46 → 81.79, higher on 92 % [91, 94] of the prompts.``"""
+def _fact(model: Model, base: Model, column: Column, tested: Finding | None) -> str:
+    """Such as ``HPS (trained on, †): ▲ +2.33 ± 0.17, 79.46 → 81.79, higher on 92 % [91, 94] of the prompts``.
+
+    Args:
+        model: that changed.
+        base: against which.
+        column: what changed.
+        tested: what the verdict's test says of it; where it finds no fall, that is said.
+    """
     change, value = delta(model, base, column), model.value(column)
     assert change is not None and value is not None, "the caller asks for a change"
     places = places_worth(change.low, change.high, column.decimals)
@@ -296,12 +353,14 @@ def _fact(model: Model, base: Model, column: Column) -> str:
     if not value.in_sample:
         if column.reference and column.has_good_end and change.arrow:
             text += ", nearer to real" if change.is_better else ", further from real"
-        return f"{column.label}: {text}."
+        if change.is_worse and tested is not None and not tested.says:
+            text += ", not significant among all declared metrics"
+        return f"{column.label}: {text}"
     wins = win_rate(model, base, column)
     if wins is not None:
         rate, low, high = (f"{100 * share:.0f}" for share in (wins.rate, wins.interval.low, wins.interval.high))
         text += f", higher on {rate} % [{low}, {high}] of the prompts"
-    return f"{column.label} (trained on, †): {text}."
+    return f"{column.label} (trained on, †): {text}"
 
 
 def _along(results: ResultSet, model: Model) -> Iterator[str]:

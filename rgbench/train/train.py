@@ -299,7 +299,7 @@ def dry_run(recipe: str, overrides: list[str], *, out: Path | None = None, devic
         *([("student", _describe_student(trainer, settings))] if has_student else []),
         *_describe_groups(trainer),
         *rewards,
-        ("data", ", ".join(f"{key} {value}" for key, value in data.items())),
+        ("data", ", ".join(f"{key} {value}" for key, value in data.items() if value is not None)),
         ("steps", _describe_steps(settings, loop.source.length)),
         ("checkpoints", _describe_checkpoints(trainer, settings)),
         *([("samples", _describe_samples(settings))] if has_student else []),

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from rgbench.cli.main import _print_results, app, result_lines
 from rgbench.cli.options import ExplainingGroup
-from rgbench.cli.show import what_next
+from rgbench.cli.show import print_table, what_next
 from rgbench.core.errors import ConfigError, Interrupted, RgbenchError, UsageError
 from rgbench.core.registry import TABLES
 from rgbench.evaluate.results import Generation, Head, ModelResult
@@ -394,9 +394,23 @@ def test_an_evaluation_ends_with_a_table() -> None:
     ]
     assert re.split(" {2,}", lines[0].strip()) == ["lcd-s0 (lcm, 4 steps, g 5)", "teacher (lcm, 4 steps, g 5)"]
     assert "79.63† ± 0.50" in lines[2] and lines[2].endswith("81.00") and "-3.40 ± 0.25" in lines[3]
-    assert lines[5].endswith("—") and lines[6:] == ["†: the model was trained on this reward", "n<=d: FD-EffLite0"]
+    assert lines[5].endswith("—") and lines[6] == "†: the model was trained on this reward"
+    assert lines[7].startswith("FD-EffLite0: n<=d, no more images than features") and len(lines) == 8
     wide = result_lines([made(f"lcd-s{i}", hps, step=i) for i in range(4)])
     assert len(wide) == 7 and wide[0].split() == ["HPS", "↑"] and wide[3].startswith("lcd-s1 @ 1 (lcm")
+
+
+@pytest.mark.parametrize(("width", "shown"), [(80, ["name", "unit", "about"]), (30, ["name", "about"])])
+def test_a_narrow_terminal_does_without_columns_and_cuts_no_text(
+    width: int, shown: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("LINES", "25")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(("name", "unit", "about"), [("recall", "a long unit", "x" * 40 if width == 30 else "y")], ("unit",))
+    head, *rest = capsys.readouterr().out.split("\n")[1:]
+    assert head.split() == shown and "…" not in "".join(rest)
+    assert sum(line.count("x") for line in rest) == (40 if width == 30 else 0)
 
 
 def test_paths_go_into_a_pipe_and_the_table_beside_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,11 +19,11 @@ from rgbench.judge.trajectory import (
     equivalent_n,
     expected_maxima,
     find_hack,
-    kl_best_of,
     pareto_front,
     pareto_points,
     training_runs,
 )
+from rgbench.metrics.statistics import kl_best_of
 from tests.results_maker import make_result
 
 RNG = np.random.default_rng(0)

@@ -92,9 +92,17 @@ def test_every_link_has_its_target(tags):
     assert {href[1:] for href in [*tags.values("href"), *tags.values("xlink:href")] if href[0] == "#"} <= set(ids)
 
 
-def test_every_value_names_its_result_and_the_commands_that_measured(text, tags):
-    titles = [title for title in tags.values("title") if title.startswith("benchtop/")]
-    assert any(title.startswith("benchtop/lcd-s0/lcm4-") for title in titles)
+def test_every_value_explains_itself_on_hover(tags):
+    cells = [attrs.get("title", "") for tag, attrs in tags.found if tag == "td" and "data-n" in attrs]
+    (value, *_) = [cell for cell in cells if cell.startswith("HPS: 2") and "→" not in cell]
+    assert re.fullmatch(r"HPS: [\d.]+; 95 % interval [\d.]+ to [\d.]+ \(.*\); 2048 images; 2048 prompts of .*", value)
+    (change, *_) = [cell for cell in cells if cell.startswith("HPS") and "→" in cell]
+    assert re.fullmatch(r"HPS: [\d.]+ → [\d.]+; 95 % interval of the change \+.* \(paired over 8 prompts\);.*", change)
+    assert not any("lcm4-" in title for title in tags.values("title"))
+
+
+def test_every_value_names_its_result_and_the_commands_that_measured(text):
+    assert "<code>benchtop/lcd-s0/lcm4-" in text
     assert "rgbench eval runs/lcd-s0 --metric fid,hps,oracle,spectrum" in text
     assert text.count('<tr id="e-benchtop-') == 3 + 2, "those of checkpoints too"
     assert re.search(r"<td>lrm&lt;b onclick=1&gt;-s0, step 1</td>", text)

@@ -11,6 +11,9 @@ import pytest
 from rgbench.judge.models import ResultSet, load_result_sets
 from rgbench.judge.trajectory import TrainingRun
 from rgbench.judge.verdict import judge_set
+from rgbench.report.page import Album, training_data
+from rgbench.report.plots import axes_of
+from rgbench.report.tables import all_tables
 from rgbench.report.words import Reading, gold_of, proxy_words, readings, runs_along
 from tests.history.plausible import write_model
 from tests.results_maker import HACKED, HONEST, make_result, make_students
@@ -188,6 +191,30 @@ def test_a_run_without_a_hack_step_says_so(tmp_path):
     assert found.facts[-1] == (
         "Along training, rg_lcd-s0, 2 steps evaluated: at none does Oracle, mean clearly peak while HPS still rises."
     )
+
+
+def test_a_curve_takes_the_protocol_of_most_steps_and_tables_say_nothing_of_it(tmp_path):
+    follow(tmp_path, "lcd", steps=(50, 100), protocol_num=512)
+    follow(tmp_path, "lcd", steps=(250,))
+    results = read(tmp_path)
+    (found,) = runs_along(results)
+    gold = gold_of(found)
+    assert (gold.label, list(found.curve(gold))) == ("Oracle, mean, n = 512", [50, 100])
+    assert [(c.metric, c.label) for c in axes_of(results)] == [("hps", "HPS, n = 512"), (gold.metric, gold.label)]
+    drawn = training_data(results, Album(0))
+    assert drawn["steps"] == [50, 100] and all(len(metric) == 2 for run in drawn["runs"] for metric in run["values"])
+    assert not any("512" in text for table in all_tables(results, ()) for text in table.notes)
+
+
+def test_a_fall_that_the_verdict_does_not_find_says_so(tmp_path):
+    make_students(tmp_path, "lcd", {}, range(7))
+    make_students(tmp_path, "lrm", HONEST | {"recall_efflite0": -0.1})
+    results = read(tmp_path)
+    (verdict,) = judge_set(results)
+    missed = [each.model_copy(update={"says": ""}) for each in verdict.findings]
+    for found, says in ((verdict, False), (verdict.model_copy(update={"findings": missed}), True)):
+        (fact,) = [fact for fact in readings(results, [found])[0].facts if fact.startswith("Recall: ▼ −0.100")]
+        assert ("not significant" in fact) is says
 
 
 def test_checkpoints_of_another_sampler_belong_to_no_model(tmp_path):

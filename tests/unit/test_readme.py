@@ -54,7 +54,7 @@ def test_the_readme_is_read_in_two_minutes():
     readme = (ROOT / README).read_text(encoding="utf-8")
     words = re.sub(r"```.*?```|!\[.*?\]\(.*?\)|\(.*?\)|<!--.*?-->", "", readme, flags=re.DOTALL).split()
     block = re.search("results: begin.*results: end", readme, re.DOTALL)
-    assert len(words) < 800 and len(re.findall(r"[A-Za-z]+", block[0])) < 250
+    assert len(words) < 600 and len(re.findall(r"[A-Za-z]+", block[0])) < 250
 
 
 def test_missing_block_or_report_is_an_error():

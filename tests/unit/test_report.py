@@ -83,15 +83,18 @@ def test_no_text_of_the_csv_is_a_formula_and_numbers_stay_numbers(tmp_path, name
     assert all(re.match(r"[-+][\d.]+( ±| \[|$)", cell) for cell in cells if cell[:1] in ("=", "+", "-", "@"))
 
 
-def test_gpu_time_and_memory_are_columns_where_a_run_had_a_gpu(tmp_path):
-    write_model(tmp_path, "lcd", 0, metrics=("hps",), cost={"train_gpu_sec": 880.4, "peak_gpu_gib": 21.125})
+def test_gpu_time_memory_and_the_kl_of_choosing_are_columns_where_a_run_has_them(tmp_path):
+    cost = {"train_gpu_sec": 880.4, "peak_gpu_gib": 21.125, "selection_kl": 1.2044}
+    write_model(tmp_path, "lcd", 0, metrics=("hps",), cost=cost)
     text = report(tmp_path, tmp_path / "out", ["md"])[0].read_text()
     assert "Training GPU time (GPU s)" in text and "| 880 |" in text and "| 21.12 |" in text
+    assert "KL of choosing the best of n, at most (nats)" in text and "| 1.20 |" in text
 
 
 def test_a_report_of_some_models_and_metrics_under_other_names(cli, tmp_path):
     options = ("--model", "lrm", "--metric", "oracle,hps", "--label", "lrm=Proxy & co", "--title", "One <student>")
-    assert cli("report", HISTORY, "--out", tmp_path, "--format", "md,csv,html", *options).returncode == 0
+    done = cli("report", HISTORY, "--out", tmp_path, "--format", "md,csv,html", *options)
+    assert done.returncode == 0 and "Proxy & co against LCD: " in done.stderr and "report.md" in done.stdout
     lines = list(csv.DictReader((tmp_path / "report.csv").read_text(encoding="utf-8").splitlines()))
     assert {line["model"] for line in lines} == {"LCD", "Proxy & co"}, "what it is compared with comes along"
     assert {line["metric"] for line in lines if line["kind"] == "value"} == {"hps", "oracle_all"}

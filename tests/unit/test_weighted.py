@@ -17,6 +17,7 @@ from rgbench.data import latents
 from rgbench.data.batches import Batch, Encoded
 from rgbench.data.config import TeacherData
 from rgbench.data.latents import TeacherSource
+from rgbench.evaluate.targets import resolve_targets
 from rgbench.models.pipeline import load_models
 from rgbench.train.cache import cache_samples
 from rgbench.train.lcd import LCD, Networks
@@ -158,7 +159,7 @@ def test_damaged_scores_are_told(recipe, scored):
 @pytest.mark.parametrize("lora", [[], ["lora={rank: 2}", "train.lr=0.03"]], ids=["full", "lora"])
 def test_a_run_on_them_resumes_bit_exactly_and_logs_its_weights(recipe, scored, tmp_path, lora):
     path = cache_samples(recipe, [], samples=2, kind="hps", device="cpu")
-    words = [*weighted_words(path), *lora]
+    words = [*weighted_words(path), *lora, f"weighted.weights={'softmax' if lora else 'best'}"]
     runs = [RunDirectory.open(train(recipe, words, out=tmp_path / name, device="cpu")) for name in ("a", "b")]
     shutil.rmtree(runs[1].checkpoints / "step-00000004")
     runs[1].update(status="interrupted", step=2)
@@ -167,6 +168,8 @@ def test_a_run_on_them_resumes_bit_exactly_and_logs_its_weights(recipe, scored, 
     assert files[0].read_bytes() == files[1].read_bytes()
     assert (runs[0].pipeline / "lora" / "README.md").is_file() == bool(lora)
     row = runs[0].read_log()[-1]
+    (target,) = resolve_targets([str(runs[0].path)], tmp_path)
+    assert target.cost.get("selection_kl") == (None if lora else math.log(2) - 1 / 2), "of the better of two samples"
     assert 1 <= row["weight/samples"] <= 2 and 1 <= row["weight/batch_samples"] <= 4 and 0 < row["weight/top10"] <= 1
 
 

@@ -20,9 +20,9 @@ from rgbench.core.errors import UsageError
 from rgbench.evaluate.results import ModelResult
 from rgbench.judge.compare import MIN_SEEDS
 from rgbench.judge.models import ResultSet, result_set, sampling_of
-from rgbench.judge.trajectory import kl_best_of, order_weights
+from rgbench.judge.trajectory import order_weights
 from rgbench.judge.verdict import GOLD, Declared, Outcome, Verdict, judge
-from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES, holm, paired_t, t_interval
+from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES, holm, kl_best_of, paired_t, t_interval
 from rgbench.metrics.values import MetricValue
 from rgbench.train.recipe import load_recipe
 from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Curve, Images, Kind, Study

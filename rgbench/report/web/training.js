@@ -12,7 +12,7 @@ for (const box of document.querySelectorAll(".training")) {
   const show = () => {
     const at = Number(slider.value);
     const step = data.steps[at];
-    box.querySelector("output").textContent = `step ${step} of ${data.steps[data.steps.length - 1]}`;
+    box.querySelector("output").textContent = `step ${step} of ${data.of}`;
     slider.setAttribute("aria-valuetext", `step ${step}`);
     charts.replaceChildren(
       ...data.metrics.map((metric, j) => valuesChart(data, metric, j, at)),
@@ -123,7 +123,7 @@ function frame(title, [xLow, xHigh], [yLow, yHigh]) {
   const [left, right, top, bottom] = [46, 350, 10, 190];
   const figure = node("figure", "chart");
   figure.append(node("figcaption", "", title));
-  const svg = shape("svg", { viewBox: "0 0 360 214", role: "img", "aria-label": title });
+  const svg = shape("svg", { viewBox: "0 0 370 214", role: "img", "aria-label": title });
   const x = (value) => left + ((value - xLow) / (xHigh - xLow || 1)) * (right - left);
   const y = (value) => bottom - ((value - yLow) / (yHigh - yLow)) * (bottom - top);
   for (const tick of ticks(yLow, yHigh)) {
