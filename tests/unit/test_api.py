@@ -82,7 +82,7 @@ def test_verdicts_and_plots_and_the_report(store: Path) -> None:
     assert len(pd.read_csv(file)) > 8
     (file,) = rgbench.report(store, store.parent / "out", ["csv"], metrics=["hps"], labels={"lcd": "Mine"})
     few = pd.read_csv(file)
-    assert set(few["metric"][few["kind"] == "value"]) == {"hps"} and "Mine" in set(few["model"])
+    assert set(few["metric"][few["kind"] == "value"]) == {"hps", "hps_no_antialias"} and "Mine" in set(few["model"])
 
 
 def test_a_run_has_its_log_and_its_picture(tmp_path: Path) -> None:
