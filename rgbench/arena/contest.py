@@ -51,7 +51,7 @@ from rgbench.core.io import (
 )
 from rgbench.data.files import image_files
 from rgbench.data.prompts import BENCHTOP, PromptSet, benchtop_prompts, load_prompts
-from rgbench.evaluate.images import list_images, match_images, own_prompts, own_rows
+from rgbench.evaluate.images import list_images, match_images, named, own_prompts, own_rows
 from rgbench.evaluate.results import RESULT, ModelResult, load_result
 
 DESIGN, SECRET, VOTES = "arena.json", "secret", "votes"
@@ -226,14 +226,25 @@ def find_result(text: str, results: Path) -> ModelResult | None:
 
 
 def _of_result(result: ModelResult, num: int | None) -> Entrant:
-    """Images that ``--save-images`` wrote, else those of the contact sheet."""
+    """Images that ``--save-images`` wrote, else those of the contact sheet.
+
+    Raises:
+        UsageError: too few, one that is missing, or another one than the contact sheet keeps.
+    """
     assert result.folder is not None
     saved, name = result.folder / "images", result.head.model
     images: tuple[Path | Image.Image, ...]
     if (saved / INDEX).is_file():
         rows, files = own_rows(saved, 0) or [], list_images(saved)
+        remedy = "evaluate it again with --save-images"
+        if missing := [row["stem"] for row in rows if row["stem"] not in files]:
+            raise UsageError(f"{saved}: {len(missing)} images are missing: {named(missing)}; {remedy}")
         keys = tuple((row["id"], 0, row["text"]) for row in rows)
         images = tuple(files[row["stem"]] for row in rows)
+        kept = {(about.prompt_id, about.seed, about.prompt): image for about, image in result.images.items()}
+        for key, file in zip(keys, images, strict=True):
+            if key in kept and open_image(file).tobytes() != kept[key].tobytes():
+                raise UsageError(f"{file}: not the image that was measured; {remedy}")
     else:
         keys = tuple((about.prompt_id, about.seed, about.prompt) for about in result.images)
         images = tuple(result.images.values())

@@ -185,6 +185,34 @@ def test_results_meet_by_name_on_their_kept_images(tmp_path):
     assert found[0].image(3).size == (64, 64) and found[0].result == next((tmp_path / "benchtop" / "lcd-s0").iterdir())
 
 
+def test_saved_images_are_those_that_were_measured(tmp_path):
+    folders = {}
+    for method in ("lcd", "lrm"):
+        write_model(tmp_path, method, 0, num=8, images=2)
+        (folders[method],) = (tmp_path / "benchtop" / f"{method}-s0").iterdir()
+        saved, index = folders[method] / "images", []
+        saved.mkdir()
+        for about, image in load_result(folders[method]).images.items():
+            name = about.prompt_id.replace("/", "_")
+            image.save(saved / f"{name}.png")
+            row = {"file": f"{name}.png", "prompt_id": about.prompt_id, "prompt": about.prompt, "seed": about.seed}
+            index.append(row)
+        (saved / "index.json").write_text(json.dumps(index))
+    sources = Sources(models=("lcd-s0", "lrm-s0"), results=str(tmp_path))
+    one, _ = find_entrants(sources)
+    assert all(isinstance(image, Path) for image in one.images) and len(one.images) == 2
+    file = one.images[1]
+    before = file.read_bytes()
+    shutil.copy(one.images[0], file)
+    with pytest.raises(UsageError, match=rf"{file.name}: not the image that was measured; evaluate it again"):
+        find_entrants(sources)
+    file.write_bytes(before)
+    assert find_entrants(sources)[0].sha256 == one.sha256
+    file.unlink()
+    with pytest.raises(UsageError, match=r"images: 1 images are missing: 'test_1'; evaluate it again"):
+        find_entrants(sources)
+
+
 def test_several_results_of_a_name_are_named(tmp_path):
     for steps in (2, 4):
         write_model(tmp_path, "lcd", 0, steps=steps, num=8, images=4)
