@@ -210,9 +210,7 @@ def main(folder: Path, checks: list[str]) -> None:
     if "quick" in checks:
         one_rank_and_two(folder, ranks, "lrm", 3)
         resume(folder, ranks, "lrm", 2, 5)
-        one_rank_and_two(folder, ranks, "weighted", 3)
         one_rank_and_two(folder, ranks, "dollar", 3)
-        resume(folder, ranks, "dollar", 1, 7)
         not_finite(folder, ranks, "value")
         not_finite(folder, ranks, "gradient")
         failures(folder, ranks)

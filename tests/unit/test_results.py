@@ -502,7 +502,7 @@ def _write_many(root: Path, writer: int, num: int) -> None:
         put(root, value("oracle_all", 50.0, [0.0, 100.0]))  # all writers at one value
 
 
-@pytest.mark.parametrize(("num_writers", "num"), [(8, 200)])
+@pytest.mark.parametrize(("num_writers", "num"), [(8, 40), pytest.param(8, 200, marks=pytest.mark.long)])
 def test_concurrent_writers_lose_and_tear_nothing(tmp_path, num_writers, num):
     context = multiprocessing.get_context("forkserver")  # its imports once, and no thread of this process
     context.set_forkserver_preload([__name__])
