@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.registry import resolve
@@ -112,18 +115,29 @@ def reward_of_shapes(section: RewardSection, preset_path: Path | None, notes: li
         return WeightedReward(terms, weights, standardise=section.standardise == "calibrated", balance=balance)
     if isinstance(section, (Process, Plugin)):
         notes.append(f"{key} {section.kind}: not counted")
-        return CallableReward(lambda images, prompts: images.new_zeros(len(prompts)), section.kind, logit_scale=1.0)
+        return _viewed(_Uncounted(section.kind), section)
     assert isinstance(section, PixelReward)
     path = Path(section.path) if section.path else preset_path if isinstance(section, HPS) else None
+    if path is None and section.kind in ("pickscore", "aesthetic"):  # whose architecture the configuration says
+        path = find_published(section.kind, f"{key}.path")
+    head = {"head": section.head} if isinstance(section, Aesthetic) else {}
     reward: Any = resolve("reward", section.kind)
-    if isinstance(section, Aesthetic):
-        path = path or find_published(section.kind, f"{key}.path")
-        reward = reward.of_shapes(path, head=section.head, antialias=section.antialias)
-    else:
-        if section.kind == "pickscore":
-            path = path or find_published(section.kind, f"{key}.path")
-        reward = reward.of_shapes(path, antialias=section.antialias)
-    return _viewed(reward, section)
+    return _viewed(reward.of_shapes(path, antialias=section.antialias, **head), section)
+
+
+@dataclass
+class _Uncounted:
+    """A reward without networks."""
+
+    name: str
+    differentiable = True
+    logit_scale = 1.0
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images.flatten(1).mean(1)
 
 
 def _load_own(section: PixelReward, preset_path: Path | None, key: str, arguments: dict[str, Any]) -> Any:
