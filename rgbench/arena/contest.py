@@ -240,9 +240,9 @@ def _of_result(result: ModelResult, num: int | None) -> Entrant:
         if missing := [row["stem"] for row in rows if row["stem"] not in files]:
             raise UsageError(f"{saved}: {len(missing)} images are missing: {named(missing)}; {remedy}")
         keys = tuple((row["id"], 0, row["text"]) for row in rows)
-        images = tuple(files[row["stem"]] for row in rows)
+        images = paths = tuple(files[row["stem"]] for row in rows)
         kept = {(about.prompt_id, about.seed, about.prompt): image for about, image in result.images.items()}
-        for key, file in zip(keys, images, strict=True):
+        for key, file in zip(keys, paths, strict=True):
             if key in kept and open_image(file).tobytes() != kept[key].tobytes():
                 raise UsageError(f"{file}: not the image that was measured; {remedy}")
     else:

@@ -150,9 +150,9 @@ def train(
         _check_recipe(recipe, overrides)
     if dry_run:
         tune()
-        from rgbench.cli.show import print_plan
+        from rgbench.cli.show import print_dry_run
 
-        print_plan(recipe, overrides or [], out, device.value)
+        print_dry_run(recipe, overrides or [], out, device.value)
         return
     if launch is not None and not launched():
         options = [*(["--out", str(out)] if out else []), "--resume", resume.value, "--device", device.value]
@@ -339,6 +339,23 @@ def doctor(
 
     tune()
     if not print_checks(recipe, overrides or []):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=LOOK, epilog="Example: rgbench plan sdxl/lcd_lora --gpu 4090")
+def plan(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Also say whether it fits, and how long it takes: h100, a100-80, 4090, ...")
+    ] = None,
+) -> None:
+    """Count the memory and the operations of a recipe's training step, without its weights."""
+    _check_recipe(recipe, overrides)
+    tune()
+    from rgbench.cli.show import print_plan
+
+    if not print_plan(recipe, overrides or [], gpu):
         raise typer.Exit(1)
 
 

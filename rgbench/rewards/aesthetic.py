@@ -24,6 +24,7 @@ from rgbench.rewards.clip import (
     CLIP_MEAN,
     CLIP_STD,
     WEIGHTS,
+    clip_of_shapes,
     clip_preprocess,
     config_sha256,
     image_features,
@@ -120,6 +121,19 @@ class AestheticReward:
             head_sha256=sha256_file(file),
             config_sha256=config_sha256(folder),
         )
+
+    @classmethod
+    def of_shapes(cls, path: Path, *, head: HeadKind, antialias: bool) -> AestheticReward:
+        """The reward with weights of any value; no weight file is read or needed.
+
+        Args:
+            path: a folder with the CLIP's config.json.
+            head: which of the published heads.
+            antialias: of the image resize.
+        """
+        model = clip_of_shapes(path)
+        module = make_head(head, model.config.projection_dim)
+        return cls(model, module, head, antialias=antialias, weights_sha256="", head_sha256="")
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes the scores."""

@@ -22,7 +22,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from rgbench.core.errors import UsageError
@@ -107,6 +107,20 @@ class CLIPReward:
         model, tokenizer, weights, settings = _load_folder(path) if path.is_dir() else _load_file(path)
         digest = sha256_file(weights)
         return cls(model.to(device, dtype), tokenizer, antialias=antialias, weights_sha256=digest, **settings)
+
+    @classmethod
+    def of_shapes(cls, path: Path | None, *, antialias: bool) -> Self:
+        """The reward with weights of any value; no weight file is read or needed.
+
+        Args:
+            path: as of :meth:`load`; None for ViT-H-14.
+            antialias: of the image resize.
+        """
+        if path is not None and path.is_dir():
+            model, tokenizer = _without_weights(f"local-dir:{path}", load_weights=False), folder_tokenizer(path)
+        else:
+            model, tokenizer = _without_weights(ARCHITECTURE, pretrained=None), open_clip.get_tokenizer(ARCHITECTURE)
+        return cls(model, tokenizer, antialias=antialias, weights_sha256="")
 
     def with_antialias(self, antialias: bool) -> Self:
         """The same network and its cached texts under another resize."""
@@ -207,6 +221,14 @@ class PickScoreReward(CLIPReward):
             text_features(model, tokenizer([PROBE]).to(model.device))
         digest, config = sha256_file(folder / WEIGHTS), config_sha256(folder)
         return cls(model, tokenizer, antialias=antialias, weights_sha256=digest, config_sha256=config)
+
+    @classmethod
+    def of_shapes(cls, path: Path | None, *, antialias: bool) -> Self:
+        """As :meth:`CLIPReward.of_shapes`, of a folder with config.json."""
+        assert path is not None
+        model = clip_of_shapes(path)
+        tokenizer = ClipTokenizer(path, model.config.text_config.max_position_embeddings)
+        return cls(model, tokenizer, antialias=antialias, weights_sha256="")
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes the scores."""
@@ -446,10 +468,15 @@ def read_clip(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         UsageError: nothing there, or files missing.
     """
     if path.is_dir():
-        return _model_cfg(path), load_tensors(_folder_weights(path))
+        return clip_config(path), load_tensors(_folder_weights(path))
     if not path.is_file():
         raise UsageError(f"{path}: no such CLIP; give an open_clip folder or a file of {ARCHITECTURE} weights")
-    return open_clip.get_model_config(ARCHITECTURE), load_tensors(path)
+    return clip_config(None), load_tensors(path)
+
+
+def clip_config(folder: Path | None) -> dict[str, Any]:
+    """open_clip's ``model_cfg`` of a folder; None for ViT-H-14."""
+    return open_clip.get_model_config(ARCHITECTURE) if folder is None else _model_cfg(folder)
 
 
 def _take(model: open_clip.CLIP, path: Path, owner: str, remedy: str) -> None:
@@ -483,6 +510,12 @@ def load_clip(folder: Path, device: str | torch.device, dtype: torch.dtype) -> C
         )
     check_loaded(folder, report)
     return model.requires_grad_(False).eval().to(device, dtype)
+
+
+def clip_of_shapes(folder: Path) -> CLIPModel:
+    """A frozen ``CLIPModel`` of a folder's configuration, with weights of any value."""
+    with explained(folder):
+        return CLIPModel(CLIPConfig.from_pretrained(folder)).requires_grad_(False).eval()
 
 
 def image_features(model: CLIPModel, pixels: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from rgbench.core.io import (
     write_sums,
 )
 from rgbench.models.folder import explained, read_config, read_number
-from rgbench.rewards.clip import FeatureCache, check_text_cfg, folder_tokenizer, read_clip, unit
+from rgbench.rewards.clip import FeatureCache, check_text_cfg, clip_config, folder_tokenizer, read_clip, unit
 
 CONFIG, WEIGHTS, CLIP_CONFIG = "config.json", "model.safetensors", "open_clip_config.json"
 MAX_LOG_SCALE = math.log(100)  # CLIP, arXiv 2103.00020, section 2.5
@@ -93,26 +93,45 @@ class LatentCLIP(nn.Module):
             UsageError: no CLIP there, a text tower that does not fit its configuration, or patches that do not divide
                 the latents.
         """
-        size, patch = vision_cfg["image_size"], vision_cfg["patch_size"]
-        if any(side % patch for side in (size if isinstance(size, (list, tuple)) else [size])):
-            raise UsageError(f"latents of {size} are not divided by patches of {patch}: choose another patch_size")
         path = Path(clip)
         model_cfg, weights = read_clip(path)
-        config = {
-            "embed_dim": model_cfg["embed_dim"],
-            "vision_cfg": vision_cfg,
-            "text_cfg": model_cfg["text_cfg"],
-            "latent_channels": latent_channels,
-            "latent_scale": latent_scale,
-        }
-        if model_cfg.get("quick_gelu"):
-            config["quick_gelu"] = True
-        proxy = cls(config, path if path.is_dir() else None)
+        proxy = cls._of_clip(model_cfg, path if path.is_dir() else None, vision_cfg, latent_channels, latent_scale)
         own = proxy.clip.state_dict()
         text, wanted = ({k: v for k, v in s.items() if not k.startswith("visual.")} for s in (weights, own))
         check_tensors(path, text, wanted, "the text tower that its configuration describes")
         proxy.clip.load_state_dict(own | text)
         return proxy
+
+    @classmethod
+    def of_shapes(
+        cls, clip: Path | None, vision_cfg: dict[str, Any], *, latent_channels: int, latent_scale: float
+    ) -> LatentCLIP:
+        """As :meth:`from_clip`, with weights of any value: none are read; ``clip`` None for ViT-H-14."""
+        folder = clip if clip is not None and clip.is_dir() else None
+        return cls._of_clip(clip_config(folder), folder, vision_cfg, latent_channels, latent_scale)
+
+    @classmethod
+    def _of_clip(
+        cls, model_cfg: dict[str, Any], folder: Path | None, vision_cfg: dict[str, Any], channels: int, scale: float
+    ) -> LatentCLIP:
+        """A fresh proxy with the text tower of a CLIP's configuration.
+
+        Raises:
+            UsageError: patches that do not divide the latents.
+        """
+        size, patch = vision_cfg["image_size"], vision_cfg["patch_size"]
+        if any(side % patch for side in (size if isinstance(size, (list, tuple)) else [size])):
+            raise UsageError(f"latents of {size} are not divided by patches of {patch}: choose another patch_size")
+        config = {
+            "embed_dim": model_cfg["embed_dim"],
+            "vision_cfg": vision_cfg,
+            "text_cfg": model_cfg["text_cfg"],
+            "latent_channels": channels,
+            "latent_scale": scale,
+        }
+        if model_cfg.get("quick_gelu"):
+            config["quick_gelu"] = True
+        return cls(config, folder)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device, dtype: torch.dtype = torch.float32) -> LatentCLIP:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.registry import resolve
 from rgbench.rewards.base import CallableReward, ViewedReward, WeightedReward
-from rgbench.rewards.config import HPS, Aesthetic, PixelReward, Plugin, Process, RewardSection, Sum, find_published
+from rgbench.rewards.config import (
+    HPS,
+    Aesthetic,
+    PixelReward,
+    Plugin,
+    Process,
+    RewardSection,
+    SingleReward,
+    Sum,
+    find_published,
+)
 
 MEMBERS = ("name", "differentiable", "fingerprint")
 
@@ -69,9 +82,62 @@ def load_reward(
             reward = _load_plugin(section, key, arguments)
         else:
             reward = _load_own(section, preset_path, key, arguments)
+    assert isinstance(section, SingleReward)
+    return _viewed(reward, section)
+
+
+def _viewed(reward: Any, section: SingleReward) -> Any:
+    """The reward behind its blur and crop, where it has any."""
     if section.blur_sigma or section.random_crop:
         return ViewedReward(reward, blur_sigma=section.blur_sigma, random_crop=section.random_crop)
     return reward
+
+
+def reward_of_shapes(section: RewardSection, preset_path: Path | None, notes: list[str], key: str = "reward") -> Any:
+    """A recipe's reward with weights of any value; no weight file is read.
+
+    Args:
+        section: from :mod:`rgbench.rewards.config`.
+        preset_path: the HPS weights of the preset, for ``path: null``; None for ViT-H-14, as all published ones are.
+        notes: takes what is not counted.
+        key: of the section, for messages.
+
+    Returns:
+        A :class:`rgbench.rewards.base.Reward`; for a plug-in or process, whose networks are not known here, one that
+        computes nothing.
+
+    Raises:
+        UsageError: no configuration.
+    """
+    if isinstance(section, Sum):
+        terms = [reward_of_shapes(term, preset_path, notes, f"{key}.terms.{i}") for i, term in enumerate(section.terms)]
+        weights, balance = [term.scale for term in section.terms], section.balance == "gradient"
+        return WeightedReward(terms, weights, standardise=section.standardise == "calibrated", balance=balance)
+    if isinstance(section, (Process, Plugin)):
+        notes.append(f"{key} {section.kind}: not counted")
+        return _viewed(_Uncounted(section.kind), section)
+    assert isinstance(section, PixelReward)
+    path = Path(section.path) if section.path else preset_path if isinstance(section, HPS) else None
+    if path is None and section.kind in ("pickscore", "aesthetic"):  # whose architecture the configuration says
+        path = find_published(section.kind, f"{key}.path")
+    head = {"head": section.head} if isinstance(section, Aesthetic) else {}
+    reward: Any = resolve("reward", section.kind)
+    return _viewed(reward.of_shapes(path, antialias=section.antialias, **head), section)
+
+
+@dataclass
+class _Uncounted:
+    """A reward without networks."""
+
+    name: str
+    differentiable = True
+    logit_scale = 1.0
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return images.flatten(1).mean(1)
 
 
 def _load_own(section: PixelReward, preset_path: Path | None, key: str, arguments: dict[str, Any]) -> Any:

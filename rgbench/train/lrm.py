@@ -115,7 +115,7 @@ class LRM(RGLCD):
             )
         self.logit_scale, self.proxy, self.is_small = float(logit_scale), proxy, recipe.proxy.small is not None
         section, trainable = recipe.proxy.fidelity, recipe.proxy.trainable
-        self.moments = self._standardise() if regression else None
+        self.moments = self.standardise() if regression else None
         self.fidelity: Fidelity | None = None
         if section.every:
             data = open_source(section.data or recipe.data).load(list(range(section.prompts)))
@@ -242,7 +242,7 @@ class LRM(RGLCD):
         return {"proxy_correlation": value}
 
     @torch.no_grad()
-    def _standardise(self) -> Moments:
+    def standardise(self) -> Moments:
         """Moments of both scores over candidates of the untrained student, on the first samples of the data."""
         source = open_source(self.recipe.data)
         num = min(CALIBRATED, source.length or CALIBRATED)

@@ -37,7 +37,7 @@ class ModelSection(Section):
     """The teacher: a preset or a folder.
 
     Attributes:
-        preset: ``benchtop``, ``sd15``, ``sd21-base``, ``sd21`` or ``sdxl``.
+        preset: ``benchtop``, ``sd15``, ``sd21-base``, ``sd21``, ``sdxl``, ``sd35-medium`` or ``flux-dev``.
         path: a local pipeline folder of Stable Diffusion 1 to 3.5, SDXL or FLUX.1.
         resolution: image side in pixels; null for the model's own.
     """
@@ -64,14 +64,17 @@ class ModelSection(Section):
             raise UsageError(f"{key}: give a path; only a model.preset brings one with it")
         return find_preset(self.preset)
 
-    def teacher_folder(self) -> Path:
+    def teacher_folder(self, weights: bool = True) -> Path:
         """The teacher's folder.
+
+        Args:
+            weights: False where its configurations and tokenizers are enough.
 
         Raises:
             UsageError: it is missing.
         """
         if self.path is None:
-            return self.find("model.path").teacher_folder()
+            return self.find("model.path").teacher_folder(weights)
         if not Path(self.path).is_dir():
             presets = ", ".join(PRESETS)
             raise UsageError(

@@ -31,7 +31,7 @@ LIBRARIES = "import pydantic, typer.rich_utils; pydantic.BaseModel"
 OURS = os.environ | {"PYTHONPATH": str(ROOT)}
 VERBS = [
     *("train", "eval", "report", "sample", "verdict", "compare", "check", "probes"),
-    *("ls", "show", "doctor", "validate", "cp", "export", "cache", "merge", "rm", "export-data"),
+    *("ls", "show", "doctor", "plan", "validate", "cp", "export", "cache", "merge", "rm", "export-data"),
 ]
 
 
@@ -218,9 +218,8 @@ def test_recipes_are_listed_shown_copied_and_validated(cli: Cli, tmp_path: Path)
     listed = cli("ls", "recipes").stdout.splitlines()
     rows = [line.split("\t") for line in listed]
     methods = ("dollar", "lcd", "lrm", "lrm_pretrain", "mlcm", "rg_lcd", "tcd")
-    kinds = {"sd15/lcd_lora": "lcd", "sdxl/lcd_lora": "lcd", "weighted": "weighted"} | {
-        f"{folder}{kind}": kind for folder in ("", "sd21/") for kind in methods
-    }
+    kinds = {f"{folder}{kind}": kind for folder in ("", "sd21/") for kind in methods} | {"weighted": "weighted"}
+    kinds |= {f"{folder}/lcd_lora": "lcd" for folder in ("sd15", "sdxl", "sd35", "flux")}
     assert {row[0]: row[1] for row in rows} == kinds
     assert all(row[2] for row in rows)
     text = (ROOT / "recipes" / "lrm.yaml").read_text()

@@ -60,6 +60,36 @@ def test_sdxl_is_found_in_either_precision(cache):
         preset.teacher_folder()
 
 
+@pytest.mark.parametrize(("name", "gigabytes", "guidance"), [("sd35-medium", "16.3", 4.5), ("flux-dev", "33.7", 3.5)])
+def test_flows_are_gated_and_found_in_shards(cache, name, gigabytes, guidance):
+    preset, index = PRESETS[name], {"_class_name": "FluxPipeline" if name == "flux-dev" else "StableDiffusion3Pipeline"}
+    assert (preset.resolution, preset.prediction_type, preset.teacher_guidance) == (1024, "flow_prediction", guidance)
+    assert re.fullmatch(r"[0-9a-f]{40}", hub(preset).revision)
+    folder = snapshot(cache, hub(preset))
+    with pytest.raises(UsageError, match=rf"{gigabytes} GB in all; accept its licence.*hf auth login; get it with: hf"):
+        preset.teacher_folder()
+    for file in (folder / file for file in hub(preset).files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(index))
+    assert preset.teacher_folder() == folder
+    shard = next(folder.glob("*/model-00002-of-00002.safetensors"))
+    shard.unlink()
+    with pytest.raises(UsageError, match=rf"hf download \S+ {shard.parent.name}/{shard.name} --revision"):
+        preset.teacher_folder()
+
+
+def test_configurations_are_enough_where_no_weights_are_asked_for(cache):
+    preset = PRESETS["sdxl"]
+    with pytest.raises(UsageError, match="configuration of the teacher: not in the Hugging Face cache") as caught:
+        preset.teacher_folder(weights=False)
+    assert ".safetensors" not in str(caught.value)
+    folder = snapshot(cache, hub(preset))
+    for name in shlex.split(str(caught.value).split("get it with: ")[1])[3:-2]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    assert preset.teacher_folder(weights=False) == folder
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_what_is_missing_is_named_with_its_size_and_command(cache, monkeypatch, offline):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1" if offline else "0")

@@ -43,18 +43,21 @@ FULL_SIZE = {
     "sd21/dollar": "dollar",
     "sd15/lcd_lora": "lcd",
     "sdxl/lcd_lora": "lcd",
+    "sd35/lcd_lora": "lcd",
+    "flux/lcd_lora": "lcd",
 }
+OF_1024 = ("sdxl/", "sd35/", "flux/")
 
 
 def test_all_full_size_recipes_are_listed():
-    assert {name for name in packaged_recipes() if name.startswith(("sd15/", "sd21/", "sdxl/"))} == FULL_SIZE.keys()
+    assert {name for name in packaged_recipes() if name.startswith(("sd15/", "sd21/", *OF_1024))} == FULL_SIZE.keys()
 
 
 @pytest.mark.parametrize("name", sorted(FULL_SIZE))
 def test_a_full_size_recipe_validates_and_explains_itself(name):
     recipe = load_recipe(name)
     assert (recipe.kind, recipe.name) == (FULL_SIZE[name], name.replace("/", "-"))
-    side = 1024 if name.startswith("sdxl/") else 512
+    side = 1024 if name.startswith(OF_1024) else 512
     assert recipe.model.find("model").resolution == recipe.data.resolution == side  # type: ignore[union-attr]
     head, *rest = packaged_recipes()[name].read_text().split("\n\n")
     for part in ("First:", f"Launch:    rgbench train recipes/{name}.yaml", "Override:", "Then:"):
