@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -221,6 +221,7 @@ class ResultSet:
         models: teacher first, then LCD and what is compared with it.
         columns: in the order of tables.
         checkpoints: results of runs before their last step, which belong to no model.
+        shown: keys of the columns that say something of models, not of training alone.
         base: name of the model that all others are compared with; None for the LCD students of equal budget.
         labels: names to show in place of their own, by name of a model.
     """
@@ -229,6 +230,7 @@ class ResultSet:
     models: tuple[Model, ...]
     columns: tuple[Column, ...]
     checkpoints: tuple[ModelResult, ...] = ()
+    shown: frozenset[Key] = frozenset()
     base: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -278,8 +280,8 @@ class ResultSet:
         return None
 
     def num_models(self, column: Column) -> int:
-        """Models that have a value."""
-        return sum(bool(model.seeds(column)) for model in self.models)
+        """Models that have a value; 0 of a column of training alone."""
+        return sum(bool(model.seeds(column)) for model in self.models) if column.key in self.shown else 0
 
     def trained_column(self, model: Model) -> Column | None:
         """The reward that a model was trained on; where only another resize of it was measured, that."""
@@ -366,7 +368,7 @@ def result_set(results: Sequence[ModelResult]) -> ResultSet:
             if value.key not in columns:
                 info = metric_info(value.metric, result.head.metrics)
                 columns[value.key] = Column(value.metric, value.protocol, info, value.reference)
-    shown = {value.key for result in finished for value in result.values}
+    shown = {value.key for result in finished for value in _of_models(result, results)}
     for key, column in columns.items():  # images of checkpoints have no say in the names of models' columns
         others = [other for name, other in columns.items() if name in shown or name == key]
         columns[key] = replace(column, distinct=_distinct(column, others))
@@ -381,7 +383,19 @@ def result_set(results: Sequence[ModelResult]) -> ResultSet:
             )
         ),
         checkpoints=tuple(result for result in results if result.is_checkpoint),
+        shown=frozenset(shown),
     )
+
+
+def _of_models(result: ModelResult, results: Sequence[ModelResult]) -> Iterator[MetricValue]:
+    """Values of a finished run, without those that only end the curve of its checkpoints.
+
+    They are measured as the checkpoints were, beside the same metric measured otherwise.
+    """
+    same = [other for other in results if other.is_checkpoint and other.head.model == result.head.model]
+    along = {key for other in same for key in other.by_key}
+    own = {value.metric for value in result.values if value.key not in along}
+    yield from (value for value in result.values if value.key not in along or value.metric not in own)
 
 
 def unlike(model: Model, base: Model) -> str:

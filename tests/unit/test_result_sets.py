@@ -98,6 +98,21 @@ def test_checkpoints_belong_to_no_model(tmp_path):
     assert found.models[0].value(found.column("hps")).value == 2.0
 
 
+def test_the_end_of_a_curve_is_no_column_of_models(tmp_path):
+    """Checkpoints and the end of their run on fewer prompts, beside what was measured of the model."""
+    few = {"prompts": {"num": 4}}
+    for step in (50, 100):
+        make_result(tmp_path, "lcd-s0", values={"hps": 1.0}, step=step, protocol=few)
+    (alone,) = load(tmp_path).columns
+    assert load(tmp_path).num_models(alone) == 1, "nothing else was measured of it"
+    make_result(tmp_path, "lcd-s0", values={"hps": 3.0})
+    make_result(tmp_path, "lcd-s1", values={"hps": 3.0})
+    found = load(tmp_path)
+    shown = {column.protocol.fields["prompts"]["num"]: found.num_models(column) for column in found.columns}
+    assert shown == {4: 0, 8: 1}
+    assert [column.label for column in found.columns if found.num_models(column)] == ["HPS"]
+
+
 def test_the_baseline_has_the_same_sampler_and_budget(tmp_path, students):
     assert students.baseline(only(students, "lrm")) is only(students, "lcd")
     assert students.baseline(only(students, "lcd")) is None
