@@ -13,7 +13,7 @@ from rgbench.core.errors import UsageError
 from rgbench.core.io import inspect_image
 from rgbench.core.registry import names, resolve
 from rgbench.data.prompts import Prompt, PromptSet, benchtop_prompts
-from rgbench.evaluate.results import load_results
+from rgbench.judge.models import load_result_sets
 from rgbench.metrics.context import SetComparison
 from rgbench.metrics.features import FeatureSet
 from rgbench.metrics.kid import KernelDistance
@@ -267,14 +267,9 @@ def test_absolute_values_of_two_sizes_are_two_columns(photos, tmp_path):
 def test_committed_results_keep_their_protocols(tmp_path):
     """A new evaluation of the embedded world finds the committed values under the same ids."""
     context = make_context(benchtop_prompts(2048), tmp_path)
-    committed = {
-        key
-        for result in load_results(ROOT / "results" / "benchtop")
-        for key in result.by_key
-        if not result.is_checkpoint
-    }
+    (found,) = load_result_sets(ROOT / "results")
     measured = ("fid", "kid", "prdc", "vendi", "hps", "oracle", "gold_utility", *(set(names("probe")) - {"diversity"}))
     planned = {
         (metric, protocol.id) for name in measured for metric, protocol in resolve("metric", name)(context).planned
     }
-    assert planned == {key for key in committed if key[0] != "gold_win_rate"}, "its opponent is not in this context"
+    assert planned == {key for key in found.shown if key[0] != "gold_win_rate"}, "its opponent is not in this context"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -122,7 +123,13 @@ def test_what_cannot_be_trained_on_is_refused(recipe, folder, scored, tmp_path):
         train(recipe, weighted_words(alone), device="cpu")
     with pytest.raises(UsageError, match="no complete cache"):
         train(recipe, weighted_words(tmp_path / "none"), device="cpu")
-    (unscored / "cache.json").write_text('{"identity": {"data": {}}, "num": 8}')
+    index = {
+        "schema_version": latents.SCHEMA_VERSION,
+        "shard_samples": latents.SHARD_SAMPLES,
+        "identity": {"data": {}},
+        "num": 8,
+    }
+    (unscored / "cache.json").write_text(json.dumps(index))
     with pytest.raises(UsageError, match="holds no samples of a teacher"):
         train(recipe, weighted_words(unscored), device="cpu")
     torch.manual_seed(5)
