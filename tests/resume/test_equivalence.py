@@ -38,7 +38,7 @@ LONG = [pytest.param(kind, 10, marks=pytest.mark.long) for kind in KINDS]
 
 @pytest.mark.parametrize(("kind", "steps"), [("lrm", 2), *LONG])
 def test_one_batch_of_eight_is_eight_of_one(folder, tmp_path, kind, steps):
-    assert_close(folder, tmp_path, kind, steps, 1e-4, gradient_accumulation_steps=8)
+    assert_close(folder, tmp_path, kind, steps, 1e-3, gradient_accumulation_steps=8)  # as on ranks
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("rg_lcd", 2), *LONG])

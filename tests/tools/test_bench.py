@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 from webdataset.tariterators import tar_file_expander
 
 from rgbench.core.errors import RgbenchError, UsageError
-from rgbench.metrics import networks
 from rgbench.train.recipe import load_recipe
 from rgbench.train.rg_lcd import RGLCD
 from tests.conftest import ROOT
@@ -221,7 +220,6 @@ def test_two_sizes_are_drawn_on() -> None:
 def restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a benchmark of its own process leaves changed."""
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ["XDG_CACHE_HOME"])
-    monkeypatch.setattr(networks, "FILE_SHA256", networks.FILE_SHA256)
 
 
 @pytest.mark.long
