@@ -1,6 +1,6 @@
 # make demo       train three students on the benchtop, evaluate them beside their teacher, report
 # make lint       ruff and mypy
-# make test       lint, then the tests, on up to four cores; ten to fifteen minutes on two
+# make test       lint, then the tests, on up to four cores; six to fifteen minutes on two
 # make test-long  the tests that take long
 # make test-gpu   the tests that need a CUDA GPU
 # make readme     the report of the committed results, and the README's tables from it

@@ -312,6 +312,13 @@ def test_gpu_commands_are_understood_and_one_that_fails_leaves_the_others(tmp_pa
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("preset", cli.PRESETS)
+def test_the_plain_step_takes_the_packaged_recipes(preset: str) -> None:
+    for name in cli.METHODS:
+        recipe = cli._recipe_of_step(preset, name, ["train.batch_size=4"])
+        assert recipe.train.batch_size == 4 and (name == "lcd" or recipe.guidance.scale is not None)
+
+
 def test_unknown_names_are_refused() -> None:
     for words, hint in ((["step", "--preset", "benchtp"], "did you mean 'benchtop'"),
                         (["step", "--method", "ldc"], "--method ldc"),

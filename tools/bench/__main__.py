@@ -27,12 +27,14 @@ from rgbench.cli.options import (
 )
 from rgbench.core.errors import RgbenchError, UsageError, suggest
 from rgbench.core.io import write_text_atomic
-from rgbench.train.recipe import load_recipe
+from rgbench.train.recipe import BaseRecipe, load_recipe
 
 METHODS = ("lcd", "rg_lcd", "lrm")
 PRESETS = {"benchtop": "{}", "sd21-base": "sd21/{}"}  # preset → names of its recipes
 # The recipes of full-size models recompute activations; that is measured where it is asked for.
 FULL_SIZE = ("train.gradient_checkpointing=false", "train.num_workers=0")
+# The plain step weighs the reward by a constant, as the paper does; the benchtop's recipes give it a share.
+CONSTANT = ("guidance.share=null", "guidance.scale=1")
 DEFAULT_OUT = Path("results/bench")
 
 
@@ -70,8 +72,7 @@ def step(
     for name in methods:
         _check("--method", name, METHODS)
     _check("--preset", preset, PRESETS)
-    usual = () if preset == "benchtop" else FULL_SIZE
-    recipes = [load_recipe(PRESETS[preset].format(name), [*usual, *(overrides or [])]) for name in methods]
+    recipes = [_recipe_of_step(preset, name, overrides or []) for name in methods]
     if any(recipe.train.compile for recipe in recipes):
         raise UsageError("train.compile: the plain step shares the networks; measure without it")
     place = ready(device)
@@ -89,6 +90,11 @@ def step(
 
             rows.append(row_of(head, work))
     _save(out, ["step", preset, place], tag, place, overrides=overrides or [], rounds=rounds, rows=rows)
+
+
+def _recipe_of_step(preset: str, name: str, overrides: Sequence[str]) -> BaseRecipe:
+    usual = FULL_SIZE if preset != "benchtop" else CONSTANT if name != "lcd" else ()
+    return load_recipe(PRESETS[preset].format(name), [*usual, *overrides])
 
 
 @app.command()
@@ -242,7 +248,8 @@ def _folder() -> Iterator[Path]:
 def _save(out: Path, words: list[str], tag: str | None, device: str, **measured: Any) -> None:
     from tools.bench.timing import save
 
-    command = shlex.join(["python", "-m", "tools.bench", *sys.argv[1:]])
+    given = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "-m", "tools.bench", *given])
     head = {"what": words[0], "preset": words[1]}
     typer.echo(save(out, [*words, *([tag] if tag else [])], command, device, head | measured))
 

@@ -90,8 +90,8 @@ def script(
     num = steps * recipe.train.batch_size
     run([*RGBENCH, "export-data", str(tars), "--num", str(num), "--shard-size", str(num)], folder / "export")
     data = f"data={{kind: webdataset, path: {tars}, resolution: 64}}"
-    workers = "train.num_workers=1"  # the script takes no fewer
-    ours = [*RGBENCH, "train", "lcd", data, f"train.steps={steps}", workers, *overrides]
+    alike = ["train.num_workers=1", "train.sample_every=0"]  # the script takes no fewer, and samples every 200 steps
+    ours = [*RGBENCH, "train", "lcd", data, f"train.steps={steps}", *alike, *overrides]
     theirs = [sys.executable, str(copy), *_script_options(recipe, tars, steps)]
     found: dict[str, list[float]] = {"rgbench": [], "diffusers": []}
     for number in range(rounds):
