@@ -69,6 +69,14 @@ def test_the_shipped_studies_share_their_arms_and_fit_the_budget(tmp_path):
     assert not any(name.startswith("study/") for name in packaged_recipes())
 
 
+def test_the_neighbours_share_their_runs_and_are_measured_at_both_steps(tmp_path):
+    studies = [load_study(path) for path in (*SHIPPED, ROOT / "recipes" / "study" / "neighbours.yaml")]
+    units = units_of(studies, tmp_path / "runs", tmp_path / "results")
+    assert len({unit.name for unit in units}) == len(units)
+    of_tcd = [unit.steps for unit in units if unit.run == "lrm_tcd-s0" and unit.kind == "eval"]
+    assert of_tcd == [4, 2] and [unit.steps for unit in units if unit.name == "eval rg_mlcm-2-s0"] == [2]
+
+
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
@@ -92,6 +100,38 @@ def test_an_arm_means_one_recipe_in_all_studies(tmp_path):
     studies = [load_study(tiny(tmp_path / "a.yaml")), load_study(tiny(tmp_path / "b.yaml", arms=other))]
     with pytest.raises(UsageError, match="another recipe for rg_lcd-s0"):
         units_of(studies, tmp_path, tmp_path)
+
+
+OTHER_STEPS = "{lcd: {recipe: lcd, seeds: 0-1, steps: [2]}, rg_lcd: {recipe: rg_lcd, seeds: 0-1, steps: [2]}}"
+
+
+def test_images_of_other_steps_are_units_of_their_own(tmp_path):
+    units = units_of([load_study(tiny(tmp_path / "a.yaml", arms=OTHER_STEPS))], tmp_path / "runs", tmp_path / "results")
+    (own, few) = (unit for unit in units if unit.kind == "eval" and unit.run == "lcd-s0")
+    assert few.name == "eval lcd-s0 at 2 steps" and few.words[-2:] == ("--steps", "2") and "--steps" not in own.words
+    make_result(tmp_path / "results", "lcd-s0", values={"hps": 1.0, "gold_utility": 1.0})
+    assert own.is_done() and not few.is_done()
+    two = {"steps": 2}
+    make_result(tmp_path / "results", "lcd-s0", values={"hps": 1.0, "gold_utility": 1.0}, sampling=two)
+    assert few.is_done()
+
+
+def test_each_number_of_steps_has_a_line_and_a_verdict_of_its_own(tmp_path):
+    made(tmp_path / "results", {"lcd": [0.8, 0.8], "rg_lcd": [0.7, 0.7]})
+    for seed in (0, 1):
+        make_result(
+            tmp_path / "results",
+            f"rg_lcd-s{seed}",
+            values={"hps": 70.0 + seed, "oracle_all": 10.0},
+            sampling={"steps": 2},
+            recipe_sha256="rg_lcd",
+        )
+    text = reported(tmp_path, arms=OTHER_STEPS)
+    assert "| rg_lcd | 4 | 2 of 2 | 83.4" in text and "| rg_lcd | 2 | 2 of 2 | 70.5" in text
+    assert "- lcd at 2 steps: hps of seeds 0, 1" in text and "- lcd: " not in text
+    measured = Measured.of(load_study(tmp_path / "a.yaml"), load_results(tmp_path / "results"))
+    assert measured.values("rg_lcd", "hps") == {0: 83.0, 1: 83.81}
+    assert measured.verdict("rg_lcd") != measured.verdict("rg_lcd", 2)
 
 
 def test_results_that_are_there_are_not_made_again(tmp_path):
@@ -418,7 +458,7 @@ def test_the_page_says_what_came_and_what_is_missing(tmp_path):
     assert "stale" not in text and "by hand" in text and "more reward, less gold" in text
     assert "- rg_lcd: hps of seeds 5" in text and "Too few results for a hump" in text
     assert "| primary | rg_lcd − lcd, Oracle, all right | 5 |" in text.replace("All right", "Oracle, all right")
-    assert "| rg_lcd | 5 of 6 | 83.66" in text and "0 of 2 called over-optimised" in text
+    assert "| rg_lcd | 4 | 5 of 6 | 83.66" in text and "0 of 2 called over-optimised" in text
     assert "](page/a.svg)" in text
     before = (tmp_path / "page" / "a.svg").read_bytes()
     assert reported(tmp_path, curves=curves) == text and (tmp_path / "page" / "a.svg").read_bytes() == before

@@ -218,7 +218,10 @@ def test_recipes_are_listed_shown_copied_and_validated(cli: Cli, tmp_path: Path)
     listed = cli("ls", "recipes").stdout.splitlines()
     rows = [line.split("\t") for line in listed]
     methods = ("dollar", "lcd", "lrm", "lrm_pretrain", "mlcm", "rg_lcd", "tcd")
-    kinds = {f"{folder}{kind}": kind for folder in ("", "sd21/") for kind in methods} | {"weighted": "weighted"}
+    kinds = {f"{folder}{kind}": kind for folder in ("", "sd21/") for kind in methods} | {
+        "weighted": "weighted",
+        "vsd": "vsd",
+    }
     kinds |= {f"{folder}/lcd_lora": "lcd" for folder in ("sd15", "sdxl", "sd35", "flux")}
     assert {row[0]: row[1] for row in rows} == kinds
     assert all(row[2] for row in rows)

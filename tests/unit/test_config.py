@@ -257,10 +257,10 @@ def test_every_packaged_recipe_validates() -> None:
     from rgbench.train.recipe import load_recipe
 
     names = list(packaged_recipes())
-    assert len(names) == 19
+    assert len(names) == 20
     for name in names:
         recipe = load_recipe(name)
-        known = ("lcd", "rg_lcd", "lrm", "lrm_pretrain", "tcd", "mlcm", "weighted", "dollar")
+        known = ("lcd", "rg_lcd", "lrm", "lrm_pretrain", "tcd", "mlcm", "weighted", "vsd", "dollar")
         assert json.loads(recipe.model_dump_json())["kind"] in known
 
 

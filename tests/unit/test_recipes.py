@@ -13,7 +13,7 @@ from rgbench.core.registry import TABLES
 from rgbench.train.recipe import LCDRecipe, LCDSection, TrainSection, load_recipe
 
 OF_ONE_METHOD = {"lcd", "rg_lcd", "lrm"}
-TRAINED = OF_ONE_METHOD | {"tcd", "mlcm", "weighted", "dollar"}
+TRAINED = OF_ONE_METHOD | {"tcd", "mlcm", "weighted", "vsd", "dollar"}
 SHIPPED = sorted(name for name in packaged_recipes() if name in TRAINED)
 
 

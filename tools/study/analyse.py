@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from rgbench.judge.trajectory import order_weights
 from rgbench.judge.verdict import GOLD, Declared, Outcome, Verdict, judge
 from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES, holm, kl_best_of, paired_t, t_interval
 from rgbench.metrics.values import MetricValue
-from rgbench.train.recipe import load_recipe
 from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Curve, Images, Kind, Study
 
 REWARD = "hps"
@@ -38,13 +38,15 @@ class Measured:
 
     Attributes:
         study: declared.
-        results: of its runs, sampled as they were trained to be, checkpoints included.
+        results: of its runs, sampled as the arms say, checkpoints included.
         gold: name of the metric that is gold.
+        steps: of the sampler of each arm's own recipe.
     """
 
     study: Study
     results: tuple[ModelResult, ...]
     gold: str
+    steps: Mapping[str, int]
 
     @classmethod
     def of(cls, study: Study, loaded: Sequence[ModelResult]) -> Measured:
@@ -54,18 +56,19 @@ class Measured:
             UsageError: a value that was measured twice, or under two protocols.
         """
         wanted = {f"{arm}-s{seed}": arm for arm in study.arms for seed in study.seeds(arm)}
-        steps = {}
-        for name, arm in study.arms.items():
-            sampling = load_recipe(arm.recipe, [*arm.set, *study.common]).sampling
-            steps[name] = sampling.steps, sampling.guidance_scale
+        sampling = {arm: study.sampling(arm) for arm in study.arms}
         found = []
         for result in loaded:
-            arm_name = wanted.get(result.head.model)
-            fields = sampling_of(result)
-            if arm_name and (fields.get("steps"), fields.get("guidance_scale")) == steps[arm_name]:
+            arm = wanted.get(result.head.model)
+            if arm is None:
+                continue
+            fields, own = sampling_of(result), sampling[arm]
+            every = (own.steps, *study.arms[arm].steps)
+            if fields.get("guidance_scale") == own.guidance_scale and fields.get("steps") in every:
                 found.append(result)
         names = {value.metric for result in found for value in result.values}
-        own = cls(study, tuple(found), next((name for name in GOLD.metrics if name in names), GOLD.metrics[0]))
+        gold = next((name for name in GOLD.metrics if name in names), GOLD.metrics[0])
+        own = cls(study, tuple(found), gold, {arm: each.steps for arm, each in sampling.items()})
         own._check()
         return own
 
@@ -78,13 +81,13 @@ class Measured:
                 yield from ((kind, result, value) for kind, images in sets.items() if images and images.hold(value))
 
     def _check(self) -> None:
-        places: dict[tuple[Kind, str, int, str], set[str]] = {}
+        places: dict[tuple[Kind, str, int, int, str], set[str]] = {}
         protocols: dict[tuple[Kind, str], set[str]] = {}
         for kind, result, value in self._values():
-            at = (kind, result.head.model, result.head.training.get("step", 0), value.metric)
+            at = (kind, result.head.model, _steps(result), result.head.training.get("step", 0), value.metric)
             places.setdefault(at, set()).add(f"{result.head.generation.id} {value.protocol.id}")
             protocols.setdefault((kind, value.metric), set()).add(value.protocol.id)
-        for (_, model, _, metric), ids in places.items():
+        for (_, model, _, _, metric), ids in places.items():
             if len(ids) > 1:
                 listed = ", ".join(sorted(ids))
                 raise UsageError(f"{model}: {metric} of the same images was measured twice ({listed}); remove one")
@@ -93,9 +96,9 @@ class Measured:
                 raise UsageError(f"{metric} was measured under two protocols: {', '.join(sorted(ids))}; remove one")
 
     @cached_property
-    def _finals(self) -> dict[tuple[str, str, Kind], tuple[ModelResult, MetricValue]]:
+    def _finals(self) -> dict[tuple[str, int, str, Kind], tuple[ModelResult, MetricValue]]:
         return {
-            (result.head.model, value.metric, kind): (result, value)
+            (result.head.model, _steps(result), value.metric, kind): (result, value)
             for kind, result, value in self._values()
             if not result.is_checkpoint and value.value is not None
         }
@@ -110,14 +113,18 @@ class Measured:
         lacks |= {"gold_win_rate"} if self.gold != GOLD.metrics[0] else set()
         return [metric for metric in metrics if metric not in lacks]
 
-    def values(self, arm: str, metric: str) -> dict[int, float]:
-        """Values by training seed."""
+    def values(self, arm: str, metric: str, steps: int | None = None) -> dict[int, float]:
+        """Values by training seed, at a number of sampling steps; at the recipe's own by default."""
         found = {}
         for seed in self.study.seeds(arm):
-            each = self._finals.get((f"{arm}-s{seed}", self.name(metric), "eval"))
+            each = self._finals.get((f"{arm}-s{seed}", steps or self.steps[arm], self.name(metric), "eval"))
             if each is not None:
                 found[seed] = float(each[1].value or 0)
         return found
+
+    def all_steps(self, arm: str) -> tuple[int, ...]:
+        """Numbers of sampling steps at which an arm is measured; its recipe's own first."""
+        return self.steps[arm], *self.study.arms[arm].steps
 
     def train_seconds(self, arm: str) -> list[float]:
         """CPU seconds of the training of each run that says so."""
@@ -125,9 +132,9 @@ class Measured:
         times = [found.get(f"{arm}-s{seed}") for seed in self.study.seeds(arm)]
         return [float(each) for each in times if each is not None]
 
-    def rows(self, run: str, metric: str, kind: Kind) -> dict[tuple[str, int], float] | None:
+    def rows(self, arm: str, seed: int, metric: str, kind: Kind) -> dict[tuple[str, int], float] | None:
         """Per-image values of a run by (prompt id, noise seed); None where there are none."""
-        found = self._finals.get((run, self.name(metric), kind))
+        found = self._finals.get((f"{arm}-s{seed}", self.steps[arm], self.name(metric), kind))
         stored = found[0].rows(*found[1].key) if found is not None else None
         return stored.by_image() if stored is not None else None
 
@@ -145,10 +152,11 @@ class Measured:
         """Runs whose results the analysis lacks, with what lacks; in the order of the study."""
         found = []
         for arm in self.study.arms:
-            for metric in self.shown(self.study.eval.reads):
-                lacking = [seed for seed in self.study.seeds(arm) if seed not in self.values(arm, metric)]
+            for steps, metric in product(self.all_steps(arm), self.shown(self.study.eval.reads)):
+                lacking = [seed for seed in self.study.seeds(arm) if seed not in self.values(arm, metric, steps)]
                 if lacking:
-                    found.append(f"{arm}: {self.name(metric)} of seeds {', '.join(map(str, lacking))}")
+                    where = f" at {steps} steps" if steps != self.steps[arm] else ""
+                    found.append(f"{arm}{where}: {self.name(metric)} of seeds {', '.join(map(str, lacking))}")
         return found
 
     @cached_property
@@ -156,9 +164,10 @@ class Measured:
         """The results as the verdict takes them; None without any."""
         return result_set(self.results) if any(not result.is_checkpoint for result in self.results) else None
 
-    def verdict(self, arm: str) -> Verdict | None:
-        """The verdict on an arm; None where it has no results, or no reward."""
-        models = self.set.find(arm) if self.set is not None and self.set.has(arm) else ()
+    def verdict(self, arm: str, steps: int | None = None) -> Verdict | None:
+        """The verdict on an arm, as :meth:`values`; None where it has no results, or no reward."""
+        found = self.set.find(arm) if self.set is not None and self.set.has(arm) else ()
+        models = [model for model in found if model.sampling.get("steps") == (steps or self.steps[arm])]
         if len(models) > 1:
             raise UsageError(f"{arm}: its runs have {len(models)} recipes or samplings; remove the results of one")
         return judge(self.set, models[0]) if self.set is not None and models and models[0].trained_rewards else None
@@ -169,7 +178,8 @@ class Measured:
         held = [seed for seed in self.study.seeds(self.study.base) if seed not in common]
         if self.set is None or not self.set.has(self.study.base):
             return {}
-        (whole,) = self.set.find(self.study.base)
+        own = self.steps[self.study.base]
+        (whole,) = (model for model in self.set.find(self.study.base) if model.sampling.get("steps") == own)
         base = replace(whole, results={seed: each for seed, each in whole.results.items() if seed in common})
         found = {}
         for seed in (seed for seed in held if seed in whole.results):
@@ -177,6 +187,10 @@ class Measured:
             alone = replace(self.set, models=(base, one))
             found[seed] = judge(alone, one, Declared(base=base.name, reward=REWARD)).outcome
         return found
+
+
+def _steps(result: ModelResult) -> int:
+    return int(result.head.generation.fields.get("steps") or 0)
 
 
 # Contrasts
@@ -382,7 +396,7 @@ def choices(measured: Measured) -> dict[int, Choice]:
     study = measured.study
     found = {}
     for seed in study.seeds(study.base) if study.draws is not None else ():
-        both = [measured.rows(f"{study.base}-s{seed}", name, "draws") for name in (REWARD, GOLD_NAME)]
+        both = [measured.rows(study.base, seed, name, "draws") for name in (REWARD, GOLD_NAME)]
         if both[0] is not None and both[1] is not None:
             prompts = _prompts(both[0])
             noises = sorted({noise for _, noise in both[0]})
@@ -423,10 +437,10 @@ def match_best_of_n(measured: Measured, arm: str) -> dict[int, Match]:
     study = measured.study
     found = {}
     for seed, choice in choices(measured).items():
-        drawn = measured.rows(f"{study.base}-s{seed}", REWARD, "draws") or {}
+        drawn = measured.rows(study.base, seed, REWARD, "draws") or {}
         gains = []
         for metric in (REWARD, GOLD_NAME):
-            ours, theirs = (measured.rows(f"{name}-s{seed}", metric, "eval") for name in (arm, study.base))
+            ours, theirs = (measured.rows(name, seed, metric, "eval") for name in (arm, study.base))
             if ours is None or theirs is None:
                 break
             at = [key for key in ours if key in theirs and key in drawn]

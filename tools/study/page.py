@@ -30,7 +30,7 @@ from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Study, load_study
 from tools.study.work import Records, read_records
 
 COST = "cost"
-COLUMNS = (REWARD, GOLD_NAME, "oracle_all", "gold_win_rate", "fd_efflite0", "band_db")
+COLUMNS = (REWARD, GOLD_NAME, "oracle_all", "gold_win_rate", "fd_efflite0", "recall_efflite0", "band_db")
 PICKED = (2, 4, 8)  # n of best-of-n that the table shows
 
 
@@ -138,20 +138,20 @@ def _name(contrast: Contrast) -> str:
 
 
 def _arms(measured: Measured) -> str:
-    columns = measured.shown(COLUMNS)
+    columns = measured.shown([metric for metric in COLUMNS if metric in measured.study.eval.reads])
     rows = []
     for arm in measured.study.arms:
-        cells = []
-        for metric in columns:
-            values = measured.values(arm, metric)
-            found = spread(values.values())
-            cells.append(_plus_minus(found, info_of(measured, metric).decimals))
-        verdict = measured.verdict(arm)
-        num = f"{len(measured.values(arm, REWARD))} of {len(measured.study.seeds(arm))}"
-        cells.append(_plus_minus(spread(measured.train_seconds(arm)), 0))
-        rows.append((arm, num, *cells, verdict.outcome.value if verdict is not None else "—"))
-    header = ("Arm", "Seeds", *(info_of(measured, metric).label for metric in columns), "Training, CPU s", "Verdict")
-    return table(header, rows)
+        for steps in measured.all_steps(arm):
+            cells = []
+            for metric in columns:
+                found = spread(measured.values(arm, metric, steps).values())
+                cells.append(_plus_minus(found, info_of(measured, metric).decimals))
+            verdict = measured.verdict(arm, steps)
+            num = f"{len(measured.values(arm, REWARD, steps))} of {len(measured.study.seeds(arm))}"
+            cells.append(_plus_minus(spread(measured.train_seconds(arm)), 0))
+            rows.append((arm, str(steps), num, *cells, verdict.outcome.value if verdict is not None else "—"))
+    labels = [info_of(measured, metric).label for metric in columns]
+    return table(("Arm", "Steps", "Seeds", *labels, "Training, CPU s", "Verdict"), rows)
 
 
 def _hump(measured: Measured, hump: Hump | None) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,12 +48,14 @@ class Arm(Section):
         set: overrides, ``key=value``.
         seeds: training seeds, such as ``0-5``.
         along: training seed whose checkpoints are measured as well.
+        steps: of the sampler, at which its images are measured beside the recipe's own.
     """
 
     recipe: str
     set: Names = ()
     seeds: str
     along: int | None = None
+    steps: Annotated[tuple[int, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
     def _one_of_the_seeds(self) -> Arm:
@@ -184,6 +186,10 @@ class Study(Section):
         """The primary one first."""
         return self.primary, *self.secondary
 
+    def sampling(self, arm: str) -> Any:
+        """The section ``sampling`` of an arm's recipe."""
+        return load_recipe(self.arms[arm].recipe, [*self.arms[arm].set, *self.common]).sampling
+
     def seeds(self, arm: str) -> list[int]:
         """Training seeds of an arm."""
         return parse_seeds(self.arms[arm].seeds)
@@ -215,6 +221,7 @@ class Unit:
         needs: names of units that come before.
         method: recipe and overrides of the arm.
         images: whose values the results must hold; None of a training.
+        steps: of the sampler that made them; None of a training.
     """
 
     name: str
@@ -225,6 +232,7 @@ class Unit:
     method: tuple[str, ...]
     needs: tuple[str, ...] = ()
     images: Images | None = None
+    steps: int | None = None
 
     @property
     def pays(self) -> str:
@@ -245,7 +253,8 @@ class Unit:
         except UsageError:  # none, or damaged: measured again
             return False
         values = {value.metric for value in found.values if self.images.hold(value)}
-        return not found.is_checkpoint and values.issuperset(self.images.wanted)
+        alike = not found.is_checkpoint and found.head.generation.fields.get("steps") == self.steps
+        return alike and values.issuperset(self.images.wanted)
 
 
 def units_of(studies: Iterable[Study], runs: Path, results: Path) -> list[Unit]:
@@ -276,17 +285,19 @@ def _units_of_run(study: Study, name: str, seed: int, is_first: bool, runs: Path
     words = ("train", arm.recipe, *arm.set, *study.common, *kept, f"name={name}", f"seed={seed}")
     method = (arm.recipe, *arm.set)
     found = [Unit(f"train {run}", "train", run, (*words, "--out", str(runs / run)), runs / run, method)]
-    images: dict[Kind, Images] = {"eval": study.eval}
+    own = study.sampling(name).steps
+    images: list[tuple[Kind, Images, int]] = [("eval", study.eval, steps) for steps in (own, *arm.steps)]
     if study.along is not None and arm.along == seed:
-        images["along"] = study.along
+        images.append(("along", study.along, own))
     if study.draws is not None and name == study.base:
-        images["draws"] = study.draws
-    for kind, each in images.items():
+        images.append(("draws", study.draws, own))
+    for kind, each, steps in images:
         kept_images = KEPT_IMAGES if kind == "eval" and is_first else 0
         words = ("eval", str(runs / run), "--metric", ",".join(each.metrics), "--num", str(each.num))
         words += ("--seeds", each.seeds, "--keep-images", str(kept_images), "--results", str(results))
-        words += ("--checkpoints",) if kind == "along" else ()
-        found.append(Unit(f"{kind} {run}", kind, run, words, results, method, (found[0].name,), each))
+        words += ("--checkpoints",) if kind == "along" else ("--steps", str(steps)) if steps != own else ()
+        title = f"{kind} {run}" + (f" at {steps} steps" if steps != own else "")
+        found.append(Unit(title, kind, run, words, results, method, (found[0].name,), each, steps))
     return found
 
 
