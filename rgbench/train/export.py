@@ -49,6 +49,9 @@ def export_pipeline(
     pipeline = models.family.pipeline(models, merged(own), trainer.scheduler())
     with quiet_libraries():  # which warn of parts that the teacher leaves out
         pipeline.save_pretrained(temporary, safe_serialization=True)
+    for place in temporary.glob("tokenizer*"):  # as it was loaded: calls leave their padding in a fast tokenizer
+        shutil.rmtree(place)
+        shutil.copytree(models.path / place.name, place)
     if is_lora(own):
         _save_lora(models, own, temporary / LORA_FOLDER)
         write_text_atomic(temporary / LORA_FOLDER / "README.md", lora_card(card))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from rgbench.core.errors import UsageError
 from rgbench.core.run import RunDirectory
 from rgbench.data.sources import open_source
+from rgbench.models.folder import config_hashes
 from rgbench.models.pipeline import load_models
 from rgbench.train.lcd import LCD
 from rgbench.train.loop import Loop
@@ -143,6 +144,15 @@ def test_a_lora_run_goes_on_as_if_it_had_not_stopped(parts, tmp_path):
     for stem, module in straight.trainer.modules().items():
         a, b = module.state_dict(), resumed.trainer.modules()[stem].state_dict()
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a), stem
+
+
+def test_a_students_identity_does_not_depend_on_what_was_sampled(parts, tmp_path, monkeypatch):
+    """A call leaves its padding in a fast tokenizer, and a tokenizer's file is part of what a generation is of."""
+    monkeypatch.chdir(tmp_path)
+    recipe = str(sd_folders.write_recipe(parts, tmp_path, "lcd", "sd15", {}))
+    silent, sampled = (train(recipe, [f"train.sample_every={n}", f"name=every-{n}"]) for n in (0, 1))
+    for path in (silent, sampled):
+        assert config_hashes(path / "pipeline")["tokenizer"] == config_hashes(parts / "sd15")["tokenizer"]
 
 
 def test_either_network_is_exported_on_demand(parts, tmp_path, monkeypatch):
