@@ -321,6 +321,12 @@ class ResultSet:
             checkpoints=tuple(result for result in self.checkpoints if result.head.model in runs),
         )
 
+    def twice(self, model: Model) -> tuple[str, ...]:
+        """Runs of a model that have two results of one training seed, which keep all its seeds apart."""
+        alike = [m for m in self.models if (m.name, m.recipe_sha256) == (model.name, model.recipe_sha256)]
+        names = [name for m in alike if m.sampling == model.sampling for name in m.names]
+        return tuple(name for name in dict.fromkeys(names) if names.count(name) > 1)
+
     def has(self, name: str) -> bool:
         """Whether a model or run of that name is here."""
         return any(name in (model.name, *model.names) for model in self.models)

@@ -464,7 +464,7 @@ class _Case:
                 f"the reward that {model.label} was trained on was not measured; evaluate both with --metric hps, or "
                 "name it: --reward METRIC"
             )
-        rule = _rule(model, base, reward)
+        rule = _rule(results, model, base, reward)
         columns, missing = declared_columns(results, model, base, reward, declared.gold, rule)
         found = {name: delta(model, base, column) for name, column in columns.items()}
         tests = run_tests({name: each for name, each in found.items() if each is not None}, rule == "run")
@@ -586,7 +586,7 @@ def _check_names(root: Path, sets: Sequence[ResultSet], names: Sequence[str], de
         raise UsageError("--reward and --headroom speak of some models; name them with --model")
 
 
-def _rule(model: Model, base: Model, reward: Column) -> Literal["method", "run"]:
+def _rule(results: ResultSet, model: Model, base: Model, reward: Column) -> Literal["method", "run"]:
     common, seeds = len(common_seeds(model, base, reward)), len(base.seeds(reward))
     if common >= MIN_SEEDS:
         return "method"
@@ -594,6 +594,9 @@ def _rule(model: Model, base: Model, reward: Column) -> Literal["method", "run"]
         return "run"
     needed = f"a method takes {MIN_SEEDS} training seeds in common with {base.name}, and here are {common}"
     more = f"one run takes {MIN_SPREAD} of {base.name}, and here are {seeds}"
+    if twice := [*results.twice(base), *results.twice(model)]:
+        remedy = "remove one of both with rgbench rm, which rgbench ls results lists, and the seeds count together"
+        raise UsageError(f"{needed}; {more}: {', '.join(twice)} has two results of one training seed; {remedy}")
     raise UsageError(f"{needed}; {more}: train more seeds of {base.name} and evaluate them")
 
 

@@ -438,6 +438,13 @@ def test_too_few_seeds_say_how_many_are_needed():
     assert needed in found[0].decides
 
 
+def test_a_seed_with_two_results_is_named_with_the_remedy():
+    again = make_result(None, "lcd-s1", values={"hps": 1.0, "oracle_all": 1.0}, weights="of another machine")
+    found = one([*LCD, again, *HACKS], "rg_lcd")
+    assert found.outcome is Outcome.UNDECIDED and "lcd-s1 has two results of one training seed" in found.decides
+    assert "rgbench rm" in found.decides and "train more seeds" not in found.decides
+
+
 def test_the_trained_reward_must_be_measured():
     made = [make_result(None, f"{m}-s{i}", values={"oracle_all": 1.0 + i}) for m in ("lcd", "rg_lcd") for i in range(6)]
     assert "evaluate both with --metric hps" in one(made, "rg_lcd").decides
