@@ -14,7 +14,6 @@ from tests.resume.test_ranks import on_two_ranks
 @pytest.mark.timeout(900)
 @pytest.mark.enable_socket
 def test_two_ranks_with_shards(tmp_path: Path, fork_server: ForkServer) -> None:
-    families.save("sdxl", tmp_path / "sdxl")
     on_two_ranks(fork_server.folder / "python", tmp_path, "quick", module="on_shards")
 
 
