@@ -5,6 +5,7 @@ torch averages the gradients of shards over the ranks, in the backward pass.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ def shard(network: Any, mesh: DeviceMesh, whole: Collection[nn.Parameter] = ()) 
         mesh: of :meth:`rgbench.core.launch.Ranks.mesh`.
         whole: parameters that every rank keeps.
     """
+    # Of FLUX, whose network changes no such view in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for module in reversed(list(network.modules())):  # a block before what it is part of
         if module is network or type(module).__name__ in network._no_split_modules:
             # Also the outermost: what is gathered is no parameter of an optimiser or an average.

@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from rgbench.core.errors import RgbenchError
 from rgbench.core.launch import Ranks
@@ -79,6 +80,7 @@ def resumed_alone(folder: Path, ranks: Ranks, kind: str, accumulation: int, stop
 def half_is_held(loop: Loop, ranks: Ranks) -> None:
     """Of teacher, student, target and both moments; and all of the target where it is gathered to be exported."""
     trainer: Any = loop.trainer
+    assert sum(isinstance(module, FSDPModule) for module in trainer.student.modules()) > 8, "block by block"
     moments = [v for s in loop.updater.optimisers["student"].state.values() for v in s.values() if v.ndim]
     for tensors in (*([*n.parameters()] for n in (trainer.models.unet, trainer.student, trainer.target)), moments):
         held = sum(tensor.to_local().numel() for tensor in tensors)

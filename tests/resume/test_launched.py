@@ -69,10 +69,13 @@ def test_two_processes_train_what_one_trains(recipe, tmp_path, launched, shard):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_to_the_launcher_saves_on_all_ranks(tmp_path, launched, number, code):
+@pytest.mark.parametrize(
+    ("number", "code", "shard"),
+    [(signal.SIGTERM, 75, "false"), (signal.SIGINT, 130, "false"), (signal.SIGTERM, 75, "true")],
+)
+def test_a_signal_to_the_launcher_saves_on_all_ranks(tmp_path, launched, number, code, shard):
     words = ["train.steps=400", "train.log_every=1", "train.save_every=1000", "train.sample_every=0"]
-    out = ("--out", str(tmp_path / "both"), "--launch", "ddp", "--nproc", "2")
+    out = (f"train.shard={shard}", "--out", str(tmp_path / "both"), "--launch", "ddp", "--nproc", "2")
     done = launched(*words, *out)
     for _ in range(6000):
         if (tmp_path / "both" / "log.jsonl").is_file() and (tmp_path / "both" / "log.jsonl").stat().st_size:
