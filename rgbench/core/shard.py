@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -29,7 +29,7 @@ def shard(network: Any, mesh: DeviceMesh, whole: Collection[nn.Parameter] = ()) 
         if module is network or type(module).__name__ in network._no_split_modules:
             # Also the outermost: what is gathered is no parameter of an optimiser or an average.
             fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(whole))
-            module.set_force_sum_reduction_for_comms(True)  # gloo takes no means
+            module.set_force_sum_reduction_for_comms(True)  # older gloo sums in silence where a mean is asked for
 
 
 def mesh_of(network: nn.Module) -> DeviceMesh | None:
@@ -40,11 +40,6 @@ def mesh_of(network: nn.Module) -> DeviceMesh | None:
 def is_shard(tensor: Tensor) -> bool:
     """Whether other ranks hold the rest."""
     return isinstance(tensor, DTensor)
-
-
-def plain_type(network: Any) -> Any:
-    """The class of a network, before it was sharded."""
-    return next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def gather(tensor: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import check_sums, check_tensors, load_safetensors, load_tensors, sha256_file
 from rgbench.core.run import stream_seed
-from rgbench.core.shard import gather_all, mesh_of, part_of, plain_type, shard
+from rgbench.core.shard import gather_all, mesh_of, part_of, shard
 from rgbench.diffusion.schedule import is_same
 from rgbench.models.folder import check_class, config_hash, explained, find_weights, read_config
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
@@ -151,7 +151,7 @@ def _around(
     """A frozen network around tensors, which are used as they are, of the base's class and configuration or another."""
     added = {"time_cond_proj_dim": time_cond_proj_dim} if isinstance(base, UNet2DConditionModel) else {}
     with torch.device("meta"):  # no memory for weights that are replaced below
-        network = plain_type(base).from_config(dict(base.config if config is None else config), **added)
+        network = type(base).from_config(dict(base.config if config is None else config), **added)
         if adapter is not None:
             network.add_adapter(adapter, ADAPTER)
     if mesh is not None:
