@@ -184,16 +184,21 @@ def restore_optimiser(optimiser: Optimizer, tensors: Mapping[str, Tensor], meta:
     Raises:
         RgbenchError: its groups hold other numbers of parameters, or a shape differs; nothing has changed then.
     """
+    from rgbench.core.shard import part_of  # with torch
+
     own = optimiser.state_dict()["param_groups"]
     if [len(g["params"]) for g in own] != [len(g["params"]) for g in meta["param_groups"]]:
         raise RgbenchError("the checkpoint's optimiser holds other parameter groups; it belongs to another recipe")
-    shapes = [parameter.shape for group in optimiser.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in (*tensors.items(), *meta["state"].items()):
         index, _, name = key.partition(".")
-        if getattr(value, "ndim", 0) and value.shape != shapes[int(index)]:
-            found, wanted = tuple(value.shape), tuple(shapes[int(index)])
-            raise RgbenchError(f"the checkpoint's optimiser state {key} has shape {found}, the parameter {wanted}")
+        if getattr(value, "ndim", 0):
+            parameter = parameters[int(index)]
+            if value.shape != parameter.shape:
+                found, wanted = tuple(value.shape), tuple(parameter.shape)
+                raise RgbenchError(f"the checkpoint's optimiser state {key} has shape {found}, the parameter {wanted}")
+            value = part_of(value, parameter)
         state.setdefault(int(index), {})[name] = value
     groups = [_as_before(saved, now) for saved, now in zip(meta["param_groups"], own, strict=True)]
     optimiser.load_state_dict({"state": state, "param_groups": groups})

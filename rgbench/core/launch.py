@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rgbench.core.errors import RESUMABLE, RgbenchError, UsageError
 from rgbench.core.process import available_cores, launched
@@ -102,6 +103,12 @@ class Ranks:
 
             PartialState().destroy_process_group()
 
+    def mesh(self) -> DeviceMesh | None:
+        """The ranks as networks are sharded over them; None of a single process."""
+        if self.size == 1:
+            return None
+        return init_device_mesh(torch.device(self.device).type, (self.size,))
+
     def part_of(self, total: int) -> range:
         """This rank's positions of ``total``, which the number of ranks divides."""
         each = total // self.size
@@ -181,7 +188,7 @@ class Ranks:
         Raises:
             RgbenchError: they have drifted apart, as with faulty memory or different hardware.
         """
-        if self.size == 1:
+        if self.size == 1 or not tensors:
             return
         bits = torch.stack([tensor.detach().double().sum() for tensor in tensors])
         all_bits = self.gather_rows(bits[None])

@@ -15,10 +15,12 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from rgbench.core.errors import UsageError
 from rgbench.core.io import open_safetensors, read_json
+from rgbench.core.shard import shard
 from rgbench.diffusion.sampling import ddim_sample, euler_sample, lcm_sample, tcd_sample
 from rgbench.diffusion.schedule import FLOW, Schedule
 from rgbench.models.families import FAMILIES, STABLE_DIFFUSION, Denoiser, FlowTransformer, StableDiffusion, read_flow
@@ -285,6 +287,7 @@ def load_models(
     resolution: int | None = None,
     *,
     weights: bool = True,
+    mesh: DeviceMesh | None = None,
 ) -> DiffusionModels:
     """Load a diffusers folder, or a preset's teacher by name; from the disk alone.
 
@@ -296,6 +299,7 @@ def load_models(
         dtype: one floating type for all networks.
         resolution: image side in pixels; None for the model's own.
         weights: False for networks of the configurations' shapes and any values; no weight file is read or needed.
+        mesh: of the ranks that the denoising network is sharded over; None for a whole one.
 
     Raises:
         UsageError: no such folder or preset, a missing or truncated file, tensors that do not fit the configuration,
@@ -305,12 +309,12 @@ def load_models(
     if not path.is_dir():
         path = find_preset(str(path_or_preset)).teacher_folder()
     if not is_stable_diffusion(path):
-        return _load_piped(path, device, dtype, resolution, weights)
+        return _load_piped(path, device, dtype, resolution, weights, mesh)
     found = check_folder(path, weights)
     parts = {name: load_network(each, dtype) for name, each in found.items()}
     scheduler = read_scheduler(path / "scheduler" / "scheduler_config.json", device)
-    for network in parts.values():
-        network.requires_grad_(False).eval().to(device)
+    for name, network in parts.items():
+        _place(network.requires_grad_(False).eval(), device, mesh if name == "unet" else None)
     unet, vae = parts["unet"], parts["vae"]
     tokenizer = _load_tokenizer(path / "tokenizer", parts["text_encoder"].config)
     side = unet.config.sample_size
@@ -330,8 +334,21 @@ def load_models(
     )
 
 
+def _place(network: Any, device: str | torch.device, mesh: DeviceMesh | None) -> Any:
+    """Put a network on a device, or its shards on those of a mesh; returns it."""
+    if mesh is None:
+        return network.to(device)
+    shard(network, mesh)
+    return network
+
+
 def _load_piped(
-    path: Path, device: str | torch.device, dtype: torch.dtype, resolution: int | None, weights: bool
+    path: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    resolution: int | None,
+    weights: bool,
+    mesh: DeviceMesh | None,
 ) -> DiffusionModels:
     """A model of SDXL's, SD3's or FLUX's family."""
     kind = str(model_index(path)["_class_name"])
@@ -353,7 +370,10 @@ def _load_piped(
     if inputs != family.packing * channels:
         raise UsageError(f"{file}: in_channels {inputs}, the VAE's latents have {channels}: not a text-to-image model")
     check_vae(path / "vae" / "config.json", shifted=isinstance(family, FlowTransformer))
-    parts = {name: load_part(path, each, dtype).to(device) for name, each in found.items()}
+    parts = {
+        name: _place(load_part(path, each, dtype), device, mesh if name == family.component else None)
+        for name, each in found.items()
+    }
     for part in parts.values():
         if isinstance(part, diffusers.ModelMixin):
             part.register_to_config(_name_or_path="")

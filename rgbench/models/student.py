@@ -17,10 +17,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import check_sums, check_tensors, load_safetensors, load_tensors, sha256_file
 from rgbench.core.run import stream_seed
+from rgbench.core.shard import gather_all, mesh_of, part_of, shard
 from rgbench.diffusion.schedule import is_same
 from rgbench.models.folder import check_class, config_hash, explained, find_weights, read_config
 from rgbench.models.lora import EMBEDDING_FILE, adapter_files, find_adapter, merge_lora
@@ -78,7 +80,7 @@ def make_lora_student(
     Raises:
         UsageError: as :func:`make_student`; or no layer has one of the names.
     """
-    student = _network(teacher, dict(teacher.state_dict()), time_cond_proj_dim)
+    student = _network(teacher, dict(teacher.state_dict()), time_cond_proj_dim, whole=[COND_PROJ])  # with the adapters
     names = adaptable(student)
     for module in modules:
         if not _named(names, module):
@@ -112,8 +114,12 @@ def present(network: nn.Module, modules: Sequence[str]) -> list[str]:
     return [module for module in modules if _named(names, module)]
 
 
-def _network(teacher: Any, weights: dict[str, Tensor], time_cond_proj_dim: int | None) -> Any:
+def _network(
+    teacher: Any, weights: dict[str, Tensor], time_cond_proj_dim: int | None, whole: Sequence[str] = ()
+) -> Any:
     """A frozen network around the teacher's tensors, with a guidance embedding of zeros where it is a UNet.
+
+    It is in shards where the teacher is, but for the weights that are named ``whole``.
 
     Raises:
         UsageError: the teacher already has a guidance embedding, or can have none.
@@ -123,13 +129,13 @@ def _network(teacher: Any, weights: dict[str, Tensor], time_cond_proj_dim: int |
         if own != (time_cond_proj_dim is not None):
             way = "is told its guidance; give 256" if own else "cannot be told its guidance; give null"
             raise UsageError(f"lcd.time_cond_proj_dim {time_cond_proj_dim}: this transformer {way}")
-        return _around(weights, teacher)
+        return _around(weights, teacher, mesh=mesh_of(teacher), whole=whole)
     if teacher.config.time_cond_proj_dim is not None:
         raise UsageError("the teacher has time_cond_proj_dim: it is a distilled student; name an undistilled model")
     if time_cond_proj_dim is not None:
         shape = (teacher.time_embedding.linear_1.in_features, time_cond_proj_dim)
         weights[COND_PROJ] = torch.zeros(shape, device=teacher.device, dtype=teacher.dtype)
-    return _around(weights, teacher, time_cond_proj_dim)
+    return _around(weights, teacher, time_cond_proj_dim, mesh=mesh_of(teacher), whole=whole)
 
 
 def _around(
@@ -137,11 +143,21 @@ def _around(
     base: Any,
     time_cond_proj_dim: int | None = None,
     config: Mapping[str, Any] | None = None,
+    *,
+    mesh: DeviceMesh | None = None,
+    whole: Sequence[str] = (),
+    adapter: LoraConfig | None = None,
 ) -> Any:
     """A frozen network around tensors, which are used as they are, of the base's class and configuration or another."""
     added = {"time_cond_proj_dim": time_cond_proj_dim} if isinstance(base, UNet2DConditionModel) else {}
     with torch.device("meta"):  # no memory for weights that are replaced below
         network = type(base).from_config(dict(base.config if config is None else config), **added)
+        if adapter is not None:
+            network.add_adapter(adapter, ADAPTER)
+    if mesh is not None:
+        shard(network, mesh, [own for name, own in network.named_parameters() if name in whole])
+        parts = network.state_dict()
+        weights = {name: part_of(value, parts.get(name)) for name, value in weights.items()}
     network.load_state_dict(weights, assign=True)
     # Evaluation mode: dropout, where a teacher has any, would draw outside the step's named streams.
     return network.requires_grad_(False).eval()
@@ -179,6 +195,18 @@ class Learned:
             different = min(set(state_dict) ^ set(self.names))
             raise RgbenchError(f"the checkpoint's student has other learned weights, first {different!r}")
         self.network.load_state_dict(state_dict, strict=False)
+
+
+def unsharded(network: Any, keep: bool) -> Any:
+    """A whole copy of a sharded network on the CPU; all ranks call it.
+
+    Args:
+        network: a student or its target.
+        keep: whether this rank wants the copy; the others get None.
+    """
+    weights = {name: value.cpu() for name, value in gather_all(network.state_dict(), keep).items()}
+    adapter = network.peft_config[ADAPTER] if is_lora(network) else None
+    return _around(weights, network, network.config.get("time_cond_proj_dim"), adapter=adapter) if keep else None
 
 
 def is_lora(network: nn.Module) -> bool:

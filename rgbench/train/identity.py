@@ -41,7 +41,7 @@ NEWER = {
 FREE_KEYS = frozenset(
     {f"train.{key}" for key in ("gradient_accumulation_steps", "gradient_checkpointing", "compile", "num_workers")}
     | {f"train.{key}" for key in ("save_every", "keep_checkpoints", "sample_every", "log_every", "wandb", "trackio")}
-    | {"monitor.*", "train.latents_cache", "train.latents_cache_root"}
+    | {"monitor.*", "train.shard", "train.latents_cache", "train.latents_cache_root"}
     | {"model.path", "data.path", "proxy.path", "vsd.path"}
     | {f"{reward}.{key}" for reward in _REWARDS for key in ("path", "head_path", "version")}
     | {f"{reward}.{key}" for reward in _REWARDS for key in ("python", "device", "timeout")}

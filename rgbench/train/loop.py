@@ -10,6 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +22,9 @@ from rgbench.core.errors import Interrupted, RgbenchError, UsageError
 from rgbench.core.launch import Ranks
 from rgbench.core.process import StopRequest, memory_explained
 from rgbench.core.run import RunDirectory, stream_generator
+from rgbench.core.shard import gather, gather_all, is_shard, mesh_of, part_of
 from rgbench.data.batches import Batch, BatchLoader, DataSource
+from rgbench.models.student import unsharded
 from rgbench.train.base import OptimiserGroup, StepDraws, StepResult, Trainer, autocast
 from rgbench.train.identity import check_checkpoint, free_keys
 from rgbench.train.log import CaptionCount, CostMeter, Monitor, check_trackers, merge_costs, merge_counts, tile
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
 SAMPLED_PROMPTS = 8  # of a sample grid, the first of the data
 SMALLEST_LOSS_SCALE = 1.0  # below it, float16's gradients are not too large but wrong
 ADVICE = "no parameter was changed; look at these samples, or lower train.lr or guidance.scale"
-MEMORY_ADVICE = "use a larger train.gradient_accumulation_steps, or train.gradient_checkpointing=true"
+MEMORY_ADVICE = (
+    "use a larger train.gradient_accumulation_steps, train.gradient_checkpointing=true, or several GPUs with "
+    "train.shard=true"
+)
 NEWER_PARTS = ("correlations",)  # that older checkpoints lack; they stay as they begin
 T = TypeVar("T")
 
@@ -69,6 +75,7 @@ class Loop:
         self.ranks, self.contents = ranks or Ranks(), contents or {}
         train = recipe.train
         check_split(train, self.ranks.size)
+        self.is_sharded = mesh_of(trainer.models.unet) is not None
         check_trackers(train)
         self.updater = Updater(trainer.optimiser_groups(), train.dtype, self.ranks, trainer.models.device.type)
         _prepare_networks(trainer, train)
@@ -103,7 +110,7 @@ class Loop:
                 monitor = Monitor(self.run, self.step, train)
                 stack.enter_context(monitor)
             if self.step and self._is_due(train.sample_every):  # a kill may have come between checkpoint and grid
-                self._together(lambda: self._sample(monitor, prompts, again=False))
+                self._sample(monitor, prompts, again=False)
             while self.step < train.steps:
                 self._stop_if_asked(stop, resume_command)
                 start = time.monotonic()
@@ -118,7 +125,7 @@ class Loop:
         if any(map(self._is_due, (self.gold_every, train.log_every, train.save_every, train.sample_every))):
             self._stop_if_moved()
         if self._is_due(self.gold_every):
-            values = values | self._together(lambda: self._look(monitor))
+            values = values | self._together(lambda: self._look(monitor), exchanging=True)
         if self._is_due(train.log_every):
             self.ranks.together(lambda: None if monitor is None else monitor.log(self.step, values))
         if monitor is not None and self._is_due(self.gold_every):
@@ -126,23 +133,40 @@ class Loop:
         if self._is_due(train.save_every):
             self.save()
         if self._is_due(train.sample_every):
-            self._together(lambda: self._sample(monitor, prompts))
+            self._sample(monitor, prompts)
 
     def _is_due(self, every: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == self.recipe.train.steps)
 
-    def _together(self, work: Callable[[], T]) -> T:
-        """Run work on every rank; one that lacks memory stops all."""
+    def _together(self, work: Callable[[], T], exchanging: bool = False) -> T:
+        """Run work on every rank; one that lacks memory stops all.
+
+        Args:
+            work: to be done.
+            exchanging: it calls the networks, so that ranks with shards wait for one another inside. One that fails
+                there leaves at once, and the others lose it.
+        """
 
         def explained() -> T:
             with memory_explained(f"step {self.step}", MEMORY_ADVICE):
                 return work()
 
-        return self.ranks.together(explained)
+        if not (exchanging and self.is_sharded):
+            return self.ranks.together(explained)
+        try:
+            return explained()
+        except (RgbenchError, OSError) as error:
+            if self.ranks.is_main:
+                raise
+            raise RgbenchError(f"rank {self.ranks.rank}: {error}") from error
+
+    def _calls(self, monitor: Monitor | None) -> bool:
+        """Whether this rank takes part when the main one alone needs what the networks give."""
+        return monitor is not None or self.is_sharded
 
     def _look(self, monitor: Monitor | None) -> dict[str, float]:
-        """Gold and the trained reward of the student as it is, on the main rank."""
-        return self.gold.measure() if monitor is not None and self.gold is not None else {}
+        """Gold and the trained reward of the student as it is, for the main rank."""
+        return self.gold.measure() if self._calls(monitor) and self.gold is not None else {}
 
     def _sample(self, monitor: Monitor | None, prompts: list[str], again: bool = True) -> None:
         """Log a grid of the same prompts and seeds at every look, so that one sees the student learn.
@@ -152,12 +176,23 @@ class Loop:
             prompts: of the grid.
             again: also where the grid of this step is there.
         """
-        if monitor is None or (not again and monitor.grid_file(self.step).exists()):
+        (due,) = self.ranks.largest(monitor is not None and (again or not monitor.grid_file(self.step).exists()))
+        if not due:
             return
-        generators = [stream_generator(self.recipe.seed, "preview", 0, i) for i in range(len(prompts))]
-        with self.updater.autocast():
-            images = self.trainer.sample(prompts, generators)  # type: ignore[attr-defined]  # a student's recipe alone
-        monitor.log_grid(self.step, tile(images.cpu()))
+
+        def sample() -> Tensor | None:
+            if not self._calls(monitor):
+                return None
+            generators = [stream_generator(self.recipe.seed, "preview", 0, i) for i in range(len(prompts))]
+            with self.updater.autocast():
+                return self.trainer.sample(prompts, generators)  # type: ignore[attr-defined]  # a student's alone
+
+        def show() -> None:
+            if monitor is not None and images is not None:
+                monitor.log_grid(self.step, tile(images.cpu()))
+
+        images = self._together(sample, exchanging=True)
+        self._together(show)
 
     def _stop_if_asked(self, stop: StopRequest, resume_command: str) -> None:
         (number,) = self.ranks.largest(stop.signal or 0)
@@ -191,7 +226,7 @@ class Loop:
         Returns:
             Means of all loss terms and statistics over the global batch, and the gradient norms before clipping.
         """
-        samples = self._together(self._accumulate)
+        samples = self._together(self._accumulate, exchanging=True)
         rows, norms = _fetch(samples.of_all_ranks(self.ranks), self.updater.reduce())
         self._check(samples, rows, norms)
         watched = self._watch(samples.columns(rows))
@@ -203,7 +238,8 @@ class Loop:
 
     def _accumulate(self) -> StepSamples:
         """Losses and gradients of this rank's part of the batch."""
-        samples, batches = StepSamples(), self._load(self.step)
+        load = partial(self._load, self.step)
+        samples, batches = StepSamples(), self.ranks.together(load) if self.is_sharded else load()
         for positions, batch in zip(self.loader.micro, batches, strict=True):
             draws = StepDraws(
                 self.recipe.seed, self.step, len(positions), first=positions[0], dtype=self.trainer.models.dtype
@@ -264,9 +300,12 @@ class Loop:
     def save(self) -> None:
         """Commit a checkpoint and update run.json; the other ranks wait for the main one."""
         for name, group in self.updater.groups.items():
-            self.ranks.check_equal(group.parameters, f"the {name}")
-        counts = self.read_counts()
-        self.ranks.on_main(lambda: self._commit(counts))
+            self.ranks.check_equal([own for own in group.parameters if not is_shard(own)], f"the {name}")
+        counts, keep = self.read_counts(), self.ranks.is_main
+        own, meta = self.updater.state()
+        modules = {stem: module.state_dict() for stem, module in self.trainer.modules().items()}
+        tensors = {stem: gather_all(state, keep) for stem, state in (modules | own).items()}
+        self.ranks.on_main(lambda: self._commit(tensors, meta, counts))
 
     def read_counts(self) -> dict[str, Any]:
         """Cost and captions of the run, from all ranks."""
@@ -274,11 +313,9 @@ class Loop:
         captions = self.ranks.gather_lists([self.captions.state_dict()])
         return {"cost": merge_costs(costs), "captions": merge_counts(captions)}
 
-    def _commit(self, counts: dict[str, Any]) -> None:
-        tensors = {stem: dict(module.state_dict()) for stem, module in self.trainer.modules().items()}
-        own, meta = self.updater.state()
+    def _commit(self, tensors: dict[str, dict[str, Tensor]], meta: dict[str, Any], counts: dict[str, Any]) -> None:
         meta |= {"step": self.step, **counts, "run": {"recipe": self.recipe.model_dump(mode="json"), **self.contents}}
-        checkpoint.commit(self.run.checkpoints, self.step, tensors | own, meta, keep=self.recipe.train.keep_checkpoints)
+        checkpoint.commit(self.run.checkpoints, self.step, tensors, meta, keep=self.recipe.train.keep_checkpoints)
         self.run.update(step=self.step, **counts)
 
     def restore(self) -> None:
@@ -295,12 +332,19 @@ class Loop:
         tensors, meta = self.ranks.together(lambda: self._read(path))
         for stem, module in self.trainer.modules().items():
             if stem in tensors or stem not in NEWER_PARTS:
-                module.load_state_dict(tensors[stem])
+                own = module.state_dict()
+                module.load_state_dict({name: part_of(value, own.get(name)) for name, value in tensors[stem].items()})
         self.updater.restore(tensors, meta)
         self.step = meta["step"]
         if self.ranks.is_main:  # it holds the sum; the others start from zero
             self.cost = CostMeter(meta["cost"], self.trainer.models.device.type)
             self.captions.load_state_dict(meta.get("captions", self.captions.state_dict()))
+
+    def unshard(self) -> None:
+        """Gather the network that is exported, on the main rank's CPU, once nothing is left to train."""
+        if self.is_sharded and isinstance(self.recipe, LCDRecipe):
+            name = self.recipe.sampling.network
+            setattr(self.trainer, name, unsharded(getattr(self.trainer, name), self.ranks.is_main))
 
     def _find_newest(self) -> Path | None:
         if not self.ranks.is_main:
@@ -360,9 +404,10 @@ class Updater:
             gradients = [p.grad for p in group.parameters if p.grad is not None]
             if not gradients:
                 continue
-            self.ranks.average(gradients)
+            self.ranks.average([gradient for gradient in gradients if not is_shard(gradient)])
             self.scaler.unscale_(self.optimisers[name])
-            norms[name] = nn.utils.clip_grad_norm_(group.parameters, group.section.max_grad_norm)
+            norms[name] = gather(nn.utils.get_total_norm(gradients))
+            nn.utils.clip_grads_with_norm_(group.parameters, group.section.max_grad_norm, norms[name])
         return norms
 
     def step(self, step: int, finite: bool) -> list[str]:

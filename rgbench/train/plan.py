@@ -247,6 +247,7 @@ def _planned(settings: BaseRecipe) -> tuple[Any, list[str]]:
     }
     changes: dict[str, Any] = {"train": train.model_copy(update=own)}
     notes = ["train.compile: counted without"] if train.compile else []
+    notes += ["train.shard: counted without; an N-th of the networks is on each of N GPUs"] if train.shard else []
     if isinstance(settings, LCDRecipe):
         changes["monitor"] = MonitorSection()
     if isinstance(settings, LRMRecipe):

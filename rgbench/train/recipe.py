@@ -117,6 +117,8 @@ class TrainSection(Section):
         gradient_accumulation_steps: micro-batches per optimiser step in each process; more take less memory.
         gradient_checkpointing: recompute activations instead of keeping them.
         compile: ``torch.compile`` the UNets: minutes at the start, faster steps on a GPU.
+        shard: each process holds a part of teacher, student, target, gradients and optimiser state (torch's FSDP2), and
+            gathers a block while it runs; of no effect on a single process.
         lr: the student's constant learning rate.
         betas: AdamW's.
         weight_decay: AdamW's.
@@ -141,6 +143,7 @@ class TrainSection(Section):
     gradient_accumulation_steps: Count = 1
     gradient_checkpointing: bool = False
     compile: bool = False
+    shard: bool = False
     lr: Positive = 1e-6
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
@@ -156,6 +159,14 @@ class TrainSection(Section):
     latents_cache: Literal["auto", "always", "never"] = "auto"
     latents_cache_root: str | None = None
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+
+    @model_validator(mode="after")
+    def _shardable(self) -> TrainSection:
+        if self.shard and self.dtype == "float16":
+            raise ValueError("shard: float16's loss scale is of one process; use dtype: bfloat16")
+        if self.shard and self.compile:
+            raise ValueError("compile: networks in shards are not compiled; use shard: false, or compile: false")
+        return self
 
 
 class MonitorSection(Section):
@@ -683,6 +694,7 @@ class PretrainTrainSection(TrainSection):
     ema_decay: Annotated[float, Field(ge=0, le=0)] = 0.0
     gradient_checkpointing: Literal[False] = False  # type: ignore[assignment]
     compile: Literal[False] = False  # type: ignore[assignment]
+    shard: Literal[False] = False  # type: ignore[assignment]
 
 
 class BaseRecipe(Section):
@@ -769,6 +781,8 @@ class RGLCDRecipe(LCDRecipe):
         self.check_logged("gradients.every", self.gradients.every)
         if self.gradients.every % self.ratio:
             raise ValueError(f"gradients.every {self.gradients.every} is no multiple of {self.ratio_key} {self.ratio}")
+        if self.gradients.every and self.train.shard:
+            raise ValueError("gradients.every: needs whole gradients; use 0, or train.shard: false")
         self.refuse_float16("gradients.every", self.gradients.every)
         self.refuse_float16("reward.balance", isinstance(self.reward, Sum) and self.reward.balance == "gradient")
         self.refuse_latents(

@@ -149,6 +149,7 @@ def _train(settings: BaseRecipe, run: RunDirectory, ranks: Ranks, stop: StopRequ
                 loop.run.update(status="failed")
         raise
     counts = loop.read_counts()
+    loop.unshard()
 
     def finish() -> None:
         loop.trainer.export(run)
@@ -198,7 +199,8 @@ def build_loop(settings: BaseRecipe, run: RunDirectory, ranks: Ranks) -> tuple[L
     """
     check_split(settings.train, ranks.size)
     source, folder = open_source(settings.data), settings.model.teacher_folder()
-    models = load_models(folder, ranks.device, torch.float32, settings.model.resolution)
+    mesh = ranks.mesh() if settings.train.shard else None
+    models = load_models(folder, ranks.device, torch.float32, settings.model.resolution, mesh=mesh)
     models.family.check_dtype(models, settings.train.dtype)
     if isinstance(source, TeacherSource):
         source.check_teacher(models.weights_sha256, models.config_sha256)

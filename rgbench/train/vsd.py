@@ -27,6 +27,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from rgbench.core.errors import UsageError
+from rgbench.core.shard import mesh_of
 from rgbench.data.batches import Batch
 from rgbench.diffusion.consistency import squared_error
 from rgbench.diffusion.schedule import add_noise, is_same, per_sample, predicted_x0, prediction_of
@@ -181,7 +182,7 @@ def load_origin(recipe: VSDRecipe, models: DiffusionModels) -> UNet2DConditionMo
     path = Path(recipe.vsd.path)
     if not path.is_dir():
         raise UsageError(f"vsd.path {path}: no such folder; give a diffusers pipeline folder, or null for the teacher")
-    other = load_models(path, models.device, models.dtype)
+    other = load_models(path, models.device, models.dtype, mesh=mesh_of(models.unet))
     if other.prediction_type != models.prediction_type:
         raise UsageError(
             f"vsd.path {path}: predicts {other.prediction_type}, the teacher {models.prediction_type}; the fake score "

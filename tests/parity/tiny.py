@@ -7,6 +7,7 @@ from pathlib import Path
 import open_clip
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rgbench.core.run import stream_generator
@@ -98,8 +99,8 @@ def save_pipeline(folder: Path, prediction_type: str = "epsilon", **scheduler) -
     return folder
 
 
-def models(folder: Path, dtype: torch.dtype = torch.float32) -> DiffusionModels:
-    return load_models(folder, "cpu", dtype)
+def models(folder: Path, dtype: torch.dtype = torch.float32, mesh: DeviceMesh | None = None) -> DiffusionModels:
+    return load_models(folder, "cpu", dtype, mesh=mesh)
 
 
 def expert(antialias: bool = True, dtype: torch.dtype = torch.float32, seed: int = 1) -> HPSReward:

@@ -15,6 +15,7 @@ from rgbench.core import checkpoint
 from rgbench.core.launch import Ranks
 from rgbench.core.process import StopRequest
 from rgbench.core.run import RunDirectory, stream_generator
+from rgbench.core.shard import gather
 from rgbench.data.batches import batch_indices
 from rgbench.train.loop import Loop
 from rgbench.train.pretrain import LRMPretrain
@@ -76,7 +77,9 @@ def make_loop(
     **train: Any,
 ) -> Loop:
     """A trainer of ``kind`` in its loop, weights of ``dtype``, the recipe's ``train.dtype`` = ``precision``."""
-    models, recipe = tiny.models(folder, dtype), tiny.recipe(distillation_of(kind), train={"dtype": precision, **train})
+    mesh = ranks.mesh() if ranks and train.get("shard") else None
+    models = tiny.models(folder, dtype, mesh)
+    recipe = tiny.recipe(distillation_of(kind), train={"dtype": precision, **train})
     if kind in KINDS:
         trainer: Any = build(kind, recipe, models)
     elif kind == "weighted":
@@ -93,13 +96,13 @@ def make_loop(
 
 
 def everything(loop: Loop) -> dict[str, torch.Tensor]:
-    """Networks, optimisers and the next 8 batches of a run."""
+    """Networks, optimisers and the next 8 batches of a run; all ranks of a sharded one call it."""
     out = {}
     for stem, module in loop.trainer.modules().items():
-        out |= {f"{stem}.{name}": value.clone() for name, value in module.state_dict().items()}
+        out |= {f"{stem}.{name}": gather(value).clone() for name, value in module.state_dict().items()}
     for name, optimiser in loop.updater.optimisers.items():
         tensors, _ = checkpoint.flatten_optimiser(optimiser)
-        out |= {f"optimiser-{name}.{key}": value.clone() for key, value in tensors.items()}
+        out |= {f"optimiser-{name}.{key}": gather(value).clone() for key, value in tensors.items()}
     for step in range(loop.step, loop.step + 8):
         out[f"batch-{step}"] = torch.from_numpy(batch_indices(loop.recipe.seed, step, 4, 10))
     return out
@@ -130,7 +133,7 @@ def gradients(loop: Loop) -> list[torch.Tensor]:
 
     def take(step: int, finite: bool) -> list[str]:
         found = [parameter.grad for parameter in loop.updater.groups["student"].parameters]
-        caught.extend(gradient.clone() for gradient in found if gradient is not None)
+        caught.extend(gather(gradient).clone() for gradient in found if gradient is not None)
         return update(step, finite)
 
     loop.updater.step = take  # type: ignore[method-assign]

@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from rgbench.core.errors import Interrupted, RgbenchError
 from rgbench.core.launch import Ranks
@@ -39,10 +41,10 @@ def assert_ranks_equal(loop: Loop, ranks: Ranks) -> None:
     assert torch.equal(both[0], both[1])
 
 
-def one_rank_and_two(folder: Path, ranks: Ranks, kind: str, steps: int) -> None:
+def one_rank_and_two(folder: Path, ranks: Ranks, kind: str, steps: int, **train: Any) -> None:
     """In float64 a gradient within 1e-12, parameters within 1e-9; in float32, as the CPU rounds, within 1e-3."""
     for accumulation in (1, 2):
-        path, options = folder / f"equal-{kind}-{accumulation}", {"gradient_accumulation_steps": accumulation}
+        path, options = folder / f"equal-{kind}-{accumulation}", {"gradient_accumulation_steps": accumulation, **train}
         alone = make_loop(kind, folder / "teacher", path / f"alone-{ranks.rank}")
         shared = make_loop(kind, folder / "teacher", path / "shared", None, ranks, **options)
         assert_same_gradients(alone, shared, 1e-3)
@@ -58,10 +60,10 @@ def one_rank_and_two(folder: Path, ranks: Ranks, kind: str, steps: int) -> None:
         assert alone.cost.reward_calls == shared.cost.reward_calls
 
 
-def resume(folder: Path, ranks: Ranks, kind: str, accumulation: int, stopped_at: int) -> None:
-    """12 steps straight against a stop by a signal to one rank, then the rest."""
+def resume(folder: Path, ranks: Ranks, kind: str, accumulation: int, stopped_at: int, **train: Any) -> Loop:
+    """12 steps straight against a stop by a signal to one rank, then the rest; returns the loop of those."""
     path = folder / f"resume-{kind}-{accumulation}-{stopped_at}"
-    options = {"gradient_accumulation_steps": accumulation, "save_every": 3}
+    options = {"gradient_accumulation_steps": accumulation, "save_every": 3, **train}
     straight = run_to_end(make_loop(kind, folder / "teacher", path / "straight", None, ranks, **options))
     signalled = SignallingSource(1 + (stopped_at - 1) * accumulation if ranks.rank == 1 else None)
     first = make_loop(kind, folder / "teacher", path / "resumed", signalled, ranks, **options)
@@ -82,6 +84,7 @@ def resume(folder: Path, ranks: Ranks, kind: str, accumulation: int, stopped_at:
     run_to_end(second)
     assert_same(everything(second), everything(straight))
     assert_ranks_equal(second, ranks)
+    return second
 
 
 class BadForOne:
@@ -105,10 +108,10 @@ class BadForOne:
         return scores + (scores * 0).sqrt()
 
 
-def not_finite(folder: Path, ranks: Ranks, how: str) -> None:
+def not_finite(folder: Path, ranks: Ranks, how: str, mesh: DeviceMesh | None = None) -> None:
     """NaN on rank 1 stops both before the update, and the main one names the sample."""
     recipe = tiny.recipe()
-    trainer = RGLCD(recipe, tiny.models(folder / "teacher"), BadForOne(ranks, how))
+    trainer = RGLCD(recipe, tiny.models(folder / "teacher", mesh=mesh), BadForOne(ranks, how))
     loop = make_loop("lcd", folder / "teacher", folder / f"bad-{how}", None, ranks)
     loop = Loop(trainer, tiny.TinySource(), recipe, loop.run, ranks)
     for _ in range(2):

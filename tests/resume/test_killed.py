@@ -32,9 +32,9 @@ def begin(path):
 
 def child():
     loop = begin(folder / "killed")
-    def told(captions):
+    def told(*arguments):
         os.write(writer, b"%d\\n" % loop.step)
-        return commit(captions)
+        return commit(*arguments)
     commit, loop._commit = loop._commit, told
     run_to_end(loop)
 

@@ -37,8 +37,9 @@ def launched(recipe, tmp_path):
 
 
 @pytest.mark.timeout(900)
-def test_two_processes_train_what_one_trains(recipe, tmp_path, launched):
-    words = ["train.steps=4", "train.log_every=1", "train.gradient_accumulation_steps=2"]
+@pytest.mark.parametrize("shard", ["false", pytest.param("true", marks=pytest.mark.long)])
+def test_two_processes_train_what_one_trains(recipe, tmp_path, launched, shard):
+    words = ["train.steps=4", "train.log_every=1", "train.gradient_accumulation_steps=2", f"train.shard={shard}"]
     alone = RunDirectory.open(train(str(recipe), words, out=tmp_path / "alone", device="cpu"))
     out = ("--out", str(tmp_path / "both"), "--launch", "ddp", "--nproc", "2")
     done = launched(*words, *out)
@@ -60,13 +61,21 @@ def test_two_processes_train_what_one_trains(recipe, tmp_path, launched):
     a, b = load_file(alone.pipeline / name), load_file(both.pipeline / name)
     assert max(float((a[key] - b[key]).abs().max()) for key in a) <= 1e-3, "at most a step of AdamW's, where g is noise"
     assert sum(float((a[key] - b[key]).abs().sum()) for key in a) <= 1e-5 * sum(v.numel() for v in a.values())
+    names = [
+        {str(file.relative_to(run.path)) for file in run.path.rglob("*") if "tfevents" not in file.name}
+        for run in (alone, both)
+    ]
+    assert names[0] == names[1], "of sample grids, checkpoints and the pipeline too"
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_to_the_launcher_saves_on_all_ranks(tmp_path, launched, number, code):
+@pytest.mark.parametrize(
+    ("number", "code", "shard"),
+    [(signal.SIGTERM, 75, "false"), (signal.SIGINT, 130, "false"), (signal.SIGTERM, 75, "true")],
+)
+def test_a_signal_to_the_launcher_saves_on_all_ranks(tmp_path, launched, number, code, shard):
     words = ["train.steps=400", "train.log_every=1", "train.save_every=1000", "train.sample_every=0"]
-    out = ("--out", str(tmp_path / "both"), "--launch", "ddp", "--nproc", "2")
+    out = (f"train.shard={shard}", "--out", str(tmp_path / "both"), "--launch", "ddp", "--nproc", "2")
     done = launched(*words, *out)
     for _ in range(6000):
         if (tmp_path / "both" / "log.jsonl").is_file() and (tmp_path / "both" / "log.jsonl").stat().st_size:

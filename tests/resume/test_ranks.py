@@ -15,12 +15,12 @@ from tests.fork_server import ForkServer
 from tests.parity import tiny
 
 
-def on_two_ranks(python: Path, folder: Path, *checks: str) -> None:
-    """Run checks of :mod:`tests.resume.on_ranks`; the output of a rank that failed is the message."""
+def on_two_ranks(python: Path, folder: Path, *checks: str, module: str = "on_ranks") -> None:
+    """Run checks of a module of this folder; the output of a rank that failed is the message."""
     tiny.save_pipeline(folder / "teacher")
     port = str(free_port())
     shared = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [python, "-m", "tests.resume.on_ranks", str(folder), *checks]
+    command = [python, "-m", f"tests.resume.{module}", str(folder), *checks]
     processes = [
         subprocess.Popen(
             command,

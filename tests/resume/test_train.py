@@ -119,7 +119,8 @@ def test_a_run_moves_to_other_paths_and_another_split(recipe, world, tmp_path):
     words += [f"{key}={tmp_path / 'elsewhere' / part}" for key, part in parts.items()]
     with pytest.raises(UsageError, match=r"another config \(train\.dtype: float32 → bfloat16\)"):
         train(str(recipe), [*words, "train.dtype=bfloat16"])
-    assert train(str(recipe), [*words, "train.gradient_accumulation_steps=2", "train.num_workers=1"]) == path
+    words += ["train.gradient_accumulation_steps=2", "train.num_workers=1", "train.shard=true"]
+    assert train(str(recipe), words) == path
     assert run.read()["status"] == "finished" and [row["step"] for row in run.read_log()] == [2]
 
 

@@ -33,6 +33,7 @@ NOT_THE_METHOD = [
     *("train.save_every", "train.keep_checkpoints", "train.sample_every", "train.log_every", "train.wandb"),
     *("train.trackio", "monitor.*"),
     *("train.latents_cache", "train.latents_cache_root", "train.num_workers", "train.compile", "proxy.clip"),
+    "train.shard",
     *("train.gradient_checkpointing", "train.gradient_accumulation_steps", "gradients.*"),
 ]
 

@@ -153,6 +153,23 @@ def test_gradients_without_a_loss_scale_are_not_taken_in_float16(recipe, setting
         load_recipe(recipe, [setting, "train.dtype=float16"])
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("lcd", "train.dtype=float16"),
+        ("lcd", "train.compile=true"),
+        ("rg_lcd", "gradients.every=10"),
+        ("lrm_pretrain", "seed=1"),
+    ],
+)
+def test_what_does_not_go_with_shards_is_said(name, setting):
+    load_recipe(name, [setting])
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(name, [setting, "train.shard=true"])
+    for key in ("shard", *([] if name == "lrm_pretrain" else [setting.partition("=")[0].rpartition(".")[2]])):
+        assert key in str(caught.value)
+
+
 def test_another_teacher_data_or_strength_takes_one_override():
     recipe = load_recipe(
         "rg_lcd",
