@@ -14,18 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
 from rgbench.core.errors import UsageError
-from rgbench.evaluate.results import ModelResult
+from rgbench.evaluate.results import ModelResult, load_results
 from rgbench.judge.compare import MIN_SEEDS
 from rgbench.judge.models import ResultSet, result_set, sampling_of
 from rgbench.judge.trajectory import order_weights
 from rgbench.judge.verdict import GOLD, Declared, Outcome, Verdict, judge
 from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES, holm, kl_best_of, paired_t, t_interval
 from rgbench.metrics.values import MetricValue
-from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Curve, Images, Kind, Study
+from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Curve, Images, Kind, Study, draws_beside
 
 REWARD = "hps"
 ERRS = "held-out"  # name of the base's seeds that are judged as if they had been trained on a reward
@@ -39,46 +40,53 @@ class Measured:
     Attributes:
         study: declared.
         results: of its runs, sampled as the arms say, checkpoints included.
+        draws: of its base, several images of each prompt.
         gold: name of the metric that is gold.
         steps: of the sampler of each arm's own recipe.
     """
 
     study: Study
     results: tuple[ModelResult, ...]
+    draws: tuple[ModelResult, ...]
     gold: str
     steps: Mapping[str, int]
 
     @classmethod
-    def of(cls, study: Study, loaded: Sequence[ModelResult]) -> Measured:
-        """Pick the results of a study's runs.
+    def of(cls, study: Study, results: Path) -> Measured:
+        """Pick the results of a study's runs from a folder.
 
         Raises:
             UsageError: a value that was measured twice, or under two protocols.
         """
         wanted = {f"{arm}-s{seed}": arm for arm in study.arms for seed in study.seeds(arm)}
         sampling = {arm: study.sampling(arm) for arm in study.arms}
-        found = []
-        for result in loaded:
+
+        def is_wanted(result: ModelResult) -> bool:
             arm = wanted.get(result.head.model)
             if arm is None:
-                continue
+                return False
             fields, own = sampling_of(result), sampling[arm]
             every = (own.steps, *study.arms[arm].steps)
-            if fields.get("guidance_scale") == own.guidance_scale and fields.get("steps") in every:
-                found.append(result)
+            return fields.get("guidance_scale") == own.guidance_scale and fields.get("steps") in every
+
+        found, draws = (tuple(filter(is_wanted, load_results(each))) for each in (results, draws_beside(results)))
         names = {value.metric for result in found for value in result.values}
         gold = next((name for name in GOLD.metrics if name in names), GOLD.metrics[0])
-        own = cls(study, tuple(found), gold, {arm: each.steps for arm, each in sampling.items()})
+        own = cls(study, found, draws, gold, {arm: each.steps for arm, each in sampling.items()})
         own._check()
         return own
 
     def _values(self) -> Iterator[tuple[Kind, ModelResult, MetricValue]]:
         """Every value that is of one of the study's sets of images, and which."""
         study = self.study
-        sets: dict[Kind, Images | None] = {"eval": study.eval, "along": study.along, "draws": study.draws}
-        for result in self.results:
-            for value in result.values:
-                yield from ((kind, result, value) for kind, images in sets.items() if images and images.hold(value))
+        sets: list[tuple[Kind, Images | None, Sequence[ModelResult]]] = [
+            ("eval", study.eval, self.results),
+            ("along", study.along, self.results),
+            ("draws", study.draws, self.draws),
+        ]
+        for kind, images, results in sets:
+            for result in results if images is not None else ():
+                yield from ((kind, result, value) for value in result.values if images and images.hold(value))
 
     def _check(self) -> None:
         places: dict[tuple[Kind, str, int, int, str], set[str]] = {}

@@ -53,7 +53,7 @@ def write_page(files: Sequence[Path], results: Path, records: Path, page: Path) 
     text, written = page.read_text(encoding="utf-8"), []
     studies = {path.stem: load_study(path) for path in files}
     for name, study in studies.items():
-        measured = Measured.of(study, loaded)
+        measured = Measured.of(study, results)
         parts = [*declared(study), *outcome(measured)]
         figure = draw(measured)
         if figure is not None:

@@ -257,6 +257,11 @@ class Unit:
         return alike and values.issuperset(self.images.wanted)
 
 
+def draws_beside(results: Path) -> Path:
+    """The folder of several images of each prompt, which in ``results`` would be columns of their own in reports."""
+    return results.with_name(f"{results.name}-draws")
+
+
 def units_of(studies: Iterable[Study], runs: Path, results: Path) -> list[Unit]:
     """Units of some studies in the order in which they are done: first seeds of all arms first; equal ones once.
 
@@ -292,12 +297,13 @@ def _units_of_run(study: Study, name: str, seed: int, is_first: bool, runs: Path
     if study.draws is not None and name == study.base:
         images.append(("draws", study.draws, own))
     for kind, each, steps in images:
+        place = draws_beside(results) if kind == "draws" else results
         kept_images = KEPT_IMAGES if kind == "eval" and is_first else 0
         words = ("eval", str(runs / run), "--metric", ",".join(each.metrics), "--num", str(each.num))
-        words += ("--seeds", each.seeds, "--keep-images", str(kept_images), "--results", str(results))
+        words += ("--seeds", each.seeds, "--keep-images", str(kept_images), "--results", str(place))
         words += ("--checkpoints",) if kind == "along" else ("--steps", str(steps)) if steps != own else ()
         title = f"{kind} {run}" + (f" at {steps} steps" if steps != own else "")
-        found.append(Unit(title, kind, run, words, results, method, (found[0].name,), each, steps))
+        found.append(Unit(title, kind, run, words, place, method, (found[0].name,), each, steps))
     return found
 
 
