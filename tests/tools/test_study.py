@@ -128,7 +128,7 @@ def test_each_number_of_steps_has_a_line_and_a_verdict_of_its_own(tmp_path):
         )
     text = reported(tmp_path, arms=OTHER_STEPS)
     assert "| rg_lcd | 4 | 2 of 2 | 83.4" in text and "| rg_lcd | 2 | 2 of 2 | 70.5" in text
-    assert "- lcd at 2 steps: hps of seeds 0, 1" in text and "- lcd: " not in text
+    assert "- lcd at 2 steps: everything of seeds 0, 1" in text and "- lcd: " not in text
     measured = Measured.of(load_study(tmp_path / "a.yaml"), tmp_path / "results")
     assert measured.values("rg_lcd", "hps") == {0: 83.0, 1: 83.81}
     assert measured.verdict("rg_lcd") != measured.verdict("rg_lcd", 2)
@@ -457,7 +457,7 @@ def test_the_page_says_what_came_and_what_is_missing(tmp_path):
     curves = "[{name: direct, arms: {0: lcd, 0.3: rg_lcd}}]"
     text = reported(tmp_path, curves=curves)
     assert "stale" not in text and "by hand" in text and "more reward, less gold" in text
-    assert "- rg_lcd: hps of seeds 5" in text and "Too few results for a hump" in text
+    assert "- rg_lcd: everything of seeds 5" in text and "Too few results for a hump" in text
     assert "| primary | rg_lcd − lcd, Oracle, all right | 5 |" in text.replace("All right", "Oracle, all right")
     assert "| rg_lcd | 4 | 5 of 6 | 83.66" in text and "0 of 2 called over-optimised" in text
     assert "](page/a.svg)" in text
@@ -467,7 +467,7 @@ def test_the_page_says_what_came_and_what_is_missing(tmp_path):
 
 def test_a_page_without_results_says_so(tmp_path):
     text = reported(tmp_path)
-    assert "missing" in text and "- lcd: hps of seeds 0, 1, 2, 3, 4, 5, 6, 7" in text and ".svg" not in text
+    assert "missing" in text and "- lcd: everything of seeds 0, 1, 2, 3, 4, 5, 6, 7" in text and ".svg" not in text
     with pytest.raises(UsageError, match="lacks the markers <!-- b: begin"):
         page.write_page([tiny(tmp_path / "b.yaml")], tmp_path / "results", tmp_path, tmp_path / "page.md")
 

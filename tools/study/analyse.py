@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -158,13 +157,18 @@ class Measured:
 
     def missing(self) -> list[str]:
         """Runs whose results the analysis lacks, with what lacks; in the order of the study."""
-        found = []
+        found, reads = [], self.shown(self.study.eval.reads)
         for arm in self.study.arms:
-            for steps, metric in product(self.all_steps(arm), self.shown(self.study.eval.reads)):
-                lacking = [seed for seed in self.study.seeds(arm) if seed not in self.values(arm, metric, steps)]
-                if lacking:
-                    where = f" at {steps} steps" if steps != self.steps[arm] else ""
-                    found.append(f"{arm}{where}: {self.name(metric)} of seeds {', '.join(map(str, lacking))}")
+            for steps in self.all_steps(arm):
+                lacking: dict[tuple[int, ...], list[str]] = {}
+                for metric in reads:
+                    have = self.values(arm, metric, steps)
+                    seeds = tuple(seed for seed in self.study.seeds(arm) if seed not in have)
+                    lacking.setdefault(seeds, []).append(self.name(metric))
+                where = f" at {steps} steps" if steps != self.steps[arm] else ""
+                for seeds, metrics in lacking.items():
+                    what = "everything" if len(metrics) == len(reads) else ", ".join(metrics)
+                    found += [f"{arm}{where}: {what} of seeds {', '.join(map(str, seeds))}"] if seeds else []
         return found
 
     @cached_property
