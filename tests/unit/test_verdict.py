@@ -179,9 +179,9 @@ def test_nor_is_it_among_the_committed_results(committed):
 
     def tested(model: Model, base: Model):
         found = {name: delta(model, base, column) for name, column in shown.items()}
-        return (
-            run_tests(found, one_run=len(model.results) == 1) if all(d.p is not None for d in found.values()) else None
-        )
+        found = {name: each for name, each in found.items() if each is not None}
+        few = any(each.p is None for each in found.values()) or not {"trained reward", "gold"} <= found.keys()
+        return None if few else run_tests(found, one_run=len(model.results) == 1)
 
     compared = 0
     for model, base in permutations([*students, *runs], 2):
@@ -313,14 +313,14 @@ def test_right_and_wrong_are_the_oracles_where_gold_is_a_utility(tmp_path):
 
 
 def test_the_committed_study_is_judged(committed):
-    found = {verdict.model: verdict for verdict in judge_set(committed)}
+    found = {verdict.model: verdict for verdict in judge_set(committed.only(["rg_lcd", "lrm"]))}
     assert list(found) == ["rg_lcd, 6 seeds", "lrm, 6 seeds"]
-    assert [verdict.outcome for verdict in found.values()] == [Outcome.PAID_FOR, Outcome.ALIGNED]
+    assert {verdict.outcome for verdict in found.values()} == {Outcome.PAID_FOR}
     for verdict in found.values():
         says = {each.question: each.says for each in verdict.findings}
         assert verdict.rule == "method" and says["trained reward"] == says["gold"] == "up"
-        assert says["saturation"] == ("worse" if verdict.outcome is Outcome.PAID_FOR else "")
-    assert "right to wrong (3%) the reward changed by −3.60" in found["lrm, 6 seeds"].words
+        assert [question for question, each in says.items() if each == "worse"] == ["saturation"]
+    assert "right to wrong (3%) the reward changed by −3.61" in found["lrm, 6 seeds"].words
 
 
 def test_runs_of_few_seeds_are_judged_one_by_one():
@@ -577,4 +577,6 @@ def test_the_how_to_tells_the_rule_in_200_words_and_its_example_is_true(committe
     found = {each.question: each for each in judge(committed, model).findings}
     assert min(each.p for each in found.values()) == found["gold"].p
     assert found["gold"].adjusted == pytest.approx(6 * found["gold"].p)
-    assert "worse" not in {each.says for each in found.values()}
+    worse = [each for each in found.values() if each.says == "worse"]
+    assert [each.question for each in worse] == ["saturation"] and f"(p = {worse[0].p:.3f}, third of six)" in rule
+    assert worse[0].adjusted == pytest.approx(4 * worse[0].p) and judge(committed, model).outcome is Outcome.PAID_FOR
