@@ -415,8 +415,9 @@ def decide(
         headroom: of the reward; None where it is not known.
     """
     reward, gold = tests[REWARD.name], tests[GOLD.name]
+    is_equal = _low(gold) >= -gold_margin and _high(gold) <= gold_margin  # however sure so small a change is
     if reward.says == "up":
-        if _low(gold) >= -gold_margin and _high(gold) <= gold_margin:  # however sure so small a change is
+        if is_equal:
             return Outcome.REWARD_WITHOUT_GOLD
         if gold.says:
             paid = any(test.says == "worse" for test in tests.values())
@@ -424,7 +425,7 @@ def decide(
         beyond = headroom is not None and _low(reward) > headroom
         return Outcome.REWARD_WITHOUT_GOLD if beyond else Outcome.UNDECIDED
     if reward.says == "down":
-        return Outcome.WORSE if gold.says == "down" else Outcome.NO_GAIN
+        return Outcome.WORSE if gold.says == "down" and not is_equal else Outcome.NO_GAIN
     return Outcome.NO_GAIN if _high(reward) <= reward_margin else Outcome.UNDECIDED
 
 

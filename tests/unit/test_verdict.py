@@ -125,6 +125,9 @@ def test_a_change_of_gold_within_the_luck_of_a_seed_is_none_however_sure(gold, o
     assert tests["gold"].says == ("up" if gold > 0 else "down")
     assert decide(tests, 0.2, 0.2) is outcome
     assert decide(tests, 0.2, 0.5) is Outcome.REWARD_WITHOUT_GOLD
+    lower = six_seeds(trained=DOWN, gold=gold)
+    assert decide(lower, 0.2, 0.2) is (Outcome.NO_GAIN if gold > 0 else Outcome.WORSE)
+    assert decide(lower, 0.2, 0.5) is Outcome.NO_GAIN, "in this direction too"
 
 
 def test_p_values_are_students_and_holms():
@@ -152,13 +155,16 @@ def test_one_run_is_adjusted_by_bonferroni():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.lists(st.floats(-100, 100), min_size=6, max_size=6), min_size=12, max_size=12))
-def test_never_is_each_worse_than_the_other(values):
+@given(
+    st.lists(st.lists(st.floats(-100, 100), min_size=6, max_size=6), min_size=12, max_size=12),
+    st.lists(st.sampled_from([0.0, 1.0, 30.0, 1000.0]), min_size=2, max_size=2),
+)
+def test_never_is_each_worse_than_the_other(values, margins):
     shown = columns()
     sides = {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(shown)}
     one_way = run_tests({name: seeds_delta(shown[name], *side) for name, side in sides.items()})
     back = run_tests({name: seeds_delta(shown[name], *side[::-1]) for name, side in sides.items()})
-    never_both(one_way, back, decide(one_way, 1, 1), decide(back, 1, 1))
+    never_both(one_way, back, decide(one_way, *margins), decide(back, *margins))
 
 
 BAD = (Outcome.OVER_OPTIMISED, Outcome.WORSE, Outcome.REWARD_WITHOUT_GOLD)
