@@ -298,12 +298,11 @@ def _answer(results: ResultSet, verdict: Verdict) -> str:
 
 
 def to_decide(results: ResultSet, model: Model) -> str:
-    """The command that trains the LCD seeds which a verdict lacks; "" where it lacks none."""
+    """The command that trains the LCD seeds which a verdict lacks; "" where it lacks none, or no more of them help."""
     base = results.baseline(model)
     have = base.results if base is not None and base.method == LCD else {}
-    twice = results.twice(model) + (results.twice(base) if base is not None else ())
-    if twice:
-        return f"For a verdict remove one of the two results of {', '.join(twice)} with rgbench rm."
+    if results.twice(model) or (base is not None and results.twice(base)):
+        return ""
     num = (MIN_SPREAD if len(model.results) == 1 else MIN_SEEDS) - len(have)
     if num <= 0:
         return ""

@@ -129,7 +129,7 @@ def test_each_number_of_steps_has_a_line_and_a_verdict_of_its_own(tmp_path):
     text = reported(tmp_path, arms=OTHER_STEPS)
     assert "| rg_lcd | 4 | 2 of 2 | 83.4" in text and "| rg_lcd | 2 | 2 of 2 | 70.5" in text
     assert "- lcd at 2 steps: everything of seeds 0, 1" in text and "- lcd: " not in text
-    measured = Measured.of(load_study(tmp_path / "a.yaml"), tmp_path / "results")
+    measured = Measured.of(load_study(tmp_path / "a.yaml"), load_results(tmp_path / "results"))
     assert measured.values("rg_lcd", "hps") == {0: 83.0, 1: 83.81}
     assert measured.verdict("rg_lcd") != measured.verdict("rg_lcd", 2)
 
@@ -346,7 +346,7 @@ def test_contrasts_pair_seeds_and_correct_the_secondary_ones(tmp_path):
     secondary = f"[{reward}, {reward.replace('hps', 'fd_efflite0')}]"
     study = load_study(tiny(tmp_path / "a.yaml", secondary=secondary))
     made(tmp_path / "results")
-    measured = Measured.of(study, tmp_path / "results")
+    measured = Measured.of(study, load_results(tmp_path / "results"))
     primary, reward, missing = analyse.run_contrasts(measured)
     p = paired_t([100 * x for x in GOLDS["rg_lcd"]], [100 * x for x in GOLDS["lcd"][:6]])
     assert primary.seeds == (0, 1, 2, 3, 4, 5) and primary.says == "as expected"
@@ -363,7 +363,7 @@ def test_an_interaction_is_a_difference_of_differences(tmp_path):
     study = load_study(tiny(tmp_path / "a.yaml", arms=arms, primary=primary))
     golds = {**GOLDS, "a": [0.5] * 5, "b": [0.4, 0.4, 0.4, 0.4, 0.3]}
     made(tmp_path / "results", golds)
-    (found,) = analyse.run_contrasts(Measured.of(study, tmp_path / "results"))
+    (found,) = analyse.run_contrasts(Measured.of(study, load_results(tmp_path / "results")))
     wanted = np.array(GOLDS["rg_lcd"][:5]) - GOLDS["lcd"][:5] - (np.array(golds["a"]) - golds["b"])
     assert found.value == pytest.approx(100 * wanted.mean()) and found.p is None and found.says == "not shown"
 
@@ -373,24 +373,24 @@ def test_a_value_measured_twice_is_refused(tmp_path):
     make_result(tmp_path, "lcd-s0", values={"hps": 1.0}, weights="one")
     make_result(tmp_path, "lcd-s0", values={"hps": 2.0}, weights="two")
     with pytest.raises(UsageError, match="lcd-s0: hps of the same images was measured twice"):
-        Measured.of(study, tmp_path)
+        Measured.of(study, load_results(tmp_path))
     other = load_study(
         tiny(tmp_path / "b.yaml", arms="{lcd: {recipe: lcd, seeds: 1-2}, rg_lcd: {recipe: rg_lcd, seeds: 1-2}}")
     )
     make_result(tmp_path, "lcd-s1", values={"hps": 1.0})
     make_result(tmp_path, "lcd-s2", values={"hps": 1.0}, protocol={"prompts": {"num": 8, "sha256": "others"}})
     with pytest.raises(UsageError, match="hps was measured under two protocols"):
-        Measured.of(other, tmp_path)
+        Measured.of(other, load_results(tmp_path))
 
 
 def test_seeds_of_lcd_that_nothing_is_compared_with_show_the_rules_errors(tmp_path):
     study = load_study(tiny(tmp_path / "a.yaml"))
     made(tmp_path)
-    found = Measured.of(study, tmp_path)
+    found = Measured.of(study, load_results(tmp_path))
     assert found.errors().keys() == {6, 7} and "over-optimised" not in found.errors().values()
     made(tmp_path / "hacked", {**GOLDS, "lcd": GOLDS["lcd"][:6]})
     make_result(tmp_path / "hacked", "lcd-s6", "lcd", 6, values={"hps": 99.0, "oracle_all": 30.0}, recipe_sha256="lcd")
-    hacked = Measured.of(study, tmp_path / "hacked")
+    hacked = Measured.of(study, load_results(tmp_path / "hacked"))
     assert hacked.errors() == {6: "over-optimised"}, "one that is hacked would be called so"
 
 
@@ -426,7 +426,8 @@ def test_a_student_is_held_against_the_best_of_n_at_its_reward(tmp_path):
     }
     study = load_study(tiny(tmp_path / "a.yaml", **fields))
     best_of_results(tmp_path / "results")
-    measured = Measured.of(study, tmp_path / "results")
+    found = (load_results(folder) for folder in (tmp_path / "results", plan.draws_beside(tmp_path / "results")))
+    measured = Measured.of(study, *found)
     assert len(measured.set.find("lcd")[0].results) == 6, "draws are no second result of a seed"
     matched = analyse.match_best_of_n(measured, "rg_lcd")
     for seed, choice in analyse.choices(measured).items():

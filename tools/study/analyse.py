@@ -13,19 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from rgbench.core.errors import UsageError
-from rgbench.evaluate.results import ModelResult, load_results
+from rgbench.evaluate.results import ModelResult
 from rgbench.judge.compare import MIN_SEEDS
 from rgbench.judge.models import ResultSet, result_set, sampling_of
 from rgbench.judge.trajectory import order_weights
 from rgbench.judge.verdict import GOLD, Declared, Outcome, Verdict, judge
 from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES, holm, kl_best_of, paired_t, t_interval
 from rgbench.metrics.values import MetricValue
-from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Curve, Images, Kind, Study, draws_beside
+from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Curve, Images, Kind, Study
 
 REWARD = "hps"
 ERRS = "held-out"  # name of the base's seeds that are judged as if they had been trained on a reward
@@ -51,8 +50,13 @@ class Measured:
     steps: Mapping[str, int]
 
     @classmethod
-    def of(cls, study: Study, results: Path) -> Measured:
-        """Pick the results of a study's runs from a folder.
+    def of(cls, study: Study, loaded: Sequence[ModelResult], drawn: Sequence[ModelResult] = ()) -> Measured:
+        """Pick the results of a study's runs.
+
+        Args:
+            study: declared.
+            loaded: of the folder of results.
+            drawn: of that of several images of each prompt.
 
         Raises:
             UsageError: a value that was measured twice, or under two protocols.
@@ -68,7 +72,7 @@ class Measured:
             every = (own.steps, *study.arms[arm].steps)
             return fields.get("guidance_scale") == own.guidance_scale and fields.get("steps") in every
 
-        found, draws = (tuple(filter(is_wanted, load_results(each))) for each in (results, draws_beside(results)))
+        found, draws = (tuple(filter(is_wanted, each)) for each in (loaded, drawn))
         names = {value.metric for result in found for value in result.values}
         gold = next((name for name in GOLD.metrics if name in names), GOLD.metrics[0])
         own = cls(study, found, draws, gold, {arm: each.steps for arm, each in sampling.items()})

@@ -26,11 +26,11 @@ from tools.study.analyse import (
     run_contrasts,
 )
 from tools.study.figures import draw, info_of, spread
-from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Study, load_study
+from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Study, draws_beside, load_study
 from tools.study.work import Records, read_records
 
 COST = "cost"
-COLUMNS = (REWARD, GOLD_NAME, "oracle_all", "gold_win_rate", "fd_efflite0", "recall_efflite0", "band_db")
+COLUMNS = (REWARD, GOLD_NAME, "oracle_all", "degradation", "gold_win_rate", "fd_efflite0", "recall_efflite0", "band_db")
 PICKED = (2, 4, 8)  # n of best-of-n that the table shows
 
 
@@ -49,11 +49,11 @@ def write_page(files: Sequence[Path], results: Path, records: Path, page: Path) 
     Raises:
         UsageError: a page without the markers, or results of two kinds under one name.
     """
-    loaded = load_results(results) if results.is_dir() else []
+    loaded, drawn = load_results(results), load_results(draws_beside(results))
     text, written = page.read_text(encoding="utf-8"), []
     studies = {path.stem: load_study(path) for path in files}
     for name, study in studies.items():
-        measured = Measured.of(study, results)
+        measured = Measured.of(study, loaded, drawn)
         parts = [*declared(study), *outcome(measured)]
         figure = draw(measured)
         if figure is not None:
@@ -138,16 +138,17 @@ def _name(contrast: Contrast) -> str:
 
 
 def _arms(measured: Measured) -> str:
-    columns = measured.shown([metric for metric in COLUMNS if metric in measured.study.eval.reads])
-    rows = []
-    for arm in measured.study.arms:
+    study, rows = measured.study, []
+    known = [m for m in COLUMNS if m in study.eval.reads or any(measured.values(arm, m) for arm in study.arms)]
+    columns = measured.shown(known)
+    for arm in study.arms:
         for steps in measured.all_steps(arm):
             cells = []
             for metric in columns:
                 found = spread(measured.values(arm, metric, steps).values())
                 cells.append(_plus_minus(found, info_of(measured, metric).decimals))
             verdict = measured.verdict(arm, steps)
-            num = f"{len(measured.values(arm, REWARD, steps))} of {len(measured.study.seeds(arm))}"
+            num = f"{len(measured.values(arm, REWARD, steps))} of {len(study.seeds(arm))}"
             cells.append(_plus_minus(spread(measured.train_seconds(arm)), 0))
             rows.append((arm, str(steps), num, *cells, verdict.outcome.value if verdict is not None else "—"))
     labels = [info_of(measured, metric).label for metric in columns]

@@ -275,22 +275,24 @@ def units_of(studies: Iterable[Study], runs: Path, results: Path) -> list[Unit]:
     """
     found: dict[str, Unit] = {}
     for study in studies:
+        steps = {name: study.sampling(name).steps for name in study.arms}
         rows = [(study.seeds(name).index(seed), name, seed) for name in study.arms for seed in study.seeds(name)]
         for place, name, seed in sorted(rows, key=lambda row: row[0]):
-            for unit in _units_of_run(study, name, seed, place == 0, runs, results):
+            for unit in _units_of_run(study, name, seed, steps[name], place == 0, runs, results):
                 other = found.setdefault(unit.name, unit)
                 if other.method != unit.method:
                     raise UsageError(f"two studies have another recipe for {unit.run}: give one of the arms a new name")
     return list(found.values())
 
 
-def _units_of_run(study: Study, name: str, seed: int, is_first: bool, runs: Path, results: Path) -> list[Unit]:
+def _units_of_run(
+    study: Study, name: str, seed: int, own: int, is_first: bool, runs: Path, results: Path
+) -> list[Unit]:
     arm, run = study.arms[name], f"{name}-s{seed}"
     kept = study.along.set if study.along is not None and arm.along == seed else ()
     words = ("train", arm.recipe, *arm.set, *study.common, *kept, f"name={name}", f"seed={seed}")
     method = (arm.recipe, *arm.set)
     found = [Unit(f"train {run}", "train", run, (*words, "--out", str(runs / run)), runs / run, method)]
-    own = study.sampling(name).steps
     images: list[tuple[Kind, Images, int]] = [("eval", study.eval, steps) for steps in (own, *arm.steps)]
     if study.along is not None and arm.along == seed:
         images.append(("along", study.along, own))
