@@ -65,8 +65,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Workers of ``-n auto``: one more than cores, for tests that wait; each has torch in memory, with its data."""
-    return min(4, available_cores() + 1)
+    """Workers of ``-n auto``: each has torch in memory, with the data of its tests."""
+    return min(4, available_cores())
 
 
 def pytest_collection_finish() -> None:
