@@ -392,7 +392,7 @@ def test_a_finished_runs_proxy_starts_another(models, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["vsd.w=2"], r"vsd\.w: the student is told w"),
+        (["lcd.time_cond_proj_dim=256"], r"vsd\.w: the student is told w"),
         (["train.log_every=3", "vsd.ratio=2"], r"train\.log_every 3: the student moves at multiples of vsd\.ratio 2"),
         (["train.steps=1"], r"train\.steps 1: the student first moves at step 2"),
         (["gradients.every=3", "train.log_every=1"], r"gradients\.every 3 is no multiple of vsd\.ratio 2"),
