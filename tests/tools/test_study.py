@@ -466,6 +466,14 @@ def test_the_page_says_what_came_and_what_is_missing(tmp_path):
     assert reported(tmp_path, curves=curves) == text and (tmp_path / "page" / "a.svg").read_bytes() == before
 
 
+def test_a_page_counts_the_units_of_its_own_studies(tmp_path):
+    cost = {"status": "finished", "wall_sec": 7200, "cpu_sec": 3600, "pays": "lcd", "command": "", "ended": ""}
+    (tmp_path / "records").mkdir()
+    kept = {"schema_version": 1, "units": {"train lcd-s0": cost, "train tcd-s0": cost}}
+    (tmp_path / "records" / "units.json").write_text(json.dumps(kept))
+    assert "1.0 h of CPU in 1 units" in reported(tmp_path)
+
+
 def test_a_page_without_results_says_so(tmp_path):
     text = reported(tmp_path)
     assert "missing" in text and "- lcd: everything of seeds 0, 1, 2, 3, 4, 5, 6, 7" in text and ".svg" not in text

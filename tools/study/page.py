@@ -26,7 +26,7 @@ from tools.study.analyse import (
     run_contrasts,
 )
 from tools.study.figures import draw, info_of, spread
-from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Study, draws_beside, load_study
+from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Study, draws_beside, load_study, units_of
 from tools.study.work import Records, read_records
 
 COST = "cost"
@@ -40,7 +40,7 @@ def write_page(files: Sequence[Path], results: Path, records: Path, page: Path) 
     Args:
         files: studies; each has a part on the page, named as the file.
         results: folder of results.
-        records: folder of ``units.json``.
+        records: folder of ``units.json``, of which other studies' units are left out.
         page: with markers.
 
     Returns:
@@ -63,7 +63,9 @@ def write_page(files: Sequence[Path], results: Path, records: Path, page: Path) 
             parts.insert(len(declared(study)), f"![{study.title}]({page.stem}/{place.name})")
             written.append(place)
         text = with_part(text, name, "\n\n".join(parts), page)
-    text = with_part(text, COST, "\n\n".join(cost(read_records(records), studies.values(), loaded)), page)
+    own = {unit.name for unit in units_of(studies.values(), Path("runs"), results)}
+    kept = {name: record for name, record in read_records(records).units.items() if name in own}
+    text = with_part(text, COST, "\n\n".join(cost(Records(units=kept), studies.values(), loaded)), page)
     write_text_atomic(page, text)
     return [*written, page]
 
