@@ -349,13 +349,14 @@ def plan(
     gpu: Annotated[
         str | None, typer.Option(help="Also say whether it fits, and how long it takes: h100, a100-80, 4090, ...")
     ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that train together; figures are of each.")] = 1,
 ) -> None:
     """Count the memory and the operations of a recipe's training step, without its weights."""
     _check_recipe(recipe, overrides)
     tune()
     from rgbench.cli.show import print_plan
 
-    if not print_plan(recipe, overrides or [], gpu):
+    if not print_plan(recipe, overrides or [], gpu, gpus):
         raise typer.Exit(1)
 
 

@@ -215,13 +215,13 @@ def print_dry_run(recipe: str, overrides: list[str], out: Path | None, device: s
     print_table(("what", "how"), dry_run(recipe, overrides, out=out, device=device))
 
 
-def print_plan(recipe: str, overrides: list[str], gpu: str | None) -> bool:
+def print_plan(recipe: str, overrides: list[str], gpu: str | None, gpus: int) -> bool:
     """Print what a recipe's step takes, and what helps where it does not fit; whether it fits."""
     from rgbench.train.plan import describe, find_gpu, plan, remedies
 
     chosen = None if gpu is None else find_gpu(gpu)
-    found = plan(recipe, overrides)
+    found = plan(recipe, overrides, gpus=gpus)
     fits = chosen is None or found.excess(chosen) <= 0
-    helps = [] if chosen is None or fits else list(remedies(recipe, overrides, chosen))
+    helps = [] if chosen is None or fits else list(remedies(recipe, overrides, chosen, gpus))
     print_table(("what", "how much"), describe(found, gpu, helps))
     return fits

@@ -5,8 +5,14 @@ networks of their configurations' shapes. A storage counts from the operation th
 the peak holds activations with gradient checkpointing, mixed precision and accumulation as the loop has them. FLOPs are
 torch's formulae: two per multiply-add of matrix products, convolutions and attention.
 
-Left out: what a GPU takes for itself (context, workspaces, fragmentation), and what is not done at every step: sample
-grids, checkpoints, and the measurements of ``monitor``, ``proxy.fidelity`` and ``gradients.every``.
+Of several GPUs the first is planned; torch's "fake" process group stands for the others and sends nothing. With
+``train.shard`` the networks, their gradients and optimiser states are its shards. "gathered blocks" are the parameters
+of the blocks that are whole at the peak, with the buffers in which they arrive. A block's whole gradients, and the
+buffers in which gradients are averaged, are among "activations and buffers".
+
+Left out: what a GPU takes for itself (context, workspaces, fragmentation), the time of messages between GPUs, and what
+is not done at every step: sample grids, checkpoints, and the measurements of ``monitor``, ``proxy.fidelity`` and
+``gradients.every``.
 """
 
 from __future__ import annotations
@@ -18,27 +24,32 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from rgbench.core.errors import UsageError, suggest
+from rgbench.core.errors import ConfigError, UsageError, suggest
+from rgbench.core.launch import Ranks
 from rgbench.core.registry import resolve
 from rgbench.core.run import RunDirectory
+from rgbench.core.shard import mesh_of
 from rgbench.data.batches import Batch, Encoded
 from rgbench.data.config import TeacherData
 from rgbench.models.folder import read_config
 from rgbench.models.pipeline import DiffusionModels, load_models
 from rgbench.rewards.latent_proxy import CONFIG, LatentCLIP
 from rgbench.rewards.load import reward_of_shapes
-from rgbench.train.loop import Loop
+from rgbench.train.loop import Loop, check_split
 from rgbench.train.lrm import LRM, Moments, load_proxy
 from rgbench.train.recipe import (
     BaseRecipe,
@@ -55,15 +66,23 @@ from rgbench.train.recipe import (
 
 MICRO = 2  # micro-batches that are run: the second meets the gradients of the first, as all others do
 STEP, GRADIENTS, OPTIMISER, BATCH = "activations and buffers", "gradients", "optimiser state", "batch"
+GATHERED = "gathered blocks"  # of networks in shards
 PARTS = (
     *("teacher", "student", "target", "fake", "VAE", "text encoders", "reward", "proxy"),
-    *(OPTIMISER, GRADIENTS, BATCH, STEP),
+    *(OPTIMISER, GRADIENTS, BATCH, GATHERED, STEP),
 )
+# FSDP's operations whose outputs are gathered: a block in one buffer, then its parameters.
+GATHERING = (torch.ops.fsdp.all_gather_copy_in.default, torch.ops.fsdp.split_with_sizes_copy.default)
 # What autocast computes in float32 on a GPU and not on a CPU (torch's documentation, "CUDA Ops that can autocast to
 # float32"), of what networks here keep for the backward pass.
 WIDE_ON_GPU = ("group_norm", "layer_norm", "softmax", "log_softmax")
 USABLE = 0.9  # of a GPU's memory: the rest is its context, workspaces and fragmentation; assumed, not measured
 EFFICIENCY = 0.4  # of the peak rate that training reaches; assumed, not measured
+SHARD = "train.shard=true"
+
+# DTensor finds the shapes of an operation's results on whole tensors, which no GPU holds.
+SHAPES_OF = "_propagate_tensor_meta_non_cached"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step takes.
+    """What a step takes on each GPU.
 
     Attributes:
         parts: name → bytes at the peak, which they sum to.
@@ -104,6 +123,7 @@ class Plan:
         steps: optimiser steps of the run.
         dtype: of the networks' arithmetic.
         notes: what is not counted as the recipe has it.
+        gpus: that train together.
     """
 
     parts: dict[str, int]
@@ -111,6 +131,7 @@ class Plan:
     steps: int
     dtype: str
     notes: tuple[str, ...]
+    gpus: int = 1
 
     @property
     def peak(self) -> int:
@@ -137,32 +158,39 @@ def find_gpu(name: str) -> GPU:
     return GPUS[name.lower()]
 
 
-def plan(recipe: str, overrides: Sequence[str] = (), *, on_gpu: bool = True) -> Plan:
-    """Plan a recipe's step in one process.
+def plan(recipe: str, overrides: Sequence[str] = (), *, on_gpu: bool = True, gpus: int = 1) -> Plan:
+    """Plan a recipe's step on one of the GPUs that train together.
 
     Args:
         recipe: a YAML file, or a packaged recipe by name.
         overrides: ``key.path=value`` settings.
         on_gpu: mixed precision as a GPU's autocast has it, else as a CPU's.
+        gpus: their number, one process each.
 
     Raises:
         ConfigError: a recipe that cannot be used.
-        UsageError: a configuration is missing; names the command that gets it.
+        UsageError: no GPU, or the batch cannot be split evenly; or a configuration is missing: names the command that
+            gets it.
     """
+    if gpus < 1:
+        raise UsageError(f"--gpus {gpus}: at least 1")
     settings = load_recipe(recipe, overrides)
-    planned, notes = _planned(settings)
+    check_split(settings.train, gpus)
+    planned, notes = _planned(settings, gpus)
     often = _how_often(settings)
     share = settings.train.gradient_accumulation_steps / planned.train.gradient_accumulation_steps
     flops: dict[int, int] = {}
     peaks: list[Counter[str]] = []
-    with _shapes_alone(on_gpu) as meter:
-        loop = _build_loop(planned, meter, notes)
-        for step in often:
-            meter.restart()
-            loop.step = step
-            loop.train_step()
-            flops[step] = meter.flops
-            peaks.append(meter.peak)
+    with _first_of(gpus) as ranks:
+        mesh = ranks.mesh() if settings.train.shard else None  # needs values
+        with _shapes_alone(on_gpu) as meter:
+            loop = _build_loop(planned, ranks, mesh, meter, notes)
+            for step in often:
+                meter.restart()
+                loop.step = step
+                loop.train_step()
+                flops[step] = meter.flops
+                peaks.append(meter.peak)
     mean = sum(often[step] * flops[step] for step in often) / sum(often.values())
     parts = max(peaks, key=Counter.total)
     return Plan(
@@ -171,6 +199,7 @@ def plan(recipe: str, overrides: Sequence[str] = (), *, on_gpu: bool = True) -> 
         settings.train.steps,
         settings.train.dtype,
         tuple(notes),
+        gpus,
     )
 
 
@@ -182,25 +211,40 @@ def _how_often(settings: BaseRecipe) -> dict[int, int]:
     return {0: ratio - 1, ratio - 1: 1} if ratio > 1 else {0: 1}
 
 
-def remedies(recipe: str, overrides: Sequence[str], gpu: GPU) -> Iterator[tuple[list[str], Plan]]:
+def remedies(recipe: str, overrides: Sequence[str], gpu: GPU, gpus: int = 1) -> Iterator[tuple[list[str], Plan]]:
     """What makes a recipe smaller, each on top of those before, until it fits.
+
+    Args:
+        recipe: as of :func:`plan`.
+        overrides: as of :func:`plan`.
+        gpu: that it shall fit.
+        gpus: as of :func:`plan`.
 
     Yields:
         Settings, and the plan with them.
     """
     settings, added = load_recipe(recipe, overrides), list[str]()
-    train = settings.train
+    train, most = settings.train, settings.train.batch_size // gpus
     for setting, helps in (
         ("train.gradient_checkpointing=true", isinstance(settings, LCDRecipe) and not train.gradient_checkpointing),
-        (f"train.gradient_accumulation_steps={train.batch_size}", train.gradient_accumulation_steps < train.batch_size),
+        (f"train.gradient_accumulation_steps={most}", train.gradient_accumulation_steps < most),
+        (SHARD, gpus > 1 and not train.shard and _is_recipe(recipe, [*overrides, SHARD])),
         ("lora={rank: 64}", isinstance(settings, LCDRecipe) and settings.lora is None),
     ):
         if helps:
             added.append(setting)
-            found = plan(recipe, [*overrides, *added])
+            found = plan(recipe, [*overrides, *added], gpus=gpus)
             yield list(added), found
             if found.excess(gpu) <= 0:
                 return
+
+
+def _is_recipe(recipe: str, overrides: Sequence[str]) -> bool:
+    try:
+        load_recipe(recipe, overrides)
+    except ConfigError:
+        return False
+    return True
 
 
 def describe(found: Plan, gpu: str | None, helps: Sequence[tuple[list[str], Plan]]) -> list[tuple[str, str]]:
@@ -212,7 +256,8 @@ def describe(found: Plan, gpu: str | None, helps: Sequence[tuple[list[str], Plan
         helps: of :func:`remedies`.
     """
     rows = [(name, _size(size)) for name, size in found.parts.items()]
-    rows += [("peak", _size(found.peak)), ("operations", f"{found.flops / 1e12:.3g} TFLOP a step")]
+    each = "" if found.gpus == 1 else f", on each of {found.gpus} GPUs"
+    rows += [(f"peak{each}", _size(found.peak)), (f"operations{each}", f"{found.flops / 1e12:.3g} TFLOP a step")]
     if gpu is not None:
         card = find_gpu(gpu)
         room, excess = (
@@ -227,6 +272,7 @@ def describe(found: Plan, gpu: str | None, helps: Sequence[tuple[list[str], Plan
             rows.append(("remedy", "a smaller model.resolution with data.resolution, or a larger GPU"))
         seconds = found.seconds(card)
         rate = f"{EFFICIENCY:.0%} of its peak rate is assumed; not measured"
+        rate += "; messages between GPUs come on top" if each else ""
         rows.append(("time", f"{seconds:.3g} s a step, {seconds * found.steps / 3600:.3g} h in all; {rate}"))
     return [*rows, *(("note", note) for note in found.notes)]
 
@@ -235,7 +281,7 @@ def _size(number: int) -> str:
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.2f} MiB"
 
 
-def _planned(settings: BaseRecipe) -> tuple[Any, list[str]]:
+def _planned(settings: BaseRecipe, gpus: int) -> tuple[Any, list[str]]:
     """The recipe of the step that is run, and what it leaves out."""
     train = settings.train
     num = min(train.gradient_accumulation_steps, MICRO)
@@ -247,7 +293,7 @@ def _planned(settings: BaseRecipe) -> tuple[Any, list[str]]:
     }
     changes: dict[str, Any] = {"train": train.model_copy(update=own)}
     notes = ["train.compile: counted without"] if train.compile else []
-    notes += ["train.shard: counted without; an N-th of the networks is on each of N GPUs"] if train.shard else []
+    notes += ["train.shard: of no effect on one GPU; give --gpus"] if train.shard and gpus == 1 else []
     if isinstance(settings, LCDRecipe):
         changes["monitor"] = MonitorSection()
     if isinstance(settings, LRMRecipe):
@@ -268,6 +314,7 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self._live: Counter[str] = Counter()
         self._labels: dict[int, str] = {}  # by storage
+        self._sizes: dict[int, int] = {}
         self.restart()
 
     def restart(self) -> None:
@@ -275,37 +322,45 @@ class Meter(TorchDispatchMode):
         self.peak, self.flops = Counter(self._live), 0
 
     def label(self, name: str, tensors: Iterable[Tensor]) -> None:
-        """Count storages under a name, which they keep until they are freed."""
+        """Count storages under a name, which they keep until they are freed; of a tensor in shards, this rank's."""
         for tensor in tensors:
-            self._count(tensor, name)
+            self._count(tensor.to_local() if isinstance(tensor, DTensor) else tensor, name)
+
+    def resize(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage again whose size was changed."""
+        if (name := self._labels.get(storage._cdata)) is not None:
+            self._set(storage._cdata, name, storage.nbytes())
 
     def _count(self, tensor: Tensor, name: str | None = None) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        known = self._labels.get(key)
-        if known is None:
-            weakref.finalize(storage, self._free, key, size)
-        elif name is None:
-            return
-        else:
-            self._live[known] -= size
-        self._labels[key] = name or STEP
-        self._live[self._labels[key]] += size
-        if self._live.total() > self.peak.total():
+        key, known = storage._cdata, storage._cdata in self._labels
+        if not known:
+            weakref.finalize(storage, self._free, key)
+        if name is not None or not known:
+            self._set(key, name or STEP, storage.nbytes())
+
+    def _set(self, key: int, name: str, size: int) -> None:
+        if key in self._labels:
+            self._live[self._labels[key]] -= self._sizes[key]
+        self._labels[key], self._sizes[key] = name, size
+        self._live[name] += size
+        if self._live.total() >= self.peak.total():
             self.peak = Counter(self._live)
 
-    def _free(self, key: int, size: int) -> None:
-        self._live[self._labels.pop(key)] -= size
+    def _free(self, key: int) -> None:
+        self._live[self._labels.pop(key)] -= self._sizes.pop(key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:  # it comes back with this rank's part
+            return NotImplemented
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].is_floating_point() else args[0].dtype is torch.bool or 1
         result = func(*args, **(kwargs or {}))
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
-        for value in tree_leaves(result):
+        for value in tree_leaves((result, (kwargs or {}).get("out"))):
             if isinstance(value, Tensor):
-                self._count(value)
+                self._count(value, GATHERED if func in GATHERING else None)
         return result
 
 
@@ -325,15 +380,65 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
+class _First(Ranks):
+    """The first of several ranks; the others send nothing."""
+
+    def largest(self, *values: int) -> list[int]:
+        """This rank's."""
+        return list(values)
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """This rank's (B/R, …) in place of all ranks', (B, …)."""
+        return torch.cat([rows] * self.size)
+
+    def gather_lists(self, values: Sequence[T]) -> list[T]:
+        """This rank's."""
+        return list(values)
+
+
+@contextmanager
+def _first_of(gpus: int) -> Iterator[Ranks]:
+    """The first of the ranks that train together; torch's "fake" process group stands for the others."""
+    if gpus == 1:
+        yield Ranks()
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
+    try:
+        with mock.patch.object(ShardingPropagator, SHAPES_OF, _outside(getattr(ShardingPropagator, SHAPES_OF))):
+            yield _First(0, gpus)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _outside(function: Callable[..., T]) -> Callable[..., T]:
+    """A function that no mode sees."""
+
+    @wraps(function)
+    def unseen(*args: Any) -> T:
+        with _disable_current_modes():
+            return function(*args)
+
+    return unseen
+
+
 @contextmanager
 def _shapes_alone(on_gpu: bool) -> Iterator[Meter]:
     """Everything made inside has shapes and no values."""
+    meter, resize = Meter(), torch.UntypedStorage.resize_
+
+    def resized(storage: torch.UntypedStorage, size: int) -> None:  # FSDP frees a block so, which no mode sees
+        resize(storage, size)
+        meter.resize(storage)
+
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode())
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _convert))
+        stack.enter_context(mock.patch.object(torch.UntypedStorage, "resize_", resized))
         for name in WIDE_ON_GPU if on_gpu else ():
             stack.enter_context(mock.patch.object(functional, name, _as_on_gpu(getattr(functional, name))))
-        yield stack.enter_context(Meter())
+        yield stack.enter_context(meter)
 
 
 def _convert(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
@@ -348,13 +453,13 @@ def _convert(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
     return self
 
 
-def _build_loop(recipe: Any, meter: Meter, notes: list[str]) -> Loop:
+def _build_loop(recipe: Any, ranks: Ranks, mesh: DeviceMesh | None, meter: Meter, notes: list[str]) -> Loop:
     """The loop of a recipe, its optimisers' state as after a first step, all of it labelled."""
     folder = recipe.model.teacher_folder(weights=False)
-    models = load_models(folder, "cpu", torch.float32, recipe.model.resolution, weights=False)
+    models = load_models(folder, "cpu", torch.float32, recipe.model.resolution, weights=False, mesh=mesh)
     models.family.check_dtype(models, recipe.train.dtype)
     trainer = _build_trainer(recipe, models, notes)
-    loop = Loop(trainer, _Shapes(recipe, models, meter), recipe, RunDirectory(Path("unused")))
+    loop = Loop(trainer, _Shapes(recipe, models, meter), recipe, RunDirectory(Path("unused")), ranks)
     for optimiser, group in zip(loop.updater.optimisers.values(), loop.updater.groups.values(), strict=True):
         for parameter in group.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -380,7 +485,8 @@ def _build_trainer(recipe: Any, models: DiffusionModels, notes: list[str]) -> An
         expert = reward_of_shapes(recipe.reward, folder, notes)
         parts.insert(0 if isinstance(recipe, RGLCDRecipe) else 1, expert)
     if isinstance(recipe, VSDRecipe) and recipe.vsd.path is not None:
-        options["origin"] = load_models(recipe.vsd.path, "cpu", torch.float32, weights=False).unet
+        mesh = mesh_of(models.unet)
+        options["origin"] = load_models(recipe.vsd.path, "cpu", torch.float32, weights=False, mesh=mesh).unet
     if issubclass(kind, LRM):  # the moments of scores, which are measured on the data, move no byte
         kind = type(kind.__name__, (kind,), {"standardise": lambda self: Moments((0.0, 1.0), (0.0, 1.0))})
     return kind(recipe, models, *parts, **options)

@@ -2,62 +2,47 @@
 
 from __future__ import annotations
 
-import gc
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from rgbench.core.errors import UsageError
 from rgbench.core.launch import Ranks
-from rgbench.core.run import RunDirectory
 from rgbench.train import plan as planning
 from rgbench.train.plan import GPUS, Plan, describe, find_gpu, plan, remedies
-from rgbench.train.recipe import load_recipe
-from rgbench.train.train import build_loop
 from tests import families, sd_folders
 from tests.conftest import Cli
+from tests.fork_server import ForkServer
 from tests.parity import tiny
+from tests.resume.on_planned import measured
+from tests.resume.test_ranks import on_two_ranks
 from tests.resume.test_teachers import write_recipe
-from tools.bench.timing import count_flops
 
 LONG = pytest.mark.long
 CHECKPOINTED = {"train": {"gradient_checkpointing": True}}
+SHARED = {"train": {"shard": True, "gradient_checkpointing": True}}
+IN_PARTS = {"train": {"dtype": "bfloat16", "batch_size": 8, "gradient_accumulation_steps": 4, "shard": True}}
 MIXED = {"train": {"dtype": "bfloat16", "batch_size": 6, "gradient_accumulation_steps": 3}, "lora": {"rank": 2}}
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Path:
-    """Teachers, a reward and images on disk; and all without weights in ``bare``."""
+    """Teachers, a reward and images on disk; and all without weights in ``bare``. The weights of ``wide`` are large."""
     root = tmp_path_factory.mktemp("planned")
-    tiny.save_pipeline(root / "sd")
+    for name in ("sd", "wide"):
+        tiny.save_pipeline(root / name)
+    tiny.unet(block_out_channels=(64, 128)).save_pretrained(root / "wide" / "unet")
     for name in ("sdxl", "sd3", "flux"):
         families.save(name, root / name)
     sd_folders.save_parts(root)
     shutil.copytree(root, root / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     return root
-
-
-def measured(file: Path, folder: Path) -> tuple[int, int]:
-    """Peak bytes in the second step, with all that it found alive, and the FLOPs of a third one."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        loop, _ = build_loop(load_recipe(str(file)), RunDirectory(folder / "run"), Ranks())
-        loop.train_step()
-        with record_function("second step"):
-            loop.train_step()
-    events: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    (step,) = (event for event in events if event.name() == "second step")
-    alive = peak = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        if step.start_ns() <= event.start_ns() <= step.end_ns():
-            peak = max(peak, alive)
-    return peak, count_flops(loop.train_step)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +63,70 @@ def test_a_plan_from_configurations_is_what_is_measured(parts, tmp_path, kind, n
     bare = [f"model.path={parts / 'bare' / name}"]
     bare += [f"reward.path={parts / 'bare' / 'reward'}"] if kind != "lcd" else []
     found = plan(str(file), bare, on_gpu=False)
-    peak, flops = measured(file, tmp_path)
+    peak, flops = measured(file, tmp_path, Ranks())
     assert found.peak == pytest.approx(peak, rel=0.15)
     assert found.flops == pytest.approx(flops, rel=1e-3) and flops > 0
     assert found.parts["activations and buffers"] > 0.3 * peak, "not a test of weights alone"
+
+
+@LONG
+@pytest.mark.enable_socket
+@pytest.mark.parametrize(
+    ("kind", "name", "changes"),
+    [
+        ("lcd", "wide", {}),
+        ("lcd", "wide", {"train": {"shard": True}}),
+        ("rg_lcd", "wide", IN_PARTS),
+        ("lcd", "sdxl", SHARED),
+        ("lcd", "flux", MIXED | {"train": {"shard": True, "dtype": "bfloat16"}}),
+        ("lrm", "sd3", SHARED),
+    ],
+)
+def test_a_plan_of_two_gpus_is_what_two_ranks_measure(
+    parts: Path, tmp_path: Path, fork_server: ForkServer, kind, name, changes
+) -> None:
+    file = write_recipe(parts, tmp_path, kind, name, changes).rename(tmp_path / "recipe.yaml")
+    on_two_ranks(fork_server.folder / "python", tmp_path, module="on_planned")
+    peak, flops = json.loads((tmp_path / "measured.json").read_text())
+    found = plan(str(file), on_gpu=False, gpus=2)
+    assert found.peak == pytest.approx(peak, rel=0.15)
+    assert found.flops == pytest.approx(flops, rel=1e-3) and flops > 0
+    assert name != "wide" or found.parts["activations and buffers"] < 0.3 * peak, "not a test of activations alone"
+
+
+def test_each_gpu_has_its_part_of_the_batch_and_with_shards_of_the_networks(parts, tmp_path) -> None:
+    file = str(write_recipe(parts, tmp_path, "lcd", "wide", {"train": {"batch_size": 8}}))
+    steps, shard = ["train.gradient_accumulation_steps=2"], ["train.shard=true"]
+    alone, split, shared = plan(file, [*steps, *shard]), plan(file, steps, gpus=2), plan(file, [*steps, *shard], gpus=4)
+    networks = ("student", "target", "teacher", "gradients", "optimiser state")
+    assert {name: split.parts[name] for name in networks} == {name: alone.parts[name] for name in networks}
+    for name in networks:  # but for a step's number beside each tensor's moments
+        assert shared.parts[name] == pytest.approx(alone.parts[name] / 4, rel=0.01), name
+    assert 0 < shared.parts["gathered blocks"] < alone.parts["student"] and "gathered blocks" not in split.parts
+    assert (2 * split.flops, 4 * shared.flops) == (alone.flops, alone.flops)
+    assert (alone.notes, shared.notes) == (("train.shard: of no effect on one GPU; give --gpus",), ())
+    assert not torch.distributed.is_initialized() and not PartialState._shared_state
+
+
+def test_a_batch_that_the_gpus_cannot_split_is_refused_as_in_training(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"train.batch_size 4 cannot be split over 3 processes .* a multiple of 3"):
+        plan("lcd", ["train.batch_size=4"], gpus=3)
+    with pytest.raises(UsageError, match="train.batch_size 6 cannot be split over 1 processes × .*steps 4"):
+        plan("lcd", ["train.batch_size=6", "train.gradient_accumulation_steps=4"])
+    with pytest.raises(UsageError, match="--gpus 0: at least 1"):
+        plan("lcd", gpus=0)
+    with pytest.raises(UsageError, match="nowhere"):
+        plan("lcd", ["train.batch_size=4", f"model.path={tmp_path / 'nowhere'}"], gpus=2)
+    assert not torch.distributed.is_initialized(), "also after an error"
+
+
+def test_gradients_are_averaged_in_a_flat_copy_that_is_counted() -> None:
+    with planning._first_of(2) as ranks, planning._shapes_alone(on_gpu=False) as meter:
+        gradients = [torch.zeros(1000), torch.zeros(10, 50)]
+        meter.label("gradients", gradients)
+        meter.restart()
+        ranks.average(gradients)
+    assert meter.peak == {"gradients": 6000, "activations and buffers": 6000}
 
 
 def test_a_pre_training_counts_both_of_its_kinds_of_steps() -> None:
@@ -101,6 +146,12 @@ def test_live_bytes_are_counted_by_label() -> None:
         del made
         again = kept * 2
         assert meter.peak == {"batch": 4000, "activations and buffers": 4000}
+        meter.restart()
+        kept.untyped_storage().resize_(0)
+        assert torch.zeros(2000).numel() == 2000 and meter.peak == {"batch": 0, "activations and buffers": 12000}
+        kept.untyped_storage().resize_(4000)
+        meter.restart()
+        assert meter.peak == {"batch": 4000, "activations and buffers": 4000}
         nn.Linear(1000, 3)(again)
         assert float(again.sum()) == 1 and bool(again.isfinite().all())
     assert meter.peak.total() == 8000 + 4 * 3003 + 4 * 3 and meter.flops == 2 * 3000
@@ -119,9 +170,9 @@ LARGE = Plan({"teacher": 20 * GIB, "activations and buffers": 10 * GIB}, 165.2e1
 def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch) -> None:
     saved = {"train.gradient_checkpointing=true": 2, "train.gradient_accumulation_steps=16": 1, "lora={rank: 64}": 7}
 
-    def planned(recipe: str, overrides: list[str]) -> Plan:
+    def planned(recipe: str, overrides: list[str], gpus: int) -> Plan:
         size = 30 - sum(saved.get(override, 0) for override in overrides)
-        return Plan({"teacher": size * GIB}, 1e12, 10, "bfloat16", ())
+        return Plan({"teacher": size * GIB}, 1e12, 10, "bfloat16", (), gpus)
 
     monkeypatch.setattr(planning, "plan", planned)
     helps = list(remedies("lcd", ["train.batch_size=16"], GPUS["4090"]))
@@ -136,6 +187,22 @@ def test_what_does_not_fit_says_by_how_much_and_what_helps(monkeypatch) -> None:
     assert "a larger GPU" in dict(describe(LARGE, "4090", helps))["remedy"]
     assert [words for words, _ in remedies("lcd", [], GPUS["h100"])] == [["train.gradient_checkpointing=true"]]
     assert "4090" not in dict(describe(LARGE, None, []))
+
+
+def test_several_gpus_may_share_what_does_not_fit_into_each(monkeypatch) -> None:
+    large = replace(LARGE, gpus=8)
+    monkeypatch.setattr(planning, "plan", lambda recipe, overrides, gpus: large)
+
+    def added(*overrides: str, recipe: str = "lcd", gpus: int = 8) -> list[str]:
+        return [words[-1] for words, _ in remedies(recipe, ["train.batch_size=16", *overrides], GPUS["4090"], gpus)]
+
+    checkpointing, lora = "train.gradient_checkpointing=true", "lora={rank: 64}"
+    assert added() == [checkpointing, "train.gradient_accumulation_steps=2", "train.shard=true", lora]
+    for cannot in ("train.dtype=float16", "train.compile=true", "train.shard=true"):
+        assert "train.shard=true" not in added(cannot)
+    assert "train.shard=true" not in added(gpus=1) + added(recipe="lrm_pretrain")
+    rows = dict(describe(large, "4090", []))
+    assert rows["peak, on each of 8 GPUs"] == "30.00 GiB" and "messages between GPUs" in rows["time"]
 
 
 def test_a_gpu_that_is_unknown_is_answered_with_the_nearest(cli: Cli) -> None:
