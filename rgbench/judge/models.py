@@ -284,11 +284,14 @@ class ResultSet:
         return sum(bool(model.seeds(column)) for model in self.models) if column.key in self.shown else 0
 
     def trained_column(self, model: Model) -> Column | None:
-        """The reward that a model was trained on; where only another resize of it was measured, that."""
+        """The reward that a model was trained on; where only another resize of it was measured, that.
+
+        Of several columns the one of most training seeds, then of most prompts.
+        """
         able = [column for column in self.columns if model.seeds(column) and column.reward_fields is not None]
         exact = [column for column in able if fingerprint_id(dict(column.reward_fields or {})) in model.trained_rewards]
         near = [column for column in able if any(v.in_sample for v in _values(model, column))]
-        return next(iter(exact or near), None)
+        return max(exact or near, key=lambda c: (len(model.seeds(c)), _num_prompts(c) or 0), default=None)
 
     def trained_reward(self) -> Column | None:
         """The reward that most models were trained on; without any, the first reward column."""

@@ -177,6 +177,21 @@ def test_orientation(metric, reference, value, oriented):
     assert column.label.endswith(" gap") == (column.reference is not None)
 
 
+def test_the_trained_reward_is_that_of_most_seeds_then_of_most_images(tmp_path):
+    """One seed's checkpoints, and the end of its run, were measured on fewer prompts."""
+    few = {"prompts": {"num": 4}}
+    for step in (50, 100):
+        make_result(tmp_path, "lrm-s0", values={"hps": 1.0}, step=step, protocol=few)
+    for seed in (0, 1):
+        make_result(tmp_path, f"lrm-s{seed}", values={"hps": 3.0})
+    found = load(tmp_path)
+    column = found.trained_column(only(found, "lrm"))
+    assert column.protocol.fields["prompts"]["num"] == 8 and len(only(found, "lrm").seeds(column)) == 2
+    make_result(tmp_path, "lrm-s1", values={"hps": 1.0}, protocol=few)
+    found = load(tmp_path)
+    assert found.trained_column(only(found, "lrm")).protocol.fields["prompts"]["num"] == 8
+
+
 def test_the_committed_results_are_read():
     found = load(ROOT / "results")
     lrm = only(found, "lrm")
