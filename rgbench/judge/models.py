@@ -437,20 +437,15 @@ def seed_of(result: ModelResult) -> int | None:
 
 
 def _method_key(result: ModelResult) -> tuple[str, ...]:
-    head = result.head
-    recipe = head.recipe_sha256 or f"{_stem(result)} {head.training.get('steps')}"
-    return head.method, recipe, _canonical(sampling_of(result))
+    """What training seeds of one method share: recipe, sampler, and NAME where they are called ``NAME-s{seed}``."""
+    head, stem = result.head, _stem(result)
+    recipe = head.recipe_sha256 or f"{stem} {head.training.get('steps')}"
+    return head.method, recipe, stem if stem != head.model else "", _canonical(sampling_of(result))
 
 
 def _models(results: Sequence[ModelResult]) -> list[Model]:
-    """One model of several seeds. Where a seed was run twice, runs are kept apart by name, then one by one."""
-    if _one_a_seed(results):
-        return [_model(results)]
-    stems: dict[str, list[ModelResult]] = {}
-    for result in results:
-        stems.setdefault(_stem(result), []).append(result)
-    groups = [[members] if _one_a_seed(members) else [[each] for each in members] for members in stems.values()]
-    return [_model(members) for group in groups for members in group]
+    """One model of several seeds; where a seed was run twice, one of each run."""
+    return [_model(results)] if _one_a_seed(results) else [_model([each]) for each in results]
 
 
 def _model(results: Sequence[ModelResult]) -> Model:

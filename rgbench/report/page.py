@@ -30,8 +30,8 @@ from rgbench.metrics.values import Direction
 from rgbench.report import plots
 from rgbench.report.formats import Section
 from rgbench.report.grids import Grid, Key, enlarge, first_scores, images_of, right_or_wrong, strip
-from rgbench.report.tables import ARROWS, Entry, Table, flatten, headlines, place_of, protocol_numbers, protocols
-from rgbench.report.words import format_number, gold_of, model_of, names, runs_along, samplers, shown
+from rgbench.report.tables import Entry, Table, flatten, headlines, place_of, protocol_numbers, protocols
+from rgbench.report.words import ARROWS, format_number, gold_of, model_of, names, runs_along, samplers, shown
 
 MAX_IMAGE_BYTES = 16 << 20  # of all images together, so that the page stays under 25 MB
 SMALL = 128  # images up to this side keep every pixel as long as the budget allows

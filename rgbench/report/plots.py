@@ -29,8 +29,8 @@ from rgbench.judge.models import EXTERNAL, LCD, TEACHER, Column, Model, ResultSe
 from rgbench.judge.paired import prompt_means
 from rgbench.judge.trajectory import TrainingRun, pareto_front
 from rgbench.metrics.values import Family, MetricValue
-from rgbench.report.tables import ARROWS, lead_column, octave_name
-from rgbench.report.words import ends, gold_of, model_of, names, proxy_words, runs_along, variant
+from rgbench.report.tables import lead_column, octave_name
+from rgbench.report.words import ARROWS, ends, gold_of, model_of, names, proxy_words, runs_along, variant
 
 COLOURS = {"teacher": "#CC79A7", "lcd": "#0072B2", "rg_lcd": "#D55E00", "lrm": "#009E73", "external": "#E69F00"}
 DARK_COLOURS = {**COLOURS, "lcd": "#56B4E9", "rg_lcd": "#F0803C", "lrm": "#2BC99A"}

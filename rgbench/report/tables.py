@@ -20,8 +20,9 @@ from rgbench.judge.models import LCD, Column, Model, ResultSet
 from rgbench.judge.paired import Delta, delta
 from rgbench.judge.verdict import GOLD, QUESTIONS, REWARD, Finding, Verdict
 from rgbench.metrics.oracle import NUM_MATCHED
-from rgbench.metrics.values import Direction, Family
+from rgbench.metrics.values import Family
 from rgbench.report.words import (
+    ARROWS,
     MISSING,
     about_change,
     about_finding,
@@ -38,7 +39,6 @@ from rgbench.report.words import (
     verdicts_of,
 )
 
-ARROWS = {Direction.HIGHER: "↑", Direction.LOWER: "↓", Direction.REFERENCE: "→0"}
 LABELS = ("Model", "Runs")
 IN_ORDER = (GOLD, *(question for question in QUESTIONS if question is not GOLD))
 NUM_HEADLINES = 2  # metrics of one family among the headlines
@@ -90,8 +90,9 @@ DETAILS = {  # by key of a result's extra: caption, note
 }
 VERDICT_NOTES = (
     "▲ up, ▼ down or worse, = neither, corrected for all declared metrics (Holm over a method's common seeds, "
-    "Bonferroni for one run against the spread of seeds); only reward and gold are tested for better. Changes keep "
-    "their sign, with the 95 % interval.",
+    "Bonferroni for one run against the spread of seeds). Only reward and gold are tested for better: the others have "
+    "no mark where they are not worse, and ↑, ↓ or →0 says which way is better. Changes keep their sign, with the 95 % "
+    "interval.",
     TRAINED,
 )
 DELTA_NOTE = (

@@ -17,9 +17,11 @@ from rgbench.judge.models import EXTERNAL, LCD, TEACHER, Column, Model, ResultSe
 from rgbench.judge.paired import MIN_SPREAD, Delta, delta
 from rgbench.judge.trajectory import TrainingRun, training_runs
 from rgbench.judge.verdict import GOLD, MIN_SEEDS, QUESTIONS, REWARD, Finding, Outcome, Verdict, proxy_accuracy
-from rgbench.metrics.values import Family, MetricValue
+from rgbench.metrics.values import Direction, Family, MetricValue
 
 MISSING = "—"
+ARROWS = {Direction.HIGHER: "↑", Direction.LOWER: "↓", Direction.REFERENCE: "→0"}  # where a metric's good end is
+BOTH_WAYS = {question.name for question in QUESTIONS if question.both_ways}
 DIFFERENCE_UNITS = {"%": "points"}  # 2 % of what would be the question
 TONES = {
     Outcome.OVER_OPTIMISED: "worse",
@@ -121,10 +123,16 @@ def shown_change(change: Delta) -> str:
 
 
 def shown_finding(finding: Finding, column: Column) -> str:
-    """A tested change with its arrow, sign and unit, such as ``▼ Oracle, all right −12.6 ± 1.9 points``."""
+    """A tested change with its arrow, sign and unit, such as ``▼ Oracle, all right −12.6 ± 1.9 points``.
+
+    One that was tested for worse alone, and is not, has no mark but its better direction: ``Recall ↑ +0.02 ± 0.03``.
+    """
     arrow = {"up": "▲", "": "="}.get(finding.says, "▼")
     change = format_value(finding.change, finding.low, finding.high, column.decimals, signed=True)
-    return f"{arrow} {column.label} {change} {DIFFERENCE_UNITS.get(column.unit, column.unit)}".strip()
+    label = f"{arrow} {column.label}"
+    if not finding.says and finding.question not in BOTH_WAYS:
+        label = f"{column.label} {ARROWS[column.info.direction]}"
+    return f"{label} {change} {DIFFERENCE_UNITS.get(column.unit, column.unit)}".strip()
 
 
 def about_value(value: MetricValue, column: Column) -> str:

@@ -49,14 +49,15 @@ def test_several_seeds_have_a_mean_with_a_t_interval(students):
 def test_a_recipe_says_what_seeds_of_one_method_are():
     made = [
         make_result(None, name, "lcd", seed, values={"hps": 1.0}, recipe_sha256=recipe)
-        for name, seed, recipe in (("a", 0, "x"), ("b", 1, "x"), ("lcd-s2", 2, "y"), ("lcd-s3", 3, None))
+        for name, seed, recipe in (("a", 0, "x"), ("b", 1, "x"), ("b-s2", 2, "y"), ("c-s4", 4, "y"), ("d-s3", 3, None))
     ]
     found = result_set(made)
     assert sorted((m.recipe_sha256, m.names) for m in found.models if m.recipe_sha256) == [
         ("x", ("a", "b")),
-        ("y", ("lcd-s2",)),
-    ]
-    assert ("lcd-s3",) in [m.names for m in found.models], "an unknown recipe is never averaged with a known one"
+        ("y", ("b-s2",)),
+        ("y", ("c-s4",)),
+    ], "other names keep runs of one recipe apart: seeds that chose a setting, and seeds that test it"
+    assert ("d-s3",) in [m.names for m in found.models], "an unknown recipe is never averaged with a known one"
 
 
 def test_a_seed_run_twice_is_two_models():

@@ -308,7 +308,7 @@ def test_verdicts_are_one_row_a_method_with_true_signs(tmp_path):
     assert re.match(r"▲ HPS \+(5\.9|6\.0)\d ± ", reward.text) and (reward.marks, reward.trend) == ("†", "")
     assert shown["Gold"].text.startswith("▼ Oracle, all right −") and shown["Gold"].text.endswith(" points")
     assert shown["Set distance"].text.startswith("▼ KD-EffLite0 ×1000 +") and shown["Set distance"].trend == "worse"
-    assert shown["Saturation"].text.startswith("= Saturation gap") and shown["Saturation"].trend == ""
+    assert shown["Saturation"].text.startswith("Saturation gap →0 ") and shown["Saturation"].trend == ""
 
 
 RADIUS = ((np.arange(16) + 1) / 32).tolist()

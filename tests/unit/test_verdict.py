@@ -321,12 +321,12 @@ def test_right_and_wrong_are_the_oracles_where_gold_is_a_utility(tmp_path):
 def test_the_committed_study_is_judged(committed):
     found = {verdict.model: verdict for verdict in judge_set(committed.only(["rg_lcd", "lrm"]))}
     assert list(found) == ["rg_lcd, 6 seeds", "lrm, 6 seeds"]
-    assert {verdict.outcome for verdict in found.values()} == {Outcome.PAID_FOR}
-    for verdict in found.values():
+    assert [verdict.outcome for verdict in found.values()] == [Outcome.PAID_FOR, Outcome.ALIGNED]
+    for verdict, worse in zip(found.values(), (["saturation"], []), strict=True):
         says = {each.question: each.says for each in verdict.findings}
         assert verdict.rule == "method" and says["trained reward"] == says["gold"] == "up"
-        assert [question for question, each in says.items() if each == "worse"] == ["saturation"]
-    assert "right to wrong (3%) the reward changed by −3.61" in found["lrm, 6 seeds"].words
+        assert [question for question, each in says.items() if each == "worse"] == worse
+    assert "right to wrong (11%) the reward changed by −1.31" in found["lrm, 6 seeds"].words
 
 
 def test_runs_of_few_seeds_are_judged_one_by_one():
@@ -573,16 +573,16 @@ def test_the_how_to_tells_the_rule_in_200_words_and_its_example_is_true(committe
     assert len(rule.replace("|", " ").split()) < 200
     (model,), (base,) = committed.find("lrm"), committed.find("lcd")
     gold, reward = committed.column("gold_utility"), committed.column("hps")
-    gains = [model.result(gold, seed).value - base.result(gold, seed).value for seed in range(6)]
+    gains = [model.result(gold, seed).value - base.result(gold, seed).value for seed in model.results]
     mean, deviation = np.mean(gains), np.std(gains, ddof=1)
     t = mean / (deviation / np.sqrt(6))
     assert ", ".join(f"+{gain:.3f}" for gain in gains) in rule
     assert f"mean {mean:.4f}, s {deviation:.4f}, t = {mean:.4f}/({deviation:.4f}/√6) = {t:.1f}" in rule
-    assert f"p = {2 * stats.t.sf(t, 5):.1e}".replace("e-05", "e-5") in rule
+    assert f"p = {2 * stats.t.sf(t, 5):.1e}".replace("e-0", "e-") in rule
     assert f"rose by {delta(model, base, reward).value:.2f}" in rule
     found = {each.question: each for each in judge(committed, model).findings}
-    assert min(each.p for each in found.values()) == found["gold"].p
-    assert found["gold"].adjusted == pytest.approx(6 * found["gold"].p)
-    worse = [each for each in found.values() if each.says == "worse"]
-    assert [each.question for each in worse] == ["saturation"] and f"(p = {worse[0].p:.3f}, third of six)" in rule
-    assert worse[0].adjusted == pytest.approx(4 * worse[0].p) and judge(committed, model).outcome is Outcome.PAID_FOR
+    assert [each.question for each in sorted(found.values(), key=lambda each: each.p)[1:3]] == ["gold", "saturation"]
+    assert found["gold"].adjusted == pytest.approx(5 * found["gold"].p)
+    saturation = found["saturation"]
+    assert f"(p = {saturation.p:.3f}, third, times 4)" in rule and saturation.says == ""
+    assert saturation.adjusted == pytest.approx(4 * saturation.p) and judge(committed, model).outcome is Outcome.ALIGNED
