@@ -68,7 +68,7 @@ def test_render_and_match_sees_what_fools_all_classifiers_alike(context):
     assert found.extra["render_and_match_agrees"] == pytest.approx(100 * by_hand.mean().item(), abs=1e-4)
 
 
-@pytest.mark.parametrize("model", ["rg_lcd-s0", "lrm-s0"])
+@pytest.mark.parametrize("model", ["rg_lcd-s6", "lrm-s6"])
 def test_render_and_match_reads_guided_students_and_is_reported(tmp_path, model):
     """The images that the committed students kept."""
     (folder,) = (ROOT / "results" / "benchtop" / model).iterdir()
