@@ -82,6 +82,7 @@ QUESTIONS = (
     Question("energy above .25", ("band_db",)),
     Question("saturation", ("saturation",)),
 )
+BOTH_WAYS = frozenset(question.name for question in QUESTIONS if question.both_ways)
 
 
 class Outcome(StrEnum):
@@ -387,17 +388,16 @@ def run_tests(deltas: Mapping[str, Delta], one_run: bool = False) -> dict[str, T
         deltas: by question; over seeds, with a good end.
         one_run: adjust by Bonferroni, as for one run; else by Holm.
     """
-    both = {question.name: question.both_ways for question in QUESTIONS}
     raw = []
     for name, found in deltas.items():
         assert found.p is not None and found.better is not None, "declared metrics are compared over seeds"
         worse = found.p / 2 if found.better < 0 else 1 - found.p / 2
-        raw.append(found.p if both[name] else worse)
+        raw.append(found.p if name in BOTH_WAYS else worse)
     adjusted = [min(1.0, len(raw) * p) for p in raw] if one_run else holm(raw)
     tests = {}
     for (name, found), p, whole in zip(deltas.items(), raw, adjusted, strict=True):
         direction: Literal["up", "down", "worse"] = (
-            "worse" if not both[name] else "up" if (found.better or 0) > 0 else "down"
+            "worse" if name not in BOTH_WAYS else "up" if (found.better or 0) > 0 else "down"
         )
         tests[name] = Test(found, p, whole, direction if whole < ALPHA else "")
     return tests

@@ -16,12 +16,21 @@ from rgbench.judge.compare import win_rate
 from rgbench.judge.models import EXTERNAL, LCD, TEACHER, Column, Model, ResultSet
 from rgbench.judge.paired import MIN_SPREAD, Delta, delta
 from rgbench.judge.trajectory import TrainingRun, training_runs
-from rgbench.judge.verdict import GOLD, MIN_SEEDS, QUESTIONS, REWARD, Finding, Outcome, Verdict, proxy_accuracy
+from rgbench.judge.verdict import (
+    BOTH_WAYS,
+    GOLD,
+    MIN_SEEDS,
+    QUESTIONS,
+    REWARD,
+    Finding,
+    Outcome,
+    Verdict,
+    proxy_accuracy,
+)
 from rgbench.metrics.values import Direction, Family, MetricValue
 
 MISSING = "—"
 ARROWS = {Direction.HIGHER: "↑", Direction.LOWER: "↓", Direction.REFERENCE: "→0"}  # where a metric's good end is
-BOTH_WAYS = {question.name for question in QUESTIONS if question.both_ways}
 DIFFERENCE_UNITS = {"%": "points"}  # 2 % of what would be the question
 TONES = {
     Outcome.OVER_OPTIMISED: "worse",
@@ -127,10 +136,11 @@ def shown_finding(finding: Finding, column: Column) -> str:
 
     One that was tested for worse alone, and is not, has no mark but its better direction: ``Recall ↑ +0.02 ± 0.03``.
     """
-    arrow = {"up": "▲", "": "="}.get(finding.says, "▼")
     change = format_value(finding.change, finding.low, finding.high, column.decimals, signed=True)
-    label = f"{arrow} {column.label}"
-    if not finding.says and finding.question not in BOTH_WAYS:
+    if finding.says or finding.question in BOTH_WAYS:
+        arrow = {"up": "▲", "": "="}.get(finding.says, "▼")
+        label = f"{arrow} {column.label}"
+    else:
         label = f"{column.label} {ARROWS[column.info.direction]}"
     return f"{label} {change} {DIFFERENCE_UNITS.get(column.unit, column.unit)}".strip()
 
