@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rgbench.core.errors import UsageError
 from rgbench.diffusion.schedule import Flow, Schedule
@@ -314,7 +316,8 @@ class SD3(FlowTransformer):
     def denoiser(self, models: Parts, network: Any) -> Denoiser:
         """The transformer, told 1000 σ."""
         assert isinstance(models.schedule, Flow)
-        return SD3Denoiser(network, models.schedule, self.widths(network.config))
+        num_zeros = self.max_tokens if models.pipeline.text_encoder_3 is None else 0
+        return SD3Denoiser(network, models.schedule, self.widths(network.config), num_zeros)
 
     def patch(self, network: Any) -> int:
         """As the transformer's configuration says."""
@@ -324,26 +327,61 @@ class SD3(FlowTransformer):
 class SD3Denoiser(Adapted):
     """SD3's transformer in the common form.
 
+    Where T5 is left out, diffusers' pipeline gives rows of zeros in its place. The transformer tells text rows apart by
+    nothing but their content, so these stay equal in all layers. On a CPU they are computed once, as often as they
+    count; a GPU's fast attention takes no such weights.
+
     Args:
         network: the transformer.
         schedule: of the times that it is told.
         widths: of text and pooled states.
+        num_zeros: rows of zeros at the end of the text states.
     """
 
-    def __init__(self, network: Any, schedule: Flow, widths: tuple[int, int]) -> None:
-        self.network, self.schedule, self.widths = network, schedule, widths
+    def __init__(self, network: Any, schedule: Flow, widths: tuple[int, int], num_zeros: int) -> None:
+        self.network, self.schedule, self.widths, self.num_zeros = network, schedule, widths, num_zeros
         self.config = SimpleNamespace(time_cond_proj_dim=None)
 
     def predict(self, sample: Tensor, timestep: Tensor, conditioning: Tensor, told: Tensor | None) -> Tensor:
         """Prediction (B, C, h, w)."""
         states, pooled = _parted(conditioning, self.widths)
-        return self.network(
-            hidden_states=sample,
-            timestep=self.schedule.times(timestep.expand(len(sample))).to(sample.dtype),
-            encoder_hidden_states=states,
-            pooled_projections=pooled,
-            return_dict=False,
-        )[0]
+        once = self.num_zeros > 1 and sample.is_cpu and self._runs_as_written()
+        states = states[:, : 1 - self.num_zeros] if once else states
+        num_keys = states.shape[1] + sample[0, 0].numel() // self.network.config.patch_size**2
+        with LastKeyCounts(num_keys, self.num_zeros) if once else nullcontext():
+            return self.network(
+                hidden_states=sample,
+                timestep=self.schedule.times(timestep.expand(len(sample))).to(sample.dtype),
+                encoder_hidden_states=states,
+                pooled_projections=pooled,
+                return_dict=False,
+            )[0]
+
+    def _runs_as_written(self) -> bool:
+        """Whether the forward pass is neither compiled nor repeated later, outside of this call."""
+        return self.network._compiled_call_impl is None and not self.network.is_gradient_checkpointing
+
+
+class LastKeyCounts(TorchFunctionMode):
+    """Within it, the last key of each attention to image and text counts as several equal ones.
+
+    Args:
+        num_keys: of such an attention; SD3.5 has others, to the image alone.
+        copies: how many.
+    """
+
+    def __init__(self, num_keys: int, copies: int) -> None:
+        super().__init__()
+        self.num_keys, self.copies = num_keys, copies
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Add ln(copies) to the last key's logits."""
+        kwargs = dict(kwargs or {})
+        if func is nn.functional.scaled_dot_product_attention and args[1].shape[2] == self.num_keys:
+            bias = args[1].new_zeros(self.num_keys)
+            bias[-1] = math.log(self.copies)
+            kwargs["attn_mask"] = bias.expand(args[0].shape[2], -1)
+        return func(*args, **kwargs)
 
 
 class Flux(FlowTransformer):

@@ -23,7 +23,6 @@ from rgbench.benchtop.oracle import load_classifier
 from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch, vocabulary
 from rgbench.core.errors import UsageError
 from rgbench.core.io import read_json, sha256_tree
-from rgbench.models.families import SD3
 from rgbench.models.pipeline import load_models
 from rgbench.train.train import train
 from tests.results_maker import make_result
@@ -43,7 +42,6 @@ from tools.benchtop.check import (
 )
 from tools.benchtop.clip import CLIP_CONFIG, CONTEXT_LENGTH, bpe_merges, build_tokenizer, contrastive_loss
 from tools.benchtop.degradations import HELDOUT_DEGRADATIONS, KINDS, compress
-from tools.benchtop.flow import LastKeyCounts, one_zero
 from tools.benchtop.regressors import FIRST, RegressorConfig, decoded_scenes, regressor_batch, train_regressor
 from tools.benchtop.teacher import TeacherConfig, to_transformers, train_teacher
 
@@ -369,19 +367,3 @@ def test_the_flow_teacher_is_stable_diffusion_3s_form(quick):
     theirs = pipeline(prompts, generator=generators[0], guidance_scale=3.0, sigmas=sigmas, output_type="pt").images
     images = models.sample(prompts, generators[1], num_steps=4, guidance_scale=3.0)
     assert (images - theirs).abs().max() <= 1e-5
-
-
-def test_equal_rows_of_a_left_out_text_encoder_count_as_one(quick):
-    """The flow stage hands over one of the 256 rows of zeros, and gets what the transformer says of all."""
-    models = load_models(quick / "teacher_flow", "cpu", torch.float32)
-    network, generator = models.pipeline.transformer, torch.Generator().manual_seed(0)
-    for parameter in network.parameters():  # layers begin as zeros, and two steps move them by little
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    denoiser, whole = SD3().denoiser(models, network), SD3().encode(models, ["a blue star above a green ring", ""])
-    assert whole.shape[1] == 32 + 256 + 1 and not whole[:, 32:-1].any()
-    latents, timesteps = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([10, 900])
-    wanted = denoiser(latents, timesteps, whole)[0]
-    with LastKeyCounts(256):
-        assert (denoiser(latents, timesteps, one_zero(whole, 256))[0] - wanted).abs().max() <= 1e-4 * wanted.abs().max()
-    once = denoiser(latents, timesteps, one_zero(whole, 256))[0]
-    assert (once - wanted).abs().max() > 1e-2 * wanted.abs().max(), "their number matters"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from rgbench.core.errors import UsageError
@@ -14,9 +16,10 @@ from rgbench.diffusion.consistency import consistency_function, guidance_embeddi
 from rgbench.diffusion.ddim import ddim_grid, ddim_jump, guided_ddim_step, jump
 from rgbench.diffusion.sampling import even_timesteps, flow_grid
 from rgbench.diffusion.schedule import FLOW, Flow, add_noise, predicted_eps, predicted_x0, prediction_of
-from rgbench.models.families import flow_scheduler, pack, read_flow, unpack
+from rgbench.models.families import SD3, SD3Denoiser, flow_scheduler, pack, read_flow, unpack
 from rgbench.train.lcd import Inputs, Networks, distil
 from rgbench.train.recipe import LCDSection
+from tests.families import sd3
 from tests.unit.test_diffusion import randn
 
 SHIFT = 3.0  # of SD3
@@ -204,3 +207,67 @@ def test_a_jump_is_the_straight_line():
     ours = ddim_jump(x0, eps, t, PATH)
     assert close(ours[0], (1 - sigma(499)) * x0[0] + sigma(499) * eps[0]) and torch.equal(ours[1], x0[1])
     assert torch.equal(jump(eps, z, t, t, PATH, FLOW), z)
+
+
+# ---- rows that stand for T5 -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def without_t5() -> Any:
+    """SD3.5's form, with attention to the image alone, and no T5: what the family reads of it."""
+    whole = sd3()
+    torch.manual_seed(0)
+    settings = {**whole.transformer.config, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+    transformer = SD3Transformer2DModel.from_config(settings).double()
+    for parameter in transformer.parameters():  # some begin as zeros
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    parts = {**whole.components, "transformer": transformer, "text_encoder_3": None, "tokenizer_3": None}
+    return SimpleNamespace(path="sd3", pipeline=StableDiffusion3Pipeline(**parts), device="cpu", schedule=PATH)
+
+
+@torch.no_grad()
+def encoded(models: Any) -> Tensor:
+    return SD3().encode(models, ["a circle", ""]).double()
+
+
+def denoised(models: Any, conditioning: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The prediction and its gradients."""
+    network, generator = models.pipeline.transformer, torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 4, 16, 16, generator=generator, dtype=torch.float64)
+    network.zero_grad()
+    prediction = SD3().denoiser(models, network)(latents, torch.tensor([10, 900]), conditioning)[0]
+    prediction.pow(2).mean().backward()
+    return prediction.detach(), [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+
+def test_rows_of_zeros_are_computed_once_and_count_as_all(without_t5, monkeypatch):
+    """In place of T5 the pipeline gives 256 of them; diffusers' own call of the network is what stays."""
+    conditioning = encoded(without_t5)
+    assert not conditioning[:, -257:-1].any() and conditioning[:, -258].any()
+    found, gradients = denoised(without_t5, conditioning)
+    monkeypatch.setattr(SD3Denoiser, "_runs_as_written", lambda self: False)
+    wanted, wanted_gradients = denoised(without_t5, conditioning)
+    assert close(found, wanted) and all(map(close, gradients, wanted_gradients))
+    monkeypatch.setattr(math, "log", lambda copies: 0.0)
+    monkeypatch.setattr(SD3Denoiser, "_runs_as_written", lambda self: True)
+    assert not close(denoised(without_t5, conditioning)[0], wanted), "their number matters"
+
+
+def test_a_network_that_computes_again_gets_all_rows(without_t5):
+    """What gradient checkpointing computes in the backward pass, and what is compiled, sees no weights of keys."""
+    conditioning, network = encoded(without_t5), without_t5.pipeline.transformer
+    found, gradients = denoised(without_t5, conditioning)
+    network.enable_gradient_checkpointing()
+    again, gradients_again = denoised(without_t5, conditioning)
+    network.disable_gradient_checkpointing()
+    assert close(found, again) and all(map(close, gradients, gradients_again))
+    network._compiled_call_impl = network._call_impl
+    seen: list[int] = []  # text rows
+    hook = network.register_forward_pre_hook(
+        lambda _, __, said: seen.append(said["encoder_hidden_states"].shape[1]), with_kwargs=True
+    )
+    denoised(without_t5, conditioning)
+    network._compiled_call_impl = None
+    denoised(without_t5, conditioning)
+    hook.remove()
+    assert seen[0] - seen[1] == 255

@@ -8,7 +8,6 @@ under the CLIP's last layer; the second is the CLIP's text tower as it is. Both 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,6 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rgbench.core.io import read_json, write_json_atomic
@@ -73,8 +71,8 @@ def train_flow(config: FlowConfig, out: Path, device: torch.device) -> None:
         noise = torch.randn_like(latents)
         noisy = add_noise(latents, noise, timesteps, path)
         with torch.no_grad():
-            conditioning = one_zero(family.encode(models, prompts), family.max_tokens)
-        with autocast(device, config.dtype), LastKeyCounts(family.max_tokens):
+            conditioning = family.encode(models, prompts)
+        with autocast(device, config.dtype):
             predicted = denoiser(noisy, timesteps, conditioning)[0]
         wanted = prediction_of(latents, noise, timesteps, path, FLOW)
         return (predicted.float() - wanted).pow(2).mean()
@@ -88,36 +86,6 @@ def train_flow(config: FlowConfig, out: Path, device: torch.device) -> None:
     for name in ("text_encoder", "text_encoder_2"):  # whose configurations name the dtype that they are loaded in
         file = out / "teacher_flow" / name / "config.json"
         write_json_atomic(file, {**read_json(file), "dtype": "float32"})
-
-
-def one_zero(conditioning: Tensor, num_zeros: int) -> Tensor:
-    """Conditioning (B, L + Z + 1, D), pooled row last, with one of Z equal rows before it, (B, L + 2, D).
-
-    Where the third text encoder is left out, diffusers' pipeline gives Z rows of zeros in its place. The transformer
-    tells text rows apart by nothing but their content, so these stay equal in all layers.
-    """
-    return torch.cat([conditioning[:, : -num_zeros - 1], conditioning[:, -2:]], dim=1)
-
-
-class LastKeyCounts(TorchFunctionMode):
-    """Within it, the last key of each attention counts as several equal ones.
-
-    Args:
-        copies: how many.
-    """
-
-    def __init__(self, copies: int) -> None:
-        super().__init__()
-        self.copies = copies
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Add ln(copies) to the last key's logits."""
-        kwargs = dict(kwargs or {})
-        if func is nn.functional.scaled_dot_product_attention:
-            bias = args[1].new_zeros(args[1].shape[2])
-            bias[-1] = math.log(self.copies)
-            kwargs["attn_mask"] = bias.expand(args[0].shape[2], -1)
-        return func(*args, **kwargs)
 
 
 def _pipeline(out: Path, transformer: Any, device: torch.device) -> Any:

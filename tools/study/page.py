@@ -30,7 +30,17 @@ from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Study, draws_beside
 from tools.study.work import Records, read_records
 
 COST = "cost"
-COLUMNS = (REWARD, GOLD_NAME, "oracle_all", "degradation", "gold_win_rate", "fd_efflite0", "recall_efflite0", "band_db")
+COLUMNS = (
+    REWARD,
+    GOLD_NAME,
+    "oracle_all",
+    "degradation",
+    "gold_win_rate",
+    "fd_efflite0",
+    "recall_efflite0",
+    "band_db",
+    "saturation",
+)
 PICKED = (2, 4, 8)  # n of best-of-n that the table shows
 
 
@@ -201,7 +211,8 @@ def cost(records: Records, studies: Iterable[Study], loaded: Sequence) -> list[s
     runs = {f"{arm}-s{seed}" for study in studies for arm in study.arms for seed in study.seeds(arm)}
     kinds: dict[str, list[tuple[float, float]]] = {}
     for name, record in records.units.items():
-        kinds.setdefault(f"{name.split()[0]} {record.pays}", []).append((record.cpu_sec, record.wall_sec))
+        kind = " ".join(dict.fromkeys((name.split()[0], record.pays)))
+        kinds.setdefault(kind, []).append((record.cpu_sec, record.wall_sec))
     rows = [
         (kind, str(len(times)), *(f"{sum(side) / 3600:.2f}" for side in zip(*times, strict=True)))
         for kind, times in sorted(kinds.items())
