@@ -49,7 +49,7 @@ from rgbench.rewards.latent_proxy import PAIRS, LatentCLIP, pair_losses
 from rgbench.rewards.latent_regressor import LatentRegressor
 from rgbench.train.base import OptimiserGroup, Stateful, StepDraws, StepResult, lr_factor
 from rgbench.train.lcd import Distillation, Inputs
-from rgbench.train.recipe import PROXY_FOLDER, FidelitySection, LCDRecipe, LRMRecipe, find_proxy
+from rgbench.train.recipe import PROXY_FOLDER, FidelitySection, LCDRecipe, LRMRecipe, SmallSection, find_proxy
 from rgbench.train.rg_lcd import RGLCD, TINY, Guided, crop_offsets, inside, load_expert, timestep_bins
 
 CHUNK = 8  # samples at once
@@ -368,14 +368,20 @@ def load_proxy(recipe: LRMRecipe, models: DiffusionModels) -> Proxy:
         proxy = LatentCLIP.load(path, models.device, models.dtype)
         proxy.check_fits(models.latent_shape, models.scaling_factor, path)
         return proxy
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(recipe.seed, "proxy", 0))
-        fresh = LatentRegressor(
-            models.latent_shape, models.scaling_factor, models.encode_empty().shape[-1], **small.model_dump()
-        )
+    fresh = small_proxy(recipe.seed, small, models)
     if path is not None:
         fresh.load_weights(path)
-    return fresh.reading(models.encode_prompts).to(models.device, models.dtype).eval()
+    return fresh.eval()
+
+
+def small_proxy(seed: int, small: SmallSection, models: DiffusionModels) -> LatentRegressor:
+    """A fresh small network of a recipe's seed, for a teacher's latents and text states."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "proxy", 0))
+        network = LatentRegressor(
+            models.latent_shape, models.scaling_factor, models.encode_empty().shape[-1], **small.model_dump()
+        )
+    return network.reading(models.encode_prompts).to(models.device, models.dtype)
 
 
 @dataclass(frozen=True)

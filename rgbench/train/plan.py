@@ -50,7 +50,7 @@ from rgbench.models.pipeline import DiffusionModels, load_models
 from rgbench.rewards.latent_proxy import CONFIG, LatentCLIP
 from rgbench.rewards.load import reward_of_shapes
 from rgbench.train.loop import Loop, check_split
-from rgbench.train.lrm import LRM, Moments, load_proxy
+from rgbench.train.lrm import LRM, Moments, small_proxy
 from rgbench.train.recipe import (
     BaseRecipe,
     FidelitySection,
@@ -495,8 +495,8 @@ def _build_trainer(recipe: Any, models: DiffusionModels, notes: list[str]) -> An
 def _proxy(recipe: Any, models: DiffusionModels, notes: list[str]) -> Any:
     """The latent proxy of a recipe, with any weights."""
     pretrain = isinstance(recipe, LRMPretrainRecipe)
-    if not pretrain and recipe.proxy.small is not None:
-        return load_proxy(recipe, models)
+    if recipe.proxy.small is not None:
+        return small_proxy(recipe.seed, recipe.proxy.small, models)
     preset = recipe.model.find("proxy.path") if recipe.model.preset else None
     if not pretrain:
         path = Path(recipe.proxy.path) if recipe.proxy.path else preset and preset.latent_proxy

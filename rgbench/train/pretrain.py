@@ -12,7 +12,9 @@ predicts in one step, and ground truths, each with its own caption and with anot
 | symbol | meaning |
 |---|---|
 | z | score of the expert, standardised over all scores of the micro-batch |
-| ẑ | cosine of the proxy, likewise |
+| ẑ | cosine of the proxy, likewise; of a small network its score as it is |
+
+A small network (``proxy.small``) has no towers and learns the scores alone.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from rgbench.rewards.latent_proxy import LatentCLIP, contrastive_losses
 from rgbench.train.base import CaptionTokenizer, OptimiserGroup, Stateful, StepDraws, StepResult, lr_factor
 from rgbench.train.cache import encode, encode_latents
 from rgbench.train.lcd import call
-from rgbench.train.lrm import correlation
+from rgbench.train.lrm import Proxy, correlation, small_proxy
 from rgbench.train.recipe import PROXY_FOLDER, BaseRecipe, LRMPretrainRecipe, find_clip
 from rgbench.train.rg_lcd import TINY, crop_offsets, expert_fingerprints, expert_modules, expert_tokenizers, load_expert
 
@@ -49,29 +51,28 @@ class LRMPretrain:
     """
 
     def __init__(
-        self, recipe: LRMPretrainRecipe, models: DiffusionModels, proxy: LatentCLIP, expert: Reward | None = None
+        self, recipe: LRMPretrainRecipe, models: DiffusionModels, proxy: Proxy, expert: Reward | None = None
     ) -> None:
         self.recipe, self.models, self.proxy, self.expert = recipe, models, proxy, expert
         self.teacher = models.denoiser(models.unet)
-        trainable = recipe.proxy.trainable
-        self.parameters = proxy.unfreeze(trainable.image_layers, trainable.text_layers)
+        if isinstance(proxy, LatentCLIP):
+            trainable = recipe.proxy.trainable
+            self.parameters = proxy.unfreeze(trainable.image_layers, trainable.text_layers)
+        else:
+            self.parameters = list(proxy.parameters())
 
     @classmethod
     def build(cls, recipe: BaseRecipe, models: DiffusionModels) -> LRMPretrain:
-        """The trainer of a recipe, with a fresh image tower drawn from the recipe's seed.
+        """The trainer of a recipe, with a fresh image tower or small network drawn from the recipe's seed.
 
         Raises:
             UsageError: no CLIP or no expert there, or latents that the patches do not divide.
         """
         assert isinstance(recipe, LRMPretrainRecipe)
-        clip = find_clip(recipe)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(recipe.seed, "proxy", 0))
-            channels, height, width = models.latent_shape
-            vision = {"image_size": height if height == width else [height, width], **recipe.proxy.vision.model_dump()}
-            proxy = LatentCLIP.from_clip(clip, vision, latent_channels=channels, latent_scale=models.scaling_factor)
+        small = recipe.proxy.small
+        proxy = fresh_clip(recipe, models) if small is None else small_proxy(recipe.seed, small, models)
         expert = load_expert(recipe, models) if recipe.proxy.align.steps else None
-        return cls(recipe, models, proxy.to(models.device, models.dtype), expert)
+        return cls(recipe, models, proxy, expert)
 
     def optimiser_groups(self) -> dict[str, OptimiserGroup]:
         """The proxy's trainable part."""
@@ -92,7 +93,9 @@ class LRMPretrain:
 
     def tokenizers(self) -> dict[str, CaptionTokenizer]:
         """The proxy's; and where it is aligned those of the teacher's text encoders and of the expert."""
-        found = {"proxy": CaptionTokenizer(self.proxy.tokenizer, int(self.proxy.clip.context_length))}
+        found = {}
+        if isinstance(self.proxy, LatentCLIP):
+            found["proxy"] = CaptionTokenizer(self.proxy.tokenizer, int(self.proxy.clip.context_length))
         if self.expert is not None:
             found |= {name: CaptionTokenizer(*limits) for name, limits in self.models.text_limits().items()}
             found |= expert_tokenizers(self.expert)
@@ -107,6 +110,7 @@ class LRMPretrain:
             return self.align(self.expert, latents, batch, rng)
 
         # 2. unit features of latents and captions
+        assert isinstance(self.proxy, LatentCLIP), "a small network is aligned all along"
         images, texts = self.proxy.encode_latents(latents), self.proxy.encode_texts(batch.prompts)
 
         # 3. InfoNCE in both directions
@@ -126,17 +130,23 @@ class LRMPretrain:
             captions = batch.prompts, [*batch.prompts[1:], batch.prompts[0]]
             scores = torch.cat([score(expert, images, texts * 2, offsets).view(2, -1) for texts in captions])
 
-        # 4. the proxy's
-        features, texts = self.proxy.encode_latents(candidates), self.proxy.encode_texts(batch.prompts)
-        pairs = [float32_at_least(features.unflatten(0, (2, -1)) * own).sum(-1) for own in (texts, texts.roll(-1, 0))]
-        cosines = torch.cat(pairs)
-
-        # 5. Σ ½ (ẑ − z)², standardised over the micro-batch
-        losses = 0.5 * (standardised(cosines) - standardised(scores)).square().sum(0)
-        found = cosines.detach()
+        # 4. the proxy's; 5. Σ ½ (ẑ − z)²
+        found = self.scores(candidates, batch.prompts)
+        own = standardised(found) if isinstance(self.proxy, LatentCLIP) else found
+        losses = 0.5 * (own - standardised(scores)).square().sum(0)
+        found = found.detach()
         agree = ((found[0] > found[1]) == (scores[0] > scores[1])).to(scores.dtype)
         stats = {"reward": scores[0], "proxy_reward": found[0], "pair_accuracy": agree}
         return StepResult({"proxy": {"align": losses}}, stats, reward_calls=scores.numel())
+
+    def scores(self, candidates: Tensor, prompts: list[str]) -> Tensor:
+        """The proxy's, (4, B), of unscaled candidates (2B, C, h, w) with their own captions and their neighbours'."""
+        if not isinstance(self.proxy, LatentCLIP):
+            captions = prompts, [*prompts[1:], prompts[0]]
+            return torch.cat([self.proxy(candidates, texts * 2).view(2, -1) for texts in captions])
+        features, texts = self.proxy.encode_latents(candidates), self.proxy.encode_texts(prompts)
+        pairs = [float32_at_least(features.unflatten(0, (2, -1)) * own).sum(-1) for own in (texts, texts.roll(-1, 0))]
+        return torch.cat(pairs)
 
     def predict(self, latents: Tensor, batch: Batch, rng: StepDraws) -> Tensor:
         """What the teacher predicts in one step, from noise of all strengths, unscaled (B, C, h, w)."""
@@ -154,14 +164,30 @@ class LRMPretrain:
         return {"proxy_correlation": correlation(columns["proxy_reward"], columns["reward"])}
 
     def after_update(self, moved: Collection[str]) -> None:
-        """The bound on the logit scale."""
-        self.proxy.clamp_logit_scale()
+        """The bound on a CLIP's logit scale."""
+        if isinstance(self.proxy, LatentCLIP):
+            self.proxy.clamp_logit_scale()
 
     def export(self, run: RunDirectory) -> Path:
-        """Write the latent CLIP that ``proxy.path`` of an LRM recipe takes; returns its folder."""
+        """Write the proxy that ``proxy.path`` of a recipe takes; returns its folder."""
         folder = run.path / PROXY_FOLDER
         self.proxy.save(folder)
         return folder
+
+
+def fresh_clip(recipe: LRMPretrainRecipe, models: DiffusionModels) -> LatentCLIP:
+    """A CLIP's text tower with a fresh image tower of a recipe's seed.
+
+    Raises:
+        UsageError: no CLIP there, or latents that the patches do not divide.
+    """
+    clip = find_clip(recipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(recipe.seed, "proxy", 0))
+        channels, height, width = models.latent_shape
+        vision = {"image_size": height if height == width else [height, width], **recipe.proxy.vision.model_dump()}
+        proxy = LatentCLIP.from_clip(clip, vision, latent_channels=channels, latent_scale=models.scaling_factor)
+    return proxy.to(models.device, models.dtype)
 
 
 def standardised(scores: Tensor) -> Tensor:

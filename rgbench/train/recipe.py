@@ -678,6 +678,7 @@ class PretrainProxySection(Section):
         trainable: which part learns.
         optimiser: the schedule of ``train.lr``.
         align: the end of the training, in which it learns the scores of ``reward``.
+        small: a small network in place of the latent CLIP, which learns the scores alone, all along; null: none.
     """
 
     clip: str | None = None
@@ -685,6 +686,14 @@ class PretrainProxySection(Section):
     trainable: TrainableSection = TrainableSection(image_layers="all", text_layers=5)
     optimiser: ScheduleSection = ScheduleSection(schedule="cosine")
     align: AlignSection = AlignSection()
+    small: SmallSection | None = None
+
+    @model_validator(mode="after")
+    def _small_has_no_towers(self) -> PretrainProxySection:
+        towers = sorted({"clip", "vision", "trainable"} & self.model_fields_set)
+        if self.small is not None and towers:
+            raise ValueError(f"{', '.join(towers)}: a small proxy has no towers; leave it out")
+        return self
 
 
 class PretrainTrainSection(TrainSection):
@@ -950,7 +959,7 @@ class LRMPretrainRecipe(BaseRecipe):
     @property
     def trial_steps(self) -> tuple[int, ...]:
         """The first and, where it is another kind of step, the last."""
-        return (0, self.train.steps - 1) if self.proxy.align.steps else (0,)
+        return (0, self.train.steps - 1) if 0 < self.proxy.align.steps < self.train.steps else (0,)
 
     @model_validator(mode="after")
     def _has_an_expert(self) -> LRMPretrainRecipe:
@@ -959,6 +968,10 @@ class LRMPretrainRecipe(BaseRecipe):
             raise ValueError("proxy.align: needs the expert whose scores are learned; give a section reward")
         if steps > self.train.steps:
             raise ValueError(f"proxy.align.steps {steps}: are the last of train.steps, which is {self.train.steps}")
+        if self.proxy.small is not None and steps != self.train.steps:
+            raise ValueError(
+                f"proxy.align.steps {steps}: a small proxy learns scores alone; give all {self.train.steps}"
+            )
         return self
 
 
@@ -1041,15 +1054,13 @@ def find_proxy(recipe: LRMRecipe) -> Path | None:
         MissingProxy: it is not there.
         UsageError: neither is named.
     """
-    if recipe.proxy.small is not None and recipe.proxy.path is None:
-        return None
     if recipe.proxy.path is not None:
         folder = Path(recipe.proxy.path)
-        if not folder.is_dir() and recipe.proxy.small is not None:
-            raise UsageError(f"proxy.path {folder}: no such folder; leave it out for a fresh small proxy")
         if not folder.is_dir():
             raise MissingProxy(f"proxy.path {folder}: no such folder", pretrain_command(recipe))
         return folder
+    if recipe.proxy.small is not None:
+        return None
     preset = recipe.model.find("proxy.path")
     if preset.latent_proxy is None:
         what = f"proxy.path: nobody has published a latent CLIP for {preset.name}; give one of your own"
@@ -1059,12 +1070,16 @@ def find_proxy(recipe: LRMRecipe) -> Path | None:
 
 def pretrain_command(recipe: LRMRecipe) -> str:
     """The command that pre-trains a proxy on a recipe's model and data, into the folder that the recipe names."""
+    small = recipe.proxy.small
     base = "lrm_pretrain" if recipe.model.preset == "benchtop" else "sd21/lrm_pretrain"
+    base = base if small is None else "dollar_pretrain"
     packaged = load_recipe(base)
     words = ["rgbench", "train", base]
+    if small is not None and small != packaged.proxy.small:
+        words += [f"proxy.small={_flow(small.model_dump())}"]
     if recipe.model != packaged.model:
         words += [f"model={_flow(recipe.model.model_dump(exclude_none=True))}"]
-    if isinstance(recipe.reward, HPS) and recipe.reward.path is not None:
+    if small is None and isinstance(recipe.reward, HPS) and recipe.reward.path is not None:
         words += [f"proxy.clip={recipe.reward.path}"]
     if recipe.reward != packaged.reward:
         words += [f"reward={_flow(recipe.reward.model_dump(exclude_none=True))}"]

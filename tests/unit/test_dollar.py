@@ -380,7 +380,7 @@ def test_a_finished_runs_proxy_starts_another(models, tmp_path):
         load_proxy(tiny.recipe("vsd", proxy={"path": str(saved), "small": {"width": 8}}), models)
     with pytest.raises(UsageError, match="small latent reward is needed"):
         load_proxy(tiny.recipe("vsd", proxy={"path": str(tmp_path)}), models)
-    with pytest.raises(UsageError, match="no such folder; leave it out for a fresh"):
+    with pytest.raises(UsageError, match="no such folder; pre-train one with: rgbench train dollar_pretrain"):
         load_proxy(tiny.recipe("vsd", proxy={"path": str(tmp_path / "none")}), models)
     with pytest.raises(UsageError, match=r"patch_size 3: does not divide latents of \[8, 8\]"):
         load_proxy(tiny.recipe("vsd", proxy={"small": {"patch_size": 3}}), models)

@@ -21,9 +21,9 @@ from rgbench.rewards.latent_proxy import LatentCLIP, contrastive_losses
 from rgbench.train.base import lr_factor
 from rgbench.train.log import write_png
 from rgbench.train.loop import Loop
-from rgbench.train.lrm import LRM
+from rgbench.train.lrm import LRM, load_proxy, small_proxy
 from rgbench.train.pretrain import LRMPretrain
-from rgbench.train.recipe import AlignSection, LRMPretrainRecipe, ScheduleSection, load_recipe
+from rgbench.train.recipe import AlignSection, LRMPretrainRecipe, ScheduleSection, SmallSection, load_recipe
 from rgbench.train.train import train
 from tests.parity import tiny
 
@@ -130,6 +130,57 @@ def test_alignment_brings_the_proxy_to_its_expert(models, tmp_path):
     rows = [loop.train_step() for _ in range(12)]
     assert rows[-1]["loss/align"] < 0.6 * rows[0]["loss/align"]
     assert {"proxy_correlation", "pair_accuracy"} <= rows[-1].keys()
+
+
+def small(models, expert, steps: int = 40) -> LRMPretrain:
+    settings = load_recipe("dollar_pretrain", [f"train.steps={steps}", f"proxy.align.steps={steps}"])
+    section = settings.proxy.model_copy(
+        update={"small": SmallSection(patch_size=2, width=16), "optimiser": ScheduleSection()}
+    )
+    train_section = recipe().train.model_copy(update={"steps": steps, "lr": 1e-2})
+    settings = settings.model_copy(update={"proxy": section, "train": train_section})
+    return LRMPretrain(settings, models, small_proxy(0, section.small, models), expert)
+
+
+def test_a_small_network_learns_the_level_of_the_scores(models):
+    """Its score is in the expert's standard deviations, so that only the expert's are standardised."""
+
+    def scored(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return images.mean((1, 2, 3)) + 0.01 * torch.tensor([len(prompt) for prompt in prompts])
+
+    trainer, batch = small(models, CallableReward(scored, "brightness")), tiny.TinySource().load([0, 1, 2, 3])
+    result, rng = trainer.step(batch, tiny.draws(step=0)), tiny.draws(step=0)
+    mean, std = models.encode_images(batch.images_BCHW)
+    truths = mean + std * rng.normal("vae", models.latent_shape)
+    latents = torch.cat([trainer.predict(truths, batch, rng), truths])
+    decoded = torch.cat([models.decode(x * models.scaling_factor) for x in latents.split(4)])
+    captions = batch.prompts, [*batch.prompts[1:], batch.prompts[0]]
+    expert = torch.cat([scored(decoded, texts * 2) for texts in captions])
+    found = torch.cat([trainer.proxy(latents, texts * 2) for texts in captions])
+    wanted = (0.5 * (found - (expert - expert.mean()) / expert.std()) ** 2).view(4, 4).sum(0)
+    assert torch.allclose(result.losses["proxy"]["align"], wanted, rtol=1e-4, atol=1e-5)
+    assert trainer.tokenizers().keys() >= {"text_encoder"} and "proxy" not in trainer.tokenizers()
+
+
+def test_a_small_network_that_was_trained_alone_starts_another_run(models, tmp_path):
+    trainer = small(models, tiny.expert())
+    loop = Loop(trainer, FourSource(), trainer.recipe, RunDirectory(tmp_path))
+    rows = [loop.train_step() for _ in range(40)]
+    assert rows[-1]["loss/align"] < 0.8 * rows[0]["loss/align"]
+    folder = trainer.export(RunDirectory(tmp_path))
+    section = {"path": str(folder), "small": {"patch_size": 2, "width": 16}}
+    found = load_proxy(tiny.recipe("vsd", proxy=section), models).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in trainer.proxy.state_dict().items())
+
+
+def test_a_small_network_has_no_towers_and_no_contrast():
+    with pytest.raises(ConfigError, match=r"clip: a small proxy has no towers"):
+        load_recipe("dollar_pretrain", ["proxy.clip=folder"])
+    with pytest.raises(ConfigError, match=r"proxy\.align\.steps 600: a small proxy learns scores alone; give all 700"):
+        load_recipe("dollar_pretrain", ["train.steps=700"])
+    assert load_recipe("dollar_pretrain").trial_steps == (0,)
+    assert load_recipe("dollar").proxy.small == load_recipe("dollar_pretrain").proxy.small
+    assert load_recipe("dollar").reward == load_recipe("dollar_pretrain").reward
 
 
 def test_alignment_needs_an_expert_and_room():

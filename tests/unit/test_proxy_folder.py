@@ -37,6 +37,10 @@ def test_the_command_says_what_differs_from_the_recipe_it_names():
         """'data={"path": "cc 3m", "resolution": 512, "kind": "webdataset"}' --out runs/sd21-lrm_pretrain-s0"""
     )
     assert pretrain_command(load_recipe("lrm", ["proxy.path=a/b"])) == "rgbench train lrm_pretrain"
+    small = "rgbench train dollar_pretrain --out runs/dollar_pretrain-s0"
+    assert pretrain_command(load_recipe("dollar")) == small
+    wide = pretrain_command(load_recipe("dollar", ["proxy.small.width=64", "reward.path=hps"]))
+    assert wide.startswith("""rgbench train dollar_pretrain 'proxy.small={"patch_size": 1, "width": 64}' 'reward=""")
 
 
 def test_a_preset_without_a_proxy(tmp_path):

@@ -211,7 +211,7 @@ def methods(folder: Path, rounds: int, device: str) -> list[dict[str, Any]]:
     held.batch = replace(held.batch, scores=torch.rand(num, 2).double(), rank=torch.arange(num) % 2)
     for name, recipe in (("lcd", "lcd"), ("tcd", "tcd"), ("mlcm", "mlcm"), ("weighted", "weighted"), ("vsd", "dollar"),
                          ("lrm", "lrm"), ("dollar", "dollar")):  # fmt: skip
-        settings = load_recipe(recipe, ["vsd.ratio=1"] if recipe == "dollar" else [])
+        settings = load_recipe(recipe, ["vsd.ratio=1", "proxy.path=null"] if recipe == "dollar" else [])
         kind = resolve("trainer", name)
         trainers[name] = kind(settings, models) if name in ("weighted", "vsd") else kind.build(settings, models)
         run = RunDirectory(folder / name)
