@@ -25,7 +25,7 @@ from tools.study.analyse import (
     match_best_of_n,
     run_contrasts,
 )
-from tools.study.figures import draw, info_of, spread
+from tools.study.figures import draw, info_of, label, spread
 from tools.study.plan import BEST_OF_N, GOLD_NAME, Contrast, Study, draws_beside, load_study, units_of
 from tools.study.work import Records, read_records
 
@@ -163,7 +163,7 @@ def _arms(measured: Measured) -> str:
             num = f"{len(measured.values(arm, REWARD, steps))} of {len(study.seeds(arm))}"
             cells.append(_plus_minus(spread(measured.train_seconds(arm)), 0))
             rows.append((arm, str(steps), num, *cells, verdict.outcome.value if verdict is not None else "—"))
-    labels = [info_of(measured, metric).label for metric in columns]
+    labels = [label(measured, metric) for metric in columns]
     return table(("Arm", "Steps", "Seeds", *labels, "Training, CPU s", "Verdict"), rows)
 
 
