@@ -131,7 +131,7 @@ class LRMPretrain:
             scores = torch.cat([score(expert, images, texts * 2, offsets).view(2, -1) for texts in captions])
 
         # 4. the proxy's; 5. Σ ½ (ẑ − z)²
-        found = self.scores(candidates, batch.prompts)
+        found = self.scores(candidates, captions)
         own = standardised(found) if isinstance(self.proxy, LatentCLIP) else found
         losses = 0.5 * (own - standardised(scores)).square().sum(0)
         found = found.detach()
@@ -139,12 +139,11 @@ class LRMPretrain:
         stats = {"reward": scores[0], "proxy_reward": found[0], "pair_accuracy": agree}
         return StepResult({"proxy": {"align": losses}}, stats, reward_calls=scores.numel())
 
-    def scores(self, candidates: Tensor, prompts: list[str]) -> Tensor:
+    def scores(self, candidates: Tensor, captions: tuple[list[str], list[str]]) -> Tensor:
         """The proxy's, (4, B), of unscaled candidates (2B, C, h, w) with their own captions and their neighbours'."""
         if not isinstance(self.proxy, LatentCLIP):
-            captions = prompts, [*prompts[1:], prompts[0]]
             return torch.cat([self.proxy(candidates, texts * 2).view(2, -1) for texts in captions])
-        features, texts = self.proxy.encode_latents(candidates), self.proxy.encode_texts(prompts)
+        features, texts = self.proxy.encode_latents(candidates), self.proxy.encode_texts(captions[0])
         pairs = [float32_at_least(features.unflatten(0, (2, -1)) * own).sum(-1) for own in (texts, texts.roll(-1, 0))]
         return torch.cat(pairs)
 
