@@ -91,8 +91,8 @@ def evaluate(*targets: str | Path, **options: Any) -> DataFrame:
     """Generate images with models and measure them; what is stored already is not measured again.
 
     Args:
-        targets: runs, pipeline folders, hub ids, folders of images, or "teacher"; all finished runs and their teacher
-            by default.
+        targets: runs, pipeline folders, hub ids, folders of images, or presets for their teachers; all finished runs
+            and their teachers by default.
         options: fields of :class:`rgbench.evaluate.config.EvalConfig`, the options of ``rgbench eval``:
             ``metrics="fid,hps"``, ``num=64``, ``results="results"``.
 

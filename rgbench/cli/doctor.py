@@ -24,7 +24,7 @@ from rgbench.core.errors import RgbenchError, UsageError
 from rgbench.core.io import read_json, sha256_tree
 from rgbench.data.config import HFDatasetData, ImageFolderData, TeacherData, WebDatasetData
 from rgbench.models.folder import check_folder, check_pipeline, image_side, is_stable_diffusion, read_config
-from rgbench.models.presets import PRESETS, MissingFiles, is_offline, readable_size
+from rgbench.models.presets import WEIGHTS, MissingFiles, is_offline, readable_size
 from rgbench.rewards.config import HPS, Aesthetic, Plugin, Process, RewardSection, Sum, find_published
 from rgbench.rewards.remote import look
 from rgbench.train.recipe import (
@@ -65,7 +65,7 @@ class Check:
 def checks() -> list[Check]:
     """All environment checks, in the order in which their failures explain one another."""
     found = [_python(), *_packages(), _torch(), _torchvision(), _device()]
-    found += [check for preset in PRESETS.values() if preset.root for check in _world(preset.name, preset.root)]
+    found += _benchtop(WEIGHTS)
     return [*found, _efflite0(), _hub()]
 
 
@@ -171,9 +171,9 @@ def _gpu(torch: Any) -> Check:
     return Check("device", "ok", name)
 
 
-def _world(world: str, root: Path) -> Iterator[Check]:
+def _benchtop(root: Path) -> Iterator[Check]:
     """Compare the parts on disk with the sha256 that the build recorded."""
-    name, remedy = f"world {world}", "reinstall rgbench"
+    name, remedy = "world benchtop", "reinstall rgbench"
     manifest = root / "manifest.json"
     try:
         stages = read_json(manifest)["stages"]
@@ -181,7 +181,7 @@ def _world(world: str, root: Path) -> Iterator[Check]:
     except (RgbenchError, KeyError, TypeError, AttributeError) as error:
         yield Check(name, "missing", f"{manifest}: {error}", remedy)
         return
-    absent = [part for part in ("teacher", "reward", "latent_proxy") if not (root / part).is_dir()]
+    absent = [part for part in ("teacher", "teacher_flow", "reward", "latent_proxy") if not (root / part).is_dir()]
     present = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
     changed = [folder.name for folder in present if sha256_tree(folder) != recorded.get(folder.name)]
     if absent or changed:

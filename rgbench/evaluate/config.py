@@ -52,7 +52,8 @@ class EvalConfig(BaseModel):
 
     targets: tuple[str, ...] = _option(
         (),
-        "Runs, pipeline folders, hub ids, folders of images, or teacher. Default: all finished runs and their teacher.",
+        "Runs, pipeline folders, hub ids, folders of images, or presets for their teachers. Default: all finished "
+        "runs and their teachers.",
         _MODELS,
         "TARGET",
         positional=True,

@@ -56,7 +56,6 @@ from rgbench.evaluate.results import (
 )
 from rgbench.evaluate.shards import FOLDER, Pass, stored_shards
 from rgbench.evaluate.targets import (
-    DEFAULT,
     Target,
     base_folder,
     check_inputs,
@@ -75,7 +74,7 @@ from rgbench.metrics.values import MetricValue, shipped_infos
 from rgbench.models.folder import is_stable_diffusion
 from rgbench.models.generic import CallOptions, load_generic
 from rgbench.models.pipeline import load_models
-from rgbench.models.presets import CLASSIFIERS_FOLDER, REGRESSORS_FOLDER
+from rgbench.models.presets import BENCHTOPS, CLASSIFIERS_FOLDER, REGRESSORS_FOLDER
 from rgbench.models.student import Student, load_student, sampled_as
 from rgbench.rewards.clip import num_tokens
 from rgbench.rewards.config import HPS_V21_FILE, PUBLISHED
@@ -342,7 +341,7 @@ def _prompts(config: EvalConfig, targets: Sequence[Target]) -> tuple[PromptSet, 
 def _refuse_benchtop_prompts(targets: Sequence[Target]) -> None:
     """The benchtop's captions are the default for its own models alone."""
     for target in targets:
-        if target.preset is not DEFAULT:
+        if target.world not in BENCHTOPS:
             raise UsageError(
                 f"{target.name} is not a benchtop model (world {target.world!r}): give its prompts with --prompts, and "
                 "real images for fid, kid, prdc and vendi with --reference"

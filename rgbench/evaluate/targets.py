@@ -124,15 +124,15 @@ def resolve_targets(names: Sequence[str], runs: Path) -> list[Target]:
 
     Args:
         names: run folders, run names under ``runs``, pipeline folders, folders of images, hub ids of pipelines in the
-            local cache, or "teacher".
+            local cache, presets, whose teachers are meant, or "teacher", the benchtop's.
         runs: the folder of runs.
 
     Raises:
         UsageError: an unknown name, a run that is not finished, or no finished run at all.
     """
-    distinct: dict[str, Target] = {}
+    distinct: dict[tuple[str, str], Target] = {}
     for target in [_named(name, runs) for name in names] if names else _all_finished(runs):
-        other = distinct.setdefault(target.name, target)
+        other = distinct.setdefault((target.world, target.name), target)
         if other.folder.resolve() != target.folder.resolve():
             raise UsageError(
                 f"{other.folder} and {target.folder} would both be {target.name!r}; evaluate one at a time"
@@ -234,6 +234,8 @@ def _named(name: str, runs: Path) -> Target:
         raise UsageError(
             f"{path}: neither a run (no run.json) nor a diffusers pipeline (no model_index.json) nor a folder of images"
         )
+    if name in PRESETS:
+        return preset_teacher(PRESETS[name])
     fetch = ""
     if HUB_ID.fullmatch(name) and Path(name).parent != runs:
         folder = _cached_repository(name)
@@ -245,7 +247,8 @@ def _named(name: str, runs: Path) -> Target:
         )
     known = [path.name for path in _run_folders(runs)]
     raise UsageError(
-        f"{name!r} is no folder, no run under {runs} and not 'teacher'; {suggest(name, [*known, TEACHER])}{fetch}"
+        f"{name!r} is no folder, no run under {runs}, no preset and not 'teacher'; "
+        f"{suggest(name, [*known, TEACHER, *PRESETS])}{fetch}"
     )
 
 

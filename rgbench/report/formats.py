@@ -25,6 +25,7 @@ from rgbench.judge.models import Column, Model, ResultSet
 from rgbench.judge.paired import delta
 from rgbench.judge.verdict import Verdict
 from rgbench.metrics.values import MetricValue, metric_info
+from rgbench.models.presets import BENCHTOPS
 from rgbench.report import plots
 from rgbench.report.grids import Grid, Kept, choose_grids, kept_images
 from rgbench.report.plots import Plot
@@ -42,7 +43,6 @@ from rgbench.report.tables import (
 )
 from rgbench.report.words import Reading, ends, format_value, names, readings, samplers, shown
 
-BENCHTOP = "benchtop"
 BENCHTOP_NOTE = (
     "Benchtop: a 1/8-scale testbed of rendered scenes, shipped inside the package. Its numbers compare methods with "
     "each other; none of them is comparable with a full-size model's."
@@ -106,7 +106,7 @@ def section(results: ResultSet, verdicts: Sequence[Verdict], metrics: tuple[str,
         results=results,
         title=title,
         metrics=metrics,
-        note=BENCHTOP_NOTE if results.world == BENCHTOP else "",
+        note=BENCHTOP_NOTE if results.world in BENCHTOPS else "",
         readings=tuple(readings(results, verdicts)),
         tables=tuple(all_tables(results, verdicts, metrics)),
         kept=kept,

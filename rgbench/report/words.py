@@ -326,7 +326,7 @@ def to_decide(results: ResultSet, model: Model) -> str:
         return ""
     seeds = " ".join([str(seed) for seed in range(MIN_SEEDS + num) if seed not in have][:num])
     steps = f" train.steps={model.budget['steps']}" if "steps" in model.budget else ""
-    recipe = "lcd" if results.world == "benchtop" else "LCD_RECIPE"
+    recipe = {"benchtop": "lcd", "benchtop-flow": "benchtop-flow/lcd"}.get(results.world, "LCD_RECIPE")
     return (
         f"For a verdict train {plural(num, 'more seed' if have else 'seed')} of LCD and evaluate them alike: "
         f"for s in {seeds}; do rgbench train {recipe}{steps} seed=$s; done."

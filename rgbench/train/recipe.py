@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from rgbench.core.config import Section, apply_overrides, find_recipe, load_yaml, validate
 from rgbench.core.errors import ConfigError, UsageError, suggest
 from rgbench.data.config import DataConfig, TeacherData
-from rgbench.models.presets import PRESETS, HubFiles, Preset, find_preset
+from rgbench.models.presets import BENCHTOPS, PRESETS, HubFiles, Preset, find_preset
 from rgbench.rewards.config import HPS, Process, RewardConfig, Sum, find_published
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -37,7 +37,8 @@ class ModelSection(Section):
     """The teacher: a preset or a folder.
 
     Attributes:
-        preset: ``benchtop``, ``sd15``, ``sd21-base``, ``sd21``, ``sdxl``, ``sd35-medium`` or ``flux-dev``.
+        preset: ``benchtop``, ``benchtop-flow``, ``sd15``, ``sd21-base``, ``sd21``, ``sdxl``, ``sd35-medium`` or
+            ``flux-dev``.
         path: a local pipeline folder of Stable Diffusion 1 to 3.5, SDXL or FLUX.1.
         resolution: image side in pixels; null for the model's own.
     """
@@ -1071,7 +1072,7 @@ def find_proxy(recipe: LRMRecipe) -> Path | None:
 def pretrain_command(recipe: LRMRecipe) -> str:
     """The command that pre-trains a proxy on a recipe's model and data, into the folder that the recipe names."""
     small = recipe.proxy.small
-    base = "lrm_pretrain" if recipe.model.preset == "benchtop" else "sd21/lrm_pretrain"
+    base = "lrm_pretrain" if recipe.model.preset in BENCHTOPS else "sd21/lrm_pretrain"
     base = base if small is None else "dollar_pretrain"
     packaged = load_recipe(base)
     words = ["rgbench", "train", base]

@@ -135,6 +135,19 @@ def test_each_number_of_steps_has_a_line_and_a_verdict_of_its_own(tmp_path):
     assert measured.verdict("rg_lcd") != measured.verdict("rg_lcd", 2)
 
 
+def test_the_teacher_of_the_arms_stands_in_their_table(tmp_path):
+    """That of another world does not, nor a value of another protocol."""
+    made(tmp_path / "results", {"lcd": [0.8, 0.8], "rg_lcd": [0.7, 0.7]})
+    fifty = {"sampler": "ddim", "steps": 50}
+    make_result(tmp_path / "results", "teacher", values={"hps": 75.5, "oracle_all": 62.0}, sampling=fifty)
+    make_result(tmp_path / "results", "teacher", values={"hps": 66.6}, sampling=fifty, world="other")
+    text = reported(tmp_path)
+    (row,) = [line for line in text.splitlines() if line.startswith("| teacher")]
+    assert row.startswith("| teacher | 50 | — | 75.50 |") and "66.6" not in text
+    make_result(tmp_path / "results", "teacher", values={"hps": 99.9}, sampling=fifty, protocol={"num_prompts": 3})
+    assert row in reported(tmp_path)
+
+
 def test_results_that_are_there_are_not_made_again(tmp_path):
     units = units_of([load_study(tiny(tmp_path / "a.yaml"))], tmp_path / "runs", tmp_path / "results")
     make_result(tmp_path / "results", "lcd-s0", values={"hps": 1.0, "gold_utility": 1.0})

@@ -222,6 +222,7 @@ def test_recipes_are_listed_shown_copied_and_validated(cli: Cli, tmp_path: Path)
         "weighted": "weighted",
         "vsd": "vsd",
         "dollar_pretrain": "lrm_pretrain",
+        "benchtop-flow/lcd": "lcd",
     }
     kinds |= {f"{folder}/lcd_lora": "lcd" for folder in ("sd15", "sdxl", "sd35", "flux")}
     assert {row[0]: row[1] for row in rows} == kinds

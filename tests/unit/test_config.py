@@ -257,7 +257,7 @@ def test_every_packaged_recipe_validates() -> None:
     from rgbench.train.recipe import load_recipe
 
     names = list(packaged_recipes())
-    assert len(names) == 21
+    assert len(names) == 22
     for name in names:
         recipe = load_recipe(name)
         known = ("lcd", "rg_lcd", "lrm", "lrm_pretrain", "tcd", "mlcm", "weighted", "vsd", "dollar")

@@ -22,6 +22,7 @@ from rgbench.evaluate.results import RESULT, SAMPLES, SHEET, ModelResult, NewerR
 from rgbench.evaluate.targets import resolve_targets
 from rgbench.metrics.base import Metric
 from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, Protocol, metric_info
+from rgbench.models.presets import PRESETS
 from tests.tiny_models import BENCHTOP, run_eval, save_pipeline, save_run, stored_values
 
 LONG = "a small red circle with a thin white border and " * 12
@@ -238,6 +239,22 @@ def test_targets_by_folder_and_by_name(shared):
     assert (pipeline.name, pipeline.method, pipeline.rewards) == ("my-model", "external", ())
     (teacher,) = resolve_targets(["teacher"], runs)
     assert teacher.folder == BENCHTOP.teacher_folder()
+    assert resolve_targets(["benchtop"], runs) == [teacher]
+
+
+def test_teachers_of_two_worlds_bear_one_name(shared, tmp_path):
+    """Both benchtops beside one another: results lie under their worlds, so the names do not clash."""
+    flow, bench = PRESETS["benchtop-flow"], BENCHTOP
+    pair = resolve_targets(["benchtop-flow", "benchtop"], shared / "runs")
+    assert [(target.name, target.world) for target in pair] == [("teacher", flow.name), ("teacher", bench.name)]
+    for preset in (flow, bench):
+        teacher = {"preset": preset.name, "path": str(preset.teacher), "sha256": "0" * 64}
+        save_run(tmp_path / f"lcd-of-{preset.name}-s0", teacher=teacher, world=preset.name)
+    found = resolve_targets([], tmp_path)
+    assert [(target.name, target.preset) for target in found] == [
+        *(("teacher", flow), ("teacher", bench)),
+        *(("lcd-of-benchtop-flow-s0", flow), ("lcd-of-benchtop-s0", bench)),
+    ]
 
 
 def test_a_hub_id_is_found_in_the_cache_or_the_command_that_gets_it_is_named(shared, tmp_path, monkeypatch):
@@ -273,7 +290,7 @@ def test_another_teacher_goes_by_its_hash(shared, tmp_path, caplog):
         (["rg_lcd-s0"], ["hps"], {"judge": ["pickscore=no"]}, "--judge pickscore: no: no such file"),
         (["rg_lcd-s0"], ["hps"], {"results": Path("two.txt")}, "--results two.txt: is a file"),
         (["rg_lcd-s0"], ["hps"], {"sampler": "ddim"}, "its guidance embedding says that it is an LCM"),
-        (["rg_ldc-s0"], ["hps"], {}, "did you mean 'rg_lcd-s0'.*known: lcd-s1, rg_lcd-s0, teacher"),
+        (["rg_ldc-s0"], ["hps"], {}, "did you mean 'rg_lcd-s0'.*known: .*lcd-s1, rg_lcd-s0, .*teacher"),
         (["lcd-s1"], ["hps"], {}, "interrupted at step 3 of 9; finish it first with: rgbench train .*yaml --out"),
         (["{shared}/elsewhere"], ["hps"], {}, "neither a run .no run.json. nor a diffusers pipeline"),
         (["rg_lcd-s0"], ["hps"], {"steps": 51}, "cannot sample in 51 steps"),

@@ -176,7 +176,7 @@ def test_a_small_network_that_was_trained_alone_starts_another_run(models, tmp_p
 def test_a_small_network_has_no_towers_and_no_contrast():
     with pytest.raises(ConfigError, match=r"clip: a small proxy has no towers"):
         load_recipe("dollar_pretrain", ["proxy.clip=folder"])
-    with pytest.raises(ConfigError, match=r"proxy\.align\.steps 600: a small proxy learns scores alone; give all 700"):
+    with pytest.raises(ConfigError, match=r"proxy\.align\.steps 250: a small proxy learns scores alone; give all 700"):
         load_recipe("dollar_pretrain", ["train.steps=700"])
     assert load_recipe("dollar_pretrain").trial_steps == (0,)
     assert load_recipe("dollar").proxy.small == load_recipe("dollar_pretrain").proxy.small

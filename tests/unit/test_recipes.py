@@ -14,17 +14,18 @@ from rgbench.train.recipe import LCDRecipe, LCDSection, TrainSection, load_recip
 
 OF_ONE_METHOD = {"lcd", "rg_lcd", "lrm"}
 TRAINED = OF_ONE_METHOD | {"tcd", "mlcm", "weighted", "vsd", "dollar"}
-SHIPPED = sorted(name for name in packaged_recipes() if name in TRAINED)
+OF_FLOW = "benchtop-flow/lcd"
+SHIPPED = sorted(name for name in packaged_recipes() if name in TRAINED | {OF_FLOW})
 
 
 def test_all_are_shipped():
-    assert len(SHIPPED) == len(TRAINED) == len(TRAINED & TABLES["trainer"].keys())
+    assert len(SHIPPED) - 1 == len(TRAINED) == len(TRAINED & TABLES["trainer"].keys())
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_recipe_validates_and_explains_itself(name):
     recipe = load_recipe(name)
-    assert (recipe.kind, recipe.name, recipe.seed) == (name, name, 0)
+    assert (recipe.kind, recipe.name, recipe.seed) == (name.split("/")[-1], name.replace("/", "-"), 0)
     text = packaged_recipes()[name].read_text()
     head = text.split("\n\n")[0]
     for part in ("First:", f"Launch:    rgbench train recipes/{name}.yaml", "Override:", "Then:      rgbench eval"):
@@ -86,6 +87,7 @@ def test_the_three_differ_in_their_method_alone():
     for section in ("model", "data", "train", "lcd", "sampling"):
         first, *others = [getattr(recipe, section) for recipe in recipes]
         assert all(other == first for other in others), section
+    assert load_recipe(OF_FLOW).train == load_recipe("lcd").train
     rg_lcd, lrm = load_recipe("rg_lcd"), load_recipe("lrm")
     assert rg_lcd.reward == lrm.reward and lrm.reward.antialias is True  # type: ignore[attr-defined]
 

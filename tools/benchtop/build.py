@@ -94,7 +94,7 @@ STAGES: dict[str, Stage] = {
     "align": Stage(("teacher", "reward", "proxy"), ("latent_proxy",), "align", align_proxy),
     "regressors": Stage(("teacher", "classifiers"), ("regressors",), "regressors", train_regressors),
 }
-SHIPPED = ("classifiers", "clip", "reward", "teacher", "latent_proxy", "regressors")
+SHIPPED = ("classifiers", "clip", "reward", "teacher", "teacher_flow", "latent_proxy", "regressors")
 
 
 def build(recipe: WorldRecipe, out: Path, names: Sequence[str], device: torch.device, *, force: bool = False) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from rgbench.core.errors import UsageError
 from rgbench.evaluate.results import ModelResult
 from rgbench.judge.compare import MIN_SEEDS
-from rgbench.judge.models import ResultSet, result_set, sampling_of
+from rgbench.judge.models import TEACHER, ResultSet, result_set, sampling_of
 from rgbench.judge.trajectory import order_weights
 from rgbench.judge.verdict import GOLD, Declared, Outcome, Verdict, judge
 from rgbench.metrics.statistics import ALPHA, LEVEL, NUM_RESAMPLES, holm, kl_best_of, paired_t, t_interval
@@ -41,6 +41,7 @@ class Measured:
         draws: of its base, several images of each prompt.
         gold: name of the metric that is gold.
         steps: of the sampler of each arm's own recipe.
+        teachers: results of the arms' teachers, which nothing is tested against.
     """
 
     study: Study
@@ -48,6 +49,7 @@ class Measured:
     draws: tuple[ModelResult, ...]
     gold: str
     steps: Mapping[str, int]
+    teachers: tuple[ModelResult, ...] = ()
 
     @classmethod
     def of(cls, study: Study, loaded: Sequence[ModelResult], drawn: Sequence[ModelResult] = ()) -> Measured:
@@ -75,7 +77,9 @@ class Measured:
         found, draws = (tuple(filter(is_wanted, each)) for each in (loaded, drawn))
         names = {value.metric for result in found for value in result.values}
         gold = next((name for name in GOLD.metrics if name in names), GOLD.metrics[0])
-        own = cls(study, found, draws, gold, {arm: each.steps for arm, each in sampling.items()})
+        worlds = {result.head.world for result in found}
+        teachers = tuple(each for each in loaded if each.head.method == TEACHER and each.head.world in worlds)
+        own = cls(study, found, draws, gold, {arm: each.steps for arm, each in sampling.items()}, teachers)
         own._check()
         return own
 
@@ -132,6 +136,16 @@ class Measured:
             if each is not None:
                 found[seed] = float(each[1].value or 0)
         return found
+
+    def of_teachers(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Sampling steps of each teacher and its values by metric, of the arms' prompts and protocols."""
+        shared = {value.key for kind, _, value in self._values() if kind == "eval"}
+        for result in self.teachers:
+            values = {
+                each.metric: each.value for each in result.values if each.key in shared and each.value is not None
+            }
+            if values:
+                yield _steps(result), values
 
     def all_steps(self, arm: str) -> tuple[int, ...]:
         """Numbers of sampling steps at which an arm is measured; its recipe's own first."""

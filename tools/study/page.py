@@ -153,6 +153,10 @@ def _arms(measured: Measured) -> str:
     study, rows = measured.study, []
     known = [m for m in COLUMNS if m in study.eval.reads or any(measured.values(arm, m) for arm in study.arms)]
     columns = measured.shown(known)
+    for steps, values in measured.of_teachers():
+        single = [spread([values[name]] if name in values else []) for name in map(measured.name, columns)]
+        cells = [_plus_minus(each, info_of(measured, m).decimals) for m, each in zip(columns, single, strict=True)]
+        rows.append(("teacher", str(steps), "—", *cells, "—", "—"))
     for arm in study.arms:
         for steps in measured.all_steps(arm):
             cells = []
