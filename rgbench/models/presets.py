@@ -262,7 +262,7 @@ _SD35_MEDIUM = HubFiles(
 _FLUX_DEV = HubFiles("black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", _FLUX_DEV_FILES, True)
 PRESETS = {
     "benchtop": _of_benchtop("benchtop", "epsilon", "teacher", 50),
-    "benchtop-flow": _of_benchtop("benchtop-flow", "flow_prediction", "teacher_flow", 50),
+    "benchtop-flow": _of_benchtop("benchtop-flow", "flow_prediction", "teacher_flow", 28),  # steps of SD3's pipeline
     "sd15": _on_hub("sd15", 512, "epsilon", _SD15),
     "sd21-base": _on_hub("sd21-base", 512, "epsilon", _SD21_BASE),
     "sd21": _on_hub("sd21", 768, "v_prediction", _SD21),

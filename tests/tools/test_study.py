@@ -379,7 +379,7 @@ def test_an_interaction_is_a_difference_of_differences(tmp_path):
     made(tmp_path / "results", golds)
     (found,) = analyse.run_contrasts(Measured.of(study, load_results(tmp_path / "results")))
     wanted = np.array(GOLDS["rg_lcd"][:5]) - GOLDS["lcd"][:5] - (np.array(golds["a"]) - golds["b"])
-    assert found.value == pytest.approx(100 * wanted.mean()) and found.p is None and found.says == "not shown"
+    assert found.value == pytest.approx(100 * wanted.mean()) and found.p is None and found.says == "no test"
 
 
 def test_a_value_measured_twice_is_refused(tmp_path):

@@ -253,7 +253,9 @@ class Tested:
         """The outcome in words."""
         if self.value is None:
             return "missing"
-        if self.adjusted is None or self.adjusted >= ALPHA:
+        if self.adjusted is None:
+            return "no test"
+        if self.adjusted >= ALPHA:
             return "not shown"
         found = "up" if self.value > 0 else "down"
         if self.contrast.expected == "either":
