@@ -190,7 +190,8 @@ def what_next(path: Path) -> str:
     board = f"tensorboard --logdir {shlex.quote(str(path))}"
     command = ["rgbench", "eval", str(path)]
     if not (path / "pipeline").is_dir():
-        command = ["rgbench", "train", "lrm", f"proxy.path={path / PROXY_FOLDER}"]
+        small = load_yaml(path / "config.yaml")[0]["proxy"].get("small")
+        command = ["rgbench", "train", "dollar" if small else "lrm", f"proxy.path={path / PROXY_FOLDER}"]
     return f"Look at: {', '.join([*map(str, pictures), board])}. Next: {shlex.join(command)}"
 
 

@@ -78,7 +78,9 @@ def test_training_ends_in_what_to_look_at_and_what_to_run(tmp_path: Path) -> Non
     (run / "samples" / "step-0002.png").touch()
     assert what_next(run) == said
     (run / "pipeline").rmdir()
-    assert what_next(run).endswith(shlex.join(["rgbench", "train", "lrm", f"proxy.path={run / 'latent_proxy'}"]))
+    for proxy, recipe in (("{clip: null, small: null}", "lrm"), ("{small: {width: 64}}", "dollar")):
+        (run / "config.yaml").write_text(f"proxy: {proxy}\n")
+        assert what_next(run).endswith(shlex.join(["rgbench", "train", recipe, f"proxy.path={run / 'latent_proxy'}"]))
 
 
 def cpu_and_output(code: str) -> tuple[float, str]:
