@@ -8,9 +8,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from rgbench.benchtop.oracle import load_oracle
-from rgbench.benchtop.scenes import scene_batch
+from rgbench.benchtop.scenes import captions, sample_scenes, scene_batch
 from rgbench.core.io import read_json, sha256_tree
-from rgbench.models.presets import WEIGHTS
+from rgbench.core.run import stream_generator
+from rgbench.models.pipeline import load_models
+from rgbench.models.presets import BENCHTOPS, PRESETS, WEIGHTS
 from tools.benchtop.build import SHIPPED
 
 WORLD = WEIGHTS
@@ -29,11 +31,14 @@ def test_weights_stay_under_the_limit():
 
 
 @pytest.mark.parametrize(
-    ("name", "pipeline_class"),
-    [("teacher", "StableDiffusionPipeline"), ("teacher_flow", "StableDiffusion3Pipeline")],
+    ("name", "pipeline_class", "left_out"),
+    [
+        ("teacher", "StableDiffusionPipeline", {}),
+        ("teacher_flow", "StableDiffusion3Pipeline", {"text_encoder_3": None, "tokenizer_3": None}),
+    ],
 )
-def test_a_teacher_loads_with_diffusers_alone(name, pipeline_class):
-    pipeline = DiffusionPipeline.from_pretrained(WORLD / name)
+def test_a_teacher_loads_with_diffusers_alone(name, pipeline_class, left_out):
+    pipeline = DiffusionPipeline.from_pretrained(WORLD / name, **left_out)
     assert type(pipeline).__name__ == pipeline_class
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a small red circle on the left", num_inference_steps=2, output_type="np").images[0]
@@ -54,3 +59,18 @@ def test_classifiers_read_clean_scenes():
     oracle = load_oracle(WORLD / "classifiers")
     images, scenes = scene_batch("test", range(64))
     assert oracle.score(images, scenes)["mean"].mean() > 0.98
+
+
+@pytest.mark.parametrize("name", BENCHTOPS)
+def test_a_teacher_paints_what_its_preset_says(name):
+    """Twelve steps at the preset's guidance show most of what captions say; noise shows a quarter of it."""
+    preset, num = PRESETS[name], 24
+    models = load_models(preset.teacher_folder(), torch.device("cpu"), torch.float32)
+    scenes = sample_scenes("test", range(num))
+    noises = [stream_generator(0, "shipped", i) for i in range(num)]
+    prompts = captions(scenes, "test", range(num))
+    images = models.sample(prompts, noises, num_steps=12, guidance_scale=preset.teacher_guidance)
+    assert images.shape == (num, 3, preset.resolution, preset.resolution)
+    oracle = load_oracle(WORLD / "classifiers")
+    assert oracle.score(images, scenes)["mean"].mean() > 0.75
+    assert oracle.score(torch.rand_like(images), scenes)["mean"].mean() < 0.5
