@@ -25,6 +25,7 @@ from rgbench.metrics.values import Direction, Family, MetricInfo, MetricValue, P
 from rgbench.models.presets import PRESETS
 from tests.tiny_models import BENCHTOP, run_eval, save_pipeline, save_run, stored_values
 
+KNOWN = ", ".join(sorted([*PRESETS, "lcd-s1", "rg_lcd-s0", "teacher"]))  # targets of the runs below
 LONG = "a small red circle with a thin white border and " * 12
 
 
@@ -290,7 +291,7 @@ def test_another_teacher_goes_by_its_hash(shared, tmp_path, caplog):
         (["rg_lcd-s0"], ["hps"], {"judge": ["pickscore=no"]}, "--judge pickscore: no: no such file"),
         (["rg_lcd-s0"], ["hps"], {"results": Path("two.txt")}, "--results two.txt: is a file"),
         (["rg_lcd-s0"], ["hps"], {"sampler": "ddim"}, "its guidance embedding says that it is an LCM"),
-        (["rg_ldc-s0"], ["hps"], {}, "did you mean 'rg_lcd-s0'.*known: .*lcd-s1, rg_lcd-s0, .*teacher"),
+        (["rg_ldc-s0"], ["hps"], {}, f"did you mean 'rg_lcd-s0'.*known: {KNOWN}"),
         (["lcd-s1"], ["hps"], {}, "interrupted at step 3 of 9; finish it first with: rgbench train .*yaml --out"),
         (["{shared}/elsewhere"], ["hps"], {}, "neither a run .no run.json. nor a diffusers pipeline"),
         (["rg_lcd-s0"], ["hps"], {"steps": 51}, "cannot sample in 51 steps"),
